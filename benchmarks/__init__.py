@@ -1,0 +1,1 @@
+"""Benchmarks: named workloads, providers, and `python -m benchmarks.run`."""

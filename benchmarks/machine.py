@@ -1,0 +1,76 @@
+"""What a result was measured on: machine, versions, commit."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+# The instruction sets that decide the speed of these kernels, as Linux names them (x86, then Arm).
+SETS = "avx avx2 fma avx512f avx512bw avx512_bf16 avx512_vnni avx512_fp16 amx_bf16 amx_int8 asimd asimdhp bf16 sve i8mm"
+
+
+def _cpuinfo(*fields: str) -> str:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        name, _, value = line.partition(":")
+        if name.strip() in fields:
+            return value.strip()
+    return ""
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def commit() -> str:
+    """The commit of the working tree, marked when the tree has changes; "unknown" outside a repository."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def _library() -> dict[str, str]:
+    """The library's version and backends, so that a table says whether compiled kernels were there."""
+    try:
+        import rnnkernels
+    except ImportError as error:
+        return {"rnnkernels": f"cannot be imported: {error}", "backends": "none"}
+    return {"rnnkernels": rnnkernels.__version__, "backends": " ".join(rnnkernels.backends.available())}
+
+
+def describe(device: str, command: str) -> dict:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    flags = _cpuinfo("flags", "Features").split()
+    facts = {
+        "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
+        "cores": cores,
+        "instruction sets": " ".join(name for name in SETS.split() if name in flags) or "unknown",
+        "load before": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        **_library(),
+        "commit": commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+    }
+    if device == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts

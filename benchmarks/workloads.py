@@ -1,0 +1,96 @@
+"""The named workloads: shapes that published projects really run.
+
+T time, B batch, I input, H hidden, L layers. Each name is one row of the benchmark tables; `family` is the project it
+comes from, so that `--only wide` selects `wide-lstm` and `wide-gru`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    device: str
+    cell: str  # a key of rnnkernels.cells.CELLS
+    T: int
+    B: int
+    I: int  # noqa: E741 - the letter that the whole library uses
+    H: int
+    L: int = 1
+    source: str = ""
+    family: str = ""
+    dtype: str = "float32"
+    bidirectional: bool = False
+    alternating: bool = False  # odd layers walk backwards in time
+    resets: float = 0.0  # fraction of the (T, B) steps at which the state restarts
+    heads: int = 1  # independent block-diagonal recurrences, H of each
+
+    @property
+    def kind(self) -> str:
+        """The cell and what is special about it, as it stands in the tables."""
+        cell = self.cell.upper()
+        cell += " bi" if self.bidirectional else ""
+        cell += " alternating" if self.alternating else ""
+        cell += f" x{self.heads} heads" if self.heads > 1 else ""
+        cell += f", {self.resets:.0%} resets" if self.resets else ""
+        return cell
+
+
+def _row(device, name, cells, T, B, sizes, L, source, **extra):
+    """One row of the published table: a workload for each of its cells and each of its lengths."""
+    I, H = sizes  # noqa: E741
+    lengths = T if isinstance(T, tuple) else (T,)
+    found = []
+    for cell in cells.split():
+        for steps in lengths:
+            full = name
+            full += f"-{cell}" if " " in cells else ""
+            full += f"-T{steps}" if len(lengths) > 1 else ""
+            found.append(Workload(full, device, cell, steps, B, I, H, L, source, family=name, **extra))
+    return found
+
+
+WORKLOADS: list[Workload] = [
+    *_row("cpu", "stream-gru", "gru", 1, 1, (256, 256), 1, "DeepFilterNet, RNNoise live audio"),
+    *_row("cpu", "stream-tiny", "gru", 1, 1, (47, 64), 2, "MNN issue 2707"),
+    *_row("cpu", "act", "lstm", 1, 8, (64, 256), 1, "Stable-Baselines3 RecurrentPPO roll-out"),
+    *_row("cpu", "elman", "rnn", (1, 200), 1, (5, 20), 1, "Elman 1990 word boundaries", dtype="float64"),
+    *_row("cpu", "guide-bench", "rnn gru lstm", 100, 64, (50, 128), 1, "comparison benchmark of the RNN guide"),
+    *_row("cpu", "sentiment", "lstm", 50, 32, (100, 128), 1, "sentiment model of the RNN guide"),
+    *_row("cpu", "imdb", "lstm", 200, 64, (128, 64), 1, "Keras IMDB example"),
+    *_row("cpu", "sine", "lstm", 20, 32, (1, 64), 2, "forecasting model of the RNN guide"),
+    *_row("cpu", "char-rnn", "lstm", 50, 50, (64, 128), 2, "char-rnn's defaults"),
+    *_row("cpu", "tiny-bi", "lstm", 63, 1, (24, 32), 1, "oneDNN issue 837", bidirectional=True),
+    *_row("cpu", "ocr", "lstm", 100, 1, (256, 256), 2, "EasyOCR", bidirectional=True),
+    *_row("cpu", "deepar", "lstm", 48, 32, (40, 40), 2, "GluonTS DeepAR"),
+    *_row("cpu", "hydrology", "lstm", 365, 256, (15, 20), 1, "neuralhydrology tutorial"),
+    *_row("cpu", "camels", "lstm", 270, 256, (32, 256), 1, "EA-LSTM paper"),
+    *_row("cpu", "amd-report", "lstm", 2000, 8, (256, 256), 2, "pytorch issue 81634"),
+    *_row("cpu", "speech", "gru", 300, 16, (512, 512), 2, "DeepFilterNet-like training"),
+    *_row("cpu", "wide", "lstm gru", 50, 128, (1024, 1024), 1, "large batch"),
+    *_row("cpu", "decode", "lstm", 200, 1, (1024, 1024), 1, "large, batch of one"),
+    *_row("cuda", "legged", "lstm", 24, 1024, (235, 512), 1, "legged_gym", resets=0.03),
+    *_row("cuda", "rl-bench", "gru lstm", 128, 128, (256, 256), 1, "torchrl's benchmark", resets=0.03),
+    *_row("cuda", "sample-factory", "gru", 32, 32, (512, 512), 1, "its cfg.py"),
+    *_row("cuda", "isaac", "lstm", 128, 4, (1024, 1024), 2, "Isaac Lab Factory"),
+    *_row("cuda", "bonito", "lstm", 1667, 96, (1024, 1024), 5, "nanopore basecaller", alternating=True),
+    *_row("cuda", "unmix", "lstm", 255, 16, (512, 256), 3, "Open-Unmix", bidirectional=True),
+    *_row("cuda", "demucs", "lstm", 200, 2048, (192, 192), 2, "Demucs", bidirectional=True),
+    *_row("cuda", "camels", "lstm", 270, 256, (32, 256), 1, "EA-LSTM paper"),
+    *_row("cuda", "flashrnn", "lstm gru", 1024, 16, (768, 768), 1, "FlashRNN's plot"),
+    *_row("cuda", "rnnt-decode", "lstm", 1, 16, (640, 640), 1, "NeMo"),
+    *_row("cuda", "dreamer", "gru", 64, 16, (8192, 1024), 1, "DreamerV3", heads=8),
+    *_row("cuda", "amp", "lstm", 32768, 16, (1, 18), 1, "Neural Amp Modeler"),
+]
+
+
+def select(device: str, patterns: list[str]) -> list[Workload]:
+    """The workloads of a device that a family's name or a shell pattern names; all of them without patterns."""
+
+    def wanted(w: Workload) -> bool:
+        return not patterns or any(fnmatchcase(w.name, p) or w.family == p for p in patterns)
+
+    return [w for w in WORKLOADS if w.device == device and wanted(w)]

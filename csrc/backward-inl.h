@@ -1,0 +1,278 @@
+// The backward loop over time, for every cell, in chunks of steps: first the recurrence of the chunk, which leaves the
+// gradients of its pre-activations in a buffer, then their products with weights, inputs and states, while it is warm.
+//
+// PLANES: pre-activation gradients per hidden unit; a split gate has one for the input's share and one for the recurrent.
+
+template <class A, class Cell, int NV>
+struct Backward {
+  using V = Vec<A>;
+  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
+  static constexpr int WIDTH = NV * W;
+  static constexpr int64_t BLOCK = 4 * tile_rows(NV);  // rows whose sums are kept at a time
+
+  const LayerCall& call;
+  const Schedule plan;
+  const int64_t d;
+  const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
+  const bool back = call.backwards(d), parallel = plan.batch_parts > 1 || plan.members > 1;
+  const int64_t panels = (H + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
+  const int64_t out_panels = (P + WIDTH - 1) / WIDTH, Pp = out_panels * WIDTH, Ip = (I + W - 1) / W * W;
+  const int64_t row_bytes = PLANES * Hp * sizeof(A);
+  const int64_t chunk = std::clamp<int64_t>(std::max<int64_t>(256, kBackwardBytes / row_bytes) / B, 1, T);
+  Port<A> port(const void* data) const { return {data, call.storage}; }
+  const Port<A> x = port(call.x), y = port(call.y), dy = port(call.dy), dx = port(call.dx), gates = port(call.gates);
+  const A *cells = static_cast<const A*>(call.cells), *dcells = static_cast<const A*>(call.dcells);
+
+  Scratch<A> w_hh, w_hr, w_ih;          // packed along the rows of the matrix: [panel][row][vectors][W]
+  Scratch<A> dz, dout;                  // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
+  Scratch<A> carry, dc;                 // [B][Pp], [B][Hp]: what reaches the state of the step before directly
+  Scratch<A> x_rows, h_rows, out_rows;  // [rows of a chunk][Ip], [..][Pp], [..][Hp]: the other factors of the weights
+  Scratch<A> dw_ih, dw_hh, dw_hr, db;   // sums: [G * H][Ip], [G * H][Pp], [P][Hp], [2][G * H]
+
+  Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
+
+  bool need_dweights() const { return !call.dweights.empty(); }
+  static constexpr int r_plane(int g) { return g < G - SPLIT ? g : g + SPLIT; }
+  A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * PLANES * Hp; }
+  int64_t time(int64_t step) const { return back ? step : T - 1 - step; }  // the backward pass goes the other way
+  int64_t before(int64_t t) const { return back ? t + 1 : t - 1; }
+  bool first(int64_t t, int64_t b) const { return back ? t == call.length(d, b) - 1 : t == 0; }
+  bool alive(int64_t t, int64_t b) const { return t < call.length(d, b); }
+
+  // h that entered step t of row b, from unit j on.
+  V h_before(int64_t t, int64_t b, int64_t j, int n) const {
+    if (!first(t, b)) return y.get(((before(t) * B + b) * D + d) * P + j, n);
+    return call.states[0] ? port(call.states[0]).get((d * B + b) * P + j, n) : V(A(0));
+  }
+  V c_before(int64_t t, int64_t b, int64_t j, int n) const {
+    if (!first(t, b)) return load_first(cells + ((d * T + before(t)) * B + b) * H + j, n);
+    return call.states[1] ? port(call.states[1]).get((d * B + b) * H + j, n) : V(A(0));
+  }
+  void kept_at(int64_t t, int64_t b, int64_t j, int n, V* kept) const {
+    for (int k = 0; k < K; ++k) kept[k] = gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
+  }
+
+  // sums [n][WIDTH]: gradient of the h that entered the step in `slot`, rows r..: dz W_hh, and what comes directly.
+  void recurrent(int64_t slot, int64_t r, int64_t n, int64_t u, A* sums) const {
+    for (int64_t m = 0; m < n; ++m) std::copy_n(carry.data() + (r + m) * Pp + u * WIDTH, WIDTH, sums + m * WIDTH);
+    if (slot < 0) return;
+    for (int g = 0; g < G; ++g)
+      product<NV>(n, dz_of(slot, r) + r_plane(g) * Hp, PLANES * Hp, 1, w_hh.data() + (u * G + g) * H * WIDTH, WIDTH, H, sums, WIDTH);
+  }
+
+  // The cell's derivative at units j.., given the gradient of its output.
+  INLINE void cell(int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
+    int n = int(std::min<int64_t>(W, H - j));
+    A* to = dz_of(slot, b) + j;
+    if (n <= 0 || !alive(t, b)) {
+      for (int p = 0; p < PLANES; ++p) V(A(0)).store(to + p * Hp);
+      return;
+    }
+    V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero, direct;
+    kept_at(t, b, j, n, kept);
+    if constexpr (SPLIT > 0) h = h_before(t, b, j, n);
+    if constexpr (K == 0) h_new = y.get(((t * B + b) * D + d) * P + j, n);
+    if constexpr (Cell::STATES > 1) {
+      int64_t at = ((d * T + t) * B + b) * H + j;
+      c = c_before(t, b, j, n), c_new = load_first(cells + at, n), dc_new = load(dc.data() + b * Hp + j);
+      if (dcells) dc_new = dc_new + load_first(dcells + at, n);
+    }
+    Cell::backward(kept, h_new, h, c, c_new, dh, dc_new, delta, direct, call.relu);
+    for (int p = 0; p < PLANES; ++p) delta[p].store(to + p * Hp);
+    if constexpr (Cell::STATES > 1) dc_new.store(dc.data() + b * Hp + j);
+    if (!call.project) direct.store(carry.data() + b * Pp + j);
+  }
+
+  // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: step_projected).
+  void step(int64_t slot, int64_t t, bool start, int64_t u, int64_t r, int64_t n, A* sums) {
+    recurrent(start ? -1 : slot - 1, r, n, u, sums);
+    for (int64_t b = r; b < r + n; ++b)
+      for (int64_t j = u * WIDTH; j < (u + 1) * WIDTH; j += W, sums += W) {
+        V dh = load(sums);
+        int lanes = int(std::min<int64_t>(W, P - j));
+        if (!alive(t, b)) dh.store(carry.data() + b * Pp + j);  // the state passed through
+        else if (lanes > 0) dh = dh + dy.get(((t * B + b) * D + d) * P + j, lanes);
+        if (!call.project) {
+          cell(slot, t, b, j, dh);
+        } else {
+          (alive(t, b) ? dh : V(A(0))).store(dout.data() + (slot * B + b) * Pp + j);
+          if (alive(t, b)) V(A(0)).store(carry.data() + b * Pp + j);
+        }
+      }
+  }
+
+  // The gradient before the projection, dout W_hr, and then the cell.
+  void step_projected(int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
+    std::fill_n(sums, n * WIDTH, A(0));
+    product<NV>(n, dout.data() + (slot * B + r) * Pp, Pp, 1, w_hr.data() + u * P * WIDTH, WIDTH, P, sums, WIDTH);
+    for (int64_t b = r; b < r + n; ++b)
+      for (int64_t j = u * WIDTH; j < (u + 1) * WIDTH; j += W, sums += W) cell(slot, t, b, j, load(sums));
+  }
+
+  void recurrence(int64_t done, int64_t steps) {
+    spread(plan.batch_parts > 1, plan.batch_parts, [&](int64_t i) {
+      const int64_t b0 = B * i / plan.batch_parts, b1 = B * (i + 1) / plan.batch_parts;
+      Team::run(plan.members, std::chrono::microseconds(500), [&](int64_t member, int64_t members, Team& team) {
+        alignas(64) A sums[BLOCK * WIDTH];
+        auto for_blocks = [&](int64_t all, auto&& f) {
+          for (int64_t u = all * member / members; u < all * (member + 1) / members; ++u)
+            for (int64_t r = b0; r < b1; r += BLOCK) f(u, r, std::min(BLOCK, b1 - r));
+          team.barrier();
+        };
+        for (int64_t s = 0; s < steps; ++s) {
+          int64_t t = time(done + s);
+          for_blocks(out_panels, [&](int64_t u, int64_t r, int64_t n) { step(s + 1, t, done + s == 0, u, r, n, sums); });
+          if (call.project) for_blocks(panels, [&](int64_t u, int64_t r, int64_t n) { step_projected(s + 1, t, u, r, n, sums); });
+        }
+      });
+    });
+  }
+
+  // dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have left there.
+  void input_gradient(int64_t done, int64_t lo, int64_t hi) {
+    constexpr int64_t ROWS = 24;
+    const bool add = d % int64_t(call.reverse.size()) != 0;
+    for_columns<A>(I, [&](auto vectors, int64_t column) {
+      constexpr int N = decltype(vectors)::value;
+      alignas(64) A sums[ROWS * N * W];
+      const int64_t width = std::min<int64_t>(N * W, I - column);
+      for (int64_t first = lo; first < hi; first += ROWS) {
+        int64_t n = std::min(ROWS, hi - first);
+        for (int64_t m = 0; m < n; ++m) {
+          std::fill_n(sums + m * N * W, N * W, A(0));
+          if (add) dx.get_row(dx_at(done, first + m) + column, sums + m * N * W, width);
+        }
+        for (int g = 0; g < G; ++g)
+          product<N>(n, dz_of(1, first) + g * Hp, PLANES * Hp, 1, w_ih.data() + column * G * H + g * H * N * W, N * W, H, sums, N * W);
+        for (int64_t m = 0; m < n; ++m) dx.put_row(sums + m * N * W, dx_at(done, first + m) + column, width);
+      }
+    });
+  }
+  int64_t dx_at(int64_t done, int64_t row) const { return ((call.group(d) * T + time(done + row / B)) * B + row % B) * I; }
+
+  // The other factors of the weights' gradients, for one row of the chunk.
+  void gather(int64_t done, int64_t row) {
+    const int64_t t = time(done + row / B), b = row % B;
+    A *to_x = x_rows.data() + row * Ip, *to_h = h_rows.data() + row * Pp, *to_out = out_rows.data() + row * Hp;
+    if (!alive(t, b)) {  // its gradients are zero, and what lies there must not spoil them
+      std::fill_n(to_x, I, A(0)), std::fill_n(to_h, P, A(0));
+      if (call.project) std::fill_n(to_out, H, A(0));
+      return;
+    }
+    x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, to_x, I);
+    for (int64_t j = 0; j < P; j += W) h_before(t, b, j, int(std::min<int64_t>(W, P - j))).store(to_h + j);
+    if constexpr (Cell::STATES > 1)
+      for (int64_t j = 0; call.project && j < H; j += W) {
+        int n = int(std::min<int64_t>(W, H - j));
+        V kept[K];
+        kept_at(t, b, j, n, kept);
+        Cell::output(kept, load_first(cells + ((d * T + t) * B + b) * H + j, n)).store(to_out + j);
+      }
+  }
+
+  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi of one plane.
+  void weight_gradients(int64_t rows, int plane, int64_t lo, int64_t hi) {
+    constexpr int64_t UNITS = 48;  // hidden units copied together, so that the product reads one stretch of memory
+    const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
+    Scratch<A> block;
+    block.allocate(rows * UNITS);
+    for (int64_t j = lo; j < hi; j += UNITS) {
+      int64_t n = std::min(UNITS, hi - j);
+      A total[UNITS] = {};
+      for (int64_t r = 0; r < rows; ++r) {
+        const A* from = dz_of(1, r) + plane * Hp + j;
+        for (int64_t m = 0; m < n; ++m) total[m] += block.data()[r * UNITS + m] = from[m];
+      }
+      if (x_gate >= 0) product_wide(n, I, block.data(), 1, UNITS, x_rows.data(), Ip, rows, dw_ih.data() + (x_gate * H + j) * Ip, Ip);
+      if (r_gate >= 0) product_wide(n, P, block.data(), 1, UNITS, h_rows.data(), Pp, rows, dw_hh.data() + (r_gate * H + j) * Pp, Pp);
+      for (int64_t m = 0; m < n; ++m) {
+        if (x_gate >= 0) db.data()[x_gate * H + j + m] += total[m];
+        if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += total[m];
+      }
+    }
+  }
+
+  void products(int64_t done, int64_t steps) {
+    const int64_t rows = steps * B, parts = parallel ? 4 * thread_count() : 1;
+    auto split = [&](int64_t n, auto&& f) { spread(parallel, parts, [&](int64_t i) { f(n * i / parts, n * (i + 1) / parts); }); };
+    if (dx) split(rows, [&](int64_t lo, int64_t hi) { input_gradient(done, lo, hi); });
+    if (!need_dweights()) return;
+    split(rows, [&](int64_t lo, int64_t hi) {
+      for (int64_t r = lo; r < hi; ++r) gather(done, r);
+    });
+    split(PLANES * H, [&](int64_t lo, int64_t hi) {
+      for (int p = 0; p < PLANES; ++p) {
+        int64_t from = std::max(lo, p * H), to = std::min(hi, (p + 1) * H);
+        if (from < to) weight_gradients(rows, p, from - p * H, to - p * H);
+      }
+    });
+    if (call.project)
+      split(P, [&](int64_t lo, int64_t hi) {
+        product_wide(hi - lo, H, dout.data() + B * Pp + lo, 1, Pp, out_rows.data(), Hp, rows, dw_hr.data() + lo * Hp, Hp);
+      });
+  }
+
+  void allocate() {
+    w_hh.allocate(out_panels * G * H * WIDTH);
+    dz.allocate((chunk + 1) * B * PLANES * Hp);
+    carry.allocate(B * Pp, true);
+    if (Cell::STATES > 1) dc.allocate(B * Hp, true);
+    if (dx) w_ih.allocate(Ip * G * H);
+    if (call.project) w_hr.allocate(panels * P * WIDTH), dout.allocate((chunk + 1) * B * Pp);
+    if (!need_dweights()) return;
+    x_rows.allocate(chunk * B * Ip, true), h_rows.allocate(chunk * B * Pp, true);
+    dw_ih.allocate(G * H * Ip, true), dw_hh.allocate(G * H * Pp, true), db.allocate(2 * G * H, true);
+    if (call.project) out_rows.allocate(chunk * B * Hp, true), dw_hr.allocate(P * Hp, true);
+  }
+
+  // One panel of nv vectors: columns `first`.. of a matrix with `rows` rows of n columns.
+  void pack(const void* matrix, int64_t n, int64_t first, int64_t rows, A* to, int nv) const {
+    for (int v = 0; v < nv; ++v)
+      pack_rows(port(matrix), first + v * W, n, int(std::clamp<int64_t>(n - first - v * W, 0, W)), rows, to + v * W, nv * W);
+  }
+
+  void start() {
+    allocate();
+    spread(parallel, out_panels, [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
+    if (call.project)
+      for (int64_t u = 0; u < panels; ++u) pack(call.weight(d, call.bias ? 4 : 2), H, u * WIDTH, P, w_hr.data() + u * P * WIDTH, NV);
+    if (dx)
+      for_columns<A>(I, [&](auto vectors, int64_t i) { pack(call.weight(d, 0), I, i, G * H, w_ih.data() + i * G * H, vectors); });
+    for (int64_t b = 0; b < B; ++b) {
+      if (call.dlast[0]) port(call.dlast[0]).get_row((d * B + b) * P, carry.data() + b * Pp, P);
+      if (Cell::STATES > 1 && call.dlast[1]) port(call.dlast[1]).get_row((d * B + b) * H, dc.data() + b * Hp, H);
+    }
+  }
+
+  void finish(int64_t last_slot) {
+    if (call.dstates[0])
+      for (int64_t u = 0; u < out_panels; ++u)
+        for (int64_t b = 0; b < B; ++b) {
+          alignas(64) A sums[WIDTH];
+          recurrent(last_slot, b, 1, u, sums);
+          port(call.dstates[0]).put_row(sums, (d * B + b) * P + u * WIDTH, std::min<int64_t>(WIDTH, P - u * WIDTH));
+        }
+    if (Cell::STATES > 1 && call.dstates[1])
+      for (int64_t b = 0; b < B; ++b) port(call.dstates[1]).put_row(dc.data() + b * Hp, (d * B + b) * H, H);
+    if (!need_dweights()) return;
+    for (int64_t i = 0; i < G * H; ++i) {
+      port(call.dweight(d, 0)).put_row(dw_ih.data() + i * Ip, i * I, I);
+      port(call.dweight(d, 1)).put_row(dw_hh.data() + i * Pp, i * P, P);
+    }
+    for (int k = 0; call.bias && k < 2; ++k) port(call.dweight(d, 2 + k)).put_row(db.data() + k * G * H, 0, G * H);
+    for (int64_t p = 0; call.project && p < P; ++p)
+      port(call.dweight(d, call.bias ? 4 : 2)).put_row(dw_hr.data() + p * Hp, p * H, H);
+  }
+
+  void run() {
+    start();
+    int64_t last = 0;
+    for (int64_t done = 0; done < T; done += chunk) {
+      if (done > 0) std::copy_n(dz_of(last, 0), B * PLANES * Hp, dz_of(0, 0));
+      last = std::min(chunk, T - done);
+      recurrence(done, last);
+      products(done, last);
+    }
+    finish(last);
+  }
+};

@@ -1,0 +1,117 @@
+// The kernels for every instruction set, their table and the choice among them. Knows no torch.
+// Standard headers come first: inside the target pragmas they would be compiled for that target.
+#include "kernels.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <functional>
+#include <stdexcept>
+#include <type_traits>
+#include <utility>
+
+#include "numbers.h"
+#include "scratch.h"
+#include "team.h"
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+namespace {
+constexpr int64_t kChunkBytes = 256 * 1024;     // what a projected chunk of steps may take of the second-level cache
+constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
+
+namespace baseline {
+constexpr int kBytes = 16;
+#ifdef __aarch64__
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+#include "all-inl.h"
+}  // namespace baseline
+
+#ifdef __x86_64__
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+constexpr int kBytes = 32, kRegisters = 16;
+inline __attribute__((always_inline)) __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#define MASKED_LOAD(p, n) _mm256_maskload_ps((const float*)(p), first_lanes(n))
+#define MASKED_STORE(p, n, v) _mm256_maskstore_ps((float*)(p), first_lanes(n), (__m256)(v))
+#include "all-inl.h"
+#undef MASKED_LOAD
+#undef MASKED_STORE
+}  // namespace avx2
+#ifdef __clang__
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,prefer-vector-width=512")
+#endif
+namespace avx512 {
+constexpr int kBytes = 64, kRegisters = 32;
+#define RECIPROCAL_ESTIMATE(x) _mm512_rcp14_ps((__m512)(x))
+#define MASKED_LOAD(p, n) _mm512_maskz_loadu_ps(__mmask16((1u << (n)) - 1), (const void*)(p))
+#define MASKED_STORE(p, n, v) _mm512_mask_storeu_ps((void*)(p), __mmask16((1u << (n)) - 1), (__m512)(v))
+#include "all-inl.h"
+#undef RECIPROCAL_ESTIMATE
+#undef MASKED_LOAD
+#undef MASKED_STORE
+}  // namespace avx512
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+}  // namespace
+
+std::string Schedule::text() const {
+  std::string s = packed ? "packed weights" : "weights read in place (few steps)";
+  if (packed) s += chunked ? ", input projected in chunks of steps" : ", input projected inside the tile";
+  if (members > 1) s += ", hidden units split over " + std::to_string(members) + " threads";
+  else if (batch_parts > 1) s += ", batch split over " + std::to_string(batch_parts) + " threads";
+  return s;
+}
+
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> table = {
+#ifdef __x86_64__
+      {"avx512",
+       [] {
+         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+       },
+       avx512::forward, avx512::backward, avx512::schedule},
+      {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::forward,
+       avx2::backward, avx2::schedule},
+#endif
+      {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::schedule},
+  };
+  return table;
+}
+
+const InstructionSet& instruction_set() {
+  static const InstructionSet& chosen = []() -> const InstructionSet& {
+    const char* forced = std::getenv("RNNKERNELS_ISA");
+    std::string names;
+    for (const InstructionSet& set : instruction_sets()) {
+      if (!set.supported()) continue;
+      if (!forced || !*forced || forced == std::string(set.name)) return set;
+      names += (names.empty() ? "" : ", ") + std::string(set.name);
+    }
+    throw std::runtime_error("RNNKERNELS_ISA=" + std::string(forced) + " is none of this machine's instruction sets: " + names);
+  }();
+  return chosen;
+}

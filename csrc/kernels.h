@@ -1,0 +1,67 @@
+// What ops.cpp and kernels.cpp have in common: the description of one layer call, and the table of instruction sets.
+// Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+enum class CellKind { rnn, lstm, gru };
+enum class Storage { float32, float64, bfloat16, float16 };
+
+// One layer, all its directions. Tensors are contiguous unless they have strides here. Null pointers are absent tensors.
+struct LayerCall {
+  CellKind cell;
+  Storage storage;
+  int64_t T, B, I, H, P, D, G;
+  bool bias, project, relu;
+  std::vector<bool> reverse;  // per direction of a group
+
+  const void* x;  // (X, T, B, I), last stride 1
+  int64_t x_stride_X, x_stride_T, x_stride_B;
+  const void* states[2];              // (D, B, P), (D, B, H)
+  std::vector<const void*> weights;   // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+  const int64_t* lengths;             // (X, B), or (B,) with stride 0
+  int64_t lengths_stride_X;
+
+  // forward: results. backward: what the forward returned.
+  void* y;        // (T, B, D * P)
+  void* last[2];  // as states
+  void* gates;    // (D, T, B, K, H), only in training
+  void* cells;    // (D, T, B, H) in the accumulate type, only in training
+
+  // backward
+  const void *dy, *dlast[2], *dcells;
+  void *dx, *dstates[2];        // dx: (X, T, B, I) contiguous
+  std::vector<void*> dweights;  // in the order of weights
+  bool training() const { return gates || cells; }
+
+  int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
+  const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
+  void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
+  int64_t group(int64_t d) const { return d / int64_t(reverse.size()); }
+  bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }
+  int64_t length(int64_t d, int64_t b) const { return lengths ? lengths[group(d) * lengths_stride_X + b] : T; }
+};
+
+// How the forward loop of a call is run.
+struct Schedule {
+  bool packed;         // weights packed into panels first, or read as they are (few steps)
+  bool chunked;        // the input projected for a chunk of steps at once, or inside the tile
+  bool threaded;       // large enough for several threads
+  int64_t batch_parts; // the batch of each direction split into this many independent jobs
+  int64_t members;     // threads that split the hidden units of a job and meet at a barrier every step
+  std::string text() const;
+};
+
+struct InstructionSet {
+  const char* name;
+  bool (*supported)();
+  void (*forward)(const LayerCall&);
+  void (*backward)(const LayerCall&);
+  Schedule (*schedule)(const LayerCall&);
+};
+
+// Best first; ends with the baseline, which runs everywhere.
+const std::vector<InstructionSet>& instruction_sets();
+// The best one that this machine has, or the one that RNNKERNELS_ISA names.
+const InstructionSet& instruction_set();

@@ -1,0 +1,225 @@
+// Vectors of the instruction set that includes this file: arithmetic, conversions, exp, sigmoid, tanh, transpose.
+// Included once per instruction set, inside its namespace, with kBytes (the width of a register) defined.
+#define INLINE inline __attribute__((always_inline))
+
+template <class A>
+struct Register;
+template <>
+struct Register<float> {
+  typedef float Data __attribute__((vector_size(kBytes)));
+  typedef int32_t IntData __attribute__((vector_size(kBytes)));
+};
+template <>
+struct Register<double> {
+  typedef double Data __attribute__((vector_size(kBytes)));
+  typedef int64_t IntData __attribute__((vector_size(kBytes)));
+};
+
+template <class A>
+struct Vec {
+  static constexpr int W = kBytes / sizeof(A);
+  using Data = typename Register<A>::Data;
+  using IntData = typename Register<A>::IntData;
+  Data v;
+
+  Vec() = default;
+  INLINE Vec(Data data) : v(data) {}
+  INLINE Vec(A scalar) : v(scalar - Data{}) {}
+  INLINE void store(A* p) const { __builtin_memcpy(p, &v, kBytes); }
+  friend INLINE Vec operator+(Vec a, Vec b) { return a.v + b.v; }
+  friend INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
+  friend INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
+  friend INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
+  friend INLINE Vec min(Vec a, Vec b) { return a.v < b.v ? a.v : b.v; }
+  friend INLINE Vec max(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
+  friend INLINE Vec where_positive(Vec a, Vec b) { return a.v > 0 ? b.v : Data{}; }
+};
+
+// ---- Loads and stores: n < W reads or writes the first n elements only, and the other lanes are zero ---------------
+template <class A>
+INLINE Vec<A> load(const A* p) {
+  Vec<A> r;
+  __builtin_memcpy(&r.v, p, kBytes);
+  return r;
+}
+
+template <class A>
+INLINE Vec<A> load_first(const A* p, int n) {
+  if (__builtin_expect(n >= Vec<A>::W, 1)) return load(p);
+#ifdef MASKED_LOAD
+  if constexpr (sizeof(A) == 4) return Vec<A>(MASKED_LOAD(p, n));
+#endif
+  alignas(kBytes) A buffer[Vec<A>::W] = {};
+  for (int i = 0; i < n; ++i) buffer[i] = p[i];
+  return load(buffer);
+}
+
+template <class A>
+INLINE void store_first(Vec<A> v, A* p, int n) {
+  if (__builtin_expect(n >= Vec<A>::W, 1)) return v.store(p);
+#ifdef MASKED_STORE
+  if constexpr (sizeof(A) == 4) return MASKED_STORE(p, n, v.v);
+#endif
+  alignas(kBytes) A buffer[Vec<A>::W];
+  v.store(buffer);
+  for (int i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+// ---- A tensor of the caller's, in the type it is stored in; computed with as A ---------------------------------------
+template <class A>
+class Port {
+ public:
+  Port(const void* data, Storage storage) : data_(const_cast<void*>(data)), storage_(storage) {}
+  explicit operator bool() const { return data_ != nullptr; }
+  INLINE bool direct() const { return sizeof(A) == 8 || storage_ == Storage::float32; }
+  INLINE A* at(int64_t i) const { return static_cast<A*>(data_) + i; }
+
+  INLINE Vec<A> get(int64_t i, int n) const { return direct() ? load_first(at(i), n) : get_16(i, n); }
+  INLINE void put(Vec<A> v, int64_t i, int n) const {
+    if (direct()) store_first(v, at(i), n);
+    else put_16(v, i, n);
+  }
+  void get_row(int64_t i, A* to, int64_t n) const {
+    if (direct()) std::copy_n(at(i), n, to);
+    else widen(i, to, n);
+  }
+  void put_row(const A* from, int64_t i, int64_t n) const {
+    if (direct()) std::copy_n(from, n, at(i));
+    else narrow(from, i, n);
+  }
+
+ private:
+  uint16_t* bits(int64_t i) const { return static_cast<uint16_t*>(data_) + i; }
+  void widen(int64_t i, A* to, int64_t n) const {
+    const uint16_t* from = bits(i);
+    if (storage_ == Storage::bfloat16)
+      for (int64_t k = 0; k < n; ++k) to[k] = float_of_bits(uint32_t(from[k]) << 16);
+    else
+      for (int64_t k = 0; k < n; ++k) to[k] = float_of_half(from[k]);
+  }
+  void narrow(const A* from, int64_t i, int64_t n) const {
+    uint16_t* to = bits(i);
+    if (storage_ == Storage::bfloat16)
+      for (int64_t k = 0; k < n; ++k) to[k] = bfloat16_of_float(float(from[k]));
+    else
+      for (int64_t k = 0; k < n; ++k) to[k] = half_of_float(float(from[k]));
+  }
+  __attribute__((noinline)) Vec<A> get_16(int64_t i, int n) const {
+    alignas(kBytes) A buffer[Vec<A>::W] = {};
+    widen(i, buffer, std::min(n, Vec<A>::W));
+    return load(buffer);
+  }
+  __attribute__((noinline)) void put_16(Vec<A> v, int64_t i, int n) const {
+    alignas(kBytes) A buffer[Vec<A>::W];
+    v.store(buffer);
+    narrow(buffer, i, std::min(n, Vec<A>::W));
+  }
+
+  void* data_;
+  Storage storage_;
+};
+
+template <class A>
+INLINE A sum(Vec<A> v) {
+  alignas(kBytes) A buffer[Vec<A>::W];
+  v.store(buffer);
+  for (int half = Vec<A>::W / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) buffer[i] += buffer[i + half];
+  return buffer[0];
+}
+
+// ---- Functions ------------------------------------------------------------------------------------------------------
+INLINE Vec<double> reciprocal(Vec<double> x) { return Vec<double>(1.0) / x; }
+INLINE Vec<float> reciprocal(Vec<float> x) {
+#ifdef RECIPROCAL_ESTIMATE  // 14 bits, and one Newton step
+  Vec<float> r(RECIPROCAL_ESTIMATE(x.v));
+  return r * (Vec<float>(2.0f) - x * r);
+#else
+  return Vec<float>(1.0f) / x;
+#endif
+}
+
+// e^x for |x| clamped to the normal range: x = n ln 2 + r, a polynomial in r, and n put into the exponent.
+INLINE Vec<float> exp(Vec<float> x) {
+  using V = Vec<float>;
+  x = min(max(x, V(-87.0f)), V(88.0f));
+  V shifted = x * V(1.44269504f) + V(12582912.0f);  // 1.5 * 2^23: the low bits are now round(x / ln 2)
+  V n = shifted - V(12582912.0f);
+  V r = x - n * V(0.693359375f) + n * V(2.12194440e-4f);
+  V p = V(1.9875691500e-4f);
+  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + V(c);
+  p = p * (r * r) + r + V(1.0f);
+  V::IntData bits = ((V::IntData)shifted.v << 23) + (V::IntData)p.v;
+  return V((V::Data)bits);
+}
+INLINE Vec<double> exp(Vec<double> x) {
+  using V = Vec<double>;
+  x = min(max(x, V(-708.0)), V(709.0));
+  V shifted = x * V(1.4426950408889634) + V(6755399441055744.0);  // 1.5 * 2^52
+  V n = shifted - V(6755399441055744.0);
+  V r = x - n * V(6.93145751953125e-1) - n * V(1.42860682030941723212e-6);
+  V p = V(1.0 / 479001600);
+  for (double d : {39916800., 3628800., 362880., 40320., 5040., 720., 120., 24., 6., 2., 1., 1.}) p = p * r + V(1 / d);
+  V::IntData bits = ((V::IntData)shifted.v << 52) + (V::IntData)p.v;
+  return V((V::Data)bits);
+}
+
+template <class A>
+INLINE Vec<A> sigmoid(Vec<A> x) {
+  return reciprocal(Vec<A>(A(1)) + exp(Vec<A>(A(0)) - x));
+}
+
+// x P(x^2) / Q(x^2): good to a few units in the last place, also near zero (the minimax fit that Eigen uses).
+INLINE Vec<float> tanh(Vec<float> x) {
+  using V = Vec<float>;
+  x = min(max(x, V(-7.90531110763549805f)), V(7.90531110763549805f));
+  V s = x * x;
+  V p = V(-2.76076847742355e-16f);
+  for (float c : {2.00018790482477e-13f, -8.60467152213735e-11f, 5.12229709037114e-08f, 1.48572235717979e-05f,
+                  6.37261928875436e-04f, 4.89352455891786e-03f})
+    p = p * s + V(c);
+  V q = V(1.19825839466702e-06f);
+  for (float c : {1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f}) q = q * s + V(c);
+  return x * p * reciprocal(q);
+}
+INLINE Vec<double> tanh(Vec<double> x) {
+  return Vec<double>(1.0) - Vec<double>(2.0) * reciprocal(Vec<double>(1.0) + exp(x + x));
+}
+
+template <class A>
+INLINE Vec<A> activate(Vec<A> x, bool relu) {
+  return relu ? max(x, Vec<A>(A(0))) : tanh(x);
+}
+
+// ---- Transpose W x W in registers -----------------------------------------------------------------------------------
+#if __has_builtin(__builtin_shufflevector)
+template <int S, bool High, class A, int... i>
+INLINE Vec<A> exchange(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
+  constexpr int W = Vec<A>::W;
+  if constexpr (High) return Vec<A>(__builtin_shufflevector(a.v, b.v, ((i & S) ? W + i : i + S)...));
+  else return Vec<A>(__builtin_shufflevector(a.v, b.v, ((i & S) ? W + i - S : i)...));
+}
+template <int S = 1, class A>
+INLINE void transpose(Vec<A>* rows) {
+  constexpr int W = Vec<A>::W;
+  if constexpr (S < W) {
+    constexpr std::make_integer_sequence<int, W> lanes{};
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if ((i & S) == 0) {
+        Vec<A> a = rows[i], b = rows[i + S];
+        rows[i] = exchange<S, false>(a, b, lanes);
+        rows[i + S] = exchange<S, true>(a, b, lanes);
+      }
+    transpose<2 * S>(rows);
+  }
+}
+#else
+template <class A>
+INLINE void transpose(Vec<A>* rows) {
+  constexpr int W = Vec<A>::W;
+  for (int i = 0; i < W; ++i)
+    for (int j = 0; j < i; ++j) std::swap(rows[i].v[j], rows[j].v[i]);
+}
+#endif

@@ -1,0 +1,1 @@
+"""Examples: one task per file, run as `python -m examples.<name>`."""

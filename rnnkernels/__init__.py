@@ -1,0 +1,22 @@
+"""Fused LSTM, GRU and RNN layers: drop-in replacements of ``torch.nn``'s on C++ (CPU) and Triton (GPU) kernels."""
+
+from . import backends, functional
+from ._version import __version__
+from .convert import convert, revert
+from .explain import explain
+from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+__all__ = [
+    "GRU",
+    "GRUCell",
+    "LSTM",
+    "LSTMCell",
+    "RNN",
+    "RNNCell",
+    "__version__",
+    "backends",
+    "convert",
+    "explain",
+    "functional",
+    "revert",
+]

@@ -1,0 +1,138 @@
+"""``RNNCell``, ``LSTMCell`` and ``GRUCell``: torch.nn's cells, one step of the same op as the layers.
+
+Letters: B batch, G gates, H hidden, I input.
+"""
+
+from torch import Tensor, nn
+
+from . import ops
+from .cells import CELLS
+from .functional import check_placement, check_weights
+
+
+class RecurrentCell(nn.RNNCellBase):
+    """What the three have in common: one step from x (B, I) and the states (B, H), all of them checked."""
+
+    def _step(self, cell, activation, input, hx):
+        """The states after one step, each (B, H), or (H,) for an input without a batch.
+
+        Args:
+            input: (B, I) or (I,).
+            hx: the states, each (B, H) or (H,); none for zeros.
+        """
+        parameters, bias, H = self._parameters, self.bias, self.hidden_size
+        weights = [
+            parameters[name] if name in parameters else getattr(self, name)
+            for name in (("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh"))
+        ]
+        if input.dim() == 1:
+            new = self._step(cell, activation, input[None], [s[None] for s in hx])
+            return [s.squeeze(0) for s in new]
+        B, I = input.shape  # noqa: E741
+        if I != weights[0].size(1):
+            raise RuntimeError(f"input has inconsistent input_size: got {I} expected {weights[0].size(1)}")
+        for k, s in enumerate(hx):
+            if s.shape != (B, H):
+                raise_wrong_state(k, s, B, H)
+        check_placement(input.dtype, input.device, hx, weights)
+        check_weights(weights, 1, 1, bias, False, CELLS[cell].gates * H, I, H, H)
+        y, last = ops.layer(cell, input[None], [s[None] for s in hx], weights, bias=bias, activation=activation)
+        return [y.squeeze(0), *(s.squeeze(0) for s in last[1:])]
+
+    def _single_state(self, input, hx):
+        """``hx`` as a tuple of states, for the cells that have one; the number of dimensions is checked."""
+        name = self._name
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is None:
+            return ()
+        if hx.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        return (hx,)
+
+
+def raise_wrong_state(k, state, B, H):
+    """Say in torch's words what is wrong with the shape of state ``k``."""
+    if state.size(0) != B:
+        raise RuntimeError(f"Input batch size {B} doesn't match hidden{k} batch size {state.size(0)}")
+    if state.size(1) != H:
+        raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {H}")
+    raise RuntimeError(f"Expected hidden{k} of shape {(B, H)}, got {tuple(state.shape)}")
+
+
+class RNNCell(RecurrentCell):
+    """One step of an Elman network, ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``, a drop-in for ``torch.nn.RNNCell``.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        bias: whether there are ``bias_ih`` and ``bias_hh``. Default: True
+        nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``
+        device, dtype: of the parameters: float64, float32, bfloat16 or float16.
+
+    ``forward(input, hx=None)``: input (B, I) or (I,), hx (B, H) or (H,), by default zeros; returns h' like hx.
+    """
+
+    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
+    _name = "RNNCell"
+
+    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step; see the class."""
+        states = self._single_state(input, hx)
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return self._step("rnn", None if self.nonlinearity == "tanh" else "relu", input, states)[0]
+
+
+class GRUCell(RecurrentCell):
+    """One step of a gated recurrent unit, a drop-in for ``torch.nn.GRUCell``; the equations are those of ``GRU``.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as for :class:`RNNCell`.
+
+    ``forward(input, hx=None)``: input (B, I) or (I,), hx (B, H) or (H,), by default zeros; returns h' like hx.
+    """
+
+    _name = "GRUCell"
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step; see the class."""
+        return self._step("gru", None, input, self._single_state(input, hx))[0]
+
+
+class LSTMCell(RecurrentCell):
+    """One step of a long short-term memory, a drop-in for ``torch.nn.LSTMCell``; the equations are those of ``LSTM``.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as for :class:`RNNCell`.
+
+    ``forward(input, hx=None)``: input (B, I) or (I,), hx a pair (h, c) of (B, H) or (H,), by default zeros; returns
+    the pair after the step.
+    """
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """One step; see the class."""
+        if input.dim() not in (1, 2):
+            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is None:
+            hx = ()
+        else:
+            for k, s in enumerate(hx):
+                if s.dim() not in (1, 2):
+                    raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {s.dim()}D instead")
+            if isinstance(hx, Tensor):
+                raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+            if len(hx) != 2:
+                raise RuntimeError("lstm_cell expects two hidden states")
+        h, c = self._step("lstm", None, input, hx)
+        return h, c

@@ -1,0 +1,151 @@
+"""The ops ``rnnkernels::layer`` and ``rnnkernels::layer_backward``: schema, kernels by device, shapes. No arithmetic.
+
+One call is one layer with all its directions. Letters: T time, B batch, D directions, X input groups, G gates,
+H hidden, S states, I input, P output of a step, K planes kept for the backward pass.
+
+    x             (T, B, I), or (X, T, B, I) where groups of directions have an input of their own (vmap over weights)
+    states        [h0 (D, B, P), c0 (D, B, H) for cells that have one], or [] for zeros
+    weights       per direction: w_ih (G*H, I), w_hh (G*H, P), b_ih, b_hh (G*H) if bias, w_hr (P, H) if project,
+                  ln_x_weight, ln_h_weight (G*H) if layer_norm, and for lstm ln_c_weight, ln_c_bias (H)
+    reverse       the time direction of each direction of a group
+    lengths       int64 (B,): y is zero and the states are frozen from step lengths[b] on
+    reset         bool (T, B): the state that enters the step is zero, or reset_states (shaped like states)
+    h_mask        (D, B, P): multiplies h before the recurrent product (recurrent dropout)
+    zone          per state, broadcastable to (T, D, B, H or P): the fraction of the old state that stays (zoneout)
+    y             (T, B, D*P), directions side by side
+    last          the final states, shaped like states
+    saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if S > 1
+
+With groups, lengths, reset have a leading X too. All strides are allowed. The op itself knows no autograd: see autograd.py.
+"""
+
+import torch
+
+from . import backends, batching
+from .autograd import (
+    Eager,
+    Transform,
+    autocast_enabled,
+    differentiating,
+    implementation,
+    refuse_forward_mode,
+    transform_in_graph,
+    without_autocast,
+)
+from .cells import CELLS, accumulate_dtype
+from .plan import Plan
+
+ARGUMENTS = (
+    "str cell, Tensor x, Tensor[] states, Tensor[] weights, bool[] reverse, bool bias, bool project, "
+    "str? activation, str? recurrent_activation, Tensor? lengths, Tensor? reset, Tensor[] reset_states, "
+    "Tensor? h_mask, Tensor[] zone, bool layer_norm, float eps"
+)
+LIB = torch.library.Library("rnnkernels", "DEF")
+for schema in (
+    f"layer({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
+    f"layer_backward(Tensor dy, Tensor[] dlast, Tensor? dcells, {ARGUMENTS}, Tensor y, Tensor[] saved, bool[] needs)"
+    " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states)",
+):
+    LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+
+LIB.define("schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training) -> str")
+LIB.define("instruction_sets() -> str")
+
+for key, backend in (("CUDA", backends.Triton), ("CompositeExplicitAutograd", backends.Reference)):
+    LIB.impl("layer", without_autocast(backend.layer), key)
+    LIB.impl("layer_backward", without_autocast(backend.layer_backward), key)
+
+
+@torch.library.register_fake("rnnkernels::layer", lib=LIB)
+def layer_shapes(cell, x, states, weights, reverse, *settings):
+    spec, D = CELLS[cell], len(reverse) * (x.size(0) if x.dim() == 4 else 1)
+    T, B, P, H = x.size(-3), x.size(-2), weights[1].size(1), weights[1].size(0) // spec.gates
+    last = [x.new_empty(D, B, P if k == 0 else H) for k in range(spec.states)]
+    saved = [x.new_empty(D, T, B, spec.kept, H)] if spec.kept else []
+    saved += [x.new_empty(D, T, B, H, dtype=accumulate_dtype(x.dtype))] if spec.states > 1 else []
+    return x.new_empty(T, B, D * P), last, saved if settings[-1] else []
+
+
+@torch.library.register_fake("rnnkernels::layer_backward", lib=LIB)
+def layer_backward_shapes(dy, dlast, dcells, cell, x, states, weights, *rest):
+    reset_states, needs = rest[7], rest[-1]
+    shaped = lambda tensors, need: [t.new_empty(t.shape) for t in tensors] if need else []  # noqa: E731
+    dx = x.new_empty(x.shape if needs[0] else (0,))
+    return dx, shaped(states, needs[1]), shaped(weights, needs[2]), shaped(reset_states, needs[1])
+
+
+torch.library.register_vmap("rnnkernels::layer", batching.layer_op, lib=LIB)
+torch.library.register_vmap("rnnkernels::layer_backward", batching.layer_backward_op, lib=LIB)
+
+
+def autocast_to(dtype, tensors):
+    """As torch does for its own RNNs under autocast: every floating tensor but float64 takes the autocast dtype."""
+    return [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
+
+
+def layer(
+    cell,
+    x,
+    states,
+    weights,
+    *,
+    reverse=(False,),
+    bias=True,
+    project=False,
+    activation=None,
+    recurrent_activation=None,
+    lengths=None,
+    reset=None,
+    reset_states=(),
+    h_mask=None,
+    zone=(),
+    layer_norm=False,
+    eps=1e-5,
+    return_cells=False,
+):
+    """One layer through the backend that fits, with autograd, vmap and autocast; arguments as in the op.
+
+    Returns:
+        ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H), for cells with two states).
+    """
+    device = x.device.type
+    if autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
+        reset_states = autocast_to(dtype, reset_states)
+    if (
+        device == "cpu" and reset is None and h_mask is None and not zone and not layer_norm
+        and recurrent_activation is None and (activation is None or activation in CELLS[cell].activations)
+        and backends.forced() is None
+    ):  # fmt: skip
+        backend = "dispatch"  # the extension has all that such a call needs
+    else:
+        backend = backends.route(
+            cell, x, weights, reverse, project, activation, recurrent_activation,
+            lengths, reset, h_mask, zone, layer_norm,
+        )  # fmt: skip
+    tensors = (x, *states, *weights, *reset_states, lengths, reset, h_mask, *zone)
+    traced = torch.compiler.is_compiling()
+    transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
+    if transform or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        if not traced:
+            refuse_forward_mode(tensors)
+        plan = Plan(
+            backend, cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
+            activation, recurrent_activation, layer_norm, eps, return_cells,
+        )  # fmt: skip
+        if transform:
+            y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)
+        else:
+            y, *rest = Eager.apply(plan, *tensors)
+        S = CELLS[cell].states
+        last, cells = tuple(rest[:S]), rest[-1]
+    else:
+        if not traced:
+            refuse_forward_mode(tensors)
+        y, last, saved = implementation(backend, "layer")(
+            cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+            lengths, reset, reset_states, h_mask, zone, layer_norm, eps, return_cells,
+        )  # fmt: skip
+        last, cells = tuple(last), saved[-1] if return_cells else None
+    return (y, last, cells) if return_cells else (y, last)

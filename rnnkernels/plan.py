@@ -1,0 +1,68 @@
+"""A layer call in flat form, as ``autograd.Function`` wants it: a list of tensors, and a tuple of all that is no tensor.
+
+Forward: ``x, *states, *weights, *reset_states`` (differentiable), then ``lengths, reset, h_mask, *zone``; the rest is the
+``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list, ``y, *saved``; the ``Pull`` says how it is cut.
+"""
+
+from typing import NamedTuple
+
+from .reference import split
+
+
+class Plan(NamedTuple):
+    """All of a layer call that is not a tensor."""
+
+    backend: str
+    cell: str
+    n_states: int
+    n_weights: int
+    n_reset: int
+    reverse: tuple
+    bias: bool
+    project: bool
+    activation: str | None
+    recurrent_activation: str | None
+    layer_norm: bool
+    eps: float
+    return_cells: bool
+
+    def sizes(self):
+        """How many tensors x, states, weights and reset_states have in the flat list."""
+        return 1, self.n_states, self.n_weights, self.n_reset
+
+    def arguments(self, tensors):
+        """The op's arguments (without ``save``) from the flat list."""
+        n = sum(self.sizes())
+        (x,), states, weights, reset_states = split(tensors, self.sizes())
+        lengths, reset, h_mask, *zone = tensors[n:]
+        return (
+            self.cell, x, states, weights, list(self.reverse), self.bias, self.project,
+            self.activation, self.recurrent_activation, lengths, reset, reset_states, h_mask, zone,
+            self.layer_norm, self.eps,
+        )  # fmt: skip
+
+
+class Pull(NamedTuple):
+    """How the backward's flat list is cut, and which gradients are needed (of x, of states, of weights)."""
+
+    plan: Plan
+    n_last: int
+    has_cells: bool
+    n_in: int
+    needs: tuple
+
+    def split(self, tensors):
+        """``grads`` (dy, *dlast, [dcells]), the inputs, and (y, *saved)."""
+        n = 1 + self.n_last + self.has_cells
+        return tensors[:n], tensors[n : n + self.n_in], tensors[n + self.n_in :]
+
+    def wanted(self):
+        """For every differentiable input: whether its gradient is among the results."""
+        x, states, weights = self.needs
+        _, n_states, n_weights, n_reset = self.plan.sizes()
+        return [x, *[states] * n_states, *[weights] * n_weights, *[states] * n_reset]
+
+    def spread(self, grads):
+        """The results laid out over all inputs, with None where nothing was needed."""
+        grads, wanted = iter(grads), self.wanted()
+        return [next(grads) if want else None for want in wanted] + [None] * (self.n_in - len(wanted))

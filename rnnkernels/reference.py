@@ -1,0 +1,213 @@
+"""The definition: one eager function per cell, and the plain scan over time that every backend has to equal.
+
+Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step,
+K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``ops.py``).
+Differentiable to any order, because it is made of torch operations; slow, because it is.
+"""
+
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch._C import DispatchKey
+
+from .cells import CELLS, accumulate_dtype
+
+ACTIVATIONS = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "sigmoid": torch.sigmoid,
+    "hard_sigmoid": lambda x: (x / 6 + 0.5).clamp(0, 1),  # F.hardsigmoid: 8 digits, no second derivative
+    "linear": lambda x: x,
+}
+
+
+def rnn(x_BGH, r_BGH, s, act, gate, norm):
+    """h' = act(x + r)  (Elman 1990); x = W_ih x_t + b_ih, r = W_hh h + b_hh."""
+    return (act(x_BGH[:, 0] + r_BGH[:, 0]),), ()
+
+
+def lstm(x_BGH, r_BGH, s, act, gate, norm):
+    """i, f, o = gate(x + r);  g = act(x + r);  c' = f c + i g;  h' = o act(c')
+
+    (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o as in torch.)
+    """
+    c = s[1]
+    i, f, g, o = (x_BGH + r_BGH).unbind(1)
+    i, f, g, o = gate(i), gate(f), act(g), gate(o)
+    c = f * c + i * g
+    return (o * act(norm(c)), c), (i, f, g, o)
+
+
+def gru(x_BGH, r_BGH, s, act, gate, norm):
+    """r, z = gate(x + r);  n = act(x_n + r q), q = W_hn h + b_hn;  h' = (1 - z) n + z h
+
+    (Cho et al. 2014 in the variant of cuDNN and torch, which resets after the product; gate order r, z, n.)
+    """
+    h = s[0]
+    r = gate(x_BGH[:, 0] + r_BGH[:, 0])
+    z = gate(x_BGH[:, 1] + r_BGH[:, 1])
+    q = r_BGH[:, 2]
+    n = act(x_BGH[:, 2] + r * q)
+    return (n + z * (h - n),), (r, z, n, q)
+
+
+CELL_FUNCTIONS = {"rnn": rnn, "lstm": lstm, "gru": gru}
+
+
+def weights_of(weights, d, directions):
+    """The weights of direction ``d`` in the op's flat list."""
+    n = len(weights) // directions
+    return weights[d * n : (d + 1) * n]
+
+
+def group(tensor, d, reverse, dims):
+    """The input (or lengths, or reset mask) that direction ``d`` reads: its group's, where there are groups."""
+    return tensor if tensor is None or tensor.dim() == dims else tensor[d // len(reverse)]
+
+
+def directions_of(x, reverse):
+    return len(reverse) * (x.size(0) if x.dim() == 4 else 1)
+
+
+def zero_states(cell, x, weights, reverse, project):
+    """The states that an empty list stands for: h0 (D, B, P) and, for a cell that has one, c0 (D, B, H)."""
+    D = directions_of(x, reverse)
+    P, H = weights[1].size(1), weights[1].size(0) // CELLS[cell].gates
+    return [x.new_zeros(D, x.size(-2), P if k == 0 else H) for k in range(CELLS[cell].states)]
+
+
+def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, reset, reset_s, h_mask, zone, norm_eps):
+    """One direction: returns y_TBP, the last states, the cell states c_TBH and the kept gates (T, B, K, H)."""
+    spec, T, norm = CELLS[cell], x_TBI.size(0), norm_eps is not None
+    w_ih, w_hh, *rest = weights
+    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else (0.0, 0.0)
+    w_hr = rest.pop(0) if project else None
+    G, H = spec.gates, w_hh.size(0) // spec.gates
+
+    def normed(v, weight):
+        return F.layer_norm(v, v.shape[-1:], weight, None, norm_eps) if norm else v
+
+    def norm_c(c):
+        return F.layer_norm(c, c.shape[-1:], rest[2], rest[3], norm_eps) if norm else c
+
+    ln_x, ln_h = rest[:2] if norm else (None, None)
+    x_TBGH = (normed(x_TBI @ w_ih.T, ln_x) + b_ih).unflatten(-1, (G, H))
+    ys, cs, kept = [None] * T, [None] * T, [None] * T
+    for t in reversed(range(T)) if backward else range(T):
+        old = s
+        if reset is not None:
+            at = reset[t][:, None]
+            old = tuple(torch.where(at, reset_s[k] if reset_s else 0.0, v) for k, v in enumerate(old))
+        h = old[0] if h_mask is None else old[0] * h_mask
+        r_BGH = (normed(h @ w_hh.T, ln_h) + b_hh).unflatten(-1, (G, H))
+        new, gates = CELL_FUNCTIONS[cell](x_TBGH[t], r_BGH, old, act, gate, norm_c)
+        if project:
+            new = (new[0] @ w_hr.T, *new[1:])
+        if zone:
+            new = tuple(z[t] * o + (1 - z[t]) * n for z, o, n in zip(zone, old, new, strict=True))
+        y = new[0]
+        if lengths is not None:
+            alive = (t < lengths)[:, None]
+            new = tuple(torch.where(alive, n, o) for n, o in zip(new, s, strict=True))
+            y = torch.where(alive, y, 0.0)
+        s = new
+        ys[t], cs[t], kept[t] = y, s[-1], torch.stack(gates, 1) if gates else None
+    return torch.stack(ys), s, torch.stack(cs), torch.stack(kept) if spec.kept else None
+
+
+def layer(
+    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, save,
+):  # fmt: skip
+    """One layer, all its directions: the reference of ``rnnkernels::layer``. Returns ``y, last, saved``."""
+    spec, dtype, acc = CELLS[cell], x.dtype, accumulate_dtype(x.dtype)
+    D = directions_of(x, reverse)
+    act, gate = ACTIVATIONS[activation or "tanh"], ACTIVATIONS[recurrent_activation or "sigmoid"]
+    states = states or zero_states(cell, x, weights, reverse, project)
+    x, states, weights, reset_states, zone = (
+        x.to(acc), [s.to(acc) for s in states], [w.to(acc) for w in weights],
+        [s.to(acc) for s in reset_states], [z.to(acc) for z in zone],
+    )  # fmt: skip
+    h_mask = None if h_mask is None else h_mask.to(acc)
+    T, B = x.shape[-3:-1]
+    zone = [z.expand(T, D, B, -1) for z in zone]
+    ys, lasts, cells, kept = [], [], [], []
+    for d in range(D):
+        y, last, c, gates = scan(
+            cell, group(x, d, reverse, 3), tuple(s[d] for s in states), weights_of(weights, d, D),
+            reverse[d % len(reverse)], bias, project, act, gate, group(lengths, d, reverse, 1),
+            group(reset, d, reverse, 2), [s[d] for s in reset_states], None if h_mask is None else h_mask[d],
+            [z[:, d] for z in zone], eps if layer_norm else None,
+        )  # fmt: skip
+        ys.append(y), lasts.append(last), cells.append(c), kept.append(gates)
+    last = [torch.stack(s).to(dtype) for s in zip(*lasts, strict=True)]
+    saved = []
+    if save and spec.kept:
+        saved.append(torch.stack(kept).to(dtype))
+    if save and spec.states > 1:
+        saved.append(torch.stack(cells))
+    return torch.cat(ys, -1).to(dtype), last, saved
+
+
+def split(flat, sizes):
+    """Cut a flat sequence into lists of the given lengths."""
+    parts, at = [], 0
+    for n in sizes:
+        parts.append(list(flat[at : at + n]))
+        at += n
+    return parts
+
+
+@contextmanager
+def autograd_enabled():
+    """Autograd inside an op: the dispatcher may have switched it off on the way here."""
+    with torch._C._PreserveDispatchKeyGuard(), torch.enable_grad():
+        for key in (DispatchKey.AutogradFunctionality, DispatchKey.ADInplaceOrView):
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+        yield
+
+
+def layer_backward(
+    dy, dlast, dcells, cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, y, saved, needs,
+):  # fmt: skip
+    """The reference of ``rnnkernels::layer_backward``: ``dx, dstates, dweights, dreset_states`` by autograd of ``layer``."""
+    inputs = [v.detach().requires_grad_() for v in (x, *states, *weights, *reset_states)]
+    sizes = [1, len(states), len(weights), len(reset_states)]
+    (x,), states, weights, reset_states = split(inputs, sizes)
+    with autograd_enabled():
+        y, last, saved = layer(
+            cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+            lengths, reset, reset_states, h_mask, zone, layer_norm, eps, dcells is not None,
+        )  # fmt: skip
+        outputs, given = [y], [dy]
+        if dlast:
+            outputs, given = [y, *last], [dy, *dlast]
+        if dcells is not None:
+            outputs, given = [*outputs, saved[-1]], [*given, dcells]
+        grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True, materialize_grads=True)
+    (dx,), dstates, dweights, dreset_states = split(grads, sizes)
+    return (
+        dx.contiguous() if needs[0] else x.new_empty(0),
+        dstates if needs[1] else [],
+        dweights if needs[2] else [],
+        dreset_states if needs[1] else [],
+    )
+
+
+def pullback(arguments, dy, dlast, dcells):
+    """Gradients of [x, *states, *weights, *reset_states] as a differentiable function of them and of dy, dlast, dcells."""
+    cell, x, states, weights, *mid = arguments
+    reset_states = mid[7]
+    sizes = [1, len(states), len(weights), len(reset_states)]
+
+    def run(*flat):
+        parts = split(flat, sizes)
+        y, last, saved = layer(
+            cell, parts[0][0], parts[1], parts[2], *mid[:7], parts[3], *mid[8:], dcells is not None
+        )  # fmt: skip
+        return (y, *(last if dlast else ()), *(saved[-1:] if dcells is not None else ()))
+
+    _, pull = torch.func.vjp(run, x, *states, *weights, *reset_states)
+    return pull((dy, *dlast, *(() if dcells is None else (dcells,))))

@@ -1,0 +1,48 @@
+"""The cells as the time loops take them: jit functions, and which planes and states these read and write."""
+
+from typing import Any, NamedTuple
+
+from ...cells import CELLS as SPECS
+from . import gru, lstm, projection, rnn
+
+
+class Cell(NamedTuple):
+    """``forward(x, r, s)`` gives the new states and the kept planes; ``backward(ds, new, old, kept)`` the gradients of
+    the pre-activations as planes, and of the old states but for what the recurrent product adds."""
+
+    forward: Any
+    backward: Any
+    gates: int
+    states: int
+    kept: int
+    planes: int
+    """How many planes ``backward`` gives; the first G of them are the gradients of the gates' input pre-activations."""
+    recurrent: tuple[int, ...]
+    """The planes that are the gradients of the gates' recurrent pre-activations, in the order of the gates."""
+    new: tuple[bool, ...]
+    """Which states after the step ``backward`` reads."""
+    old: tuple[bool, ...]
+    """Which states before the step ``backward`` reads."""
+    recurrent_bias: bool = False
+    """Whether the last gate's b_hh belongs to its recurrent product alone; any other b_hh is merged with b_ih."""
+
+    output: Any = None
+    """``output(gates, cells, activation)``: h before a projection, from what is kept; None: no projection."""
+
+
+def cell(name, module, **layout):
+    spec = SPECS[name]
+    return Cell(module.forward, module.backward, spec.gates, spec.states, spec.kept, **layout)
+
+
+CELLS = {
+    "rnn": cell("rnn", rnn, planes=1, recurrent=(0,), new=(True,), old=(False,)),
+    "lstm": cell(
+        "lstm", lstm, planes=4, recurrent=(0, 1, 2, 3), new=(False, True), old=(False, True), output=lstm.output
+    ),
+    "gru": cell("gru", gru, planes=4, recurrent=(0, 1, 3), new=(False,), old=(True,), recurrent_bias=True),
+}  # fmt: skip
+
+PROJECTION = Cell(
+    projection.forward, projection.backward, 1, 1, 0, planes=1, recurrent=(0,), new=(False,), old=(False,)
+)  # fmt: skip

@@ -1,0 +1,35 @@
+"""LSTM: i, f, o = sigmoid(x + r);  g = act(x + r);  c' = f c + i g;  h' = o act(c')."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .math import activate, sigmoid, slope
+
+
+@triton.jit
+def forward(x, r, s, ACTIVATION: tl.constexpr):
+    i = sigmoid(x[0] + r[0])
+    f = sigmoid(x[1] + r[1])
+    g = activate(x[2] + r[2], ACTIVATION)
+    o = sigmoid(x[3] + r[3])
+    c = f * s[1] + i * g
+    return (o * activate(c, ACTIVATION), c), (i, f, g, o)
+
+
+@triton.jit
+def backward(ds, new, old, kept, ACTIVATION: tl.constexpr):
+    i, f, g, o = kept
+    a = activate(new[1], ACTIVATION)
+    dc = ds[1] + ds[0] * o * slope(a, ACTIVATION)
+    di = dc * g * i * (1 - i)
+    df = dc * old[1] * f * (1 - f)
+    dg = dc * i * slope(g, ACTIVATION)
+    do = ds[0] * a * o * (1 - o)
+    return (di, df, dg, do), (tl.zeros_like(dc), dc * f)
+
+
+def output(gates, cells, activation):
+    """h' of every step (T, B, H) from the kept planes (T, B, 4, H) and cell states (T, B, H), as torch tensors."""
+    a = torch.relu(cells) if activation == "relu" else torch.tanh(cells)
+    return (gates[:, :, 3] * a).to(gates.dtype)

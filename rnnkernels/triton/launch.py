@@ -1,0 +1,146 @@
+"""The Triton backend: ``layer`` and ``layer_backward`` of the op, and what it can and cannot run.
+
+Torch does the products that do not recur (products.py), one per direction before the time loop or after it; the loops of
+loop.py do the rest, launched by passes.py with the tiles that schedules.py chooses.
+"""
+
+import functools
+import importlib.util
+import os
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+from ..cells import CELLS
+from . import schedules
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+STAGES = frozenset({"lengths", "project"})
+
+
+def unsupported(call):
+    """The reason why this backend cannot run the call, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if call.device.type != "cuda" and not (call.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return f"it runs on GPUs, and the input is on {call.device} (TRITON_INTERPRET=1 would interpret it)"
+    chip = schedules.chip_of(call.device)
+    if chip.backend == "cuda" and chip.capability < 80:
+        return f"{chip.name} has compute capability {chip.capability / 10}, it needs 8.0"
+    if call.dtype not in DTYPES:
+        return f"dtype {call.dtype} is not one of {', '.join(map(str, DTYPES))}"
+    return missing(call.cell, call.activation, call.recurrent_activation, call.stages)
+
+
+def missing(cell, activation, recurrent_activation, stages):
+    """What the kernels lack for a layer on any chip, or None."""
+    if stages - STAGES:
+        return f"it has no stage for {', '.join(sorted(stages - STAGES))} yet"
+    if activation not in (None, *CELLS[cell].activations):
+        return f"activation {activation!r} of {cell} is not one of {', '.join(CELLS[cell].activations)}"
+    if recurrent_activation not in (None, "sigmoid"):
+        return f"recurrent_activation {recurrent_activation!r} is not sigmoid"
+    if "project" in stages and cell_of(cell).output is None:
+        return f"{cell} has no projection"
+    return None
+
+
+def cell_of(name):
+    from .cells import CELLS  # imports triton
+
+    return CELLS[name]
+
+
+def schedule(call):
+    """The schedule of the forward pass and, in training, of the backward pass, with the reasons."""
+    said = []
+    for backward in (False, True) if call.training else (False,):
+        tiles = schedules.choose(
+            call.dtype, cell_of(call.cell), call.B, call.D, call.H, call.P, "project" in call.stages,
+            schedules.chip_of(call.device), backward,
+        )  # fmt: skip
+        name = "backward" if backward else "forward"
+        said.append(f"{name} {tiles.schedule}, {tiles.BH} units x {tiles.BB} rows a program ({tiles.reason})")
+    return "; ".join(said)
+
+
+def refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm):
+    """Raise for what ``unsupported`` would have said: the dispatcher may call a backend without asking it."""
+    stages = {"reset": reset is not None or reset_states, "h_mask": h_mask is not None, "zone": zone}
+    stages = {name for name, there in (stages | {"layer_norm": layer_norm}).items() if there}
+    reason = missing(cell, activation, recurrent_activation, stages)
+    if reason is not None:
+        raise NotImplementedError(f"rnnkernels: the Triton backend cannot run this layer: {reason}")
+
+
+@contextmanager
+def matmul_precision(problem):
+    """Torch's own products round float32 as the recurrent product does, not by the switch for other matrix products."""
+    switch = torch.backends.cuda.matmul
+    before, switch.fp32_precision = switch.fp32_precision, problem.precision
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+def on_device(function):
+    """Run without autograd, on the tensors' GPU."""
+
+    @functools.wraps(function)
+    def run(*args):
+        x = next(a for a in args if isinstance(a, torch.Tensor))
+        with torch.no_grad(), torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+            return function(*args)
+
+    return run
+
+
+@on_device
+def layer(
+    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, save,
+):  # fmt: skip
+    """``rnnkernels::layer``: returns ``y, last, saved``."""
+    from . import passes, products
+
+    refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm)
+    problem = passes.problem_of(cell, x, weights, reverse, bias, project, activation, lengths)
+    D, T, B, H, P = problem.D, problem.T, problem.B, problem.H, problem.P
+    y = problem.empty(T, B, D * P)
+    last = [problem.empty(D, B, P if k == 0 else H) for k in range(problem.cell.states)]
+    gates = problem.empty(D, T, B, problem.cell.kept, H) if save and problem.cell.kept else None
+    cells = problem.empty(D, T, B, H, dtype=problem.accumulate) if save and problem.cell.states > 1 else None
+    if B > 0:
+        with matmul_precision(problem) if problem.switches else nullcontext():
+            inputs = products.project_inputs(problem, x)
+        passes.forward(problem, inputs, [s.contiguous() for s in states], y, last, gates, cells)
+    return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
+
+
+@on_device
+def layer_backward(
+    dy, dlast, dcells, cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, y, saved, needs,
+):  # fmt: skip
+    """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states``."""
+    from . import passes, products
+
+    refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm)
+    problem = passes.problem_of(cell, x, weights, reverse, bias, project, activation, lengths)
+    if problem.B == 0:
+        zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
+                 zip(((x,), states, weights), needs, strict=True)]  # fmt: skip
+        return (zeros[0][0] if needs[0] else x.new_empty(0)), zeros[1], zeros[2], []
+    states = [s.contiguous() for s in states]
+    gates = saved[0] if problem.cell.kept else None
+    cells = saved[-1] if problem.cell.states > 1 else None
+    found = passes.backward(
+        problem, dy.contiguous(), [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(),
+        states, y, gates, cells,
+    )  # fmt: skip
+    with matmul_precision(problem) if problem.switches else nullcontext():
+        dx = products.input_gradient(problem, x, found) if needs[0] else x.new_empty(0)
+        dstates = products.state_gradients(problem, states, found) if needs[1] else []
+        dweights = products.weight_gradients(problem, x, states, y, gates, cells, found) if needs[2] else []
+    return dx, dstates, dweights, []

@@ -1,0 +1,118 @@
+"""The matrix products outside the time loops, in torch: inputs before, gradients of inputs, states and weights after.
+
+Letters: T time, B batch, D directions, X input groups, G gates, H hidden, I input, P output of a step.
+"""
+
+import torch
+
+
+def group_input(problem, x, d):
+    """The input (T, B, I) that direction d reads."""
+    return x[problem.group(d)] if x.dim() == 4 else x
+
+
+def project_inputs(problem, x):
+    """The input pre-activations with their biases, (D, T, B, G*H); in memory (D, B, T, G*H) where x is batch first."""
+    D, T, B, rows = problem.D, problem.T, problem.B, problem.w_ih[0].size(0)
+    batch_first = group_input(problem, x, 0).transpose(0, 1).is_contiguous()
+    out = problem.empty(D, B, T, rows) if batch_first else problem.empty(D, T, B, rows)
+    for d in range(D):
+        x_TBI = group_input(problem, x, d)
+        flat = (x_TBI.transpose(0, 1) if batch_first else x_TBI).reshape(T * B, -1)
+        into = out[d].view(T * B, rows)
+        if problem.b_ih:
+            torch.addmm(input_bias(problem, d), flat, problem.w_ih[d].t(), out=into)
+        else:
+            torch.mm(flat, problem.w_ih[d].t(), out=into)
+    return out.transpose(1, 2) if batch_first else out
+
+
+def input_bias(problem, d):
+    """b_ih + b_hh, but for the gate whose b_hh belongs to its recurrent product."""
+    b_ih, b_hh, merged = problem.b_ih[d], problem.b_hh[d], problem.w_ih[d].size(0)
+    if not problem.cell.recurrent_bias:
+        return b_ih + b_hh
+    merged -= problem.H
+    return torch.cat([b_ih[:merged] + b_hh[:merged], b_ih[merged:]])
+
+
+def runs(planes):
+    """Cut a tuple of plane numbers into (first gate, first plane, how many) of consecutive ones."""
+    found = []
+    for gate, plane in enumerate(planes):
+        if found and plane == found[-1][1] + found[-1][2]:
+            found[-1][2] += 1
+        else:
+            found.append([gate, plane, 1])
+    return found
+
+
+def input_planes(problem, found, d):
+    """(T*B, G*H): gradients of direction d's input pre-activations."""
+    return found.planes[d].flatten(2).flatten(0, 1)[:, : problem.cell.gates * problem.H]
+
+
+def first_rows(problem, tensor_TB, d):
+    """The rows (B, ...) of the step that direction d takes first."""
+    if not problem.reverse[d % len(problem.reverse)]:
+        return tensor_TB[0]
+    if problem.lengths is None:
+        return tensor_TB[-1]
+    lengths = problem.lengths if problem.lengths.dim() == 1 else problem.lengths[problem.group(d)]
+    return tensor_TB[(lengths - 1).clamp(min=0), torch.arange(problem.B, device=problem.device)]
+
+
+def input_gradient(problem, x, found):
+    """dx, shaped like x."""
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for d in range(problem.D):
+        into = group_input(problem, dx, d).view(-1, x.size(-1))
+        if d % len(problem.reverse) == 0:
+            torch.mm(input_planes(problem, found, d), problem.w_ih[d], out=into)
+        else:
+            into.addmm_(input_planes(problem, found, d), problem.w_ih[d])
+    return dx
+
+
+def state_gradients(problem, states, found):
+    """The gradients of the initial states."""
+    if not states:
+        return []
+    out = list(found.states)
+    if not found.whole:
+        for d in range(problem.D):
+            rows = first_rows(problem, found.planes[d], d)[:, list(problem.cell.recurrent)].flatten(1)
+            out[0][d] += torch.mm(rows, problem.w_hh[d])
+    return [g.to(problem.dtype) for g in out]
+
+
+def weight_gradients(problem, x, states, y, gates, cells, found):
+    """The gradients of the weights, in the op's order."""
+    out = []
+    for d in range(problem.D):
+        dx = input_planes(problem, found, d)
+        out.append(torch.mm(dx.t(), group_input(problem, x, d).reshape(dx.size(0), -1)))
+        out.append(recurrent_weight_gradient(problem, states, y, found.planes[d].flatten(2), d))
+        if problem.b_ih:
+            db = found.planes[d].sum((0, 1))
+            out.append(db[: problem.cell.gates].flatten())
+            out.append(torch.cat([db[plane : plane + n] for _, plane, n in runs(problem.cell.recurrent)]).flatten())
+        if problem.w_hr:
+            hidden = problem.cell.output(gates[d], cells[d], problem.activation)
+            out.append(torch.mm(found.projected[d].view(-1, problem.P).t(), hidden.view(-1, problem.H)))
+    return out
+
+
+def recurrent_weight_gradient(problem, states, y, planes_TB, d):
+    """dW_hh: the sum over steps of the recurrent gradients' outer product with the h that entered the step."""
+    P, H, backward = problem.P, problem.H, problem.reverse[d % len(problem.reverse)]
+    h_TBP = y[..., d * P : (d + 1) * P]
+    h, later = (h_TBP[1:], planes_TB[:-1]) if backward else (h_TBP[:-1], planes_TB[1:])
+    h, later, first = h.flatten(0, 1), later.flatten(0, 1), first_rows(problem, planes_TB, d)
+    out = problem.empty(problem.cell.gates * H, P)
+    for gate, plane, n in runs(problem.cell.recurrent):
+        into, columns = out[gate * H : (gate + n) * H], slice(plane * H, (plane + n) * H)
+        torch.mm(later[:, columns].t(), h, out=into)
+        if states:
+            into.addmm_(first[:, columns].t(), states[0][d])
+    return out

@@ -1,0 +1,212 @@
+"""Which schedule runs a layer on which chip, in one table, with the reasons. Knows neither Triton nor cells' arithmetic.
+
+*resident*   one program per batch tile and direction keeps the recurrent weights on chip and walks the whole sequence;
+*stepwise*   one launch per time step; its programs share the hidden units and stream the weights through shared memory.
+"""
+
+import functools
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+NAMES = ("resident", "stepwise")
+_forced = None
+
+
+class Chip(NamedTuple):
+    """What the chooser has to know of a GPU."""
+
+    name: str
+    backend: str  # "cuda" or "hip"
+    capability: int  # 80, 90, ...; 0 for hip
+    shared: int  # bytes of shared memory that one program may have
+    processors: int
+
+
+A100 = Chip("no GPU here, as for an A100", "cuda", 80, 166_912, 108)
+
+
+class Tiles(NamedTuple):
+    """How one pass runs: hidden units, batch rows and width of the product per program, warps, loads in flight."""
+
+    schedule: str
+    BH: int
+    BB: int
+    BK: int
+    warps: int
+    stages: int
+    reason: str
+
+
+class Limit(NamedTuple):
+    """Tiles for hidden sizes up to H, where all of a direction's recurrent weights stay on chip."""
+
+    H: int
+    BB: int
+    warps: int
+    passes: str = "both"
+
+
+class Step(NamedTuple):
+    """Tiles of a stepwise launch: hidden units and rows per program, width of a piece of the product."""
+
+    BH: int
+    BB: int
+    BK: int
+    warps: int
+
+
+# Both tables were found by compiling: no spills, and as few instructions a step as could be had
+# (tests/test_triton_compiled.py holds them to it). They go by the chip's matrix instructions and by arithmetic: "half" is
+# bf16 and fp16, "ieee" is float32 whose products are not rounded to tf32. A warp of mma takes 16 units: more warps would
+# do the same work twice. wgmma (sm_90) reads the weights from shared memory by itself from 64 units and 16 rows on;
+# elsewhere 8 rows take half the registers, and keep tcgen05 (sm_100) from a detour of each step through tensor memory.
+SMALL, SMALL_TF32 = (Limit(16, 8, 1), Limit(32, 8, 4)), (Limit(16, 8, 1), Limit(32, 8, 2))
+RESIDENT = {
+    ("wgmma", "half"): (*SMALL, Limit(64, 16, 4), Limit(128, 16, 8)),
+    ("wgmma", "tf32"): (*SMALL_TF32, Limit(64, 16, 8)),
+    ("tcgen05", "half"): (*SMALL, Limit(64, 8, 4), Limit(128, 8, 8)),
+    ("tcgen05", "tf32"): (*SMALL, Limit(64, 8, 8)),
+    ("mma", "half"): (*SMALL, Limit(64, 8, 4), Limit(128, 8, 8)),
+    ("mma", "tf32"): (*SMALL_TF32, Limit(64, 8, 4)),
+    ("mfma", "half"): (Limit(64, 16, 4), Limit(128, 16, 4, "forward")),
+    ("mfma", "ieee"): (Limit(64, 16, 4),),
+    "ieee": (Limit(16, 16, 4),),
+}
+STEPWISE = {  # the largest that still gives every processor a program, else the last
+    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 4), Step(32, 16, 16, 2)),
+    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 2)),
+    ("mma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    ("mma", "tf32"): (Step(64, 16, 32, 8), Step(32, 16, 16, 2)),
+    ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    "ieee": (Step(32, 16, 16, 8),),
+    "double": (Step(16, 16, 16, 4),),
+}
+BYTES = {"half": 2, "tf32": 4, "ieee": 4, "double": 8}
+
+
+@functools.lru_cache
+def chip_of(device):
+    """The chip of a torch device; figures of an A100 where there is no GPU (the interpreter, offline compilation)."""
+    if device.type != "cuda":
+        return A100
+    found = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return Chip(found.name, "hip", 0, 65_536, found.multi_processor_count)
+    capability = 10 * found.major + found.minor
+    return Chip(found.name, "cuda", capability, found.shared_memory_per_block_optin, found.multi_processor_count)
+
+
+@contextmanager
+def force(name):
+    """Within this context every layer runs with the named schedule ("resident" or "stepwise"), or raises."""
+    global _forced
+    if name not in NAMES:
+        raise ValueError(f"Expected a schedule out of {', '.join(NAMES)}, but got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced():
+    """The name of the schedule that is forced now, or None."""
+    return _forced
+
+
+def precision(dtype, chip):
+    """How float32 products round their inputs, by PyTorch's own switch for RNNs: "tf32" or "ieee"."""
+    if dtype != torch.float32 or chip.backend != "cuda" or chip.capability < 80:
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+
+
+def arithmetic(dtype, precision):
+    """The row of the table: what the tensor cores see."""
+    if dtype in (torch.bfloat16, torch.float16):
+        return "half"
+    return "double" if dtype == torch.float64 else precision
+
+
+def block(n, least=16):
+    """The smallest power of two that holds n; at least 16, the shortest product that Triton takes."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+def bytes_read(cell, kind, backward):
+    """What a step reads from memory per hidden unit and row, in bytes."""
+    if not backward:
+        return cell.gates * BYTES[kind]
+    states = cell.new[0] or cell.old[0]  # y; the cell states, and perhaps their gradients, are float32
+    return (cell.kept + 1 + states) * BYTES[kind] + 8 * (cell.states - 1)
+
+
+def family(chip):
+    """The chip's matrix instructions."""
+    if chip.backend == "hip":
+        return "mfma"
+    return {9: "wgmma", 10: "tcgen05"}.get(chip.capability // 10, "mma")
+
+
+def row(table, kind, chip):
+    """What a table says for a kind of arithmetic on a chip."""
+    return table.get((family(chip), kind), table.get(kind, ()))
+
+
+def resident(kind, gates, reads, H, chip, backward):
+    """The tiles with which one program keeps everything, or the reason why it cannot.
+
+    ``reads``: bytes per hidden unit and row that a step reads from memory, besides weights.
+    """
+    size, this = block(H), "backward" if backward else "forward"
+    limits = [limit for limit in row(RESIDENT, kind, chip) if limit.passes in ("both", this)]
+    limit = next((limit for limit in limits if size <= limit.H), None)
+    if limit is None:
+        most = max((limit.H for limit in limits), default=0)
+        return f"{this}, in {kind} arithmetic, a program can keep the weights of up to {most} units"
+    if chip.backend == "hip":  # weights and loads stay in registers; shared memory only changes layouts
+        return Tiles("resident", size, limit.BB, size, limit.warps, 1, "the weights stay in registers")
+    weights = gates * size * size * BYTES[kind] // 1024
+    for stages in (3, 2, 1):
+        kept = f"the {weights} KB of weights of a direction stay in shared memory"
+        tiles = Tiles("resident", size, limit.BB, size, limit.warps, stages, kept)
+        if shared_bytes(kind, gates, reads, tiles) <= chip.shared:
+            return tiles
+    return f"the {weights} KB of weights of a direction do not fit the shared memory of {chip.name}"
+
+
+def shared_bytes(kind, gates, reads, tiles):
+    """What a resident program takes at most: weights, operands of the product, and reads on their way (NVIDIA)."""
+    ahead = (tiles.stages - 1) * reads
+    return tiles.BH * (gates * tiles.BK * BYTES[kind] + tiles.BB * ((gates + 1) * BYTES[kind] + ahead))
+
+
+def stepwise(kind, B, D, H, K, chip, reason):
+    """Tiles for one launch per step: as large as still gives every processor a program."""
+    steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
+    full = (step for step in steps if -(-H // step.BH) * -(-B // step.BB) * D >= chip.processors)
+    step = next(full, steps[-1])
+    stages = 2 if chip.backend == "hip" else 3
+    return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason)
+
+
+def choose(dtype, cell, B, D, H, K, project, chip, backward=False):
+    """The tiles of one pass of a layer with H units whose recurrent product reads K = P values.
+
+    Raises:
+        RuntimeError: if a schedule is forced that cannot run it.
+    """
+    kind = arithmetic(dtype, precision(dtype, chip))
+    reads = bytes_read(cell, kind, backward)
+    tiles = "a projection stands between the steps"
+    if not project:
+        tiles = resident(kind, cell.gates, reads, H, chip, backward)
+    if isinstance(tiles, str):
+        if _forced == "resident":
+            raise RuntimeError(f"the schedule 'resident' is forced but cannot run this layer: {tiles}")
+        return stepwise(kind, B, D, H, K, chip, tiles)
+    return stepwise(kind, B, D, H, K, chip, "forced") if _forced == "stepwise" else tiles

@@ -1,0 +1,35 @@
+"""Builds the C++ extension on torch's stable ABI (one abi3 wheel for torch >= 2.10); all else is in pyproject.toml.
+
+Without a compiler, or with RNNKERNELS_NO_EXTENSION=1, the package installs without it and runs on the reference backend.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+HERE = Path(__file__).parent
+EXTENSION = CppExtension(
+    "rnnkernels._C",
+    ["csrc/ops.cpp", "csrc/kernels.cpp"],
+    depends=[str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.h")],
+    py_limited_api=True,
+    extra_compile_args={
+        "cxx": [
+            "-std=c++17",
+            "-ffp-contract=fast",
+            "-O3",
+            "-fvisibility=hidden",
+            f"-ffile-prefix-map={HERE.resolve()}/=",
+            "-DTORCH_TARGET_VERSION=0x020a000000000000",
+        ]
+    },
+)
+EXTENSION.optional = True  # a machine without a compiler gets a warning and the reference backend
+
+setup(
+    ext_modules=[] if os.environ.get("RNNKERNELS_NO_EXTENSION") == "1" else [EXTENSION],
+    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=False)},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -1,0 +1,73 @@
+"""What all tests share: one table of tolerances, one way to compare, and one way to make a call of the op."""
+
+from typing import NamedTuple
+
+import torch
+
+from rnnkernels import ops
+from rnnkernels.cells import CELLS
+
+# Largest error allowed, relative to the largest magnitude of what is expected.
+TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+def error(actual, expected):
+    """The largest error, relative to the largest magnitude of ``expected``; infinite where ``actual`` is not finite."""
+    if expected.numel() == 0:
+        return 0.0
+    actual, expected = actual.detach().double(), expected.detach().double()
+    if not actual.isfinite().all():
+        return float("inf")
+    return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+
+
+def assert_close(name, actual, expected, tolerance=None):
+    """Whether a tensor has the shape of another, and its values within the tolerance of its own dtype."""
+    assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    tolerance = TOLERANCES[actual.dtype] if tolerance is None else tolerance
+    if not expected.detach().any():  # zeros have no magnitude to relate to
+        assert not actual.numel() or actual.detach().abs().max() <= tolerance, f"{name}: expected zeros"
+        return
+    e = error(actual, expected)
+    assert e <= tolerance, f"{name}: error {e:.2e} of {tolerance:.0e} allowed"
+
+
+class Case(NamedTuple):
+    """A call of the op for one layer; letters as in ops.py."""
+
+    cell: str
+    states: int
+    """S, or 0 where no states are given."""
+    tensors: list
+    """x, *states, *weights: all leaves that require gradients."""
+    settings: dict
+    """Keyword arguments of ``ops.layer``."""
+
+    def split(self, tensors):
+        n = 1 + self.states
+        return tensors[0], list(tensors[1:n]), list(tensors[n:])
+
+    def __call__(self, *tensors, **more):
+        """``(y, *last)``, or ``(y, *last, cells)`` with ``return_cells``, as a function of the tensors."""
+        y, last, *cells = ops.layer(self.cell, *self.split(tensors), **{**self.settings, **more})
+        return (y, *last, *cells)
+
+    def detached(self):
+        return [t.detach() for t in self.tensors]
+
+
+def make_case(
+    cell, T=3, B=2, I=3, H=4, P=0, reverse=(False,), bias=True, layer_norm=False, states=True,  # noqa: E741
+    dtype=torch.float64, seed=0, **settings,
+):  # fmt: skip
+    """A ``Case`` with random tensors; P > 0 for a projection, ``states=False`` for zero initial states."""
+    random = torch.Generator().manual_seed(seed)
+    G, S, D = CELLS[cell].gates, CELLS[cell].states, len(reverse)
+    shapes = [(T, B, I)] + ([(D, B, P or H), (D, B, H)][:S] if states else [])
+    per_direction = [(G * H, I), (G * H, P or H)] + [(G * H,)] * (2 * bias) + [(P, H)] * (P > 0)
+    if layer_norm:
+        per_direction += [(G * H,)] * 2 + [(H,)] * (2 * (S > 1))
+    shapes += per_direction * D
+    tensors = [(0.6 * torch.randn(s, generator=random, dtype=torch.float64)).to(dtype).requires_grad_() for s in shapes]
+    settings |= {"reverse": reverse, "bias": bias, "project": P > 0, "layer_norm": layer_norm}
+    return Case(cell, S if states else 0, tensors, settings)

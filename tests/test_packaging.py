@@ -1,0 +1,101 @@
+"""What an installation promises: import without the extension, one warning, and nothing else on the way."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rnnkernels
+
+# What a machine without a compiler has: the package, and no rnnkernels._C.
+HIDDEN = """
+import sys
+
+class Hide:
+    def find_spec(name, path, target=None):
+        if name == "rnnkernels._C":
+            raise ImportError("hidden for the test", name=name)
+
+sys.meta_path.insert(0, Hide)
+"""
+RUN = """
+import torch
+import rnnkernels
+
+torch.manual_seed(0)
+ours = rnnkernels.LSTM(3, 4, 2, bidirectional=True)
+torch.manual_seed(0)
+theirs = torch.nn.LSTM(3, 4, 2, bidirectional=True)
+x = torch.randn(5, 2, 3)
+y, expected = ours(x)[0], theirs(x)[0]
+assert torch.allclose(y, expected, atol=1e-6)
+y.sum().backward(), expected.sum().backward()
+assert torch.allclose(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad, atol=1e-5)
+print(rnnkernels.backends.available())
+"""
+WARNING = "rnnkernels: the C++ extension could not be loaded, the CPU runs on the slow reference backend"
+
+
+def python(code, *options):
+    """Run code in a fresh interpreter, outside the repository."""
+    path = os.pathsep.join([str(Path(rnnkernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RNNKERNELS", "PYTHONWARNINGS"))}
+    environment["PYTHONPATH"] = path
+    return subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, env=environment, timeout=120, cwd="/"
+    )
+
+
+def test_without_the_extension_it_warns_once_and_runs_on_the_reference():
+    code = (
+        HIDDEN + "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n    import rnnkernels, rnnkernels.ops\n"
+        "ours = [w for w in caught if 'rnnkernels' in str(w.message)]\n"
+        "assert len(ours) == 1 and ours[0].category is RuntimeWarning, ours\n"
+        f"assert str(ours[0].message).startswith({WARNING!r})\n"
+        "warnings.simplefilter('error')\n" + RUN
+    )
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "['reference']"
+    assert "Warning" not in done.stderr
+
+
+def test_without_the_extension_the_warning_can_be_an_error_or_be_silenced():
+    done = python(HIDDEN + RUN, "-W", "error::RuntimeWarning")
+    assert done.returncode == 1 and f"RuntimeWarning: {WARNING} (hidden for the test)" in done.stderr
+    done = python("import warnings\nwarnings.filterwarnings('ignore', message='rnnkernels: the C')\n" + HIDDEN + RUN)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+
+
+def test_the_command_line_without_the_extension():
+    code = HIDDEN + "import runpy\nsys.argv = ['rnnkernels']\nrunpy.run_module('rnnkernels', run_name='__main__')"
+    done = python(code, "-W", "ignore")
+    assert done.returncode == 0, done.stderr
+    assert "none: the C++ extension is not there (hidden for the test)" in done.stdout
+
+
+@pytest.mark.skipif("cpp" not in rnnkernels.backends.available(), reason="the C++ extension is not there")
+def test_with_the_extension_nothing_warns():
+    done = python(RUN, "-W", "error")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    assert done.stdout.strip().startswith("['cpp'")
+
+
+def test_import_is_light():
+    """A CPU user needs no numpy, Triton and the like, and does not wait for torch's compiler to load."""
+    code = (
+        "import torch\nbefore = set(sys.modules)\nimport rnnkernels\nrnnkernels.GRU(2, 3)(torch.randn(2, 1, 2))\n"
+        "new = set(sys.modules) - before\n"
+        "assert not new & {'triton', 'torch._dynamo', 'rich', 'tqdm', 'matplotlib', 'numpy', 'sympy', 'psutil'}, new\n"
+    )
+    done = python("import sys\n" + code, "-W", "ignore")
+    assert done.returncode == 0, done.stderr
+
+
+def test_public_names():
+    for name in rnnkernels.__all__:
+        assert getattr(rnnkernels, name) is not None
+    assert rnnkernels.__version__.count(".") == 2

@@ -1,0 +1,170 @@
+"""The Triton kernels compiled for GPUs that are not here: no spills, shared memory within the chip, tensor cores used.
+
+Runs without TRITON_INTERPRET (an interpreted kernel cannot be compiled).
+"""
+
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("needs a process without TRITON_INTERPRET=1: make test runs one", allow_module_level=True)
+
+import triton.language as tl
+from triton_offline import compile_kernel, facts
+
+from rnnkernels.triton import loop, schedules
+from rnnkernels.triton.cells import CELLS, PROJECTION
+
+CHIPS = {
+    "sm_80": schedules.Chip("A100", "cuda", 80, 166_912, 108),
+    "sm_90": schedules.Chip("H100", "cuda", 90, 232_448, 132),
+    "sm_100": schedules.Chip("B200", "cuda", 100, 232_448, 148),
+    "gfx942": schedules.Chip("MI300X", "hip", 0, 65_536, 304),
+}
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.float64: "*fp64"}
+
+
+def compiled(arch, cell, dtype, tiles, H, K=None, backward=False, lengths=True, save=True):
+    """The facts of one pass of a layer, both directions, as passes.py would launch it."""
+    pointer, wide = TYPES[dtype], "*fp64" if dtype == torch.float64 else "*fp32"
+    resident, two = tiles.schedule == "resident", cell.states > 1
+    state = pointer if resident else wide
+    arguments = {name: "i32" for name in ("begin", "end", "T", "B", "D", "length_x")}
+    arguments |= {"lengths": "*i64" if lengths else None, "w": pointer, "gates": pointer if cell.kept and save else None}
+    constants = {
+        "ACTIVATION": "tanh", "S": cell.states, "KEPT": cell.kept, "H": H, "K": K or H, "BH": tiles.BH, "BB": tiles.BB,
+        "BK": tiles.BK, "REVERSE": 2, "DIRECTIONS": 2, "RESIDENT": resident, "STAGES": tiles.stages,
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
+        "PRECISION": schedules.precision(dtype, CHIPS[arch]),
+    }  # fmt: skip
+    if backward:
+        arguments |= {
+            "dy": pointer, "dcells": None, "saved": (pointer, wide)[: cell.states], "s_first": (pointer,) * cell.states,
+            "ds_in": (state,) * cell.states, "ds_out": (wide,) * cell.states, "source": pointer, "planes": pointer,
+        }  # fmt: skip
+        constants |= {
+            "CELL": cell.backward, "PLANES": cell.planes, "NEW": cell.new, "OLD": cell.old, "SOURCE": cell.planes,
+            "READS": cell.recurrent, "LAG": 1,
+        }  # fmt: skip
+        kernel = loop.scan_backward
+    else:
+        arguments |= {name: "i32" for name in ("x_d", "x_t", "x_b")}
+        arguments |= {
+            "x": None if cell is PROJECTION else pointer, "bias": pointer if cell.recurrent_bias else None,
+            "s_in": (state,) * cell.states, "s_out": (state,) * cell.states, "y": pointer,
+            "h_in": None if resident else pointer, "h_out": None if resident else pointer,
+            "cells": wide if two and save else None,
+        }  # fmt: skip
+        constants |= {"CELL": cell.forward, "G": cell.gates}
+        kernel = loop.scan_forward
+    aligned = ("x_d", "x_t", "x_b") if H % 16 == 0 else ()
+    return facts(compile_kernel(kernel, arguments, constants, arch, aligned, num_warps=tiles.warps))
+
+
+KINDS = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "double": torch.float64}
+
+
+def check(found, arch, tensor):
+    assert found["stack"] == 0, f"{found['registers']} registers and {found['stack']} bytes of spills"
+    assert found["shared"] <= CHIPS[arch].shared
+    assert found["tensor"] or not tensor, "no tensor cores"
+
+
+def kinds_of(arch):
+    """The arithmetics of a chip, each with the switch that leads to it."""
+    return [("half", "ieee"), ("ieee", "ieee"), ("double", "ieee")] + [("tf32", "tf32")] * (arch != "gfx942")
+
+
+def resident_cases():
+    for arch in CHIPS:
+        for kind, switch in kinds_of(arch):
+            for limit in schedules.row(schedules.RESIDENT, kind, CHIPS[arch]):
+                for cell in CELLS if arch == "sm_90" else ("lstm",):
+                    yield pytest.param(arch, kind, switch, cell, limit.H, id=f"{arch}-{kind}-{cell}-{limit.H}")
+    yield pytest.param("sm_90", "half", "ieee", "gru", 100, id="sm_90-half-gru-100")
+    yield pytest.param("sm_80", "half", "ieee", "lstm", 40, id="sm_80-half-lstm-40")
+    yield pytest.param("sm_90", "half", "ieee", "lstm", 20, id="sm_90-half-lstm-20")
+
+
+@pytest.mark.parametrize("arch, kind, switch, name, H", list(resident_cases()))
+def test_resident(arch, kind, switch, name, H, monkeypatch):
+    """All that the chooser keeps on chip: no spills, within the estimate, and no weights loaded in the loop."""
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", switch)
+    cell, chip = CELLS[name], CHIPS[arch]
+    for backward in (False, True):
+        reads = schedules.bytes_read(cell, kind, backward)
+        tiles = schedules.resident(kind, cell.gates, reads, H, chip, backward)
+        if isinstance(tiles, str):
+            assert backward and arch == "gfx942", tiles
+            continue
+        found = compiled(arch, cell, KINDS[kind], tiles, H, backward=backward)
+        check(found, arch, kind in ("half", "tf32"))
+        assert found["shared"] <= schedules.shared_bytes(kind, cell.gates, reads, tiles) or chip.backend == "hip"
+        if "LDG" in found["loop"] and H % 16 == 0:
+            loads = found["loop"].get("LDG", 0) + found["loop"].get("LDGSTS", 0)
+            weights = cell.gates * tiles.BH * tiles.BK * schedules.BYTES[kind] // (512 * tiles.warps)
+            assert loads < weights or H < 64, f"{loads} loads in the loop, where the weights would take {weights}"
+
+
+def stepwise_cases():
+    for arch in CHIPS:
+        for kind, switch in kinds_of(arch):
+            for at in range(len(schedules.row(schedules.STEPWISE, kind, CHIPS[arch]))):
+                yield pytest.param(arch, kind, switch, at, id=f"{arch}-{kind}-{at}")
+
+
+@pytest.mark.parametrize("arch, kind, switch, at", list(stepwise_cases()))
+def test_stepwise(arch, kind, switch, at, monkeypatch):
+    """Every row of the table of stepwise launches, for the cell with most registers, and on sm_90 for all."""
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", switch)
+    step = schedules.row(schedules.STEPWISE, kind, CHIPS[arch])[at]
+    tiles = schedules.Tiles("stepwise", *step, 2 if arch == "gfx942" else 3, "")
+    for cell in CELLS.values() if arch == "sm_90" and kind == "half" else [CELLS["lstm"]]:
+        for backward in (False, True):
+            check(compiled(arch, cell, KINDS[kind], tiles, 1000, backward=backward), arch, kind in ("half", "tf32"))
+
+
+def test_projection_is_the_same_loop():
+    tiles = schedules.Tiles("stepwise", 64, 16, 64, 4, 3, "")
+    for backward in (False, True):
+        found = compiled("sm_90", PROJECTION, torch.bfloat16, tiles, 256, K=1024, backward=backward)
+        check(found, "sm_90", True)
+
+
+def test_inference_in_fp16():
+    tiles = schedules.choose(torch.float16, CELLS["lstm"], 64, 2, 128, 128, False, CHIPS["sm_90"])
+    assert tiles.schedule == "resident"
+    check(compiled("sm_90", CELLS["lstm"], torch.float16, tiles, 128, lengths=False, save=False), "sm_90", True)
+
+
+@pytest.mark.parametrize(
+    "H, dtype, B, schedule",
+    [
+        (64, torch.bfloat16, 16, "resident"),
+        (128, torch.float16, 16, "resident"),
+        (129, torch.float16, 16, "stepwise"),
+        (64, torch.float32, 16, "resident"),
+        (128, torch.float32, 16, "stepwise"),
+        (16, torch.float64, 16, "stepwise"),
+    ],
+)
+def test_chooser(H, dtype, B, schedule, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    tiles = schedules.choose(dtype, CELLS["lstm"], B, 1, H, H, False, CHIPS["sm_90"])
+    assert tiles.schedule == schedule and tiles.reason
+
+
+def test_chooser_gives_every_processor_a_program():
+    large = schedules.choose(torch.bfloat16, CELLS["lstm"], 1024, 1, 512, 512, False, CHIPS["sm_90"])
+    small = schedules.choose(torch.bfloat16, CELLS["lstm"], 1, 1, 512, 512, False, CHIPS["sm_90"])
+    assert (large.BH, large.BB) == (64, 32) and (small.BH, small.BB) == (32, 16)
+
+
+def test_forced_schedule_that_cannot_run():
+    with schedules.force("resident"), pytest.raises(RuntimeError, match="forced but cannot run this layer: forward"):
+        schedules.choose(torch.float64, CELLS["gru"], 1, 1, 512, 512, False, CHIPS["sm_90"])
+    with pytest.raises(ValueError, match="Expected a schedule out of resident, stepwise"), schedules.force("persistent"):
+        pass
