@@ -18,8 +18,8 @@ from benchmarks import memory
 from benchmarks.providers import PROVIDERS, Case, Job, Unsupported, module_job
 from benchmarks.workloads import Workload
 
-# Errors below these are rounding: largest difference over the largest value of the tensor.
-FLOOR = {"float64": 1e-10, "float32": 1e-6, "bfloat16": 1.6e-2, "float16": 2e-3}
+# Errors below these are rounding (the tests' tolerances): largest difference over the largest value of the tensor.
+FLOOR = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 BLOCK = 1e-3  # seconds: shorter calls are timed several at once, one after the other
 MOST_ROUNDS = 300
 

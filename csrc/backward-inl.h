@@ -26,12 +26,18 @@ struct Backward {
   Scratch<A> w_hh, w_hr, w_ih;          // packed along the rows of the matrix: [panel][row][vectors][W]
   Scratch<A> dz, dout;                  // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
   Scratch<A> carry, dc;                 // [B][Pp], [B][Hp]: what reaches the state of the step before directly
-  Scratch<A> x_rows, h_rows, out_rows;  // [rows of a chunk][Ip], [..][Pp], [..][Hp]: the other factors of the weights
-  Scratch<A> dw_ih, dw_hh, dw_hr, db;   // sums: [G * H][Ip], [G * H][Pp], [P][Hp], [2][G * H]
+  Scratch<A> x_rows, h_rows, out_rows;  // the other factors of the weights, a chunk's rows in panels of columns
+  Scratch<A> dw_ih, dw_hh, dw_hr, db;   // sums, unless they go where they belong: [G * H][Ip], [G * H][Pp], [P][Hp]; [2][G * H]
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
+  // Where dW_ih and dW_hh are summed up: in the result itself, if its rows are whole vectors of A.
+  bool sum_in_place(int64_t n, int64_t padded) const { return x.direct() && n == padded; }
+  A* sums_ih() const { return sum_in_place(I, Ip) ? static_cast<A*>(call.dweight(d, 0)) : dw_ih.data(); }
+  A* sums_hh() const { return sum_in_place(P, Pp) ? static_cast<A*>(call.dweight(d, 1)) : dw_hh.data(); }
+
   bool need_dweights() const { return !call.dweights.empty(); }
+  bool need_recurrent() const { return T > 1 || call.dstates[0]; }
   static constexpr int r_plane(int g) { return g < G - SPLIT ? g : g + SPLIT; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * PLANES * Hp; }
   int64_t time(int64_t step) const { return back ? step : T - 1 - step; }  // the backward pass goes the other way
@@ -150,24 +156,26 @@ struct Backward {
   }
   int64_t dx_at(int64_t done, int64_t row) const { return ((call.group(d) * T + time(done + row / B)) * B + row % B) * I; }
 
-  // The other factors of the weights' gradients, for one row of the chunk.
-  void gather(int64_t done, int64_t row) {
+  // The other factors of the weights' gradients, for one row of the chunk. Where a sequence has ended the gradients are
+  // zero, and what lies there must not spoil them.
+  void gather(int64_t done, int64_t row, A* buffer) {
     const int64_t t = time(done + row / B), b = row % B;
-    A *to_x = x_rows.data() + row * Ip, *to_h = h_rows.data() + row * Pp, *to_out = out_rows.data() + row * Hp;
-    if (!alive(t, b)) {  // its gradients are zero, and what lies there must not spoil them
-      std::fill_n(to_x, I, A(0)), std::fill_n(to_h, P, A(0));
-      if (call.project) std::fill_n(to_out, H, A(0));
-      return;
-    }
-    x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, to_x, I);
-    for (int64_t j = 0; j < P; j += W) h_before(t, b, j, int(std::min<int64_t>(W, P - j))).store(to_h + j);
-    if constexpr (Cell::STATES > 1)
-      for (int64_t j = 0; call.project && j < H; j += W) {
+    const bool lives = alive(t, b);
+    if (lives) x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, buffer, I);
+    else std::fill_n(buffer, I, A(0));
+    put_in_panels(buffer, I, row, chunk * B, x_rows.data());
+    for (int64_t j = 0; j < P; j += W) (lives ? h_before(t, b, j, int(std::min<int64_t>(W, P - j))) : V(A(0))).store(buffer + j);
+    put_in_panels(buffer, P, row, chunk * B, h_rows.data());
+    if constexpr (Cell::STATES > 1) {
+      if (!call.project) return;
+      for (int64_t j = 0; j < H; j += W) {
         int n = int(std::min<int64_t>(W, H - j));
         V kept[K];
         kept_at(t, b, j, n, kept);
-        Cell::output(kept, load_first(cells + ((d * T + t) * B + b) * H + j, n)).store(to_out + j);
+        (lives ? Cell::output(kept, load_first(cells + ((d * T + t) * B + b) * H + j, n)) : V(A(0))).store(buffer + j);
       }
+      put_in_panels(buffer, H, row, chunk * B, out_rows.data());
+    }
   }
 
   // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi of one plane.
@@ -183,8 +191,8 @@ struct Backward {
         const A* from = dz_of(1, r) + plane * Hp + j;
         for (int64_t m = 0; m < n; ++m) total[m] += block.data()[r * UNITS + m] = from[m];
       }
-      if (x_gate >= 0) product_wide(n, I, block.data(), 1, UNITS, x_rows.data(), Ip, rows, dw_ih.data() + (x_gate * H + j) * Ip, Ip);
-      if (r_gate >= 0) product_wide(n, P, block.data(), 1, UNITS, h_rows.data(), Pp, rows, dw_hh.data() + (r_gate * H + j) * Pp, Pp);
+      if (x_gate >= 0) product_wide(n, I, block.data(), 1, UNITS, x_rows.data(), chunk * B, rows, sums_ih() + (x_gate * H + j) * Ip, Ip);
+      if (r_gate >= 0) product_wide(n, P, block.data(), 1, UNITS, h_rows.data(), chunk * B, rows, sums_hh() + (r_gate * H + j) * Pp, Pp);
       for (int64_t m = 0; m < n; ++m) {
         if (x_gate >= 0) db.data()[x_gate * H + j + m] += total[m];
         if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += total[m];
@@ -198,7 +206,9 @@ struct Backward {
     if (dx) split(rows, [&](int64_t lo, int64_t hi) { input_gradient(done, lo, hi); });
     if (!need_dweights()) return;
     split(rows, [&](int64_t lo, int64_t hi) {
-      for (int64_t r = lo; r < hi; ++r) gather(done, r);
+      Scratch<A> buffer;
+      buffer.allocate(std::max(Ip, std::max(Pp, Hp)));
+      for (int64_t r = lo; r < hi; ++r) gather(done, r, buffer.data());
     });
     split(PLANES * H, [&](int64_t lo, int64_t hi) {
       for (int p = 0; p < PLANES; ++p) {
@@ -208,20 +218,22 @@ struct Backward {
     });
     if (call.project)
       split(P, [&](int64_t lo, int64_t hi) {
-        product_wide(hi - lo, H, dout.data() + B * Pp + lo, 1, Pp, out_rows.data(), Hp, rows, dw_hr.data() + lo * Hp, Hp);
+        product_wide(hi - lo, H, dout.data() + B * Pp + lo, 1, Pp, out_rows.data(), chunk * B, rows, dw_hr.data() + lo * Hp, Hp);
       });
   }
 
   void allocate() {
-    w_hh.allocate(out_panels * G * H * WIDTH);
+    if (need_recurrent()) w_hh.allocate(out_panels * G * H * WIDTH);
     dz.allocate((chunk + 1) * B * PLANES * Hp);
     carry.allocate(B * Pp, true);
     if (Cell::STATES > 1) dc.allocate(B * Hp, true);
     if (dx) w_ih.allocate(Ip * G * H);
     if (call.project) w_hr.allocate(panels * P * WIDTH), dout.allocate((chunk + 1) * B * Pp);
     if (!need_dweights()) return;
-    x_rows.allocate(chunk * B * Ip, true), h_rows.allocate(chunk * B * Pp, true);
-    dw_ih.allocate(G * H * Ip, true), dw_hh.allocate(G * H * Pp, true), db.allocate(2 * G * H, true);
+    x_rows.allocate(chunk * B * Ip, Ip != I), h_rows.allocate(chunk * B * Pp, Pp != P), db.allocate(2 * G * H, true);
+    if (!sum_in_place(I, Ip)) dw_ih.allocate(G * H * Ip);
+    if (!sum_in_place(P, Pp)) dw_hh.allocate(G * H * Pp);
+    std::fill_n(sums_ih(), G * H * Ip, A(0)), std::fill_n(sums_hh(), G * H * Pp, A(0));
     if (call.project) out_rows.allocate(chunk * B * Hp, true), dw_hr.allocate(P * Hp, true);
   }
 
@@ -233,7 +245,7 @@ struct Backward {
 
   void start() {
     allocate();
-    spread(parallel, out_panels, [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
+    spread(parallel, need_recurrent() ? out_panels : 0, [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
     if (call.project)
       for (int64_t u = 0; u < panels; ++u) pack(call.weight(d, call.bias ? 4 : 2), H, u * WIDTH, P, w_hr.data() + u * P * WIDTH, NV);
     if (dx)
@@ -256,8 +268,8 @@ struct Backward {
       for (int64_t b = 0; b < B; ++b) port(call.dstates[1]).put_row(dc.data() + b * Hp, (d * B + b) * H, H);
     if (!need_dweights()) return;
     for (int64_t i = 0; i < G * H; ++i) {
-      port(call.dweight(d, 0)).put_row(dw_ih.data() + i * Ip, i * I, I);
-      port(call.dweight(d, 1)).put_row(dw_hh.data() + i * Pp, i * P, P);
+      if (!sum_in_place(I, Ip)) port(call.dweight(d, 0)).put_row(dw_ih.data() + i * Ip, i * I, I);
+      if (!sum_in_place(P, Pp)) port(call.dweight(d, 1)).put_row(dw_hh.data() + i * Pp, i * P, P);
     }
     for (int k = 0; call.bias && k < 2; ++k) port(call.dweight(d, 2 + k)).put_row(db.data() + k * G * H, 0, G * H);
     for (int64_t p = 0; call.project && p < P; ++p)

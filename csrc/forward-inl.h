@@ -22,7 +22,8 @@ struct Forward {
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
     bias.allocate(D * panels * SUMS);
-    if (plan.packed) w_ih.allocate(D * panels * I * NB * W), w_hh.allocate(D * panels * P * NB * W);
+    if (plan.pack_ih) w_ih.allocate(D * panels * I * NB * W);
+    if (plan.pack_hh) w_hh.allocate(D * panels * P * NB * W);
     if (call.project) w_hr.allocate(D * out_panels * H * WIDTH);
   }
 
@@ -48,12 +49,11 @@ struct Forward {
 
   void pack_panel(int64_t d, int64_t u) {
     pack_bias(d, u);
-    if (!plan.packed) return;
     for (int i = 0; i < NB; ++i) {
       int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
       int n = int(std::clamp<int64_t>(H - j, 0, W));
-      pack_columns(port(call.weight(d, 0)), first * I, I, n, I, w_ih_of(d, u) + i * W, NB * W);
-      pack_columns(port(call.weight(d, 1)), first * P, P, n, P, w_hh_of(d, u) + i * W, NB * W);
+      if (plan.pack_ih) pack_columns(port(call.weight(d, 0)), first * I, I, n, I, w_ih_of(d, u) + i * W, NB * W);
+      if (plan.pack_hh) pack_columns(port(call.weight(d, 1)), first * P, P, n, P, w_hh_of(d, u) + i * W, NB * W);
     }
   }
 
@@ -146,13 +146,11 @@ struct Forward {
 
   // sums += a times W_ih or W_hh.
   void add(int64_t d, int64_t u, int64_t n, const A* a, int64_t row, bool input, int64_t width, A* sums) const {
-    if (plan.packed) return product<NB>(n, a, row, 1, input ? w_ih_of(d, u) : w_hh_of(d, u), NB * W, width, sums, SUMS);
+    if (input ? plan.pack_ih : plan.pack_hh)
+      return product<NB>(n, a, row, 1, input ? w_ih_of(d, u) : w_hh_of(d, u), NB * W, width, sums, SUMS);
     const A* w = static_cast<const A*>(call.weight(d, input ? 0 : 1)) + u * WIDTH * width;
-    for (int64_t j = 0; j < std::min<int64_t>(WIDTH, H - u * WIDTH); ++j, w += width) {
-      int64_t m = 0;
-      for (; m + 4 <= n; m += 4) dot_rows<4, G>(a + m * row, row, w, H * width, width, sums + m * SUMS + j, SUMS, WIDTH);
-      for (; m < n; ++m) dot_rows<1, G>(a + m * row, row, w, H * width, width, sums + m * SUMS + j, SUMS, WIDTH);
-    }
+    for (int g = 0; g < G; ++g)
+      dot_product(n, a, row, w + g * H * width, std::min<int64_t>(WIDTH, H - u * WIDTH), width, sums + g * WIDTH, SUMS);
   }
 
   // The cell for rows r..r+n of panel u at step t, from their sums.

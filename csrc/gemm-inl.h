@@ -52,16 +52,17 @@ constexpr auto tile_table(std::integer_sequence<int, m...>) {
   return std::array<decltype(&tile<A, 1, NB>), sizeof...(m)>{&tile<A, m + 1, NB>...};
 }
 
-// The same for any number of rows: tiles of nearly equal size.
+// The same for any number of rows: tiles of nearly equal size, which take turns at a stretch of b that the cache holds.
 template <int NB, class A>
 void product(int64_t rows, const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row) {
   constexpr int MR = tile_rows(NB);
   static constexpr auto table = tile_table<A, NB>(std::make_integer_sequence<int, MR>{});
-  int64_t tiles = (rows + MR - 1) / MR;
-  for (int64_t i = 0; i < tiles; ++i) {
-    int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
-    table[n - 1](a + first * row, row, step, b, b_row, K, c + first * c_row, c_row);
-  }
+  const int64_t tiles = (rows + MR - 1) / MR, stretch = tiles > 1 ? kStretchBytes / (NB * kBytes) : K;
+  for (int64_t k = 0; k < K; k += stretch)
+    for (int64_t i = 0; i < tiles; ++i) {
+      int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
+      table[n - 1](a + first * row + k * step, row, step, b + k * b_row, b_row, std::min(stretch, K - k), c + first * c_row, c_row);
+    }
 }
 
 // Columns 0..n in panels of 4, 2 and 1 vectors (the last one padded): f(integral_constant<vectors>, first column).
@@ -74,11 +75,12 @@ void for_columns(int64_t n, const F& f) {
   if (n - column > 0) f(std::integral_constant<int, 1>{}, column);
 }
 
-// The same for all n columns of c and b, whose rows are padded to whole vectors: c += a b.
+// The same for n columns: b is packed in panels of K rows each, c has rows padded to whole vectors.
 template <class A>
-void product_wide(int64_t rows, int64_t n, const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row) {
+void product_wide(int64_t rows, int64_t n, const A* a, int64_t row, int64_t step, const A* b, int64_t b_rows, int64_t K, A* c, int64_t c_row) {
   for_columns<A>(n, [&](auto vectors, int64_t column) {
-    product<decltype(vectors)::value>(rows, a, row, step, b + column, b_row, K, c + column, c_row);
+    constexpr int NB = decltype(vectors)::value;
+    product<NB>(rows, a, row, step, b + column * b_rows, NB * Vec<A>::W, K, c + column, c_row);
   });
 }
 
@@ -110,28 +112,57 @@ bool wide_panels(int64_t n) {
   return (vectors + 3) / 4 * 4 * 5 <= vectors * 6;
 }
 
-// ---- Few steps: the weights read where they lie ----------------------------------------------------------------------
-// sums[m * sums_row + g * gate] += product of row m with weight row g (w_row apart), for MR rows and G gates.
-template <int MR, int G, class A>
-void dot_rows(const A* a, int64_t row, const A* w, int64_t w_row, int64_t K, A* sums, int64_t sums_row, int64_t gate) {
+// One row of n columns, copied to its place in such panels of `rows` rows each.
+template <class A>
+void put_in_panels(const A* from, int64_t n, int64_t row, int64_t rows, A* to) {
+  for_columns<A>(n, [&](auto vectors, int64_t column) {
+    constexpr int64_t width = decltype(vectors)::value * Vec<A>::W;
+    std::copy_n(from + column, std::min(width, n - column), to + column * rows + row * width);
+  });
+}
+
+// ---- One row, or few steps: the weights read where they lie ------------------------------------------------------------
+// sums[m * sums_row + j] += product of row m with weight row j, for MR rows and n <= W / MR weight rows.
+template <int MR, class A>
+void dot_tile(const A* a, int64_t row, const A* w, int n, int64_t K, A* sums, int64_t sums_row) {
   using V = Vec<A>;
-  V acc[MR][G];
-#pragma GCC unroll 4
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) acc[m][g] = V(A(0));
-  for (int64_t k = 0; k < K; k += V::W) {
-    int n = int(std::min<int64_t>(V::W, K - k));
+  constexpr int W = V::W, U = W / MR;
+  const A* rows[U];
+  for (int j = 0; j < U; ++j) rows[j] = w + std::min(j, n - 1) * K;
+  V acc[MR * U];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR * U; ++i) acc[i] = V(A(0));
+  auto add = [&](int64_t k, int lanes) __attribute__((always_inline)) {
     V x[MR];
 #pragma GCC unroll 4
-    for (int m = 0; m < MR; ++m) x[m] = load_first(a + m * row + k, n);
+    for (int m = 0; m < MR; ++m) x[m] = load_first(a + m * row + k, lanes);
+#pragma GCC unroll 16
+    for (int j = 0; j < U; ++j) {
+      V v = load_first(rows[j] + k, lanes);
 #pragma GCC unroll 4
-    for (int g = 0; g < G; ++g) {
-      V v = load_first(w + g * w_row + k, n);
-#pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) acc[m][g] = acc[m][g] + x[m] * v;
+      for (int m = 0; m < MR; ++m) acc[m * U + j] = acc[m * U + j] + x[m] * v;
     }
-  }
+  };
+  int64_t k = 0;
+  for (; k + W <= K; k += W) add(k, W);
+  if (k < K) add(k, int(K - k));
+  alignas(kBytes) A out[W];
+  reduce(acc).store(out);
   for (int m = 0; m < MR; ++m)
-    for (int g = 0; g < G; ++g) sums[m * sums_row + g * gate] += sum(acc[m][g]);
+    for (int j = 0; j < n; ++j) sums[m * sums_row + j] += out[m * U + j];
+}
+
+// The same for any number of rows and weight rows.
+template <class A>
+void dot_product(int64_t rows, const A* a, int64_t row, const A* w, int64_t n, int64_t K, A* sums, int64_t sums_row) {
+  auto block = [&](auto mr, int64_t m) {
+    constexpr int MR = decltype(mr)::value, U = Vec<A>::W / MR;
+    for (int64_t j = 0; j < n; j += U)
+      dot_tile<MR>(a + m * row, row, w + j * K, int(std::min<int64_t>(U, n - j)), K, sums + m * sums_row + j, sums_row);
+  };
+  constexpr int MANY = std::min(4, Vec<A>::W / 2);
+  int64_t m = 0;
+  for (; m + MANY <= rows; m += MANY) block(std::integral_constant<int, MANY>{}, m);
+  for (; m + 2 <= rows; m += 2) block(std::integral_constant<int, 2>{}, m);
+  for (; m < rows; ++m) block(std::integral_constant<int, 1>{}, m);
 }

@@ -45,7 +45,7 @@ struct LayerCall {
 
 // How the forward loop of a call is run.
 struct Schedule {
-  bool packed;         // weights packed into panels first, or read as they are (few steps)
+  bool pack_ih, pack_hh;  // weights packed into panels first, or read where they lie
   bool chunked;        // the input projected for a chunk of steps at once, or inside the tile
   bool threaded;       // large enough for several threads
   int64_t batch_parts; // the batch of each direction split into this many independent jobs

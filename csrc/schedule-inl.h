@@ -4,10 +4,7 @@ template <class A>
 Schedule choose_schedule(const LayerCall& call) {
   const int64_t B = call.B, D = call.D;
   const double recurrent = 2.0 * B * call.G * call.H * call.P, step = recurrent + 2.0 * B * call.G * call.H * call.I;
-  Schedule s{true, false, false, 1, 1};
-  // Packing reads the weights once in an awkward order, which a few steps do not earn back.
-  const bool storage_16 = call.storage == Storage::bfloat16 || call.storage == Storage::float16;
-  s.packed = storage_16 || call.T * ((B + 5) / 6) >= 4;
+  Schedule s{true, true, false, false, 1, 1};
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
   if (threads > D) {
@@ -16,7 +13,13 @@ Schedule choose_schedule(const LayerCall& call) {
     else if (recurrent >= 2e5) s.members = std::min<int64_t>(threads, (call.H + Vec<A>::W - 1) / Vec<A>::W);
     else if (D == 1) s.batch_parts = std::min(B, parts);  // steps too short for a barrier each
   }
-  s.chunked = s.packed && call.T > 1 && B / s.batch_parts < 4;  // few rows: a tile would be mostly empty
+  // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not need
+  // it, because it reads every weight once a step anyway. 16-bit weights are widened while they are packed.
+  const int64_t rows = B / s.batch_parts;
+  const bool convert = call.storage == Storage::bfloat16 || call.storage == Storage::float16;
+  s.pack_ih = convert || call.T * ((B + 5) / 6) >= 4;
+  s.pack_hh = convert || (s.pack_ih && !(rows == 1 && call.P >= 128));
+  s.chunked = s.pack_ih && call.T > 1 && rows < 16;  // few rows: their tiles would be poorly filled
   return s;
 }
 

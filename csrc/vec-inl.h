@@ -119,15 +119,6 @@ class Port {
   Storage storage_;
 };
 
-template <class A>
-INLINE A sum(Vec<A> v) {
-  alignas(kBytes) A buffer[Vec<A>::W];
-  v.store(buffer);
-  for (int half = Vec<A>::W / 2; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) buffer[i] += buffer[i + half];
-  return buffer[0];
-}
-
 // ---- Functions ------------------------------------------------------------------------------------------------------
 INLINE Vec<double> reciprocal(Vec<double> x) { return Vec<double>(1.0) / x; }
 INLINE Vec<float> reciprocal(Vec<float> x) {
@@ -192,7 +183,7 @@ INLINE Vec<A> activate(Vec<A> x, bool relu) {
   return relu ? max(x, Vec<A>(A(0))) : tanh(x);
 }
 
-// ---- Transpose W x W in registers -----------------------------------------------------------------------------------
+// ---- Transpose and sum W x W in registers -----------------------------------------------------------------------------------
 #if __has_builtin(__builtin_shufflevector)
 template <int S, bool High, class A, int... i>
 INLINE Vec<A> exchange(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
@@ -215,7 +206,27 @@ INLINE void transpose(Vec<A>* rows) {
     transpose<2 * S>(rows);
   }
 }
+// Lane i of the result is the sum of the lanes of rows[i].
+template <int S = 1, class A>
+INLINE Vec<A> reduce(Vec<A>* rows) {
+  constexpr int W = Vec<A>::W;
+  if constexpr (S < W) {
+    constexpr std::make_integer_sequence<int, W> lanes{};
+#pragma GCC unroll 16
+    for (int i = 0; i < W; i += 2 * S)
+      rows[i] = exchange<S, false>(rows[i], rows[i + S], lanes) + exchange<S, true>(rows[i], rows[i + S], lanes);
+    return reduce<2 * S>(rows);
+  }
+  return rows[0];
+}
 #else
+template <class A>
+INLINE Vec<A> reduce(Vec<A>* rows) {
+  Vec<A> sums(A(0));
+  for (int i = 0; i < Vec<A>::W; ++i)
+    for (int j = 0; j < Vec<A>::W; ++j) sums.v[i] += rows[i].v[j];
+  return sums;
+}
 template <class A>
 INLINE void transpose(Vec<A>* rows) {
   constexpr int W = Vec<A>::W;

@@ -103,7 +103,7 @@ class Training:
 def train(trainings: list[Training], seconds: float, steps: int | None) -> None:
     """The models take turns, step by step, so that a busy machine slows both alike; until time or steps are used up."""
     start = time.perf_counter()
-    with tqdm(total=steps or seconds, desc="training", bar_format=BAR) as bar:
+    with tqdm(total=steps or seconds, desc="training", bar_format=BAR, mininterval=0.5) as bar:
         while bar.n < bar.total:
             for training in trainings:
                 training.step()
@@ -174,7 +174,7 @@ def plot(torchs: Training, ours: Training, name: str, path: Path) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 1), layout="constrained")
     left.plot(torchs.losses, color="tab:orange", linewidth=4, alpha=0.5, label="torch.nn")
     left.plot(ours.losses, color="tab:blue", linewidth=1, label="rnnkernels")
-    left.set(xlabel="step", ylabel="loss (nats per character)", title=f"{name} on characters: the same curve")
+    left.set(xlabel="step", ylabel="loss (nats per character)", title=f"{name}, on characters")
     left.legend()
     speeds = [training.characters_per_second() / 1000 for training in (torchs, ours)]
     bars = right.bar(["torch.nn", "rnnkernels"], speeds, color=["tab:orange", "tab:blue"])

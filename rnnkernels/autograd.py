@@ -44,6 +44,8 @@ def implementation(backend, name):
     """``layer`` or ``layer_backward`` of a backend; "dispatch" leaves the choice to PyTorch's dispatcher."""
     if backend == "dispatch":
         return getattr(torch.ops.rnnkernels, name).default
+    if backend == "reference":
+        return getattr(torch.ops.rnnkernels, f"reference_{name}").default
     return without_autocast(getattr(backends.BACKENDS[backend], name))
 
 

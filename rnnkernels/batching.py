@@ -1,7 +1,7 @@
 """vmap: how a batch of N calls becomes one call.
 
-Where the weights are shared, the N samples become rows of the batch (B -> N*B). Where each sample has weights of its own,
-or needs weight gradients of its own, they become directions (D -> N*D) that read N input groups (X -> N*X).
+Where the weights are shared, the N samples become rows of the batch (B -> N*B). Where each sample has weights of its
+own, or needs weight gradients of its own, they become directions (D -> N*D) that read N input groups (X -> N*X).
 """
 
 import torch
@@ -137,13 +137,13 @@ def plan_of(cell, x, states, weights, reverse, bias, project, activation, recurr
     )  # fmt: skip
 
 
-def layer_op(info, in_dims, *args):
-    """The vmap rule of ``rnnkernels::layer``."""
+def layer_op(name, info, in_dims, *args):
+    """The vmap rule of ``rnnkernels::layer`` and ``rnnkernels::reference_layer``."""
     *args, save = args
     plan = plan_of(*args)
 
     def apply(plan, *tensors):
-        y, last, saved = torch.ops.rnnkernels.layer(*plan.arguments(tensors), save)
+        y, last, saved = getattr(torch.ops.rnnkernels, name)(*plan.arguments(tensors), save)
         return (y, *last, *saved)
 
     out = layer(apply, info.batch_size, flat_form(*in_dims[:-1]), plan, flat_form(*args))
@@ -151,8 +151,8 @@ def layer_op(info, in_dims, *args):
     return tuple((o[0], list(o[1 : 1 + S]), list(o[1 + S :])) for o in out)
 
 
-def layer_backward_op(info, in_dims, dy, dlast, dcells, *rest):
-    """The vmap rule of ``rnnkernels::layer_backward``."""
+def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
+    """The vmap rule of ``rnnkernels::layer_backward`` and ``rnnkernels::reference_layer_backward``."""
     *args, y, saved, needs = rest
     plan = plan_of(*args)
 
@@ -164,7 +164,7 @@ def layer_backward_op(info, in_dims, dy, dlast, dcells, *rest):
     def apply(pull, *tensors):
         (dy, *dlast), inputs, (y, *saved) = pull.split(tensors)
         dcells = dlast.pop() if pull.has_cells else None
-        out = torch.ops.rnnkernels.layer_backward(
+        out = getattr(torch.ops.rnnkernels, name)(
             dy, dlast, dcells, *pull.plan.arguments(inputs), y, saved, list(pull.needs)
         )
         return (*((out[0],) if pull.needs[0] else ()), *out[1], *out[2], *out[3])

@@ -14,10 +14,14 @@ H hidden, S states, I input, P output of a step, K planes kept for the backward 
     zone          per state, broadcastable to (T, D, B, H or P): the fraction of the old state that stays (zoneout)
     y             (T, B, D*P), directions side by side
     last          the final states, shaped like states
-    saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if S > 1
+    saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if
+                  S > 1
 
-With groups, lengths, reset have a leading X too. All strides are allowed. The op itself knows no autograd: see autograd.py.
+With groups, lengths and reset have a leading X too. All strides are allowed. The op itself knows no autograd: see
+autograd.py.
 """
+
+from functools import partial
 
 import torch
 
@@ -41,22 +45,18 @@ ARGUMENTS = (
     "Tensor? h_mask, Tensor[] zone, bool layer_norm, float eps"
 )
 LIB = torch.library.Library("rnnkernels", "DEF")
-for schema in (
-    f"layer({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
-    f"layer_backward(Tensor dy, Tensor[] dlast, Tensor? dcells, {ARGUMENTS}, Tensor y, Tensor[] saved, bool[] needs)"
+SCHEMAS = {
+    "layer": f"({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
+    "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
+    f"{ARGUMENTS}, Tensor y, Tensor[] saved, bool[] needs)"
     " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states)",
-):
-    LIB.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+}
 
 LIB.define("schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training) -> str")
 LIB.define("instruction_sets() -> str")
 
-for key, backend in (("CUDA", backends.Triton), ("CompositeExplicitAutograd", backends.Reference)):
-    LIB.impl("layer", without_autocast(backend.layer), key)
-    LIB.impl("layer_backward", without_autocast(backend.layer_backward), key)
 
 
-@torch.library.register_fake("rnnkernels::layer", lib=LIB)
 def layer_shapes(cell, x, states, weights, reverse, *settings):
     spec, D = CELLS[cell], len(reverse) * (x.size(0) if x.dim() == 4 else 1)
     T, B, P, H = x.size(-3), x.size(-2), weights[1].size(1), weights[1].size(0) // spec.gates
@@ -66,7 +66,6 @@ def layer_shapes(cell, x, states, weights, reverse, *settings):
     return x.new_empty(T, B, D * P), last, saved if settings[-1] else []
 
 
-@torch.library.register_fake("rnnkernels::layer_backward", lib=LIB)
 def layer_backward_shapes(dy, dlast, dcells, cell, x, states, weights, *rest):
     reset_states, needs = rest[7], rest[-1]
     shaped = lambda tensors, need: [t.new_empty(t.shape) for t in tensors] if need else []  # noqa: E731
@@ -74,8 +73,23 @@ def layer_backward_shapes(dy, dlast, dcells, cell, x, states, weights, *rest):
     return dx, shaped(states, needs[1]), shaped(weights, needs[2]), shaped(reset_states, needs[1])
 
 
-torch.library.register_vmap("rnnkernels::layer", batching.layer_op, lib=LIB)
-torch.library.register_vmap("rnnkernels::layer_backward", batching.layer_backward_op, lib=LIB)
+def define(name, fake, vmap, **kernels):
+    """An op by the schema of ``layer`` or ``layer_backward``, with its kernels by dispatch key."""
+    LIB.define(name + SCHEMAS[name.removeprefix("reference_")], tags=(torch.Tag.pt2_compliant_tag,))
+    for key, kernel in kernels.items():
+        LIB.impl(name, without_autocast(kernel), key)
+    torch.library.register_fake(f"rnnkernels::{name}", fake, lib=LIB)
+    torch.library.register_vmap(f"rnnkernels::{name}", partial(vmap, name), lib=LIB)
+
+
+for name, fake, vmap in (
+    ("layer", layer_shapes, batching.layer_op),
+    ("layer_backward", layer_backward_shapes, batching.layer_backward_op),
+):
+    triton, reference = getattr(backends.Triton, name), getattr(backends.Reference, name)
+    define(name, fake, vmap, CUDA=triton, CompositeExplicitAutograd=reference)  # the CPU's are in csrc/ops.cpp
+    # where the reference runs in spite of a kernel for the device: an op too, so that no compiler looks inside
+    define(f"reference_{name}", fake, vmap, CompositeExplicitAutograd=reference)
 
 
 def autocast_to(dtype, tensors):

@@ -1,4 +1,4 @@
-"""The ops and modules under ``torch.compile``, ``torch.export`` and ``torch.library.opcheck``."""
+"""The ops and modules under ``torch.compile`` and ``torch.export``."""
 
 import shutil
 
@@ -130,11 +130,24 @@ def test_compiled_under_autocast():
         assert torch.compile(run, fullgraph=True, backend="aot_eager")(torch.randn(3, 2, 3))[0].dtype == torch.bfloat16
 
 
-def test_compiled_with_a_forced_backend():
-    module = make("LSTM", dtype=torch.float64)
-    with rnnkernels.backends.force("reference"):
-        compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-        compare(module, compiled, torch.randn(3, 2, 3, dtype=torch.float64))
+def test_compiled_and_exported_with_a_forced_backend(backend):
+    module, x = make("LSTM", dtype=torch.float64), torch.randn(3, 2, 3, dtype=torch.float64)
+    compare(module, torch.compile(module, fullgraph=True, backend="aot_eager"), x)
+    program = torch.export.export(module, (x,), strict=False)
+    assert_close("exported", program.module()(x)[0], module(x)[0])
+    assert sum("rnnkernels" in str(n.target) for n in program.graph.nodes) == 1
+
+
+def test_compiled_with_a_stage():
+    """Stages that the C++ kernels lack run on the reference, as one op as well."""
+    weights = list(make("GRU", dtype=torch.float64).parameters())
+    reset = torch.rand(4, 3) < 0.3
+    run = lambda x: rnnkernels.functional.gru(x, None, weights, reset=reset)  # noqa: E731
+    x = torch.randn(4, 3, 3, dtype=torch.float64)
+    compare(run, torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True), x)
+    per_sample = vmap(grad(lambda x: run(x)[0].sin().sum()))
+    many = torch.randn(2, 4, 3, 3, dtype=torch.float64)
+    assert_close("vmap(grad)", torch.compile(per_sample, fullgraph=True, backend="aot_eager")(many), per_sample(many))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -232,60 +245,3 @@ def test_strict_export_of_a_model_and_saving_it(tmp_path):
     torch.export.save(program, tmp_path / "model.pt2")
     x = torch.randn(2, 6, 3)
     assert_close("loaded", torch.export.load(tmp_path / "model.pt2").module()(x), module(x))
-
-
-@pytest.mark.parametrize(
-    "cell, variant", [(cell, variant) for cell in CELLS for variant in ("plain", "lengths")] + [("lstm", "projected")]
-)
-def test_opcheck(cell, variant):
-    lengths = torch.tensor([1, 3]) if variant == "lengths" else None
-    case = make_case(cell, reverse=BOTH, P=2 * (variant == "projected"), states=variant != "lengths")
-    x, states, weights = case.split(case.detached())
-    project = variant == "projected"
-    call = (
-        cell, x, states, weights, BOTH, True, project, None, None, lengths, None, [], None, [], False, 1e-5,
-    )  # fmt: skip
-    # no autograd in the op: see autograd.py
-    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    op, backward = torch.ops.rnnkernels.layer.default, torch.ops.rnnkernels.layer_backward.default
-    for save in (False, True):
-        torch.library.opcheck(op, (*call, save), test_utils=checks)
-    y, last, saved = op(*call, True)
-    for needs in ([True] * 3, [False, False, True]):
-        torch.library.opcheck(backward, (torch.randn_like(y), last, None, *call, y, saved, needs), test_utils=checks)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("cell", CELLS)
-def test_fakes_tell_the_truth(backend, cell, dtype):
-    """Shapes, dtypes and strides of both ops on meta tensors are those of the real ones."""
-    case = make_case(cell, reverse=BOTH, dtype=dtype)
-    x, states, weights = case.split(case.detached())
-    op, backward = torch.ops.rnnkernels.layer, torch.ops.rnnkernels.layer_backward
-
-    def run(device):
-        move = lambda tensors: [t.to(device) for t in tensors]  # noqa: E731
-        call = (cell, x.to(device), move(states), move(weights), BOTH, True, False, *[None] * 4, [], None, [])
-        y, last, saved = op(*call, False, 1e-5, True)
-        dx, *lists = backward(torch.ones_like(y), last, None, *call, False, 1e-5, y, saved, [True] * 3)
-        return [y, *last, *saved, dx, *(t for v in lists for t in v)]
-
-    facts = [[(t.shape, t.dtype, t.stride()) for t in run(device)] for device in ("cpu", "meta")]
-    assert facts[0] == facts[1]
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_meta_and_fake_tensors(name):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    module = make(name, bidirectional=True, device="meta")
-    for context in (torch.no_grad(), torch.enable_grad(), torch.autocast("cpu")):
-        with context:
-            y, last = module(torch.randn(5, 2, 3, device="meta"))
-            assert y.shape == (5, 2, 8) and y.device.type == "meta" and y.dtype == torch.float32
-    y.sum().backward() if y.requires_grad else module(torch.randn(5, 2, 3, device="meta"))[0].sum().backward()
-    assert all(p.grad.shape == p.shape for p in module.parameters())
-    with FakeTensorMode():
-        module = make(name)
-        module(torch.randn(5, 2, 3))[0].sum().backward()
-        assert all(p.grad.shape == p.shape for p in module.parameters())

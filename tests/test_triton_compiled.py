@@ -33,7 +33,8 @@ def compiled(arch, cell, dtype, tiles, H, K=None, backward=False, lengths=True, 
     resident, two = tiles.schedule == "resident", cell.states > 1
     state = pointer if resident else wide
     arguments = {name: "i32" for name in ("begin", "end", "T", "B", "D", "length_x")}
-    arguments |= {"lengths": "*i64" if lengths else None, "w": pointer, "gates": pointer if cell.kept and save else None}
+    arguments |= {"w": pointer, "lengths": "*i64" if lengths else None}
+    arguments |= {"gates": pointer if cell.kept and save else None}
     constants = {
         "ACTIVATION": "tanh", "S": cell.states, "KEPT": cell.kept, "H": H, "K": K or H, "BH": tiles.BH, "BB": tiles.BB,
         "BK": tiles.BK, "REVERSE": 2, "DIRECTIONS": 2, "RESIDENT": resident, "STAGES": tiles.stages,
@@ -166,5 +167,5 @@ def test_chooser_gives_every_processor_a_program():
 def test_forced_schedule_that_cannot_run():
     with schedules.force("resident"), pytest.raises(RuntimeError, match="forced but cannot run this layer: forward"):
         schedules.choose(torch.float64, CELLS["gru"], 1, 1, 512, 512, False, CHIPS["sm_90"])
-    with pytest.raises(ValueError, match="Expected a schedule out of resident, stepwise"), schedules.force("persistent"):
-        pass
+    with pytest.raises(ValueError, match="Expected a schedule out of resident, stepwise"):
+        schedules.force("persistent").__enter__()

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for a GPU that is not there, and read what came out: registers, spills, shared memory, SASS."""
+"""Compile the Triton kernels for a GPU that is not there, and read what came out: registers, spills, machine code."""
 
 import os
 import re
@@ -18,11 +18,6 @@ def target_of(arch):
     if arch.startswith("sm_"):
         return GPUTarget("cuda", int(arch[3:]), 32)
     return GPUTarget("hip", arch, 64)
-
-
-def kinds(value):
-    """The signature entry of one argument: a pointer name such as "*bf16", "i32", or a tuple of these; None is constexpr."""
-    return "constexpr" if value is None else value
 
 
 def compile_kernel(kernel, arguments, constexprs, arch, aligned=(), **options):
@@ -88,7 +83,8 @@ def facts(compiled):
         registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
         lines = text.splitlines()
         longest = max(loops(lines), key=lambda span: span[1] - span[0], default=(0, -1))
-        return found | {"registers": int(registers), "stack": int(stack), "loop": opcodes(lines[longest[0] : longest[1] + 1])}
+        loop = opcodes(lines[longest[0] : longest[1] + 1])
+        return found | {"registers": int(registers), "stack": int(stack), "loop": loop}
     registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text).group(1))
     spills = int(re.search(r"\.vgpr_spill_count:\s+(\d+)", text).group(1))
     stack = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text).group(1))

@@ -1,1 +1,1 @@
-"""The Triton backend: cells/ (arithmetic), loop.py (time loops), schedules.py (what runs how), launch.py (the backend)."""
+"""The Triton backend: cells (arithmetic), loop and tiles (kernels), schedules (what runs how), launch (the backend)."""

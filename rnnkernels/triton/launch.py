@@ -1,13 +1,14 @@
 """The Triton backend: ``layer`` and ``layer_backward`` of the op, and what it can and cannot run.
 
-Torch does the products that do not recur (products.py), one per direction before the time loop or after it; the loops of
-loop.py do the rest, launched by passes.py with the tiles that schedules.py chooses.
+Torch does the products that do not recur (products.py), one per direction before the time loop or after it, in the
+precision of torch's switch for matrix products; the loops of loop.py do the rest, launched by passes.py with the tiles
+that schedules.py chooses, in the precision of torch's switch for RNNs.
 """
 
 import functools
 import importlib.util
 import os
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
 
@@ -73,17 +74,6 @@ def refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, 
         raise NotImplementedError(f"rnnkernels: the Triton backend cannot run this layer: {reason}")
 
 
-@contextmanager
-def matmul_precision(problem):
-    """Torch's own products round float32 as the recurrent product does, not by the switch for other matrix products."""
-    switch = torch.backends.cuda.matmul
-    before, switch.fp32_precision = switch.fp32_precision, problem.precision
-    try:
-        yield
-    finally:
-        switch.fp32_precision = before
-
-
 def on_device(function):
     """Run without autograd, on the tensors' GPU."""
 
@@ -112,9 +102,9 @@ def layer(
     gates = problem.empty(D, T, B, problem.cell.kept, H) if save and problem.cell.kept else None
     cells = problem.empty(D, T, B, H, dtype=problem.accumulate) if save and problem.cell.states > 1 else None
     if B > 0:
-        with matmul_precision(problem) if problem.switches else nullcontext():
-            inputs = products.project_inputs(problem, x)
-        passes.forward(problem, inputs, [s.contiguous() for s in states], y, last, gates, cells)
+        passes.forward(
+            problem, products.project_inputs(problem, x), [s.contiguous() for s in states], y, last, gates, cells
+        )
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
 
@@ -139,8 +129,7 @@ def layer_backward(
         problem, dy.contiguous(), [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(),
         states, y, gates, cells,
     )  # fmt: skip
-    with matmul_precision(problem) if problem.switches else nullcontext():
-        dx = products.input_gradient(problem, x, found) if needs[0] else x.new_empty(0)
-        dstates = products.state_gradients(problem, states, found) if needs[1] else []
-        dweights = products.weight_gradients(problem, x, states, y, gates, cells, found) if needs[2] else []
+    dx = products.input_gradient(problem, x, found) if needs[0] else x.new_empty(0)
+    dstates = products.state_gradients(problem, states, found) if needs[1] else []
+    dweights = products.weight_gradients(problem, x, states, y, gates, cells, found) if needs[2] else []
     return dx, dstates, dweights, []

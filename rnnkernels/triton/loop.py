@@ -1,13 +1,14 @@
 """The time loops, forward and backward, of every cell and every schedule.
 
 Letters: T time, B batch, D directions, G gates, H hidden units of the cell, S states, K width of the vector that the
-recurrent product reads (H again, except next to a projection). A program owns BH hidden units of BB rows of the batch in
-one direction and walks the steps begin..end-1. Tiles are (units, batch), so that the weights are the first operand of
-the product, which is the one that tensor cores of sm_90 and later read in 64 rows straight from shared memory.
+recurrent product reads (H again, except next to a projection). A program owns BH hidden units of BB rows of the batch
+in one direction and walks the steps begin..end-1. Tiles are (units, batch), so that the weights are the first operand
+of the product: the one that wgmma reads straight from shared memory.
 
-RESIDENT: one program owns all hidden units; weights and states stay on chip from the first step to the last.
-Otherwise:  the product reads the vector of the step before from memory, BK at a time, and streams the weights; the
-            launcher orders the steps (schedule *stepwise*: one launch per step).
+RESIDENT: one program owns all hidden units; weights and states stay on chip from the first step to the last, and what
+the next steps read from memory is on its way STAGES-1 steps ahead.
+Otherwise: the product reads the vector of the step before from memory, BK at a time, and streams the weights; the
+launcher orders the steps (schedule *stepwise*: one launch per step).
 
 A row of length n is live at steps 0..n-1; a dead row keeps its states and writes zeros. A reverse direction stands at
 time n-1-i at its live step i, and at time i at a dead one: so every time is written exactly once.
@@ -16,76 +17,23 @@ time n-1-i at its live step i, and at time i at a dead one: so every time is wri
 import triton
 import triton.language as tl
 
+from .tiles import (
+    load_states,
+    load_tiles,
+    load_weights,
+    product_backward,
+    product_forward,
+    product_resident,
+    replaced,
+    state_offset,
+    store_states,
+    time_at,
+)
 
-@triton.jit
-def time_at(i, n, reverse, LENGTHS: tl.constexpr):
-    """The time at which step i happens; n is T, or the lengths (1, BB) of the rows."""
-    if LENGTHS:
-        return tl.where((i < n) & reverse, n - 1 - i, i)
-    else:
-        return tl.where(reverse, n - 1 - i, i).to(tl.int64)
-
-
-@triton.jit
-def load_tiles(at, plane, mask, N: tl.constexpr, ACC: tl.constexpr):
-    """N tiles, ``plane`` elements apart, in the accumulate dtype."""
-    tiles = ()
-    for n in tl.static_range(N):
-        tiles = tiles + (tl.load(at + n * plane, mask=mask, other=0.0).to(ACC),)
-    return tiles
+PLAIN = ["begin", "end", "T", "B", "length_x"]  # numbers that kernels are not compiled anew for
 
 
-@triton.jit
-def load_states(at, S: tl.constexpr, H: tl.constexpr, mask, BH: tl.constexpr, BB: tl.constexpr, ACC: tl.constexpr, d, B):
-    """The states (D, B, H) of this program's rows and units; zeros where there are none."""
-    b = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)[None, :]
-    j = (tl.program_id(1) * BH + tl.arange(0, BH))[:, None]
-    states = ()
-    for k in tl.static_range(S):
-        if at is None:
-            states = states + (tl.zeros((BH, BB), ACC),)
-        else:
-            states = states + (tl.load(at[k] + (d * B + b) * H + j, mask=mask, other=0.0).to(ACC),)
-    return states
-
-
-@triton.jit
-def store_states(at, states, S: tl.constexpr, H: tl.constexpr, mask, BH: tl.constexpr, BB: tl.constexpr, d, B):
-    b = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)[None, :]
-    j = (tl.program_id(1) * BH + tl.arange(0, BH))[:, None]
-    for k in tl.static_range(S):
-        tl.store(at[k] + (d * B + b) * H + j, states[k].to(at[k].dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def state_offset(v: tl.constexpr, t, b, j, d, B, D, T, H: tl.constexpr):
-    """Where state v after time t is kept: h in the output (T, B, D, H), any other in (D, T, B, H)."""
-    if v == 0:
-        return t * (B * D * H) + ((b * D + d) * H + j)
-    else:
-        return ((d * T + t) * B + b) * H + j
-
-
-@triton.jit
-def replaced(tiles, at: tl.constexpr, tile, N: tl.constexpr):
-    """The tuple of N tiles with the one at index ``at`` replaced."""
-    out = ()
-    for n in tl.static_range(N):
-        out = out + (tile if n == at else tiles[n],)
-    return out
-
-
-@triton.jit
-def load_weights(w, out_stride, in_stride, j, k, OUT: tl.constexpr, IN: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
-    """One gate's tile (BH, BK) of weights, zero outside (OUT, IN)."""
-    at = w + j * out_stride + k * in_stride
-    if OUT % BH == 0 and IN % BK == 0:
-        return tl.load(at)
-    else:
-        return tl.load(at, mask=(j < OUT) & (k < IN), other=0.0)
-
-
-@triton.jit
+@triton.jit(do_not_specialize=PLAIN)
 def scan_forward(
     x,  # (D, T, B, G, H) by the strides x_d, x_t, x_b: input pre-activations with their biases; None for a projection
     w,  # (D, G, H, K)
@@ -118,11 +66,11 @@ def scan_forward(
             weights = weights + (load_weights(w + g * H * K, K, 1, j, k[None, :], H, K, BH, BK),)
     if bias is not None:
         last_bias = tl.load(bias + d * H + j, mask=j < H, other=0.0).to(ACC)
-    s = load_states(s_in, S, H, mask, BH, BB, ACC, d, B)
+    s = load_states(s_in, S, H, mask, j, b, d, B, BH, BB, ACC)
     if x is not None:
         x += d * x_d
     if RESIDENT:
-        r = product_resident(weights, s[0], G, BH, BB, ACC, PRECISION)
+        r = product_resident(weights, s[0], G, ACC, PRECISION)
     for i in tl.range(begin, end, num_stages=STAGES if RESIDENT else 1):
         t = time_at(i, n, reverse, LENGTHS)
         xs = load_tiles(x + t * x_t + (b * x_b + j), H, mask, G, ACC) if x is not None else ()
@@ -141,7 +89,7 @@ def scan_forward(
             new = blended
         s = new
         if RESIDENT:
-            r = product_resident(weights, s[0], G, BH, BB, ACC, PRECISION)
+            r = product_resident(weights, s[0], G, ACC, PRECISION)
         if y is not None:
             tl.store(y + state_offset(0, t, b, j, d, B, D, T, H), out.to(y.dtype.element_ty), mask=mask)
         row = (d * T + t) * B + b
@@ -151,47 +99,16 @@ def scan_forward(
                 tl.store(gates + (row * KEPT + v) * H + j, value.to(gates.dtype.element_ty), mask=mask)
         if cells is not None:
             tl.store(cells + row * H + j, s[S - 1], mask=mask)
-    store_states(s_out, s, S, H, mask, BH, BB, d, B)
+    store_states(s_out, s, S, H, mask, j, b, d, B)
     if h_out is not None:
         tl.store(h_out + (d * B + b) * H + j, s[0].to(h_out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
-def product_resident(weights, h, G: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
-    """For every gate: weights[g] @ h, both on chip."""
-    r = ()
-    h = h.to(weights[0].dtype)
-    for g in tl.static_range(G):
-        r = r + (tl.dot(weights[g], h, input_precision=PRECISION, out_dtype=ACC),)
-    return r
-
-
-@triton.jit
-def product_forward(
-    w, h, j, b, B, G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr,
-    BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """For every gate: w[g, j, :] @ h[b, :], weights and h streamed from memory."""
-    r = ()
-    for g in tl.static_range(G):
-        r = r + (tl.zeros((BH, BB), ACC),)
-    for start in tl.range(0, K, BK, num_stages=STAGES):
-        k = start + tl.arange(0, BK)
-        inside = (b < B) if K % BK == 0 else (b < B) & (k[:, None] < K)
-        part = tl.load(h + b * K + k[:, None], mask=inside, other=0.0)
-        longer = ()
-        for g in tl.static_range(G):
-            tile = load_weights(w + g * H * K, K, 1, j, k[None, :], H, K, BH, BK)
-            longer = longer + (tl.dot(tile, part, acc=r[g], input_precision=PRECISION, out_dtype=ACC),)
-        r = longer
-    return r
-
-
-@triton.jit
+@triton.jit(do_not_specialize=PLAIN)
 def scan_backward(
     dy, dcells,  # gradients of y (T, B, D, H) and of the cell states (D, T, B, H), or None
     w,  # (D, G, K, H): the weights of the product that read this cell's output
-    gates, saved,  # as kept by the forward pass; saved: the states after every step: y (T, B, D, H) and, if S = 2, cells
+    gates, saved,  # as kept by the forward pass; saved: the states after every step, y and, if S = 2, cells
     s_first,  # the S initial states (D, B, H), or None for zeros
     lengths,
     ds_in, ds_out,  # gradients of the S states (D, B, H); ds_in may be None for zeros
@@ -221,8 +138,8 @@ def scan_backward(
         weights = ()
         for g in tl.static_range(G):
             weights = weights + (load_weights(w + g * H * K, 1, H, j, k[None, :], H, K, BH, BK),)
-    ds = load_states(ds_in, S, H, mask, BH, BB, ACC, d, B)
-    first = load_states(s_first, S, H, mask & (begin == 0), BH, BB, ACC, d, B)
+    ds = load_states(ds_in, S, H, mask, j, b, d, B, BH, BB, ACC)
+    first = load_states(s_first, S, H, mask & (begin == 0), j, b, d, B, BH, BB, ACC)
     after = ()
     for v in tl.static_range(S):
         at = saved[v] + state_offset(v, time_at(end - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
@@ -282,20 +199,4 @@ def scan_backward(
                 dh = tl.dot(weights[g], part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
             earlier = replaced(earlier, 0, dh, S)
         ds = earlier
-    store_states(ds_out, ds, S, H, mask, BH, BB, d, B)
-
-
-@triton.jit
-def product_backward(
-    w, rows, dh, j, in_batch, stop, READS: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr,
-    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """dh + the sum over gates of w[g, :, j] @ rows[b, READS[g], :], weights and gradients streamed from memory."""
-    for start in tl.range(0, stop, BK, num_stages=STAGES):
-        k = start + tl.arange(0, BK)
-        inside = in_batch if K % BK == 0 else in_batch & (k[:, None] < K)
-        for g in tl.static_range(len(READS)):
-            part = tl.load(rows + (READS[g] * K + k[:, None]), mask=inside, other=0.0)
-            tile = load_weights(w + g * H * K, 1, H, j, k[None, :], H, K, BH, BK)
-            dh = tl.dot(tile, part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
-    return dh
+    store_states(ds_out, ds, S, H, mask, j, b, d, B)

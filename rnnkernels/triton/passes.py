@@ -3,8 +3,8 @@
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, P output of a step.
 
 Resident: one launch. Stepwise: one launch per step; what one step leaves for the next (states, and the vector that the
-product reads) lies in a pair of buffers that take turns, because a program may still read the old one. A projection is a
-second launch of the same loop within each step, with a cell of its own that has no input.
+product reads) lies in a pair of buffers that take turns, because a program may still read the old one. A projection is
+a second launch of the same loop within each step, with a cell of its own that has no input.
 """
 
 from typing import Any, NamedTuple
@@ -43,11 +43,6 @@ class Problem(NamedTuple):
     def accumulate(self):
         return accumulate_dtype(self.dtype)
 
-    @property
-    def switches(self):
-        """Whether torch has a switch for the precision of this problem's matrix products."""
-        return self.dtype == torch.float32 and self.device.type == "cuda" and self.chip.backend == "cuda"
-
     def empty(self, *shape, dtype=None):
         return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
 
@@ -84,12 +79,11 @@ def problem_of(cell, x, weights, reverse, bias, project, activation, lengths):
     kinds, each = CELLS[cell], len(weights) // D
     w_ih, w_hh, *rest = ([weights[d * each + n] for d in range(D)] for n in range(each))
     b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else ([], [])
-    reverse = [bool(flag) for flag in reverse]
     chip = schedules.chip_of(x.device)
     return Problem(
-        kinds, x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), reverse, activation or "tanh",
-        None if lengths is None else lengths.contiguous(), x.dtype, x.device, chip, schedules.precision(x.dtype, chip),
-        w_ih, w_hh, b_ih, b_hh, rest.pop(0) if project else [],
+        kinds, x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
+        activation or "tanh", None if lengths is None else lengths.to(x.device).contiguous(), x.dtype, x.device,
+        chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, rest.pop(0) if project else [],
     )  # fmt: skip
 
 
@@ -140,7 +134,8 @@ def forward(problem, inputs, states, y, last, gates, cells):
             run(cell, H, P, t, t + 1, **x, w=w, bias=bias, s_in=s_in, s_out=s_out, h_in=h_in, h_out=h_out,
                 y=y, gates=gates, cells=cells)  # fmt: skip
         return
-    w_hr, hidden, unused = stacked(problem.w_hr), problem.empty(problem.D, problem.B, H), problem.zeros(problem.D, problem.B, H)
+    w_hr = stacked(problem.w_hr)
+    hidden, unused = problem.empty(problem.D, problem.B, H), problem.zeros(problem.D, problem.B, H)
     first = (unused, *states[1:]) if states else None
     carried = Turns(problem, first, (torch.empty_like(unused), *last[1:]), T, [H] * cell.states, problem.accumulate)
     projected = Turns(problem, tuple(states[:1]) or None, (last[0],), T, [P], problem.accumulate)

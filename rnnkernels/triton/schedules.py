@@ -1,4 +1,4 @@
-"""Which schedule runs a layer on which chip, in one table, with the reasons. Knows neither Triton nor cells' arithmetic.
+"""Which schedule runs a layer on which chip, in two tables, with the reasons. Knows neither Triton nor arithmetic.
 
 *resident*   one program per batch tile and direction keeps the recurrent weights on chip and walks the whole sequence;
 *stepwise*   one launch per time step; its programs share the hidden units and stream the weights through shared memory.
@@ -58,10 +58,10 @@ class Step(NamedTuple):
 
 
 # Both tables were found by compiling: no spills, and as few instructions a step as could be had
-# (tests/test_triton_compiled.py holds them to it). They go by the chip's matrix instructions and by arithmetic: "half" is
-# bf16 and fp16, "ieee" is float32 whose products are not rounded to tf32. A warp of mma takes 16 units: more warps would
-# do the same work twice. wgmma (sm_90) reads the weights from shared memory by itself from 64 units and 16 rows on;
-# elsewhere 8 rows take half the registers, and keep tcgen05 (sm_100) from a detour of each step through tensor memory.
+# (tests/test_triton_compiled.py holds them to it). They go by the chip's matrix instructions and by arithmetic: "half"
+# is bf16 and fp16, "ieee" is float32 whose products are not rounded to tf32. A warp of mma takes 16 units: more warps
+# would do the same work twice. wgmma (sm_90) reads the weights from shared memory by itself from 64 units and 16 rows
+# on; elsewhere 8 rows take half the registers, and keep tcgen05 (sm_100) from a detour through tensor memory.
 SMALL, SMALL_TF32 = (Limit(16, 8, 1), Limit(32, 8, 4)), (Limit(16, 8, 1), Limit(32, 8, 2))
 RESIDENT = {
     ("wgmma", "half"): (*SMALL, Limit(64, 16, 4), Limit(128, 16, 8)),
@@ -75,15 +75,15 @@ RESIDENT = {
     "ieee": (Limit(16, 16, 4),),
 }
 STEPWISE = {  # the largest that still gives every processor a program, else the last
-    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
     ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 4), Step(32, 16, 16, 2)),
-    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
     ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 2)),
-    ("mma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 2)),
     ("mma", "tf32"): (Step(64, 16, 32, 8), Step(32, 16, 16, 2)),
-    ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 64, 2)),
+    ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
     "ieee": (Step(32, 16, 16, 8),),
-    "double": (Step(16, 16, 16, 4),),
+    "double": (Step(16, 8, 16, 4),),
 }
 BYTES = {"half": 2, "tf32": 4, "ieee": 4, "double": 8}
 

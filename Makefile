@@ -1,0 +1,94 @@
+# make demo: train the character model     make test: all tests     make bench: the CPU benchmarks
+# make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
+# Everything is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.6.0
+DEMO ?=
+BENCH ?= --device cpu --threads 1,2
+PYTEST_ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+TEST := $(PY) -m pytest $(PYTEST_ARGS)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
+CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
+
+.PHONY: demo test bench lint format wheel clean distclean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/installed
+	$(PY) -m examples.char_lm $(DEMO)
+
+# The Triton kernels are interpreted in one process and compiled in another; the rest is a third. All three run, and the
+# last line is the sum of theirs.
+test: $(VENV)/installed $(VENV)/triton
+	@$(PY) -c "import torch, rnnkernels._C" || { echo "The C++ extension was not built: see the messages of pip above."; exit 1; }
+	@set -o pipefail; mkdir -p build; rm -f build/tests-*.log; failed=""; \
+	suite() { \
+	  name=$$1; shift; echo; echo "== tests: $$name"; \
+	  env "$$@" 2>&1 | tee "build/tests-$$name.log" || failed="$$failed $$name"; \
+	}; \
+	suite triton-interpreted TRITON_INTERPRET=1 $(TEST) tests/test_triton_interpreted.py; \
+	suite triton-compiled $(TEST) tests/test_triton_compiled.py; \
+	suite all-others $(TEST) tests benchmarks/test_regression.py \
+	  --ignore=tests/test_triton_interpreted.py --ignore=tests/test_triton_compiled.py; \
+	echo; for log in build/tests-*.log; do echo "$$(basename $$log .log): $$(tail -n 1 $$log)"; done; \
+	tail -q -n 1 build/tests-*.log | awk ' \
+	  { for (n = 2; n <= NF; n++) if ($$n ~ /^(passed|failed|error|errors|skipped|xfailed|xpassed),?$$/) { \
+	      word = $$n; sub(",", "", word); sub("errors", "error", word); count[word] += $$(n - 1) } \
+	    for (n = 2; n <= NF; n++) if ($$(n - 1) == "in") seconds += $$n } \
+	  END { text = ""; split("failed error passed skipped xfailed xpassed", words, " "); \
+	    for (n = 1; n <= 6; n++) if (count[words[n]]) text = text (text ? ", " : "") count[words[n]] " " words[n]; \
+	    printf "=========== %s in %.2fs ===========\n", text, seconds }'; \
+	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+bench: $(VENV)/installed
+	$(PY) -m benchmarks.run $(BENCH)
+
+lint: $(VENV)/lint
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/lint
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+wheel: $(VENV)/torch
+	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf build dist *.egg-info rnnkernels/*.so .pytest_cache .hypothesis .ruff_cache .benchmarks $(VENV)/installed
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
+
+# Each of these is an empty file that says that a step is done.
+$(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed, not " \
+	  + sys.version.split()[0] + "; name one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/torch: $(VENV)/created
+	$(PIP) install "setuptools>=77,<82" wheel $(TORCH)
+	@touch $@
+
+$(VENV)/installed: $(VENV)/torch $(SOURCES)
+	$(PIP) install --no-build-isolation -e ".[examples,bench,test]"
+	@touch $@
+
+# A torch with CUDA brings its own Triton. There is none for other systems than Linux: the tests that need it are skipped.
+$(VENV)/triton: $(VENV)/torch
+	$(PY) -c "import triton" 2>/dev/null || [ "$$(uname -s)" != Linux ] || $(PIP) install $(TRITON)
+	@touch $@
+
+$(VENV)/lint: $(VENV)/created
+	$(PIP) install ruff clang-format
+	@touch $@

@@ -1,0 +1,68 @@
+"""The ops by themselves: ``torch.library.opcheck``, and whether their fakes tell the truth."""
+
+import pytest
+import torch
+from common import make_case
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import rnnkernels
+from rnnkernels.cells import CELLS
+
+BOTH = (False, True)
+# what torch's own compiler does in compiling
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+@pytest.mark.parametrize(
+    "cell, variant", [(cell, variant) for cell in CELLS for variant in ("plain", "lengths")] + [("lstm", "projected")]
+)
+def test_opcheck(cell, variant):
+    lengths = torch.tensor([1, 3]) if variant == "lengths" else None
+    case = make_case(cell, reverse=BOTH, P=2 * (variant == "projected"), states=variant != "lengths")
+    x, states, weights = case.split(case.detached())
+    project = variant == "projected"
+    call = (
+        cell, x, states, weights, BOTH, True, project, None, None, lengths, None, [], None, [], False, 1e-5,
+    )  # fmt: skip
+    # no autograd in the op: see autograd.py
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    op, backward = torch.ops.rnnkernels.layer.default, torch.ops.rnnkernels.layer_backward.default
+    for save in (False, True):
+        torch.library.opcheck(op, (*call, save), test_utils=checks)
+    y, last, saved = op(*call, True)
+    for needs in ([True] * 3, [False, False, True]):
+        torch.library.opcheck(backward, (torch.randn_like(y), last, None, *call, y, saved, needs), test_utils=checks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_fakes_tell_the_truth(backend, cell, dtype):
+    """Shapes, dtypes and strides of both ops on meta tensors are those of the real ones."""
+    case = make_case(cell, reverse=BOTH, dtype=dtype)
+    x, states, weights = case.split(case.detached())
+    op, backward = torch.ops.rnnkernels.layer, torch.ops.rnnkernels.layer_backward
+
+    def run(device):
+        move = lambda tensors: [t.to(device) for t in tensors]  # noqa: E731
+        call = (cell, x.to(device), move(states), move(weights), BOTH, True, False, *[None] * 4, [], None, [])
+        y, last, saved = op(*call, False, 1e-5, True)
+        dx, *lists = backward(torch.ones_like(y), last, None, *call, False, 1e-5, y, saved, [True] * 3)
+        return [y, *last, *saved, dx, *(t for v in lists for t in v)]
+
+    facts = [[(t.shape, t.dtype, t.stride()) for t in run(device)] for device in ("cpu", "meta")]
+    assert facts[0] == facts[1]
+
+
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_meta_and_fake_tensors(name):
+    module = getattr(rnnkernels, name)(3, 4, bidirectional=True, device="meta")
+    for context in (torch.no_grad(), torch.enable_grad(), torch.autocast("cpu")):
+        with context:
+            y, last = module(torch.randn(5, 2, 3, device="meta"))
+            assert y.shape == (5, 2, 8) and y.device.type == "meta" and y.dtype == torch.float32
+    y.sum().backward() if y.requires_grad else module(torch.randn(5, 2, 3, device="meta"))[0].sum().backward()
+    assert all(p.grad.shape == p.shape for p in module.parameters())
+    with FakeTensorMode():
+        module = getattr(rnnkernels, name)(3, 4)
+        module(torch.randn(5, 2, 3))[0].sum().backward()
+        assert all(p.grad.shape == p.shape for p in module.parameters())

@@ -1,0 +1,273 @@
+"""The Triton kernels interpreted on the CPU, against the reference in float64.
+
+Needs a process of its own, with the variable that the kernels look at when they are defined:
+
+    TRITON_INTERPRET=1 python -m pytest tests/test_triton_interpreted.py
+"""
+
+import os
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip(
+        "runs in a process of its own: TRITON_INTERPRET=1 python -m pytest tests/test_triton_interpreted.py",
+        allow_module_level=True,
+    )
+pytest.importorskip("triton", reason="triton is not installed")
+
+import triton
+import triton.language as tl
+import triton_shim
+from common import assert_close, make_case
+
+from rnnkernels import backends, reference
+from rnnkernels.cells import CELLS
+from rnnkernels.triton import launch, schedules
+
+BOTH = (False, True)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+RAGGED = [7, 0, 3, 1, 5]
+VARIANTS = {
+    "plain": dict(T=4, B=2, H=20),
+    "reverse, no bias": dict(T=4, B=3, H=40, reverse=(True,), bias=False),
+    "both directions from zero": dict(T=3, B=1, H=20, reverse=BOTH, states=False),
+    "one step": dict(T=1, B=5, H=20, lengths=[1, 0, 1, 1, 0]),
+    "lengths": dict(T=7, B=5, H=20, reverse=BOTH, lengths=RAGGED),
+    "two batch tiles": dict(T=2, B=17, H=16, lengths=[2, 1, 0] * 5 + [1, 2]),
+}
+ONCE = {
+    "H=127": dict(T=2, B=2, H=127, dtype=torch.bfloat16, reverse=(True,)),
+    "float64": dict(T=3, B=2, H=33, dtype=torch.float64, reverse=BOTH, lengths=[1, 3]),
+    "empty batch": dict(T=3, B=0, H=20, dtype=torch.float32, reverse=BOTH),
+}
+
+
+@pytest.fixture(autouse=True)
+def interpreter(monkeypatch):
+    """The shimmed interpreter; all new memory is filled with NaN, so that nothing is right by chance."""
+    triton_shim.install()
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def arguments(cell, lengths=None, groups=0, activation=None, batch_first=False, **shape):
+    """The op's arguments up to eps, as a list."""
+    case = make_case(cell, **shape)
+    x, states, weights = case.split(case.detached())
+    if groups:
+        shape = dict(shape, T=shape.get("T", 3), seed=1)
+        more = [make_case(cell, **dict(shape, seed=seed)) for seed in range(1, groups)]
+        parts = [case.split(case.detached())] + [other.split(other.detached()) for other in more]
+        x = torch.stack([part[0] for part in parts])
+        states = [torch.cat(s) for s in zip(*(part[1] for part in parts), strict=True)]
+        weights = [w for part in parts for w in part[2]]
+    if x.dtype in (torch.bfloat16, torch.float16):  # larger weights make the recurrence chaotic: it magnifies rounding
+        weights = [w / 4 for w in weights]
+    if batch_first:
+        x = x.transpose(0, 1).contiguous().transpose(0, 1)
+    settings = case.settings
+    return [
+        cell, x, states, weights, list(settings["reverse"]), settings["bias"], settings["project"], activation, None,
+        lengths if lengths is None else torch.tensor(lengths), None, [], None, [], False, 1e-5,
+    ]  # fmt: skip
+
+
+def doubled(value):
+    if isinstance(value, list):
+        return [doubled(v) for v in value]
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
+def check(cell, schedule=None, **options):
+    """Outputs, saved cell states and every gradient of a call, each by its name, against the reference in float64."""
+    args = arguments(cell, **options)
+    x, lengths = args[1], args[9]
+    D, T, B = reference.directions_of(x, args[4]), x.size(-3), x.size(-2)
+    y64, last64, saved64 = reference.layer(*doubled(args), True)
+    random = torch.Generator().manual_seed(3)
+    dy, *dlast = [torch.randn(t.shape, generator=random).to(x.dtype) for t in (y64, *last64)]
+    dcells = None
+    if CELLS[cell].states > 1:
+        dcells = torch.randn(saved64[-1].shape, generator=random).to(saved64[-1].dtype)
+        if x.dtype != torch.float64:
+            dcells = dcells.float()
+        if lengths is not None:  # beyond its length a row has no cell states
+            live = torch.arange(T)[:, None] < lengths.view(-1, 1, B)
+            dcells *= live.repeat_interleave(D // live.size(0), 0)[..., None]
+    with schedules.force(schedule) if schedule else nullcontext():
+        y, last, saved = launch.layer(*args, True)
+        inferred = launch.layer(*args, False)
+        grads = launch.layer_backward(dy, dlast, dcells, *args, y, saved, [True] * 3)
+    expected = reference.layer_backward(
+        dy.double(), doubled(dlast), doubled(dcells), *doubled(args), y64, saved64, [True] * 3
+    )  # fmt: skip
+    assert torch.equal(y, inferred[0]) and all(map(torch.equal, last, inferred[1])) and inferred[2] == []
+    assert_close("y", y, y64)
+    names = [f"weights[{n}]" for n in range(len(args[3]))]
+    states = ["h", "c"][: len(args[2])]
+    compared = [
+        *zip(["h_n", "c_n"], last, last64, strict=False),
+        ("dx", grads[0], expected[0]),
+        *zip([f"d{s}0" for s in states], grads[1], expected[1], strict=True),
+        *zip([f"d{n}" for n in names], grads[2], expected[2], strict=True),
+    ]
+    for name, actual, wanted in compared:
+        assert actual.dtype == x.dtype, name
+        assert_close(name, actual, wanted)
+    assert all(tensor.isfinite().all() for tensor in saved) and grads[3] == []
+    assert y.shape == (T, B, y64.size(-1)) and len(saved) == len(saved64) and D == last[0].size(0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_equals_reference(cell, dtype, schedule, variant):
+    check(cell, schedule, dtype=DTYPES[dtype], **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("variant", ONCE)
+@pytest.mark.parametrize("cell", CELLS)
+def test_equals_reference_once(cell, variant):
+    check(cell, **ONCE[variant])
+
+
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_groups_with_inputs_of_their_own(cell, schedule):
+    """What vmap over the weights asks for: two groups of two directions, each group with its input and lengths."""
+    args = dict(T=3, B=2, H=20, reverse=BOTH, groups=2, dtype=torch.float32)
+    check(cell, schedule, **args)
+    check(cell, schedule, lengths=[[3, 0], [1, 2]], **args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "options",
+    [dict(T=3, H=20, P=7), dict(T=1, H=20, P=17, bias=False), dict(T=5, B=5, H=24, P=9, lengths=[5, 0, 3, 1, 4])],
+)
+def test_projection(options, dtype):
+    check("lstm", reverse=BOTH, dtype=DTYPES[dtype], **options)
+    check("lstm", reverse=(False,), states=False, dtype=DTYPES[dtype], **options)
+
+
+def test_relu():
+    check("rnn", "resident", H=20, activation="relu", dtype=torch.float32)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_batch_first_input_is_read_by_strides(cell):
+    check(cell, "resident", T=4, B=3, H=20, batch_first=True, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_through_the_op_and_autograd(cell):
+    case = make_case(cell, T=3, B=2, H=20, dtype=torch.float32, lengths=torch.tensor([1, 3]))
+    grads = {}
+    for backend in ("triton", "reference"):
+        with backends.force(backend):
+            out = case(*case.tensors)
+            grads[backend] = torch.autograd.grad(sum((o * o).sum() for o in out), case.tensors)
+    for n, (actual, wanted) in enumerate(zip(grads["triton"], grads["reference"], strict=True)):
+        assert_close(f"gradient {n}", actual, wanted)
+
+
+def test_only_the_needed_gradients():
+    args = arguments("gru", H=20, dtype=torch.float32)
+    y, _, saved = launch.layer(*args, True)
+    needs = [False, True, False]
+    dx, dstates, dweights, _ = launch.layer_backward(torch.ones_like(y), [], None, *args, y, saved, needs)
+    assert dx.numel() == 0 and len(dstates) == 1 and dweights == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_programs_do_not_depend_on_each_other(seed):
+    """The programs of a launch in any order, interleaved at every memory access: the same bits."""
+    args = arguments("gru", T=2, B=18, H=40, reverse=BOTH, dtype=torch.float32)
+    for schedule in schedules.NAMES:
+        with schedules.force(schedule):
+            expected = launch.layer(*args, True)[0]
+            with triton_shim.concurrent_grid(seed) as grid:
+                assert torch.equal(launch.layer(*args, True)[0], expected)
+        assert grid.switches > 0
+
+
+def call(**changes):
+    facts = dict(
+        cell="lstm", device=torch.device("cpu"), dtype=torch.float32, T=3, B=2, I=4, H=20, P=20, D=1, training=True
+    )  # fmt: skip
+    return backends.Call(**(facts | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"device": torch.device("meta")}, "it runs on GPUs, and the input is on meta"),
+        ({"dtype": torch.int64}, "dtype torch.int64 is not one of"),
+        ({"stages": frozenset({"reset", "h_mask"})}, "it has no stage for h_mask, reset yet"),
+        ({"activation": "relu"}, "activation 'relu' of lstm is not one of tanh"),
+        ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation 'hard_sigmoid' is not sigmoid"),
+        ({"cell": "gru", "stages": frozenset({"project"})}, "gru has no projection"),
+    ],
+)
+def test_unsupported(changes, reason):
+    assert launch.unsupported(call()) is None
+    assert launch.unsupported(call(**changes)).startswith(reason)
+
+
+def test_a_stage_that_is_missing_is_refused():
+    args = arguments("lstm", H=20, dtype=torch.float32)
+    args[10] = torch.zeros(3, 2, dtype=torch.bool)
+    with pytest.raises(NotImplementedError, match="it has no stage for reset yet"):
+        launch.layer(*args, False)
+
+
+def test_schedule_says_why():
+    said = launch.schedule(call(H=512, P=512))
+    assert "forward stepwise" in said and "backward stepwise" in said and "up to 64 units" in said
+    assert "stay in shared memory" in launch.schedule(call(training=False))
+
+
+@triton.jit
+def dot_kernel(a, b, out, N: tl.constexpr):
+    n = tl.arange(0, N)
+    at = n[:, None] * N + n[None, :]
+    tl.store(out + at, tl.dot(tl.load(a + at), tl.load(b + at)))
+
+
+def test_the_shim_multiplies_bfloat16():
+    """The test of the tests: the interpreter as it comes multiplies the bit patterns of bfloat16 as integers."""
+    a, b = (torch.randn(16, 16, generator=torch.Generator().manual_seed(n)).bfloat16() for n in (1, 2))
+    out = torch.empty(16, 16)
+    dot_kernel[(1,)](a, b, out, N=16)
+    assert_close("product", out, a.double() @ b.double(), 1e-6)
+
+
+def test_the_shim_rounds_to_nearest_even():
+    values = torch.cat([torch.randn(1000), torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 3e38, float("inf"), -0.0])])
+    bits = torch.from_numpy(triton_shim.to_bfloat16(values.numpy()).view("int16"))
+    assert torch.equal(bits, values.bfloat16().view(torch.int16))
+
+
+@triton.jit
+def racy_kernel(counter, N: tl.constexpr):
+    for _ in range(N):
+        tl.store(counter, tl.load(counter) + 1)
+
+
+def test_the_scheduler_finds_races():
+    """Programs that add without atomics lose additions under some interleaving, and the same ones for the same seed."""
+
+    def total(seed):
+        counter = torch.zeros(1)
+        with triton_shim.concurrent_grid(seed):
+            racy_kernel[(4,)](counter, N=5)
+        return counter.item()
+
+    totals = [total(seed) for seed in range(3)]
+    assert min(totals) < 20 and totals == [total(seed) for seed in range(3)]
