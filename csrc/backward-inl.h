@@ -8,7 +8,7 @@ struct Backward {
   using V = Vec<A>;
   static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
   static constexpr int WIDTH = NV * W;
-  static constexpr int64_t BLOCK = 4 * tile_rows(NV);  // rows whose sums are kept at a time
+  static constexpr int64_t BLOCK = 16 * tile_rows(NV);  // rows whose sums are kept at a time
 
   const LayerCall& call;
   const Schedule plan;
@@ -17,8 +17,10 @@ struct Backward {
   const bool back = call.backwards(d), parallel = plan.batch_parts > 1 || plan.members > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
   const int64_t out_panels = (P + WIDTH - 1) / WIDTH, Pp = out_panels * WIDTH, Ip = (I + W - 1) / W * W;
-  const int64_t row_bytes = PLANES * Hp * sizeof(A);
-  const int64_t chunk = std::clamp<int64_t>(std::max<int64_t>(256, kBackwardBytes / row_bytes) / B, 1, T);
+  // Rows of a chunk: as many as the cache holds, but enough that reading and writing large gradients of weights pays.
+  const bool large = G * H * (I + P) * int64_t(sizeof(A)) > 2 * kBackwardBytes;
+  const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (PLANES * Hp * int64_t(sizeof(A))));
+  const int64_t chunk = std::clamp<int64_t>(chunk_rows / B, 1, T);
   Port<A> port(const void* data) const { return {data, call.storage}; }
   const Port<A> x = port(call.x), y = port(call.y), dy = port(call.dy), dx = port(call.dx), gates = port(call.gates);
   const A *cells = static_cast<const A*>(call.cells), *dcells = static_cast<const A*>(call.dcells);
@@ -36,8 +38,13 @@ struct Backward {
   A* sums_ih() const { return sum_in_place(I, Ip) ? static_cast<A*>(call.dweight(d, 0)) : dw_ih.data(); }
   A* sums_hh() const { return sum_in_place(P, Pp) ? static_cast<A*>(call.dweight(d, 1)) : dw_hh.data(); }
 
+  // A few rows do not earn the packing back: W_ih and W_hh are then read where they lie, if their rows are whole panels.
+  bool few_rows(int64_t n, int64_t panel) const { return x.direct() && T * B <= 32 && n % panel == 0; }
+  const bool ih_in_place = few_rows(I, W), hh_in_place = few_rows(P, WIDTH);
+
   bool need_dweights() const { return !call.dweights.empty(); }
-  bool need_recurrent() const { return T > 1 || call.dstates[0]; }
+  bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0]); }
+  bool pack_ih() const { return !ih_in_place && dx; }
   static constexpr int r_plane(int g) { return g < G - SPLIT ? g : g + SPLIT; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * PLANES * Hp; }
   int64_t time(int64_t step) const { return back ? step : T - 1 - step; }  // the backward pass goes the other way
@@ -62,8 +69,10 @@ struct Backward {
   void recurrent(int64_t slot, int64_t r, int64_t n, int64_t u, A* sums) const {
     for (int64_t m = 0; m < n; ++m) std::copy_n(carry.data() + (r + m) * Pp + u * WIDTH, WIDTH, sums + m * WIDTH);
     if (slot < 0) return;
+    const A* w = hh_in_place ? static_cast<const A*>(call.weight(d, 1)) + u * WIDTH : w_hh.data() + u * G * H * WIDTH;
+    const int64_t w_row = hh_in_place ? P : WIDTH;
     for (int g = 0; g < G; ++g)
-      product<NV>(n, dz_of(slot, r) + r_plane(g) * Hp, PLANES * Hp, 1, w_hh.data() + (u * G + g) * H * WIDTH, WIDTH, H, sums, WIDTH);
+      product<NV>(n, dz_of(slot, r) + r_plane(g) * Hp, PLANES * Hp, 1, w + g * H * w_row, w_row, H, sums, WIDTH);
   }
 
   // The cell's derivative at units j.., given the gradient of its output.
@@ -136,20 +145,20 @@ struct Backward {
 
   // dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have left there.
   void input_gradient(int64_t done, int64_t lo, int64_t hi) {
-    constexpr int64_t ROWS = 24;
+    constexpr int64_t ROWS = 96;
     const bool add = d % int64_t(call.reverse.size()) != 0;
     for_columns<A>(I, [&](auto vectors, int64_t column) {
       constexpr int N = decltype(vectors)::value;
       alignas(64) A sums[ROWS * N * W];
-      const int64_t width = std::min<int64_t>(N * W, I - column);
+      const int64_t width = std::min<int64_t>(N * W, I - column), w_row = ih_in_place ? I : N * W;
+      const A* w = ih_in_place ? static_cast<const A*>(call.weight(d, 0)) + column : w_ih.data() + column * G * H;
       for (int64_t first = lo; first < hi; first += ROWS) {
         int64_t n = std::min(ROWS, hi - first);
         for (int64_t m = 0; m < n; ++m) {
           std::fill_n(sums + m * N * W, N * W, A(0));
           if (add) dx.get_row(dx_at(done, first + m) + column, sums + m * N * W, width);
         }
-        for (int g = 0; g < G; ++g)
-          product<N>(n, dz_of(1, first) + g * Hp, PLANES * Hp, 1, w_ih.data() + column * G * H + g * H * N * W, N * W, H, sums, N * W);
+        for (int g = 0; g < G; ++g) product<N>(n, dz_of(1, first) + g * Hp, PLANES * Hp, 1, w + g * H * w_row, w_row, H, sums, N * W);
         for (int64_t m = 0; m < n; ++m) dx.put_row(sums + m * N * W, dx_at(done, first + m) + column, width);
       }
     });
@@ -179,7 +188,7 @@ struct Backward {
   }
 
   // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi of one plane.
-  void weight_gradients(int64_t rows, int plane, int64_t lo, int64_t hi) {
+  void weight_gradients(bool start, int64_t rows, int plane, int64_t lo, int64_t hi) {
     constexpr int64_t UNITS = 48;  // hidden units copied together, so that the product reads one stretch of memory
     const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
     Scratch<A> block;
@@ -191,8 +200,13 @@ struct Backward {
         const A* from = dz_of(1, r) + plane * Hp + j;
         for (int64_t m = 0; m < n; ++m) total[m] += block.data()[r * UNITS + m] = from[m];
       }
-      if (x_gate >= 0) product_wide(n, I, block.data(), 1, UNITS, x_rows.data(), chunk * B, rows, sums_ih() + (x_gate * H + j) * Ip, Ip);
-      if (r_gate >= 0) product_wide(n, P, block.data(), 1, UNITS, h_rows.data(), chunk * B, rows, sums_hh() + (r_gate * H + j) * Pp, Pp);
+      auto add = [&](int gate, int64_t width, const A* factor, A* to, int64_t padded) {
+        to += (gate * H + j) * padded;
+        if (start) std::fill_n(to, n * padded, A(0));
+        product_wide(n, width, block.data(), 1, UNITS, factor, chunk * B, rows, to, padded);
+      };
+      if (x_gate >= 0) add(x_gate, I, x_rows.data(), sums_ih(), Ip);
+      if (r_gate >= 0) add(r_gate, P, h_rows.data(), sums_hh(), Pp);
       for (int64_t m = 0; m < n; ++m) {
         if (x_gate >= 0) db.data()[x_gate * H + j + m] += total[m];
         if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += total[m];
@@ -213,7 +227,7 @@ struct Backward {
     split(PLANES * H, [&](int64_t lo, int64_t hi) {
       for (int p = 0; p < PLANES; ++p) {
         int64_t from = std::max(lo, p * H), to = std::min(hi, (p + 1) * H);
-        if (from < to) weight_gradients(rows, p, from - p * H, to - p * H);
+        if (from < to) weight_gradients(done == 0, rows, p, from - p * H, to - p * H);
       }
     });
     if (call.project)
@@ -223,17 +237,16 @@ struct Backward {
   }
 
   void allocate() {
-    if (need_recurrent()) w_hh.allocate(out_panels * G * H * WIDTH);
+    if (pack_hh()) w_hh.allocate(out_panels * G * H * WIDTH);
     dz.allocate((chunk + 1) * B * PLANES * Hp);
     carry.allocate(B * Pp, true);
     if (Cell::STATES > 1) dc.allocate(B * Hp, true);
-    if (dx) w_ih.allocate(Ip * G * H);
+    if (pack_ih()) w_ih.allocate(Ip * G * H);
     if (call.project) w_hr.allocate(panels * P * WIDTH), dout.allocate((chunk + 1) * B * Pp);
     if (!need_dweights()) return;
     x_rows.allocate(chunk * B * Ip, Ip != I), h_rows.allocate(chunk * B * Pp, Pp != P), db.allocate(2 * G * H, true);
     if (!sum_in_place(I, Ip)) dw_ih.allocate(G * H * Ip);
     if (!sum_in_place(P, Pp)) dw_hh.allocate(G * H * Pp);
-    std::fill_n(sums_ih(), G * H * Ip, A(0)), std::fill_n(sums_hh(), G * H * Pp, A(0));
     if (call.project) out_rows.allocate(chunk * B * Hp, true), dw_hr.allocate(P * Hp, true);
   }
 
@@ -245,10 +258,10 @@ struct Backward {
 
   void start() {
     allocate();
-    spread(parallel, need_recurrent() ? out_panels : 0, [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
+    spread(parallel, pack_hh() ? out_panels : 0, [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
     if (call.project)
       for (int64_t u = 0; u < panels; ++u) pack(call.weight(d, call.bias ? 4 : 2), H, u * WIDTH, P, w_hr.data() + u * P * WIDTH, NV);
-    if (dx)
+    if (pack_ih())
       for_columns<A>(I, [&](auto vectors, int64_t i) { pack(call.weight(d, 0), I, i, G * H, w_ih.data() + i * G * H, vectors); });
     for (int64_t b = 0; b < B; ++b) {
       if (call.dlast[0]) port(call.dlast[0]).get_row((d * B + b) * P, carry.data() + b * Pp, P);

@@ -8,7 +8,7 @@ struct Forward {
   using V = Vec<A>;
   static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, NB = G * NV, XB = SPLIT * NV, K = Cell::KEPT;
   static constexpr int WIDTH = NV * W, SUMS = (NB + XB) * W;  // hidden units of a panel; their sums for one row
-  static constexpr int64_t BLOCK = 4 * tile_rows(NB);         // rows whose sums are kept at a time
+  static constexpr int64_t BLOCK = 8 * tile_rows(NB);         // rows whose sums are kept at a time
 
   const LayerCall& call;
   const Schedule plan;
@@ -118,7 +118,7 @@ struct Forward {
         std::copy_n(b, (NB - XB) * W, to + r * panels * NB * W);
         std::copy_n(b + NB * W, XB * W, to + r * panels * NB * W + (NB - XB) * W);
       }
-      product<NB>(n, x, row, 1, w_ih_of(job.d, u), NB * W, I, to, panels * NB * W);
+      add(job.d, u, n, x, row, true, I, to, panels * NB * W);
     }
   }
 
@@ -134,23 +134,23 @@ struct Forward {
         std::copy_n(b + NB * W, XB * W, to + (NB - XB) * W);
       }
     }
-    if (x) add(job.d, u, n, x + r * x_row, x_row, true, I, sums);
+    if (x) add(job.d, u, n, x + r * x_row, x_row, true, I, sums, SUMS);
     if constexpr (SPLIT > 0)
       for (int64_t m = 0; m < n; ++m) {
         A* to = sums + m * SUMS;
         std::copy_n(to + (NB - XB) * W, XB * W, to + NB * W);
         std::copy_n(b + (NB - XB) * W, XB * W, to + (NB - XB) * W);
       }
-    add(job.d, u, n, h + r * Pp, Pp, false, P, sums);
+    add(job.d, u, n, h + r * Pp, Pp, false, P, sums, SUMS);
   }
 
-  // sums += a times W_ih or W_hh.
-  void add(int64_t d, int64_t u, int64_t n, const A* a, int64_t row, bool input, int64_t width, A* sums) const {
+  // sums += a times W_ih or W_hh, for n rows of panel u.
+  void add(int64_t d, int64_t u, int64_t n, const A* a, int64_t row, bool input, int64_t width, A* sums, int64_t sums_row) const {
     if (input ? plan.pack_ih : plan.pack_hh)
-      return product<NB>(n, a, row, 1, input ? w_ih_of(d, u) : w_hh_of(d, u), NB * W, width, sums, SUMS);
+      return product<NB>(n, a, row, 1, input ? w_ih_of(d, u) : w_hh_of(d, u), NB * W, width, sums, sums_row);
     const A* w = static_cast<const A*>(call.weight(d, input ? 0 : 1)) + u * WIDTH * width;
     for (int g = 0; g < G; ++g)
-      dot_product(n, a, row, w + g * H * width, std::min<int64_t>(WIDTH, H - u * WIDTH), width, sums + g * WIDTH, SUMS);
+      dot_product(n, a, row, w + g * H * width, std::min<int64_t>(WIDTH, H - u * WIDTH), width, sums + g * WIDTH, sums_row);
   }
 
   // The cell for rows r..r+n of panel u at step t, from their sums.

@@ -10,15 +10,6 @@ template <class A, int MR, int NB>
 void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row) {
   using V = Vec<A>;
   constexpr int W = V::W, PHASES = MR * NB <= 4 ? 4 : MR * NB <= 8 ? 2 : 1;  // few sums: several of each hide the latency
-  V acc[PHASES][MR][NB];
-#pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m)
-#pragma GCC unroll 4
-    for (int n = 0; n < NB; ++n) {
-      acc[0][m][n] = load(c + m * c_row + n * W);
-#pragma GCC unroll 4
-      for (int p = 1; p < PHASES; ++p) acc[p][m][n] = V(A(0));
-    }
   auto products = [&](int64_t k, V(&sums)[MR][NB]) __attribute__((always_inline)) {
     V w[NB];
 #pragma GCC unroll 4
@@ -30,20 +21,29 @@ void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int6
       for (int n = 0; n < NB; ++n) sums[m][n] = sums[m][n] + v * w[n];
     }
   };
-  int64_t k = 0;
-  for (; k + PHASES <= K; k += PHASES) {
+  for (int64_t k = 0; k < K;) {  // stretches of 256, so that long sums are sums of sums and lose less to rounding
+    V acc[PHASES][MR][NB];
 #pragma GCC unroll 4
-    for (int p = 0; p < PHASES; ++p) products(k + p, acc[p]);
-  }
-  for (; PHASES > 1 && k < K; ++k) products(k, acc[0]);
+    for (int p = 0; p < PHASES; ++p)
 #pragma GCC unroll 8
-  for (int m = 0; m < MR; ++m)
+      for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
-    for (int n = 0; n < NB; ++n) {
+        for (int n = 0; n < NB; ++n) acc[p][m][n] = V(A(0));
+    const int64_t end = std::min(K, k + 256);
+    for (; k + PHASES <= end; k += PHASES) {
 #pragma GCC unroll 4
-      for (int p = 1; p < PHASES; ++p) acc[0][m][n] = acc[0][m][n] + acc[p][m][n];
-      acc[0][m][n].store(c + m * c_row + n * W);
+      for (int p = 0; p < PHASES; ++p) products(k + p, acc[p]);
     }
+    for (; PHASES > 1 && k < end; ++k) products(k, acc[0]);
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < NB; ++n) {
+#pragma GCC unroll 4
+        for (int p = 1; p < PHASES; ++p) acc[0][m][n] = acc[0][m][n] + acc[p][m][n];
+        (load(c + m * c_row + n * W) + acc[0][m][n]).store(c + m * c_row + n * W);
+      }
+  }
 }
 
 // tile<A, 1, NB>, tile<A, 2, NB>, ...
@@ -52,17 +52,18 @@ constexpr auto tile_table(std::integer_sequence<int, m...>) {
   return std::array<decltype(&tile<A, 1, NB>), sizeof...(m)>{&tile<A, m + 1, NB>...};
 }
 
-// The same for any number of rows: tiles of nearly equal size, which take turns at a stretch of b that the cache holds.
+// The same for any number of rows: tiles of nearly equal size.
 template <int NB, class A>
 void product(int64_t rows, const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row) {
   constexpr int MR = tile_rows(NB);
   static constexpr auto table = tile_table<A, NB>(std::make_integer_sequence<int, MR>{});
-  const int64_t tiles = (rows + MR - 1) / MR, stretch = tiles > 1 ? kStretchBytes / (NB * kBytes) : K;
-  for (int64_t k = 0; k < K; k += stretch)
-    for (int64_t i = 0; i < tiles; ++i) {
-      int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
-      table[n - 1](a + first * row + k * step, row, step, b + k * b_row, b_row, std::min(stretch, K - k), c + first * c_row, c_row);
-    }
+  const int64_t tiles = (rows + MR - 1) / MR;
+  for (int64_t i = 0; i < tiles; ++i) {
+    int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
+    for (int64_t m = first; m < first + n; ++m)  // needed when the tile is done
+      for (int v = 0; v < NB; ++v) __builtin_prefetch(c + m * c_row + v * Vec<A>::W, 1);
+    table[n - 1](a + first * row, row, step, b, b_row, K, c + first * c_row, c_row);
+  }
 }
 
 // Columns 0..n in panels of 4, 2 and 1 vectors (the last one padded): f(integral_constant<vectors>, first column).

@@ -20,8 +20,7 @@
 #endif
 
 namespace {
-constexpr int64_t kChunkBytes = 256 * 1024;     // what a projected chunk of steps may take of the second-level cache
-constexpr int64_t kStretchBytes = 24 * 1024;    // what a stretch of a panel may take of the first-level cache
+constexpr int64_t kChunkBytes = 512 * 1024;     // what a projected chunk of steps may take of the second-level cache
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
 
 namespace baseline {
@@ -79,7 +78,7 @@ constexpr int kBytes = 64, kRegisters = 32;
 }  // namespace
 
 std::string Schedule::text() const {
-  std::string s = pack_hh ? "packed weights" : pack_ih ? "recurrent weights read in place (one row)" : "weights read in place (few steps)";
+  std::string s = std::string("W_ih ") + (pack_ih ? "packed" : "in place") + ", W_hh " + (pack_hh ? "packed" : "in place");
   s += chunked ? ", input projected in chunks of steps" : ", input projected inside the tile";
   if (members > 1) s += ", hidden units split over " + std::to_string(members) + " threads";
   else if (batch_parts > 1) s += ", batch split over " + std::to_string(batch_parts) + " threads";

@@ -17,9 +17,10 @@ Schedule choose_schedule(const LayerCall& call) {
   // it, because it reads every weight once a step anyway. 16-bit weights are widened while they are packed.
   const int64_t rows = B / s.batch_parts;
   const bool convert = call.storage == Storage::bfloat16 || call.storage == Storage::float16;
-  s.pack_ih = convert || call.T * ((B + 5) / 6) >= 4;
-  s.pack_hh = convert || (s.pack_ih && !(rows == 1 && call.P >= 128));
-  s.chunked = s.pack_ih && call.T > 1 && rows < 16;  // few rows: their tiles would be poorly filled
+  const bool few_steps = call.T * ((B + 5) / 6) < 4;
+  s.pack_ih = convert || !(few_steps || (call.T * B <= 256 && call.I >= 128));
+  s.pack_hh = convert || !(few_steps || (rows == 1 && call.P >= 128));
+  s.chunked = call.T > 1 && rows < 16;  // few rows: their tiles would be poorly filled
   return s;
 }
 

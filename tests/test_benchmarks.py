@@ -88,6 +88,12 @@ def test_a_red_provider_is_not_timed(monkeypatch, small, tmp_path, change, word)
     assert "seconds" in results["rows"][0]["providers"]["torch"]
 
 
+def test_torch_too_is_refused_where_it_is_wrong(monkeypatch):
+    monkeypatch.setitem(providers.PROVIDERS, "torch", altered(lambda r: r | {"dx": 2 * r["dx"]}))
+    bench = measure.Bench(SMALL, "float32", "train", ["torch", "rnnkernels"])
+    assert list(bench.jobs) == ["rnnkernels"] and "wrong dx" in bench.facts["torch"]["reason"]
+
+
 def test_a_provider_that_breaks_costs_its_own_cell_only(monkeypatch, small, tmp_path):
     def broken(case):
         raise KeyError("no such thing")

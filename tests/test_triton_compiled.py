@@ -7,15 +7,22 @@ import os
 
 import pytest
 import torch
+from common import make_case
 
 pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
-    pytest.skip("needs a process without TRITON_INTERPRET=1: make test runs one", allow_module_level=True)
+    pytest.skip(
+        "needs a process without TRITON_INTERPRET=1: python -m pytest tests/test_triton_compiled.py",
+        allow_module_level=True,
+    )
 
 import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 from triton_offline import compile_kernel, facts
 
-from rnnkernels.triton import loop, schedules
+from rnnkernels.triton import launch, loop, schedules
 from rnnkernels.triton.cells import CELLS, PROJECTION
 
 CHIPS = {
@@ -74,26 +81,35 @@ def check(found, arch, tensor):
     assert found["tensor"] or not tensor, "no tensor cores"
 
 
-def kinds_of(arch):
-    """The arithmetics of a chip, each with the switch that leads to it."""
-    return [("half", "ieee"), ("ieee", "ieee"), ("double", "ieee")] + [("tf32", "tf32")] * (arch != "gfx942")
+KINDS_OF = {  # the arithmetics to compile; what is the same code as on another chip is compiled there
+    "sm_80": ("half", "tf32", "ieee"),
+    "sm_90": ("half", "tf32", "double"),
+    "sm_100": ("half", "tf32"),
+    "gfx942": ("half", "ieee", "double"),
+}
+
+
+def cells_of(arch, kind, largest):
+    """LSTM has most registers; the other cells are compiled where tiles are largest."""
+    return list(CELLS) if (arch, kind, largest) == ("sm_90", "half", True) else ["lstm"]
 
 
 def resident_cases():
-    for arch in CHIPS:
-        for kind, switch in kinds_of(arch):
-            for limit in schedules.row(schedules.RESIDENT, kind, CHIPS[arch]):
-                for cell in CELLS if arch == "sm_90" else ("lstm",):
-                    yield pytest.param(arch, kind, switch, cell, limit.H, id=f"{arch}-{kind}-{cell}-{limit.H}")
-    yield pytest.param("sm_90", "half", "ieee", "gru", 100, id="sm_90-half-gru-100")
-    yield pytest.param("sm_80", "half", "ieee", "lstm", 40, id="sm_80-half-lstm-40")
-    yield pytest.param("sm_90", "half", "ieee", "lstm", 20, id="sm_90-half-lstm-20")
+    for arch, kinds in KINDS_OF.items():
+        for kind in kinds:
+            limits = schedules.row(schedules.RESIDENT, kind, CHIPS[arch])
+            for limit in limits:
+                for cell in cells_of(arch, kind, limit is limits[-1]):
+                    if arch != "sm_100" or limit.H >= 64:
+                        yield pytest.param(arch, kind, cell, limit.H, id=f"{arch}-{kind}-{cell}-{limit.H}")
+    for arch, cell, H in (("sm_90", "gru", 100), ("sm_80", "lstm", 40), ("sm_90", "lstm", 20)):
+        yield pytest.param(arch, "half", cell, H, id=f"{arch}-half-{cell}-{H}")
 
 
-@pytest.mark.parametrize("arch, kind, switch, name, H", list(resident_cases()))
-def test_resident(arch, kind, switch, name, H, monkeypatch):
+@pytest.mark.parametrize("arch, kind, name, H", list(resident_cases()))
+def test_resident(arch, kind, name, H, monkeypatch):
     """All that the chooser keeps on chip: no spills, within the estimate, and no weights loaded in the loop."""
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", switch)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32" if kind == "tf32" else "ieee")
     cell, chip = CELLS[name], CHIPS[arch]
     for backward in (False, True):
         reads = schedules.bytes_read(cell, kind, backward)
@@ -111,21 +127,22 @@ def test_resident(arch, kind, switch, name, H, monkeypatch):
 
 
 def stepwise_cases():
-    for arch in CHIPS:
-        for kind, switch in kinds_of(arch):
+    for arch, kinds in KINDS_OF.items():
+        for kind in kinds:
             for at in range(len(schedules.row(schedules.STEPWISE, kind, CHIPS[arch]))):
-                yield pytest.param(arch, kind, switch, at, id=f"{arch}-{kind}-{at}")
+                yield pytest.param(arch, kind, at, id=f"{arch}-{kind}-{at}")
 
 
-@pytest.mark.parametrize("arch, kind, switch, at", list(stepwise_cases()))
-def test_stepwise(arch, kind, switch, at, monkeypatch):
-    """Every row of the table of stepwise launches, for the cell with most registers, and on sm_90 for all."""
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", switch)
+@pytest.mark.parametrize("arch, kind, at", list(stepwise_cases()))
+def test_stepwise(arch, kind, at, monkeypatch):
+    """Every row of the table of stepwise launches, at a hidden size that is no multiple of the tiles."""
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32" if kind == "tf32" else "ieee")
     step = schedules.row(schedules.STEPWISE, kind, CHIPS[arch])[at]
     tiles = schedules.Tiles("stepwise", *step, 2 if arch == "gfx942" else 3, "")
-    for cell in CELLS.values() if arch == "sm_90" and kind == "half" else [CELLS["lstm"]]:
+    for cell in cells_of(arch, kind, at == 0):
         for backward in (False, True):
-            check(compiled(arch, cell, KINDS[kind], tiles, 1000, backward=backward), arch, kind in ("half", "tf32"))
+            found = compiled(arch, CELLS[cell], KINDS[kind], tiles, 1000, backward=backward)
+            check(found, arch, kind in ("half", "tf32"))
 
 
 def test_projection_is_the_same_loop():
@@ -139,6 +156,51 @@ def test_inference_in_fp16():
     tiles = schedules.choose(torch.float16, CELLS["lstm"], 64, 2, 128, 128, False, CHIPS["sm_90"])
     assert tiles.schedule == "resident"
     check(compiled("sm_90", CELLS["lstm"], torch.float16, tiles, 128, lengths=False, save=False), "sm_90", True)
+
+
+class Hopper:
+    """A driver of Triton for a GPU that is not there."""
+
+    def get_current_target(self):
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """The kernels that launches compile, which do not run: the list of their hash and shared memory, per launch."""
+    run, found = JITFunction.run, []
+
+    def compile_only(kernel, *args, warmup, **kwargs):
+        made = run(kernel, *args, warmup=True, **kwargs)
+        found.append((made.hash, made.metadata.shared))
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(schedules, "chip_of", lambda device: CHIPS["sm_90"])
+    monkeypatch.setattr(driver, "_active", Hopper())
+    yield found
+    for kernel in (loop.scan_forward, loop.scan_backward):
+        kernel.device_caches.clear()
+
+
+@pytest.mark.parametrize("cell, T, H, P, launches, kernels", [
+    ("gru", 9, 64, 0, 2, 2), ("lstm", 18, 200, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
+])  # fmt: skip
+def test_launches_through_the_jit(cell, T, H, P, launches, kernels, launched):
+    """The calls as passes.py makes them: one launch, or one per step, of kernels that do not multiply with T and B."""
+    case = make_case(cell, T=T, B=5, I=16, H=H, P=P, reverse=(False, True), dtype=torch.bfloat16)
+    x, states, weights = case.split(case.detached())
+    lengths = torch.arange(5)
+    args = (cell, x, states, weights, [False, True], True, P > 0, None, None, lengths, None, [], None, [], False, 1e-5)
+    y, last, saved = launch.layer(*args, True)
+    launch.layer_backward(y, last, None, *args, y, saved, [True] * 3)
+    assert len(launched) == launches and len(set(launched)) <= kernels
+    assert max(shared for _, shared in launched) <= CHIPS["sm_90"].shared
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ Needs a process of its own, with the variable that the kernels look at when they
 """
 
 import os
+import sys
 from contextlib import nullcontext
 
 import pytest
@@ -218,6 +219,11 @@ def call(**changes):
 def test_unsupported(changes, reason):
     assert launch.unsupported(call()) is None
     assert launch.unsupported(call(**changes)).startswith(reason)
+
+
+def test_without_triton(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert launch.unsupported(call()) == "triton is not installed"
 
 
 def test_a_stage_that_is_missing_is_refused():

@@ -1,4 +1,4 @@
-"""GRU that resets after the product: r, z = sigmoid(x + r);  n = act(x_n + r q);  h' = n + z (h - n); q = W_hn h + b_hn."""
+"""GRU: r, z = sigmoid(x + r);  n = act(x_n + r q), q = W_hn h + b_hn;  h' = n + z (h - n)."""
 
 import triton
 import triton.language as tl
