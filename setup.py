@@ -1,6 +1,6 @@
 """Builds the C++ extension on torch's stable ABI (one abi3 wheel for torch >= 2.10); all else is in pyproject.toml.
 
-Without a compiler, or with RNNKERNELS_NO_EXTENSION=1, the package installs without it and runs on the reference backend.
+Without a compiler, or with RNNKERNELS_NO_EXTENSION=1, the package installs without it and runs on the reference.
 """
 
 import os
@@ -20,6 +20,7 @@ EXTENSION = CppExtension(
             "-std=c++17",
             "-ffp-contract=fast",
             "-O3",
+            "-g0",
             "-fvisibility=hidden",
             f"-ffile-prefix-map={HERE.resolve()}/=",
             "-DTORCH_TARGET_VERSION=0x020a000000000000",

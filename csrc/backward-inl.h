@@ -196,9 +196,13 @@ struct Backward {
     for (int64_t j = lo; j < hi; j += UNITS) {
       int64_t n = std::min(UNITS, hi - j);
       A total[UNITS] = {};
-      for (int64_t r = 0; r < rows; ++r) {
-        const A* from = dz_of(1, r) + plane * Hp + j;
-        for (int64_t m = 0; m < n; ++m) total[m] += block.data()[r * UNITS + m] = from[m];
+      for (int64_t start_row = 0; start_row < rows; start_row += 64) {
+        A part[UNITS] = {};  // long sums are sums of sums
+        for (int64_t r = start_row; r < std::min(rows, start_row + 64); ++r) {
+          const A* from = dz_of(1, r) + plane * Hp + j;
+          for (int64_t m = 0; m < n; ++m) part[m] += block.data()[r * UNITS + m] = from[m];
+        }
+        for (int64_t m = 0; m < n; ++m) total[m] += part[m];
       }
       auto add = [&](int gate, int64_t width, const A* factor, A* to, int64_t padded) {
         to += (gate * H + j) * padded;

@@ -64,28 +64,30 @@ Storage storage_of(ScalarType type) {
   }
 }
 
-// Holds what a LayerCall points to.
+// A LayerCall from tensors that have been checked; holds the copies of those that were not contiguous.
 struct Call : LayerCall {
   Tensors held;
   ScalarType type;
-  std::vector<Tensor> given_weights;
 
-  const void* take(Tensor t, std::initializer_list<int64_t> sizes, const char* name) {
+  const void* take(const Tensor& t, std::initializer_list<int64_t> sizes, const char* name) {
     STD_TORCH_CHECK(t.scalar_type() == type, "rnnkernels: ", name, " and x must have the same dtype");
-    STD_TORCH_CHECK(t.dim() == int64_t(sizes.size()), "rnnkernels: ", name, " must have ", sizes.size(), " dimensions, got ", t.dim());
-    for (int64_t i = 0; i < t.dim(); ++i)
+    const int64_t dim = t.dim();
+    STD_TORCH_CHECK(dim == int64_t(sizes.size()), "rnnkernels: ", name, " must have ", sizes.size(), " dimensions, got ", dim);
+    for (int64_t i = 0; i < dim; ++i)
       STD_TORCH_CHECK(t.size(i) == sizes.begin()[i], "rnnkernels: ", name, " must have size ", sizes.begin()[i],
                       " in dimension ", i, ", got ", t.size(i));
-    if (!t.is_contiguous()) t = torch::stable::contiguous(t);
-    held.push_back(t);
-    return t.data_ptr();
+    return t.is_contiguous() ? t.data_ptr() : hold(torch::stable::contiguous(t));
+  }
+
+  const void* hold(Tensor t) {
+    held.push_back(std::move(t));
+    return held.back().data_ptr();
   }
 
   Call(const std::string& cell_name, const Tensor& x_, const Tensors& states_, const Tensors& weights_,
        const std::vector<bool>& reverse_, bool bias_, bool project_, const std::optional<std::string>& activation,
        const std::optional<std::string>& gate, const std::optional<Tensor>& lengths_, bool other_stages)
       : LayerCall{}, type(x_.scalar_type()) {
-    held.reserve(weights_.size() + 12);
     storage = storage_of(type);
     STD_TORCH_CHECK(cell_name == "lstm" || cell_name == "gru" || cell_name == "rnn", "rnnkernels: no cell ", cell_name);
     cell = cell_name == "lstm" ? CellKind::lstm : cell_name == "gru" ? CellKind::gru : CellKind::rnn;
@@ -99,10 +101,9 @@ struct Call : LayerCall {
     STD_TORCH_CHECK(dim == 3 || dim == 4, "rnnkernels: x must have 3 or 4 dimensions, got ", dim);
     int64_t X = dim == 4 ? x_.size(0) : 1;
     T = x_.size(dim - 3), B = x_.size(dim - 2), I = x_.size(dim - 1), D = X * int64_t(reverse.size());
-    Tensor xs = x_;
-    if (I > 1 && xs.stride(dim - 1) != 1) xs = torch::stable::contiguous(xs);
-    held.push_back(xs);
-    x = xs.data_ptr();
+    const bool whole_rows = I <= 1 || x_.stride(dim - 1) == 1;
+    const Tensor xs = whole_rows ? x_ : torch::stable::contiguous(x_);
+    x = whole_rows ? xs.data_ptr() : hold(xs);
     x_stride_X = dim == 4 ? xs.stride(0) : 0, x_stride_T = xs.stride(dim - 3), x_stride_B = xs.stride(dim - 2);
 
     int64_t each = 2 + 2 * bias + project;
@@ -124,8 +125,7 @@ struct Call : LayerCall {
       STD_TORCH_CHECK(lengths_->scalar_type() == ScalarType::Long && lengths_->size(lengths_->dim() - 1) == B &&
                           (lengths_->dim() == 1 || (lengths_->dim() == 2 && lengths_->size(0) == X)),
                       "rnnkernels: lengths must be int64 of shape (B,) or (X, B)");
-      held.push_back(torch::stable::contiguous(*lengths_));
-      lengths = static_cast<const int64_t*>(held.back().data_ptr());
+      lengths = static_cast<const int64_t*>(hold(torch::stable::contiguous(*lengths_)));
       lengths_stride_X = lengths_->dim() == 2 ? B : 0;
     }
   }
@@ -139,11 +139,15 @@ bool any_of(const std::optional<Tensor>& reset, const Tensors& reset_states, con
   return reset || !reset_states.empty() || h_mask || !zone.empty() || layer_norm;
 }
 
+using MaybeTensor = std::optional<Tensor>;
+using MaybeString = std::optional<std::string>;
+using Bools = std::vector<bool>;
+
 std::tuple<Tensor, Tensors, Tensors> layer(
-    std::string cell, Tensor x, Tensors states, Tensors weights, std::vector<bool> reverse, bool bias, bool project,
-    std::optional<std::string> activation, std::optional<std::string> gate, std::optional<Tensor> lengths,
-    std::optional<Tensor> reset, Tensors reset_states, std::optional<Tensor> h_mask, Tensors zone, bool layer_norm,
-    double, bool save) {
+    const std::string& cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Bools& reverse,
+    bool bias, bool project, const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths,
+    const MaybeTensor& reset, const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
+    bool layer_norm, double, bool save) {
   Call call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths,
             any_of(reset, reset_states, h_mask, zone, layer_norm));
   Tensor y = empty(call.type, {call.T, call.B, call.D * call.P});
@@ -162,14 +166,15 @@ std::tuple<Tensor, Tensors, Tensors> layer(
     call.cells = saved.back().mutable_data_ptr();
   }
   if (call.B > 0) instruction_set().forward(call);
-  return {y, last, saved};
+  return {std::move(y), std::move(last), std::move(saved)};
 }
 
 std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
-    Tensor dy, Tensors dlast, std::optional<Tensor> dcells, std::string cell, Tensor x, Tensors states, Tensors weights,
-    std::vector<bool> reverse, bool bias, bool project, std::optional<std::string> activation,
-    std::optional<std::string> gate, std::optional<Tensor> lengths, std::optional<Tensor> reset, Tensors reset_states,
-    std::optional<Tensor> h_mask, Tensors zone, bool layer_norm, double, Tensor y, Tensors saved, std::vector<bool> needs) {
+    const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, const std::string& cell, const Tensor& x,
+    const Tensors& states, const Tensors& weights, const Bools& reverse, bool bias, bool project,
+    const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
+    const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double,
+    const Tensor& y, const Tensors& saved, const Bools& needs) {
   Call call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths,
             any_of(reset, reset_states, h_mask, zone, layer_norm));
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
@@ -201,7 +206,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     call.dweights.push_back(dweights.back().mutable_data_ptr());
   }
   if (call.B > 0) instruction_set().backward(call);
-  return {dx, dstates, dweights, Tensors{}};
+  return {std::move(dx), std::move(dstates), std::move(dweights), Tensors{}};
 }
 
 std::string schedule(std::string cell, ScalarType type, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D, bool) {

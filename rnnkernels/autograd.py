@@ -40,12 +40,15 @@ def without_autocast(function):
     return kernel
 
 
+OPS = {}  # by name; filled by ops.py
+
+
 def implementation(backend, name):
     """``layer`` or ``layer_backward`` of a backend; "dispatch" leaves the choice to PyTorch's dispatcher."""
     if backend == "dispatch":
-        return getattr(torch.ops.rnnkernels, name).default
+        return OPS[name]
     if backend == "reference":
-        return getattr(torch.ops.rnnkernels, f"reference_{name}").default
+        return OPS[f"reference_{name}"]
     return without_autocast(getattr(backends.BACKENDS[backend], name))
 
 
@@ -76,11 +79,14 @@ def pull_of(plan, n_in, needs_input_grad, saved_tensors, grads):
         w_hh = inputs[2 + plan.n_states]
         widths = [w_hh.size(1), *[w_hh.size(0) // CELLS[plan.cell].gates] * len(dlast)]
         dlast = [first.new_zeros(*first.shape[:-1], n) if g is None else g for g, n in zip(dlast, widths, strict=False)]
-    x, *rest = needs_input_grad
-    states, weights, reset_states = reference.split(rest, plan.sizes()[1:])
-    if any(rest[sum(plan.sizes()[1:]) :]):
+    states = 1 + plan.n_states
+    weights = states + plan.n_weights
+    reset = weights + plan.n_reset
+    need = needs_input_grad
+    if any(need[reset:]):
         raise NotImplementedError("rnnkernels: h_mask and zone have no gradient; detach them")
-    pull = Pull(plan, len(dlast), dcells is not None, n_in, (x, any(states) or any(reset_states), any(weights)))
+    need_states = any(need[1:states]) or any(need[weights:reset])
+    pull = Pull(plan, len(dlast), dcells is not None, n_in, (need[0], need_states, any(need[states:weights])))
     return pull, (dy, *dlast, *(() if dcells is None else (dcells,)), *inputs, y, *saved)
 
 

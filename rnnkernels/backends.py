@@ -232,5 +232,7 @@ def route(*call):
     """The backend of an op call, or "dispatch" where PyTorch's dispatcher would take the same."""
     call = facts(*call)
     chosen = choose(call)
-    own = {"cpu": "cpp" if EXTENSION_ERROR is None else "reference", "cuda": "triton"}.get(call.device.type, "reference")
+    own = {"cpu": "cpp" if EXTENSION_ERROR is None else "reference", "cuda": "triton"}.get(
+        call.device.type, "reference"
+    )
     return "dispatch" if chosen == own else chosen

@@ -171,9 +171,7 @@ def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
 
     has_cells = dcells is not None
     pull = Pull(plan, len(dlast), has_cells, len(flat_form(*args)), tuple(needs))
-    results, dims = layer_backward(
-        apply, info.batch_size, flat(*in_dims), pull, flat(dy, dlast, dcells, *rest)
-    )
+    results, dims = layer_backward(apply, info.batch_size, flat(*in_dims), pull, flat(dy, dlast, dcells, *rest))
     if not needs[0]:
         results, dims = (dy.new_empty(0), *results), (None, *dims)
     _, n_states, n_weights, n_reset = plan.sizes()

@@ -59,6 +59,8 @@ class Recurrent(nn.RNNBase):
     def forward(self, input, hx=None):
         """Run the layers over a sequence; see the class."""
         if isinstance(input, PackedSequence):
+            if torch.compiler.is_compiling():  # the sizes are data: a graph break, as with torch.nn
+                return torch.compiler.disable(self._forward_packed)(input, hx)
             return self._forward_packed(input, hx)
         dims = input.dim()
         if dims != 3 and dims != 2:

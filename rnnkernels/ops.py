@@ -27,6 +27,7 @@ import torch
 
 from . import backends, batching
 from .autograd import (
+    OPS,
     Eager,
     Transform,
     autocast_enabled,
@@ -56,7 +57,6 @@ LIB.define("schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int
 LIB.define("instruction_sets() -> str")
 
 
-
 def layer_shapes(cell, x, states, weights, reverse, *settings):
     spec, D = CELLS[cell], len(reverse) * (x.size(0) if x.dim() == 4 else 1)
     T, B, P, H = x.size(-3), x.size(-2), weights[1].size(1), weights[1].size(0) // spec.gates
@@ -80,6 +80,7 @@ def define(name, fake, vmap, **kernels):
         LIB.impl(name, without_autocast(kernel), key)
     torch.library.register_fake(f"rnnkernels::{name}", fake, lib=LIB)
     torch.library.register_vmap(f"rnnkernels::{name}", partial(vmap, name), lib=LIB)
+    OPS[name] = getattr(torch.ops.rnnkernels, name).default
 
 
 for name, fake, vmap in (

@@ -6,8 +6,6 @@ Forward: ``x, *states, *weights, *reset_states`` (differentiable), then ``length
 
 from typing import NamedTuple
 
-from .reference import split
-
 
 class Plan(NamedTuple):
     """All of a layer call that is not a tensor."""
@@ -32,13 +30,13 @@ class Plan(NamedTuple):
 
     def arguments(self, tensors):
         """The op's arguments (without ``save``) from the flat list."""
-        n = sum(self.sizes())
-        (x,), states, weights, reset_states = split(tensors, self.sizes())
-        lengths, reset, h_mask, *zone = tensors[n:]
+        states = 1 + self.n_states
+        weights = states + self.n_weights
+        reset = weights + self.n_reset
         return (
-            self.cell, x, states, weights, list(self.reverse), self.bias, self.project,
-            self.activation, self.recurrent_activation, lengths, reset, reset_states, h_mask, zone,
-            self.layer_norm, self.eps,
+            self.cell, tensors[0], tensors[1:states], tensors[states:weights], self.reverse, self.bias, self.project,
+            self.activation, self.recurrent_activation, tensors[reset], tensors[reset + 1], tensors[weights:reset],
+            tensors[reset + 2], tensors[reset + 3 :], self.layer_norm, self.eps,
         )  # fmt: skip
 
 

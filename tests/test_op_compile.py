@@ -99,7 +99,6 @@ def test_compiled_with_states_and_dropout():
     compare(run, torch.compile(run, fullgraph=True, backend="aot_eager"), x.double(), h.double(), c.double())
 
 
-@pytest.mark.xfail(strict=True, reason="LSTM._forward_packed is traced, and torch._pad_packed_sequence has no fake")
 def test_compiled_with_packed_input():
     module = make("LSTM")
     packed = pack_padded_sequence(torch.randn(4, 2, 3), torch.tensor([2, 4]), enforce_sorted=False)
