@@ -1,7 +1,8 @@
 // The backward loop over time, for every cell, in chunks of steps: first the recurrence of the chunk, which leaves the
 // gradients of its pre-activations in a buffer, then their products with weights, inputs and states, while it is warm.
 //
-// PLANES: pre-activation gradients per hidden unit; a split gate has one for the input's share and one for the recurrent.
+// PLANES: pre-activation gradients per hidden unit; a split gate has one for the input's share and one for the
+// recurrent.
 
 template <class A, class Cell, int NV>
 struct Backward {
@@ -29,7 +30,8 @@ struct Backward {
   Scratch<A> dz, dout;                  // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
   Scratch<A> carry, dc;                 // [B][Pp], [B][Hp]: what reaches the state of the step before directly
   Scratch<A> x_rows, h_rows, out_rows;  // the other factors of the weights, a chunk's rows in panels of columns
-  Scratch<A> dw_ih, dw_hh, dw_hr, db;   // sums, unless they go where they belong: [G * H][Ip], [G * H][Pp], [P][Hp]; [2][G * H]
+  Scratch<A> dw_ih, dw_hh, dw_hr,
+      db;  // sums, unless they go where they belong: [G * H][Ip], [G * H][Pp], [P][Hp]; [2][G * H]
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
@@ -38,7 +40,8 @@ struct Backward {
   A* sums_ih() const { return sum_in_place(I, Ip) ? static_cast<A*>(call.dweight(d, 0)) : dw_ih.data(); }
   A* sums_hh() const { return sum_in_place(P, Pp) ? static_cast<A*>(call.dweight(d, 1)) : dw_hh.data(); }
 
-  // A few rows do not earn the packing back: W_ih and W_hh are then read where they lie, if their rows are whole panels.
+  // A few rows do not earn the packing back: W_ih and W_hh are then read where they lie, if their rows are whole
+  // panels.
   bool few_rows(int64_t n, int64_t panel) const { return x.direct() && T * B <= 32 && n % panel == 0; }
   const bool ih_in_place = few_rows(I, W), hh_in_place = few_rows(P, WIDTH);
 
@@ -136,8 +139,10 @@ struct Backward {
         };
         for (int64_t s = 0; s < steps; ++s) {
           int64_t t = time(done + s);
-          for_blocks(out_panels, [&](int64_t u, int64_t r, int64_t n) { step(s + 1, t, done + s == 0, u, r, n, sums); });
-          if (call.project) for_blocks(panels, [&](int64_t u, int64_t r, int64_t n) { step_projected(s + 1, t, u, r, n, sums); });
+          for_blocks(out_panels,
+                     [&](int64_t u, int64_t r, int64_t n) { step(s + 1, t, done + s == 0, u, r, n, sums); });
+          if (call.project)
+            for_blocks(panels, [&](int64_t u, int64_t r, int64_t n) { step_projected(s + 1, t, u, r, n, sums); });
         }
       });
     });
@@ -158,12 +163,15 @@ struct Backward {
           std::fill_n(sums + m * N * W, N * W, A(0));
           if (add) dx.get_row(dx_at(done, first + m) + column, sums + m * N * W, width);
         }
-        for (int g = 0; g < G; ++g) product<N>(n, dz_of(1, first) + g * Hp, PLANES * Hp, 1, w + g * H * w_row, w_row, H, sums, N * W);
+        for (int g = 0; g < G; ++g)
+          product<N>(n, dz_of(1, first) + g * Hp, PLANES * Hp, 1, w + g * H * w_row, w_row, H, sums, N * W);
         for (int64_t m = 0; m < n; ++m) dx.put_row(sums + m * N * W, dx_at(done, first + m) + column, width);
       }
     });
   }
-  int64_t dx_at(int64_t done, int64_t row) const { return ((call.group(d) * T + time(done + row / B)) * B + row % B) * I; }
+  int64_t dx_at(int64_t done, int64_t row) const {
+    return ((call.group(d) * T + time(done + row / B)) * B + row % B) * I;
+  }
 
   // The other factors of the weights' gradients, for one row of the chunk. Where a sequence has ended the gradients are
   // zero, and what lies there must not spoil them.
@@ -173,9 +181,10 @@ struct Backward {
     if (lives) x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, buffer, I);
     else std::fill_n(buffer, I, A(0));
     put_in_panels(buffer, I, row, chunk * B, x_rows.data());
-    for (int64_t j = 0; j < P; j += W) (lives ? h_before(t, b, j, int(std::min<int64_t>(W, P - j))) : V(A(0))).store(buffer + j);
+    for (int64_t j = 0; j < P; j += W)
+      (lives ? h_before(t, b, j, int(std::min<int64_t>(W, P - j))) : V(A(0))).store(buffer + j);
     put_in_panels(buffer, P, row, chunk * B, h_rows.data());
-    if constexpr (Cell::STATES > 1) {
+    if constexpr (Cell::PROJECTION) {
       if (!call.project) return;
       for (int64_t j = 0; j < H; j += W) {
         int n = int(std::min<int64_t>(W, H - j));
@@ -220,7 +229,9 @@ struct Backward {
 
   void products(int64_t done, int64_t steps) {
     const int64_t rows = steps * B, parts = parallel ? 4 * thread_count() : 1;
-    auto split = [&](int64_t n, auto&& f) { spread(parallel, parts, [&](int64_t i) { f(n * i / parts, n * (i + 1) / parts); }); };
+    auto split = [&](int64_t n, auto&& f) {
+      spread(parallel, parts, [&](int64_t i) { f(n * i / parts, n * (i + 1) / parts); });
+    };
     if (dx) split(rows, [&](int64_t lo, int64_t hi) { input_gradient(done, lo, hi); });
     if (!need_dweights()) return;
     split(rows, [&](int64_t lo, int64_t hi) {
@@ -236,7 +247,8 @@ struct Backward {
     });
     if (call.project)
       split(P, [&](int64_t lo, int64_t hi) {
-        product_wide(hi - lo, H, dout.data() + B * Pp + lo, 1, Pp, out_rows.data(), chunk * B, rows, dw_hr.data() + lo * Hp, Hp);
+        product_wide(hi - lo, H, dout.data() + B * Pp + lo, 1, Pp, out_rows.data(), chunk * B, rows,
+                     dw_hr.data() + lo * Hp, Hp);
       });
   }
 
@@ -257,16 +269,20 @@ struct Backward {
   // One panel of nv vectors: columns `first`.. of a matrix with `rows` rows of n columns.
   void pack(const void* matrix, int64_t n, int64_t first, int64_t rows, A* to, int nv) const {
     for (int v = 0; v < nv; ++v)
-      pack_rows(port(matrix), first + v * W, n, int(std::clamp<int64_t>(n - first - v * W, 0, W)), rows, to + v * W, nv * W);
+      pack_rows(port(matrix), first + v * W, n, int(std::clamp<int64_t>(n - first - v * W, 0, W)), rows, to + v * W,
+                nv * W);
   }
 
   void start() {
     allocate();
-    spread(parallel, pack_hh() ? out_panels : 0, [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
+    spread(parallel, pack_hh() ? out_panels : 0,
+           [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
     if (call.project)
-      for (int64_t u = 0; u < panels; ++u) pack(call.weight(d, call.bias ? 4 : 2), H, u * WIDTH, P, w_hr.data() + u * P * WIDTH, NV);
+      for (int64_t u = 0; u < panels; ++u)
+        pack(call.weight(d, call.bias ? 4 : 2), H, u * WIDTH, P, w_hr.data() + u * P * WIDTH, NV);
     if (pack_ih())
-      for_columns<A>(I, [&](auto vectors, int64_t i) { pack(call.weight(d, 0), I, i, G * H, w_ih.data() + i * G * H, vectors); });
+      for_columns<A>(
+          I, [&](auto vectors, int64_t i) { pack(call.weight(d, 0), I, i, G * H, w_ih.data() + i * G * H, vectors); });
     for (int64_t b = 0; b < B; ++b) {
       if (call.dlast[0]) port(call.dlast[0]).get_row((d * B + b) * P, carry.data() + b * Pp, P);
       if (Cell::STATES > 1 && call.dlast[1]) port(call.dlast[1]).get_row((d * B + b) * H, dc.data() + b * Hp, H);

@@ -123,9 +123,11 @@ struct Forward {
   }
 
   // sums [n][NB + XB][W] of panel u for rows r..r+n: x is null where `pre` has its share.
-  void sum_up(const Job& job, int64_t u, int64_t r, int64_t n, const A* x, int64_t x_row, const A* pre, const A* h, A* sums) const {
+  void sum_up(const Job& job, int64_t u, int64_t r, int64_t n, const A* x, int64_t x_row, const A* pre, const A* h,
+              A* sums) const {
     const A* b = bias_of(job.d, u);
-    for (int64_t m = 0; m < n; ++m) {  // first the input's share; that of a split gate in the place of its recurrent sum
+    for (int64_t m = 0; m < n;
+         ++m) {  // first the input's share; that of a split gate in the place of its recurrent sum
       A* to = sums + m * SUMS;
       if (!x) {
         std::copy_n(pre + ((r + m) * panels + u) * NB * W, NB * W, to);
@@ -145,12 +147,14 @@ struct Forward {
   }
 
   // sums += a times W_ih or W_hh, for n rows of panel u.
-  void add(int64_t d, int64_t u, int64_t n, const A* a, int64_t row, bool input, int64_t width, A* sums, int64_t sums_row) const {
+  void add(int64_t d, int64_t u, int64_t n, const A* a, int64_t row, bool input, int64_t width, A* sums,
+           int64_t sums_row) const {
     if (input ? plan.pack_ih : plan.pack_hh)
       return product<NB>(n, a, row, 1, input ? w_ih_of(d, u) : w_hh_of(d, u), NB * W, width, sums, sums_row);
     const A* w = static_cast<const A*>(call.weight(d, input ? 0 : 1)) + u * WIDTH * width;
     for (int g = 0; g < G; ++g)
-      dot_product(n, a, row, w + g * H * width, std::min<int64_t>(WIDTH, H - u * WIDTH), width, sums + g * WIDTH, sums_row);
+      dot_product(n, a, row, w + g * H * width, std::min<int64_t>(WIDTH, H - u * WIDTH), width, sums + g * WIDTH,
+                  sums_row);
   }
 
   // The cell for rows r..r+n of panel u at step t, from their sums.
@@ -183,7 +187,8 @@ struct Forward {
   }
 
   // The new h of row r at j: into the state and into y.
-  INLINE void put(const Job& job, int64_t t, int64_t r, int64_t j, int lanes, bool alive, V out, const A* h, A* h_new) const {
+  INLINE void put(const Job& job, int64_t t, int64_t r, int64_t j, int lanes, bool alive, V out, const A* h,
+                  A* h_new) const {
     (alive ? out : load(h + r * Pp + j)).store(h_new + r * Pp + j);
     y.put(alive ? out : V(A(0)), ((t * B + job.b0 + r) * D + job.d) * P + j, lanes);
   }
@@ -193,7 +198,8 @@ struct Forward {
     product<NV>(n, job.cell_out.data() + r * Hp, Hp, 1, w_hr_of(job.d, u), WIDTH, H, sums, WIDTH);
     for (int64_t m = r; m < r + n; ++m, sums += WIDTH)
       for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
-        put(job, t, m, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m), load(sums + j - u * WIDTH), h, h_new);
+        put(job, t, m, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
+            load(sums + j - u * WIDTH), h, h_new);
   }
 
   void run_job(const Job& job, int64_t member, int64_t members, Team& team) const {
@@ -230,7 +236,8 @@ struct Forward {
   void run() {
     const bool parallel = plan.batch_parts > 1 || plan.members > 1 || (D > 1 && plan.threaded);
     spread(parallel, D * panels, [&](int64_t i) { pack_panel(i / panels, i % panels); });
-    if (call.project) spread(parallel, D * out_panels, [&](int64_t i) { pack_projection(i / out_panels, i % out_panels); });
+    if (call.project)
+      spread(parallel, D * out_panels, [&](int64_t i) { pack_projection(i / out_panels, i % out_panels); });
     spread(parallel && plan.members == 1, D * plan.batch_parts, [&](int64_t i) {
       int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
       Job job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}};

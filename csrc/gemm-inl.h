@@ -9,7 +9,9 @@ constexpr int tile_rows(int NB) {
 template <class A, int MR, int NB>
 void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row) {
   using V = Vec<A>;
-  constexpr int W = V::W, PHASES = MR * NB <= 4 ? 4 : MR * NB <= 8 ? 2 : 1;  // few sums: several of each hide the latency
+  constexpr int W = V::W, PHASES = MR * NB <= 4   ? 4
+                                   : MR * NB <= 8 ? 2
+                                                  : 1;  // few sums: several of each hide the latency
   auto products = [&](int64_t k, V(&sums)[MR][NB]) __attribute__((always_inline)) {
     V w[NB];
 #pragma GCC unroll 4
@@ -54,7 +56,8 @@ constexpr auto tile_table(std::integer_sequence<int, m...>) {
 
 // The same for any number of rows: tiles of nearly equal size.
 template <int NB, class A>
-void product(int64_t rows, const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row) {
+void product(int64_t rows, const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c,
+             int64_t c_row) {
   constexpr int MR = tile_rows(NB);
   static constexpr auto table = tile_table<A, NB>(std::make_integer_sequence<int, MR>{});
   const int64_t tiles = (rows + MR - 1) / MR;
@@ -78,15 +81,17 @@ void for_columns(int64_t n, const F& f) {
 
 // The same for n columns: b is packed in panels of K rows each, c has rows padded to whole vectors.
 template <class A>
-void product_wide(int64_t rows, int64_t n, const A* a, int64_t row, int64_t step, const A* b, int64_t b_rows, int64_t K, A* c, int64_t c_row) {
+void product_wide(int64_t rows, int64_t n, const A* a, int64_t row, int64_t step, const A* b, int64_t b_rows, int64_t K,
+                  A* c, int64_t c_row) {
   for_columns<A>(n, [&](auto vectors, int64_t column) {
     constexpr int NB = decltype(vectors)::value;
     product<NB>(rows, a, row, step, b + column * b_rows, NB * Vec<A>::W, K, c + column, c_row);
   });
 }
 
-// ---- Packing ---------------------------------------------------------------------------------------------------------
-// to[k * stride .. + W] = column k of n rows, K long and `row` apart from `first` on: one vector of a panel.
+// ---- Packing
+// --------------------------------------------------------------------------------------------------------- to[k *
+// stride .. + W] = column k of n rows, K long and `row` apart from `first` on: one vector of a panel.
 template <class A>
 void pack_columns(const Port<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
   using V = Vec<A>;
@@ -122,8 +127,9 @@ void put_in_panels(const A* from, int64_t n, int64_t row, int64_t rows, A* to) {
   });
 }
 
-// ---- One row, or few steps: the weights read where they lie ------------------------------------------------------------
-// sums[m * sums_row + j] += product of row m with weight row j, for MR rows and n <= W / MR weight rows.
+// ---- One row, or few steps: the weights read where they lie
+// ------------------------------------------------------------ sums[m * sums_row + j] += product of row m with weight
+// row j, for MR rows and n <= W / MR weight rows.
 template <int MR, class A>
 void dot_tile(const A* a, int64_t row, const A* w, int n, int64_t K, A* sums, int64_t sums_row) {
   using V = Vec<A>;

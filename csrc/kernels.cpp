@@ -20,7 +20,7 @@
 #endif
 
 namespace {
-constexpr int64_t kChunkBytes = 512 * 1024;     // what a projected chunk of steps may take of the second-level cache
+constexpr int64_t kChunkBytes = 512 * 1024;      // what a projected chunk of steps may take of the second-level cache
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
 
 namespace baseline {
@@ -77,8 +77,25 @@ constexpr int kBytes = 64, kRegisters = 32;
 #endif
 }  // namespace
 
+const CellInfo* find_cell(const std::string& name) {
+#define CELL(name, type)   \
+  {#name,                  \
+   CellKind::name,         \
+   baseline::type::G,      \
+   baseline::type::STATES, \
+   baseline::type::KEPT,   \
+   baseline::type::RELU,   \
+   baseline::type::PROJECTION},
+  static const CellInfo table[] = {FOR_EACH_CELL(CELL)};
+#undef CELL
+  for (const CellInfo& cell : table)
+    if (name == cell.name) return &cell;
+  return nullptr;
+}
+
 std::string Schedule::text() const {
-  std::string s = std::string("W_ih ") + (pack_ih ? "packed" : "in place") + ", W_hh " + (pack_hh ? "packed" : "in place");
+  std::string s =
+      std::string("W_ih ") + (pack_ih ? "packed" : "in place") + ", W_hh " + (pack_hh ? "packed" : "in place");
   s += chunked ? ", input projected in chunks of steps" : ", input projected inside the tile";
   if (members > 1) s += ", hidden units split over " + std::to_string(members) + " threads";
   else if (batch_parts > 1) s += ", batch split over " + std::to_string(batch_parts) + " threads";
@@ -111,7 +128,8 @@ const InstructionSet& instruction_set() {
       if (!forced || !*forced || forced == std::string(set.name)) return set;
       names += (names.empty() ? "" : ", ") + std::string(set.name);
     }
-    throw std::runtime_error("RNNKERNELS_ISA=" + std::string(forced) + " is none of this machine's instruction sets: " + names);
+    throw std::runtime_error("RNNKERNELS_ISA=" + std::string(forced) +
+                             " is none of this machine's instruction sets: " + names);
   }();
   return chosen;
 }

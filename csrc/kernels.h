@@ -5,22 +5,39 @@
 #include <string>
 #include <vector>
 
-enum class CellKind { rnn, lstm, gru };
+// Every cell once: its name, and its struct in cells/. Enumeration, table and choosers are made from this list.
+#define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru)
+
+#define CELL(name, type) name,
+enum class CellKind { FOR_EACH_CELL(CELL) };
+#undef CELL
+
+// What a cell is, as far as tensors go; the same as in rnnkernels/cells.py.
+struct CellInfo {
+  const char* name;
+  CellKind kind;
+  int64_t gates, states, kept;
+  bool has_relu, has_projection;
+};
+// Null where there is no such cell.
+const CellInfo* find_cell(const std::string& name);
+
 enum class Storage { float32, float64, bfloat16, float16 };
 
-// One layer, all its directions. Tensors are contiguous unless they have strides here. Null pointers are absent tensors.
+// One layer, all its directions. Tensors are contiguous unless they have strides here. Null pointers are absent
+// tensors.
 struct LayerCall {
-  CellKind cell;
+  const CellInfo* cell;
   Storage storage;
-  int64_t T, B, I, H, P, D, G;
+  int64_t T, B, I, H, P, D;
   bool bias, project, relu;
   std::vector<bool> reverse;  // per direction of a group
 
   const void* x;  // (X, T, B, I), last stride 1
   int64_t x_stride_X, x_stride_T, x_stride_B;
-  const void* states[2];              // (D, B, P), (D, B, H)
-  std::vector<const void*> weights;   // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
-  const int64_t* lengths;             // (X, B), or (B,) with stride 0
+  const void* states[2];             // (D, B, P), (D, B, H)
+  std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+  const int64_t* lengths;            // (X, B), or (B,) with stride 0
   int64_t lengths_stride_X;
 
   // forward: results. backward: what the forward returned.
@@ -33,8 +50,6 @@ struct LayerCall {
   const void *dy, *dlast[2], *dcells;
   void *dx, *dstates[2];        // dx: (X, T, B, I) contiguous
   std::vector<void*> dweights;  // in the order of weights
-  bool training() const { return gates || cells; }
-
   int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
@@ -46,10 +61,10 @@ struct LayerCall {
 // How the forward loop of a call is run.
 struct Schedule {
   bool pack_ih, pack_hh;  // weights packed into panels first, or read where they lie
-  bool chunked;        // the input projected for a chunk of steps at once, or inside the tile
-  bool threaded;       // large enough for several threads
-  int64_t batch_parts; // the batch of each direction split into this many independent jobs
-  int64_t members;     // threads that split the hidden units of a job and meet at a barrier every step
+  bool chunked;           // the input projected for a chunk of steps at once, or inside the tile
+  bool threaded;          // large enough for several threads
+  int64_t batch_parts;    // the batch of each direction split into this many independent jobs
+  int64_t members;        // threads that split the hidden units of a job and meet at a barrier every step
   std::string text() const;
 };
 

@@ -56,11 +56,16 @@ Tensor zeros(ScalarType type, std::initializer_list<int64_t> sizes) {
 
 Storage storage_of(ScalarType type) {
   switch (type) {
-    case ScalarType::Float: return Storage::float32;
-    case ScalarType::Double: return Storage::float64;
-    case ScalarType::BFloat16: return Storage::bfloat16;
-    case ScalarType::Half: return Storage::float16;
-    default: STD_TORCH_CHECK(false, "rnnkernels: expected float32, float64, bfloat16 or float16 on the CPU");
+    case ScalarType::Float:
+      return Storage::float32;
+    case ScalarType::Double:
+      return Storage::float64;
+    case ScalarType::BFloat16:
+      return Storage::bfloat16;
+    case ScalarType::Half:
+      return Storage::float16;
+    default:
+      STD_TORCH_CHECK(false, "rnnkernels: expected float32, float64, bfloat16 or float16 on the CPU");
   }
 }
 
@@ -72,7 +77,8 @@ struct Call : LayerCall {
   const void* take(const Tensor& t, std::initializer_list<int64_t> sizes, const char* name) {
     STD_TORCH_CHECK(t.scalar_type() == type, "rnnkernels: ", name, " and x must have the same dtype");
     const int64_t dim = t.dim();
-    STD_TORCH_CHECK(dim == int64_t(sizes.size()), "rnnkernels: ", name, " must have ", sizes.size(), " dimensions, got ", dim);
+    STD_TORCH_CHECK(dim == int64_t(sizes.size()), "rnnkernels: ", name, " must have ", sizes.size(),
+                    " dimensions, got ", dim);
     for (int64_t i = 0; i < dim; ++i)
       STD_TORCH_CHECK(t.size(i) == sizes.begin()[i], "rnnkernels: ", name, " must have size ", sizes.begin()[i],
                       " in dimension ", i, ", got ", t.size(i));
@@ -89,13 +95,14 @@ struct Call : LayerCall {
        const std::optional<std::string>& gate, const std::optional<Tensor>& lengths_, bool other_stages)
       : LayerCall{}, type(x_.scalar_type()) {
     storage = storage_of(type);
-    STD_TORCH_CHECK(cell_name == "lstm" || cell_name == "gru" || cell_name == "rnn", "rnnkernels: no cell ", cell_name);
-    cell = cell_name == "lstm" ? CellKind::lstm : cell_name == "gru" ? CellKind::gru : CellKind::rnn;
-    G = cell == CellKind::lstm ? 4 : cell == CellKind::gru ? 3 : 1;
+    cell = find_cell(cell_name);
+    STD_TORCH_CHECK(cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
     bias = bias_, project = project_, relu = activation && *activation == "relu", reverse = reverse_;
-    STD_TORCH_CHECK(!other_stages && (!gate || *gate == "sigmoid") && (!activation || *activation == "tanh" || (relu && G == 1)),
+    const bool known = !activation || *activation == "tanh" || (relu && cell->has_relu);
+    STD_TORCH_CHECK(!other_stages && known && (!gate || *gate == "sigmoid"),
                     "rnnkernels: the C++ backend does not have a stage or an activation of this call");
-    STD_TORCH_CHECK(!project || cell == CellKind::lstm, "rnnkernels: only lstm has a projection");
+    STD_TORCH_CHECK(!project || cell->has_projection, "rnnkernels: ", cell_name, " has no projection");
+    const int64_t G = cell->gates;
 
     int64_t dim = x_.dim();
     STD_TORCH_CHECK(dim == 3 || dim == 4, "rnnkernels: x must have 3 or 4 dimensions, got ", dim);
@@ -107,19 +114,20 @@ struct Call : LayerCall {
     x_stride_X = dim == 4 ? xs.stride(0) : 0, x_stride_T = xs.stride(dim - 3), x_stride_B = xs.stride(dim - 2);
 
     int64_t each = 2 + 2 * bias + project;
-    STD_TORCH_CHECK(D > 0 && int64_t(weights_.size()) == D * each, "rnnkernels: expected ", D * each, " weights, got ", weights_.size());
+    STD_TORCH_CHECK(D > 0 && int64_t(weights_.size()) == D * each, "rnnkernels: expected ", D * each, " weights, got ",
+                    weights_.size());
     H = weights_[1].size(0) / G, P = weights_[1].size(1);
     STD_TORCH_CHECK(project || H == P, "rnnkernels: weight_hh must have ", H, " columns, got ", P);
     for (int64_t i = 0; i < int64_t(weights_.size()); ++i) {
       int64_t k = i % each;
       const Tensor& w = weights_[i];
-      weights.push_back(k == 0                  ? take(w, {G * H, I}, "weight_ih")
-                        : k == 1                ? take(w, {G * H, P}, "weight_hh")
+      weights.push_back(k == 0                     ? take(w, {G * H, I}, "weight_ih")
+                        : k == 1                   ? take(w, {G * H, P}, "weight_hh")
                         : project && k == each - 1 ? take(w, {P, H}, "weight_hr")
-                                                : take(w, {G * H}, "bias"));
+                                                   : take(w, {G * H}, "bias"));
     }
-    int64_t S = count_states();
-    STD_TORCH_CHECK(states_.empty() || int64_t(states_.size()) == S, "rnnkernels: expected ", S, " states, got ", states_.size());
+    STD_TORCH_CHECK(states_.empty() || int64_t(states_.size()) == cell->states, "rnnkernels: expected ", cell->states,
+                    " states, got ", states_.size());
     for (size_t k = 0; k < states_.size(); ++k) states[k] = take(states_[k], {D, B, k ? H : P}, k ? "c0" : "h0");
     if (lengths_) {
       STD_TORCH_CHECK(lengths_->scalar_type() == ScalarType::Long && lengths_->size(lengths_->dim() - 1) == B &&
@@ -130,12 +138,11 @@ struct Call : LayerCall {
     }
   }
 
-  int64_t count_states() const { return cell == CellKind::lstm ? 2 : 1; }
-  int64_t count_kept() const { return cell == CellKind::rnn ? 0 : 4; }
   ScalarType accumulate() const { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
 };
 
-bool any_of(const std::optional<Tensor>& reset, const Tensors& reset_states, const std::optional<Tensor>& h_mask, const Tensors& zone, bool layer_norm) {
+bool any_of(const std::optional<Tensor>& reset, const Tensors& reset_states, const std::optional<Tensor>& h_mask,
+            const Tensors& zone, bool layer_norm) {
   return reset || !reset_states.empty() || h_mask || !zone.empty() || layer_norm;
 }
 
@@ -143,25 +150,26 @@ using MaybeTensor = std::optional<Tensor>;
 using MaybeString = std::optional<std::string>;
 using Bools = std::vector<bool>;
 
-std::tuple<Tensor, Tensors, Tensors> layer(
-    const std::string& cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Bools& reverse,
-    bool bias, bool project, const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths,
-    const MaybeTensor& reset, const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
-    bool layer_norm, double, bool save) {
+std::tuple<Tensor, Tensors, Tensors> layer(const std::string& cell, const Tensor& x, const Tensors& states,
+                                           const Tensors& weights, const Bools& reverse, bool bias, bool project,
+                                           const MaybeString& activation, const MaybeString& gate,
+                                           const MaybeTensor& lengths, const MaybeTensor& reset,
+                                           const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
+                                           bool layer_norm, double, bool save) {
   Call call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths,
             any_of(reset, reset_states, h_mask, zone, layer_norm));
   Tensor y = empty(call.type, {call.T, call.B, call.D * call.P});
   call.y = y.mutable_data_ptr();
   Tensors last, saved;
-  for (int k = 0; k < call.count_states(); ++k) {
+  for (int k = 0; k < call.cell->states; ++k) {
     last.push_back(empty(call.type, {call.D, call.B, k ? call.H : call.P}));
     call.last[k] = last.back().mutable_data_ptr();
   }
-  if (save && call.count_kept()) {
-    saved.push_back(empty(call.type, {call.D, call.T, call.B, call.count_kept(), call.H}));
+  if (save && call.cell->kept) {
+    saved.push_back(empty(call.type, {call.D, call.T, call.B, call.cell->kept, call.H}));
     call.gates = saved.back().mutable_data_ptr();
   }
-  if (save && call.count_states() > 1) {
+  if (save && call.cell->states > 1) {
     saved.push_back(empty(call.accumulate(), {call.D, call.T, call.B, call.H}));
     call.cells = saved.back().mutable_data_ptr();
   }
@@ -181,17 +189,19 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   for (size_t k = 0; k < dlast.size(); ++k)
     call.dlast[k] = call.take(dlast[k], {call.D, call.B, k ? call.H : call.P}, k ? "dc_n" : "dh_n");
-  STD_TORCH_CHECK(int64_t(saved.size()) == (call.count_kept() > 0) + (call.count_states() > 1),
+  STD_TORCH_CHECK(int64_t(saved.size()) == (call.cell->kept > 0) + (call.cell->states > 1),
                   "rnnkernels: the forward pass was not run with save=True");
-  if (call.count_kept())
-    call.gates = const_cast<void*>(call.take(saved[0], {call.D, call.T, call.B, call.count_kept(), call.H}, "gates"));
+  if (call.cell->kept)
+    call.gates = const_cast<void*>(call.take(saved[0], {call.D, call.T, call.B, call.cell->kept, call.H}, "gates"));
   ScalarType type = call.type;
   call.type = call.accumulate();
-  if (call.count_states() > 1) call.cells = const_cast<void*>(call.take(saved.back(), {call.D, call.T, call.B, call.H}, "cells"));
+  if (call.cell->states > 1)
+    call.cells = const_cast<void*>(call.take(saved.back(), {call.D, call.T, call.B, call.H}, "cells"));
   if (dcells) call.dcells = call.take(*dcells, {call.D, call.T, call.B, call.H}, "dcells");
   call.type = type;
 
-  Tensor dx = needs[0] ? (x.dim() == 4 ? empty(type, {x.size(0), call.T, call.B, call.I}) : empty(type, {call.T, call.B, call.I}))
+  Tensor dx = needs[0] ? (x.dim() == 4 ? empty(type, {x.size(0), call.T, call.B, call.I})
+                                       : empty(type, {call.T, call.B, call.I}))
                        : empty(type, {0});
   if (needs[0]) call.dx = dx.mutable_data_ptr();
   Tensors dstates, dweights;
@@ -209,10 +219,12 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
   return {std::move(dx), std::move(dstates), std::move(dweights), Tensors{}};
 }
 
-std::string schedule(std::string cell, ScalarType type, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D, bool) {
+std::string schedule(std::string cell, ScalarType type, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
+                     int64_t D, bool) {
   LayerCall call{};
   call.storage = storage_of(type);
-  call.G = cell == "lstm" ? 4 : cell == "gru" ? 3 : 1;
+  call.cell = find_cell(cell);
+  STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell);
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }

@@ -3,7 +3,8 @@
 template <class A>
 Schedule choose_schedule(const LayerCall& call) {
   const int64_t B = call.B, D = call.D;
-  const double recurrent = 2.0 * B * call.G * call.H * call.P, step = recurrent + 2.0 * B * call.G * call.H * call.I;
+  const double recurrent = 2.0 * B * call.cell->gates * call.H * call.P,
+               step = recurrent + 2.0 * B * call.cell->gates * call.H * call.I;
   Schedule s{true, true, false, false, 1, 1};
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
@@ -13,8 +14,8 @@ Schedule choose_schedule(const LayerCall& call) {
     else if (recurrent >= 2e5) s.members = std::min<int64_t>(threads, (call.H + Vec<A>::W - 1) / Vec<A>::W);
     else if (D == 1) s.batch_parts = std::min(B, parts);  // steps too short for a barrier each
   }
-  // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not need
-  // it, because it reads every weight once a step anyway. 16-bit weights are widened while they are packed.
+  // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
+  // need it, because it reads every weight once a step anyway. 16-bit weights are widened while they are packed.
   const int64_t rows = B / s.batch_parts;
   const bool convert = call.storage == Storage::bfloat16 || call.storage == Storage::float16;
   const bool few_steps = call.T * ((B + 5) / 6) < 4;
@@ -24,39 +25,38 @@ Schedule choose_schedule(const LayerCall& call) {
   return s;
 }
 
-template <class A>
+template <class A, class Cell>
 void run_forward(const LayerCall& call) {
   Schedule s = choose_schedule<A>(call);
-  switch (call.cell) {
-    case CellKind::rnn: return wide_panels<A>(call.H) ? Forward<A, Rnn, 4>(call, s).run() : Forward<A, Rnn, 2>(call, s).run();
-    case CellKind::lstm: return Forward<A, Lstm, 1>(call, s).run();
-    case CellKind::gru: return Forward<A, Gru, 1>(call, s).run();
-  }
+  if constexpr (Cell::G > 1) Forward<A, Cell, 1>(call, s).run();
+  else if (wide_panels<A>(call.H)) Forward<A, Cell, 4>(call, s).run();
+  else Forward<A, Cell, 2>(call, s).run();
 }
 
 template <class A, class Cell>
-void run_backward_of(const LayerCall& call, const Schedule& s, int64_t d) {
-  if (wide_panels<A>(call.H)) Backward<A, Cell, 4>(call, s, d).run();
-  else Backward<A, Cell, 2>(call, s, d).run();
-}
-
-template <class A>
 void run_backward(const LayerCall& call) {
   Schedule s = choose_schedule<A>(call);
-  if (s.threaded && s.members == 1) s.batch_parts = std::clamp<int64_t>(call.B / 6, 1, thread_count());  // a direction at a time
-  for (int64_t d = 0; d < call.D; ++d) switch (call.cell) {
-      case CellKind::rnn: run_backward_of<A, Rnn>(call, s, d); break;
-      case CellKind::lstm: run_backward_of<A, Lstm>(call, s, d); break;
-      case CellKind::gru: run_backward_of<A, Gru>(call, s, d); break;
-    }
+  if (s.threaded && s.members == 1) s.batch_parts = std::clamp<int64_t>(call.B / 6, 1, thread_count());
+  for (int64_t d = 0; d < call.D; ++d)  // a direction at a time
+    if (wide_panels<A>(call.H)) Backward<A, Cell, 4>(call, s, d).run();
+    else Backward<A, Cell, 2>(call, s, d).run();
 }
 
+#define CELL(name, type) \
+  case CellKind::name:   \
+    return call.storage == Storage::float64 ? RUN<double, type>(call) : RUN<float, type>(call);
 inline void forward(const LayerCall& call) {
-  call.storage == Storage::float64 ? run_forward<double>(call) : run_forward<float>(call);
+#define RUN run_forward
+  switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
+#undef RUN
 }
 inline void backward(const LayerCall& call) {
-  call.storage == Storage::float64 ? run_backward<double>(call) : run_backward<float>(call);
+#define RUN run_backward
+  switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
+#undef RUN
 }
+#undef CELL
+
 inline Schedule schedule(const LayerCall& call) {
   return call.storage == Storage::float64 ? choose_schedule<double>(call) : choose_schedule<float>(call);
 }

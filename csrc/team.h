@@ -28,9 +28,9 @@ inline void wait_until(Condition condition) {
   while (!condition()) std::this_thread::yield();
 }
 
-// A team has as many members as threads really came: parallel_for may run nested on one thread, be granted fewer threads
-// than asked, or have some of them late. The first to come waits for the others for a bounded time, then closes the team;
-// who comes later goes away again. So every member is a running thread, and a barrier among them cannot hang.
+// A team has as many members as threads really came: parallel_for may run nested on one thread, be granted fewer
+// threads than asked, or have some of them late. The first to come waits for the others for a bounded time, then closes
+// the team; who comes later goes away again. So every member is a running thread, and a barrier among them cannot hang.
 class Team {
  public:
   // body(member, size, team): called by every member at the same time.

@@ -65,7 +65,8 @@ INLINE void store_first(Vec<A> v, A* p, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
-// ---- A tensor of the caller's, in the type it is stored in; computed with as A ---------------------------------------
+// ---- A tensor of the caller's, in the type it is stored in; computed with as A
+// ---------------------------------------
 template <class A>
 class Port {
  public:
@@ -183,7 +184,8 @@ INLINE Vec<A> activate(Vec<A> x, bool relu) {
   return relu ? max(x, Vec<A>(A(0))) : tanh(x);
 }
 
-// ---- Transpose and sum W x W in registers -----------------------------------------------------------------------------------
+// ---- Transpose and sum W x W in registers
+// -----------------------------------------------------------------------------------
 #if __has_builtin(__builtin_shufflevector)
 template <int S, bool High, class A, int... i>
 INLINE Vec<A> exchange(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {

@@ -1,6 +1,7 @@
 // The LSTM cell: c' = f c + i g, h' = o tanh(c') (Hochreiter & Schmidhuber 1997, Gers et al. 2000); gates i, f, g, o.
 struct Lstm {
   static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4;
+  static constexpr bool RELU = false, PROJECTION = true;
 
   // sums: x + r per gate. kept: the activated gates.
   template <class V>
