@@ -30,8 +30,8 @@ struct Vec {
   friend INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
   friend INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
   friend INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
-  friend INLINE Vec min(Vec a, Vec b) { return a.v < b.v ? a.v : b.v; }
-  friend INLINE Vec max(Vec a, Vec b) { return a.v > b.v ? a.v : b.v; }
+  friend INLINE Vec min(Vec a, Vec b) { return b.v < a.v ? b.v : a.v; }  // NaN in a stays NaN
+  friend INLINE Vec max(Vec a, Vec b) { return b.v > a.v ? b.v : a.v; }
   friend INLINE Vec where_positive(Vec a, Vec b) { return a.v > 0 ? b.v : Data{}; }
 };
 
@@ -145,16 +145,21 @@ INLINE Vec<float> exp(Vec<float> x) {
   V::IntData bits = ((V::IntData)shifted.v << 23) + (V::IntData)p.v;
   return V((V::Data)bits);
 }
-INLINE Vec<double> exp(Vec<double> x) {
+// e^x = scale + scale * q with q = e^r - 1, so that e^x - 1 keeps the digits of small x.
+INLINE Vec<double> exp_parts(Vec<double> x, Vec<double>& scale) {
   using V = Vec<double>;
+  const V magic(6755399441055744.0 + 1023);  // 1.5 * 2^52 and the bias: the low bits of a sum are the exponent's
   x = min(max(x, V(-708.0)), V(709.0));
-  V shifted = x * V(1.4426950408889634) + V(6755399441055744.0);  // 1.5 * 2^52
-  V n = shifted - V(6755399441055744.0);
+  V shifted = x * V(1.4426950408889634) + magic, n = shifted - magic;
   V r = x - n * V(6.93145751953125e-1) - n * V(1.42860682030941723212e-6);
   V p = V(1.0 / 479001600);
-  for (double d : {39916800., 3628800., 362880., 40320., 5040., 720., 120., 24., 6., 2., 1., 1.}) p = p * r + V(1 / d);
-  V::IntData bits = ((V::IntData)shifted.v << 52) + (V::IntData)p.v;
-  return V((V::Data)bits);
+  for (double d : {39916800., 3628800., 362880., 40320., 5040., 720., 120., 24., 6., 2., 1.}) p = p * r + V(1 / d);
+  scale = V((V::Data)((V::IntData)shifted.v << 52));
+  return p * r;
+}
+INLINE Vec<double> exp(Vec<double> x) {
+  Vec<double> scale, q = exp_parts(x, scale);
+  return scale * q + scale;
 }
 
 template <class A>
@@ -176,7 +181,8 @@ INLINE Vec<float> tanh(Vec<float> x) {
   return x * p * reciprocal(q);
 }
 INLINE Vec<double> tanh(Vec<double> x) {
-  return Vec<double>(1.0) - Vec<double>(2.0) * reciprocal(Vec<double>(1.0) + exp(x + x));
+  Vec<double> scale, q = exp_parts(x + x, scale), e = scale * q + (scale - Vec<double>(1.0));  // e^2x - 1
+  return e / (e + Vec<double>(2.0));
 }
 
 template <class A>

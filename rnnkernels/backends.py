@@ -212,8 +212,8 @@ def choose(call):
     return _forced
 
 
-def facts(cell, x, weights, reverse, project, activation, recurrent_activation, lengths, reset, h_mask, zone, layer_norm,
-          training=False):  # fmt: skip
+def facts(cell, x, weights, reverse, project, activation, recurrent_activation,
+          lengths, reset, h_mask, zone, layer_norm, training=False):  # fmt: skip
     """The ``Call`` of an op call."""
     spec = CELLS[cell]
     stages = {

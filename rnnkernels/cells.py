@@ -1,4 +1,4 @@
-"""The cells: one line each. Letters: G gates, S states, K planes of (T, B, H) that training keeps for the backward pass."""
+"""The cells: one line each. Letters: G gates, S states, K planes of (T, B, H) that training keeps for the backward."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,7 @@
-"""A layer call in flat form, as ``autograd.Function`` wants it: a list of tensors, and a tuple of all that is no tensor.
+"""A layer call in flat form, as ``autograd.Function`` wants it: a list of tensors, and a tuple of all else.
 
-Forward: ``x, *states, *weights, *reset_states`` (differentiable), then ``lengths, reset, h_mask, *zone``; the rest is the
-``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list, ``y, *saved``; the ``Pull`` says how it is cut.
+Forward: ``x, *states, *weights, *reset_states`` (differentiable), then ``lengths, reset, h_mask, *zone``; the rest is
+the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list, ``y, *saved``; the ``Pull`` says how it is cut.
 """
 
 from typing import NamedTuple

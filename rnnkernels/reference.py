@@ -172,7 +172,7 @@ def layer_backward(
     dy, dlast, dcells, cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
     lengths, reset, reset_states, h_mask, zone, layer_norm, eps, y, saved, needs,
 ):  # fmt: skip
-    """The reference of ``rnnkernels::layer_backward``: dx, dstates, dweights, dreset_states by autograd of ``layer``."""
+    """The reference of ``rnnkernels::layer_backward``: its four results by autograd of ``layer``."""
     inputs = [v.detach().requires_grad_() for v in (x, *states, *weights, *reset_states)]
     sizes = [1, len(states), len(weights), len(reset_states)]
     (x,), states, weights, reset_states = split(inputs, sizes)

@@ -1,0 +1,100 @@
+"""The modules on a GPU, un-interpreted: against ``torch.nn`` in float64 on the CPU, and against themselves run again.
+
+Skipped where there is no GPU; what can be proved without one is in test_triton_interpreted.py and
+test_triton_compiled.py.
+"""
+
+import copy
+
+import pytest
+import torch
+from common import assert_close
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import rnnkernels
+
+DEVICE = "cuda"
+if not torch.cuda.is_available():
+    pytest.skip("needs a GPU, and torch.cuda finds none", allow_module_level=True)
+
+CASES = {
+    "plain": dict(T=63, B=5, H=64),
+    "one step, one row": dict(T=1, B=1, H=40),
+    "two layers, both directions": dict(T=20, B=17, H=127, num_layers=2, bidirectional=True),
+    "wide": dict(T=12, B=33, H=640),
+    "no bias, batch first": dict(T=9, B=3, H=20, bias=False, batch_first=True),
+    "packed": dict(T=30, B=6, H=128, lengths=[30, 1, 7, 29, 12, 30]),
+    "empty batch": dict(T=4, B=0, H=32),
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.fixture(autouse=True)
+def exact_float32():
+    """float32 in float32: with tf32 it would be compared at the wrong tolerance."""
+    switches = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = False
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
+
+
+def run(module, x, lengths=None):
+    """Output, final states and every gradient by its name, for a random gradient of the output in the dtype of x."""
+    parameter = next(module.parameters())
+    dtype, x = x.dtype, x.to(parameter.device, parameter.dtype).requires_grad_()
+    given = x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+    y, last = module(given)
+    y = y if lengths is None else y.data
+    last = last if isinstance(last, tuple) else (last,)
+    dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(dtype).to(y)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    grads = torch.autograd.grad((y * dy).sum() + sum(s.sum() for s in last), (x, *parameters))
+    return {"y": y, **{f"last[{n}]": s for n, s in enumerate(last)}, **dict(zip(["dx", *names], grads, strict=True))}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_equals_torch_in_float64(kind, dtype, case):
+    options = dict(CASES[case])
+    T, B, H, lengths = (options.pop(name, None) for name in ("T", "B", "H", "lengths"))
+    torch.manual_seed(0)
+    module = getattr(rnnkernels, kind)(24, H, **options).to(DTYPES[dtype])
+    reference = getattr(torch.nn, kind)(24, H, **options).double()
+    reference.load_state_dict(module.state_dict())
+    x = torch.randn(*((B, T) if options.get("batch_first") else (T, B)), 24).to(DTYPES[dtype])
+    actual = run(module.to(DEVICE), x, lengths)
+    if B == 0:  # torch.nn does not take it: the shapes are known, and that nothing adds to nothing
+        assert actual["y"].shape == (T, 0, H) and not actual["weight_hh_l0"].any()
+        return
+    for name, value in run(reference, x, lengths).items():
+        assert_close(name, actual[name].cpu(), value)
+
+
+@pytest.mark.parametrize("H", [64, 256])
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_the_same_bits_every_time(kind, H):
+    """2,000 steps, 20 times: a race between programs or warps would show."""
+    torch.manual_seed(0)
+    module = getattr(rnnkernels, kind)(16, H).to(DEVICE, torch.bfloat16)
+    x = torch.randn(2000, 16, 16).to(torch.bfloat16)
+    first = run(module, x)
+    for _ in range(19):
+        again = run(module, x)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in compiling
+def test_compiles_and_matches_eager():
+    module = rnnkernels.LSTM(16, 64).to(DEVICE)
+    compiled = torch.compile(copy.deepcopy(module), fullgraph=True)
+    x = torch.randn(7, 3, 16, device=DEVICE)
+    assert_close("y", compiled(x)[0].cpu(), module(x)[0].double().cpu())
+
+
+def test_explains_the_gpu():
+    text = str(rnnkernels.explain(rnnkernels.LSTM(16, 64).to(DEVICE), torch.randn(7, 3, 16, device=DEVICE)))
+    assert "runs on   triton" in text
