@@ -45,9 +45,13 @@ constexpr int kBytes = 32, kRegisters = 16;
 inline __attribute__((always_inline)) __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
+#define MIN_FLOAT(a, b) _mm256_min_ps((__m256)(a), (__m256)(b))
+#define MAX_FLOAT(a, b) _mm256_max_ps((__m256)(a), (__m256)(b))
 #define MASKED_LOAD(p, n) _mm256_maskload_ps((const float*)(p), first_lanes(n))
 #define MASKED_STORE(p, n, v) _mm256_maskstore_ps((float*)(p), first_lanes(n), (__m256)(v))
 #include "all-inl.h"
+#undef MIN_FLOAT
+#undef MAX_FLOAT
 #undef MASKED_LOAD
 #undef MASKED_STORE
 }  // namespace avx2
@@ -61,10 +65,14 @@ inline __attribute__((always_inline)) __m256i first_lanes(int n) {
 #endif
 namespace avx512 {
 constexpr int kBytes = 64, kRegisters = 32;
+#define MIN_FLOAT(a, b) _mm512_min_ps((__m512)(a), (__m512)(b))
+#define MAX_FLOAT(a, b) _mm512_max_ps((__m512)(a), (__m512)(b))
 #define RECIPROCAL_ESTIMATE(x) _mm512_rcp14_ps((__m512)(x))
 #define MASKED_LOAD(p, n) _mm512_maskz_loadu_ps(__mmask16((1u << (n)) - 1), (const void*)(p))
 #define MASKED_STORE(p, n, v) _mm512_mask_storeu_ps((void*)(p), __mmask16((1u << (n)) - 1), (__m512)(v))
 #include "all-inl.h"
+#undef MIN_FLOAT
+#undef MAX_FLOAT
 #undef RECIPROCAL_ESTIMATE
 #undef MASKED_LOAD
 #undef MASKED_STORE

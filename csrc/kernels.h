@@ -1,6 +1,7 @@
 // What ops.cpp and kernels.cpp have in common: the description of one layer call, and the table of instruction sets.
 // Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -55,7 +56,9 @@ struct LayerCall {
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
   int64_t group(int64_t d) const { return d / int64_t(reverse.size()); }
   bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }
-  int64_t length(int64_t d, int64_t b) const { return lengths ? lengths[group(d) * lengths_stride_X + b] : T; }
+  int64_t length(int64_t d, int64_t b) const {
+    return lengths ? std::min(T, lengths[group(d) * lengths_stride_X + b]) : T;
+  }
 };
 
 // How the forward loop of a call is run.

@@ -116,7 +116,11 @@ struct Call : LayerCall {
     int64_t each = 2 + 2 * bias + project;
     STD_TORCH_CHECK(D > 0 && int64_t(weights_.size()) == D * each, "rnnkernels: expected ", D * each, " weights, got ",
                     weights_.size());
+    STD_TORCH_CHECK(weights_[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights_[1].dim());
     H = weights_[1].size(0) / G, P = weights_[1].size(1);
+    STD_TORCH_CHECK(T > 0 && H > 0 && P > 0,
+                    "rnnkernels: expected at least one step, hidden unit and output, got T = ", T, ", H = ", H,
+                    ", P = ", P);
     STD_TORCH_CHECK(project || H == P, "rnnkernels: weight_hh must have ", H, " columns, got ", P);
     for (int64_t i = 0; i < int64_t(weights_.size()); ++i) {
       int64_t k = i % each;
@@ -187,6 +191,9 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
             any_of(reset, reset_states, h_mask, zone, layer_norm));
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
+  STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
+                  call.cell->states, " gradients of final states, got ", dlast.size());
+  STD_TORCH_CHECK(needs.size() == 3, "rnnkernels: needs must have 3 elements, got ", needs.size());
   for (size_t k = 0; k < dlast.size(); ++k)
     call.dlast[k] = call.take(dlast[k], {call.D, call.B, k ? call.H : call.P}, k ? "dc_n" : "dh_n");
   STD_TORCH_CHECK(int64_t(saved.size()) == (call.cell->kept > 0) + (call.cell->states > 1),
@@ -225,6 +232,7 @@ std::string schedule(std::string cell, ScalarType type, int64_t T, int64_t B, in
   call.storage = storage_of(type);
   call.cell = find_cell(cell);
   STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell);
+  STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }

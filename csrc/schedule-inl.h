@@ -9,10 +9,13 @@ Schedule choose_schedule(const LayerCall& call) {
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
   if (threads > D) {
-    int64_t parts = (threads + D - 1) / D;
-    if (B >= 6 * parts) s.batch_parts = parts;  // no thread ever waits for another
-    else if (recurrent >= 2e5) s.members = std::min<int64_t>(threads, (call.H + Vec<A>::W - 1) / Vec<A>::W);
-    else if (D == 1) s.batch_parts = std::min(B, parts);  // steps too short for a barrier each
+    // Parts of the batch never wait for each other, but want full tiles; units wait at every step, so steps must be
+    // long.
+    const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / 6);
+    const int64_t by_units = std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / 1e5)});
+    if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = by_batch;
+    else if (by_units > 1) s.members = by_units;
+    else if (D == 1) s.batch_parts = std::clamp<int64_t>(B, 1, wanted);
   }
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
   // need it, because it reads every weight once a step anyway. 16-bit weights are widened while they are packed.

@@ -30,8 +30,18 @@ struct Vec {
   friend INLINE Vec operator-(Vec a, Vec b) { return a.v - b.v; }
   friend INLINE Vec operator*(Vec a, Vec b) { return a.v * b.v; }
   friend INLINE Vec operator/(Vec a, Vec b) { return a.v / b.v; }
-  friend INLINE Vec min(Vec a, Vec b) { return b.v < a.v ? b.v : a.v; }  // NaN in a stays NaN
-  friend INLINE Vec max(Vec a, Vec b) { return b.v > a.v ? b.v : a.v; }
+  friend INLINE Vec min(Vec a, Vec b) {  // NaN in a stays NaN
+#ifdef MIN_FLOAT
+    if constexpr (sizeof(A) == 4) return Data(MIN_FLOAT(b.v, a.v));
+#endif
+    return b.v < a.v ? b.v : a.v;
+  }
+  friend INLINE Vec max(Vec a, Vec b) {
+#ifdef MAX_FLOAT
+    if constexpr (sizeof(A) == 4) return Data(MAX_FLOAT(b.v, a.v));
+#endif
+    return b.v > a.v ? b.v : a.v;
+  }
   friend INLINE Vec where_positive(Vec a, Vec b) { return a.v > 0 ? b.v : Data{}; }
 };
 

@@ -5,15 +5,20 @@
 Prints one JSON object per check: its name, how many cases it ran and what failed in which. Letters as in ops.py.
 """
 
+import importlib
 import json
+import os
 import random
+import signal
+import subprocess
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from common import TOLERANCES, assert_close
 
-import rnnkernels  # noqa: F401 - registers the ops
+import rnnkernels
 from rnnkernels import reference
 from rnnkernels.cells import CELLS
 
@@ -34,18 +39,14 @@ class Shape(NamedTuple):
     B: int = 3
     I: int = 5  # noqa: E741 - the letter of ops.py
     H: int = 20
-    P: int = 0
-    """The size of the projection, 0 for none."""
-    X: int = 0
-    """How many groups have an input of their own, 0 for a plain input."""
+    P: int = 0  # the size of the projection, 0 for none
+    X: int = 0  # how many groups have an input of their own, 0 for a plain input
     reverse: tuple = (False,)
     bias: bool = True
     activation: str | None = None
-    lengths: str | None = None
-    """"ragged" (with zeros), "grouped" (for every group its own), "zeros"."""
+    lengths: str | None = None  # "ragged" (with zeros), "grouped" (for every group its own), "zeros"
     states: bool = True
-    layout: str | None = None
-    """How tensors lie in memory, see ``laid_out``."""
+    layout: str | None = None  # how tensors lie in memory, see laid_out
     dlast: bool = True
     dcells: bool = False
     needs: tuple = ALL
@@ -259,14 +260,38 @@ CHECKS = {
 }
 
 
+def in_process(*command, timeout=240, **variables):
+    """Runs this file, or other arguments of python, in a process of its own; returns its output and how it ended."""
+    here, package = Path(__file__).parent, Path(rnnkernels.__file__).parents[1]
+    path = os.pathsep.join([str(package), str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, *command], env=os.environ | {"PYTHONPATH": path} | variables,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        output, said = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with what it has forked
+        output, said = process.communicate()
+        return output, f"still running after {timeout} s, last words:\n{said[-1500:]}"
+    trouble = f"exit status {process.returncode}, last words:\n{said[-1500:]}" if process.returncode else None
+    return output, trouble
+
+
 def main(names):
+    """Runs checks: names out of ``CHECKS``, or "module.function" for a function that asserts."""
     torch.set_num_threads(1)
     for name in names or CHECKS:
-        grid, dtype = CHECKS[name]
         failed, count = [], 0
-        for count, shape in enumerate(grid(dtype), 1):
-            print(f"{name}: {shape}", file=sys.stderr, flush=True)  # what was running, should the process die
-            failed += [f"{failure} in: {shape}" for failure in compare(shape, seed=count)]
+        if name in CHECKS:
+            grid, dtype = CHECKS[name]
+            for count, shape in enumerate(grid(dtype), 1):
+                print(f"{name}: {shape}", file=sys.stderr, flush=True)  # what was running, should the process die
+                failed += [f"{failure} in: {shape}" for failure in compare(shape, seed=count)]
+        else:
+            print(name, file=sys.stderr, flush=True)
+            module, function = name.split(".")
+            failed = list(getattr(importlib.import_module(module), function)())
         print(json.dumps({"check": name, "cases": count, "failed": failed}), flush=True)
 
 
