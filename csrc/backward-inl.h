@@ -228,7 +228,7 @@ struct Backward {
   }
 
   void products(int64_t done, int64_t steps) {
-    const int64_t rows = steps * B, parts = parallel ? 4 * thread_count() : 1;
+    const int64_t rows = steps * B, parts = parallel ? thread_count() : 1;  // every row, every unit is the same work
     auto split = [&](int64_t n, auto&& f) {
       spread(parallel, parts, [&](int64_t i) { f(n * i / parts, n * (i + 1) / parts); });
     };
@@ -239,11 +239,8 @@ struct Backward {
       buffer.allocate(std::max(Ip, std::max(Pp, Hp)));
       for (int64_t r = lo; r < hi; ++r) gather(done, r, buffer.data());
     });
-    split(PLANES * H, [&](int64_t lo, int64_t hi) {
-      for (int p = 0; p < PLANES; ++p) {
-        int64_t from = std::max(lo, p * H), to = std::min(hi, (p + 1) * H);
-        if (from < to) weight_gradients(done == 0, rows, p, from - p * H, to - p * H);
-      }
+    split(H, [&](int64_t lo, int64_t hi) {  // of every plane, since a split gate's planes are less work
+      for (int p = 0; p < PLANES && lo < hi; ++p) weight_gradients(done == 0, rows, p, lo, hi);
     });
     if (call.project)
       split(P, [&](int64_t lo, int64_t hi) {
