@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .autograd import autocast_enabled
 from .cells import CELLS
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
@@ -203,7 +204,7 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P):  # n
     """
     T, B, width = x.shape
     dtype, device, weight = x.dtype, x.device, weights[0]
-    if dtype != weight.dtype and not autocast_enabled(device):
+    if dtype != weight.dtype and not autocast_enabled(device.type):
         raise ValueError(
             f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({dtype})"
@@ -236,17 +237,12 @@ def check_placement(dtype, device, states, weights):
                     f"and {name} tensor at {tensor.device}"
                 )
     dtypes = (dtype, *(t.dtype for t in (*states, *weights)))
-    if autocast_enabled(device) and all(d.is_floating_point and d != torch.float64 for d in dtypes):
+    if autocast_enabled(device.type) and all(d.is_floating_point and d != torch.float64 for d in dtypes):
         return  # autocast makes all of them the same, but leaves float64 alone
     left = next((s.dtype for s in states if s.dtype != weights[0].dtype), dtype)
     right = next((w.dtype for w in weights if w.dtype != left), weights[0].dtype)
     left, right = (DTYPE_NAMES.get(d, str(d)) for d in (left, right))
     raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {left} and {right}")
-
-
-def autocast_enabled(device):
-    """Whether autocast is on for a device; False for devices that have none."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def check_weights(weights, num_layers, D, bias, project, rows, I, H, P):  # noqa: E741
