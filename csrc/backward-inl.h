@@ -1,14 +1,12 @@
 // The backward loop over time, for every cell, in chunks of steps: first the recurrence of the chunk, which leaves the
 // gradients of its pre-activations in a buffer, then their products with weights, inputs and states, while it is warm.
 //
-// PLANES: pre-activation gradients per hidden unit; a split gate has one for the input's share and one for the
-// recurrent.
+// PLANES: pre-activation gradients per hidden unit; a split gate has one for the input's share and one of its own.
 
 template <class A, class Cell, int NV>
 struct Backward {
   using V = Vec<A>;
-  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
-  static constexpr int WIDTH = NV * W;
+  static constexpr int W = V::W, WIDTH = NV * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
   static constexpr int64_t BLOCK = 16 * tile_rows(NV);  // rows whose sums are kept at a time
 
   const LayerCall& call;
@@ -30,18 +28,12 @@ struct Backward {
   Scratch<A> dz, dout;                  // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
   Scratch<A> carry, dc;                 // [B][Pp], [B][Hp]: what reaches the state of the step before directly
   Scratch<A> x_rows, h_rows, out_rows;  // the other factors of the weights, a chunk's rows in panels of columns
-  Scratch<A> dw_ih, dw_hh, dw_hr,
-      db;  // sums, unless they go where they belong: [G * H][Ip], [G * H][Pp], [P][Hp]; [2][G * H]
+  GradientSum<A> dw_ih, dw_hh, dw_hr;
+  Scratch<A> db;  // [2][G * H]
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
-  // Where dW_ih and dW_hh are summed up: in the result itself, if its rows are whole vectors of A.
-  bool sum_in_place(int64_t n, int64_t padded) const { return x.direct() && n == padded; }
-  A* sums_ih() const { return sum_in_place(I, Ip) ? static_cast<A*>(call.dweight(d, 0)) : dw_ih.data(); }
-  A* sums_hh() const { return sum_in_place(P, Pp) ? static_cast<A*>(call.dweight(d, 1)) : dw_hh.data(); }
-
-  // A few rows do not earn the packing back: W_ih and W_hh are then read where they lie, if their rows are whole
-  // panels.
+  // A few rows do not earn the packing back: weights whose rows are whole panels are then read where they lie.
   bool few_rows(int64_t n, int64_t panel) const { return x.direct() && T * B <= 32 && n % panel == 0; }
   const bool ih_in_place = few_rows(I, W), hh_in_place = few_rows(P, WIDTH);
 
@@ -169,9 +161,7 @@ struct Backward {
       }
     });
   }
-  int64_t dx_at(int64_t done, int64_t row) const {
-    return ((call.group(d) * T + time(done + row / B)) * B + row % B) * I;
-  }
+  int64_t dx_at(int64_t done, int64_t r) const { return ((call.group(d) * T + time(done + r / B)) * B + r % B) * I; }
 
   // The other factors of the weights' gradients, for one row of the chunk. Where a sequence has ended the gradients are
   // zero, and what lies there must not spoil them.
@@ -213,13 +203,8 @@ struct Backward {
         }
         for (int64_t m = 0; m < n; ++m) total[m] += part[m];
       }
-      auto add = [&](int gate, int64_t width, const A* factor, A* to, int64_t padded) {
-        to += (gate * H + j) * padded;
-        if (start) std::fill_n(to, n * padded, A(0));
-        product_wide(n, width, block.data(), 1, UNITS, factor, chunk * B, rows, to, padded);
-      };
-      if (x_gate >= 0) add(x_gate, I, x_rows.data(), sums_ih(), Ip);
-      if (r_gate >= 0) add(r_gate, P, h_rows.data(), sums_hh(), Pp);
+      if (x_gate >= 0) dw_ih.add(start, x_gate * H + j, n, block.data(), UNITS, x_rows.data(), chunk * B, rows);
+      if (r_gate >= 0) dw_hh.add(start, r_gate * H + j, n, block.data(), UNITS, h_rows.data(), chunk * B, rows);
       for (int64_t m = 0; m < n; ++m) {
         if (x_gate >= 0) db.data()[x_gate * H + j + m] += total[m];
         if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += total[m];
@@ -244,8 +229,7 @@ struct Backward {
     });
     if (call.project)
       split(P, [&](int64_t lo, int64_t hi) {
-        product_wide(hi - lo, H, dout.data() + B * Pp + lo, 1, Pp, out_rows.data(), chunk * B, rows,
-                     dw_hr.data() + lo * Hp, Hp);
+        dw_hr.add(done == 0, lo, hi - lo, dout.data() + B * Pp + lo, Pp, out_rows.data(), chunk * B, rows);
       });
   }
 
@@ -258,9 +242,10 @@ struct Backward {
     if (call.project) w_hr.allocate(panels * P * WIDTH), dout.allocate((chunk + 1) * B * Pp);
     if (!need_dweights()) return;
     x_rows.allocate(chunk * B * Ip, Ip != I), h_rows.allocate(chunk * B * Pp, Pp != P), db.allocate(2 * G * H, true);
-    if (!sum_in_place(I, Ip)) dw_ih.allocate(G * H * Ip);
-    if (!sum_in_place(P, Pp)) dw_hh.allocate(G * H * Pp);
-    if (call.project) out_rows.allocate(chunk * B * Hp, true), dw_hr.allocate(P * Hp, true);
+    dw_ih.open(port(call.dweight(d, 0)), G * H, I), dw_hh.open(port(call.dweight(d, 1)), G * H, P);
+    if (!call.project) return;
+    out_rows.allocate(chunk * B * Hp, true);
+    dw_hr.open(port(call.dweight(d, call.bias ? 4 : 2)), P, H);
   }
 
   // One panel of nv vectors: columns `first`.. of a matrix with `rows` rows of n columns.
@@ -297,13 +282,8 @@ struct Backward {
     if (Cell::STATES > 1 && call.dstates[1])
       for (int64_t b = 0; b < B; ++b) port(call.dstates[1]).put_row(dc.data() + b * Hp, (d * B + b) * H, H);
     if (!need_dweights()) return;
-    for (int64_t i = 0; i < G * H; ++i) {
-      if (!sum_in_place(I, Ip)) port(call.dweight(d, 0)).put_row(dw_ih.data() + i * Ip, i * I, I);
-      if (!sum_in_place(P, Pp)) port(call.dweight(d, 1)).put_row(dw_hh.data() + i * Pp, i * P, P);
-    }
+    dw_ih.close(), dw_hh.close(), dw_hr.close();
     for (int k = 0; call.bias && k < 2; ++k) port(call.dweight(d, 2 + k)).put_row(db.data() + k * G * H, 0, G * H);
-    for (int64_t p = 0; call.project && p < P; ++p)
-      port(call.dweight(d, call.bias ? 4 : 2)).put_row(dw_hr.data() + p * Hp, p * H, H);
   }
 
   void run() {

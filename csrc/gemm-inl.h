@@ -127,6 +127,33 @@ void put_in_panels(const A* from, int64_t n, int64_t row, int64_t rows, A* to) {
   });
 }
 
+// ---- A gradient of a weight while it is summed up
+// --------------------------------------------------------------------- In the result itself if its rows are whole
+// vectors of A, else in padded rows that are copied there in the end.
+template <class A>
+class GradientSum {
+ public:
+  void open(const Port<A>& result, int64_t rows, int64_t n) {
+    result_ = result, rows_ = rows, n_ = n, padded_ = (n + Vec<A>::W - 1) / Vec<A>::W * Vec<A>::W;
+    if (!in_place()) own_.allocate(rows * padded_);
+  }
+  // rows first..first+m += a (m columns of it, `a_step` apart in k) times b, packed in panels of b_rows rows.
+  void add(bool start, int64_t first, int64_t m, const A* a, int64_t a_step, const A* b, int64_t b_rows, int64_t K) {
+    A* to = (in_place() ? result_.at(0) : own_.data()) + first * padded_;
+    if (start) std::fill_n(to, m * padded_, A(0));
+    product_wide(m, n_, a, 1, a_step, b, b_rows, K, to, padded_);
+  }
+  void close() const {
+    for (int64_t i = 0; i < rows_ && !in_place(); ++i) result_.put_row(own_.data() + i * padded_, i * n_, n_);
+  }
+
+ private:
+  bool in_place() const { return result_.direct() && n_ == padded_; }
+  Port<A> result_{nullptr, Storage::float32};
+  int64_t rows_ = 0, n_ = 0, padded_ = 0;
+  Scratch<A> own_;
+};
+
 // ---- One row, or few steps: the weights read where they lie
 // ------------------------------------------------------------ sums[m * sums_row + j] += product of row m with weight
 // row j, for MR rows and n <= W / MR weight rows.

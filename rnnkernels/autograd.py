@@ -1,7 +1,7 @@
 """Derivatives of the op, outside it: thin ``autograd.Function``s for eager mode and for ``torch.func`` transforms.
 
-Old-style functions (``Eager``) cost about 12 µs a call less than those with ``setup_context``, which ``torch.func``
-needs (``Transform``). Both have a backward of their own, so that the backward pass can be differentiated again.
+Old-style functions (``Eager``) cost less per call than those with ``setup_context``, which ``torch.func`` needs
+(``Transform``). Both have a backward of their own, so that the backward pass can be differentiated again.
 
 Both work on the flat lists of tensors described in plan.py.
 """
