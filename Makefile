@@ -7,7 +7,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 DEMO ?=
-BENCH ?= --device cpu --threads 1,2
+BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
 
 VENV := .venv

@@ -54,6 +54,23 @@ def _library() -> dict[str, str]:
     return {"rnnkernels": rnnkernels.__version__, "backends": " ".join(rnnkernels.backends.available())}
 
 
+def _physical_core(cpu: int) -> str:
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    return path.read_text().strip() if path.exists() else str(cpu)
+
+
+def cores(threads: int) -> list[int]:
+    """The cores for so many threads: the last ones (interrupts prefer the first), of different physical cores if it can
+    be. All of them where there are fewer than threads; none where the system does not pin."""
+    if not hasattr(os, "sched_getaffinity"):
+        return []
+    mine = sorted(os.sched_getaffinity(0), reverse=True)
+    first_of_each = list({_physical_core(cpu): cpu for cpu in reversed(mine)}.values())
+    first_of_each.sort(reverse=True)
+    others = [cpu for cpu in mine if cpu not in first_of_each]
+    return sorted((first_of_each + others)[:threads])
+
+
 def describe(device: str, command: str) -> dict:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     flags = _cpuinfo("flags", "Features").split()
@@ -66,6 +83,7 @@ def describe(device: str, command: str) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),
+        "peers": ", ".join(f"{name} {_version(name)}" for name in ("onnxruntime", "openvino", "jax")),
         **_library(),
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

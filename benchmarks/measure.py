@@ -1,28 +1,33 @@
 """Checking and timing. A provider is timed only after its output (and in training each gradient) was found right.
 
 Right means, against the same function in float64: no more than twice torch's own error, or below the dtype's floor.
+With int8 weights it means a root mean square error of y below a tenth of y's own.
 """
 
 from __future__ import annotations
 
 import gc
 import math
+import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import memory
-from benchmarks.providers import PROVIDERS, Case, Job, Unsupported, module_job
+from benchmarks.providers import PROVIDERS, Case, Job, Provider, Unsupported, module_job
 from benchmarks.workloads import Workload
 
 # Errors below these are rounding (the tests' tolerances): largest difference over the largest value of the tensor.
 FLOOR = {"float64": 1e-10, "float32": 2e-5, "bfloat16": 2e-2, "float16": 3e-3}
 WRONG = 0.05  # more than rounding in any dtype, even where torch's own error is larger: then torch is refused too
+INT8_WRONG = 0.1  # root mean square error of y over that of y
 BLOCK = 1e-3  # seconds: shorter calls are timed several at once, one after the other
-MOST_ROUNDS = 300
+WARM = 5e-3  # calls shorter than this have an untimed one before each block
+SLOW = 20  # a provider so many times slower than the fastest one is timed FEWEST times
+FEWEST, MOST = 3, 300  # rounds
 
 
 def errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
@@ -49,112 +54,161 @@ def faults(found: dict[str, float], torch_errors: dict[str, float], dtype: str) 
     return None
 
 
-def synchronize(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
+def int8_error(y: Tensor, expected: Tensor) -> dict[str, float]:
+    """Largest and root mean square difference, and the latter over the root mean square of what is expected."""
+    difference = (y.to(expected) - expected).double()
+    rms = difference.square().mean().sqrt()
+    relative = rms / expected.square().mean().sqrt()
+    return {"max_error": difference.abs().max().item(), "rms_error": rms.item(), "relative_error": relative.item()}
 
 
-def alternate(runs: dict[str, Callable], device: str, seconds: float, rounds: int) -> dict[str, list[float]]:
-    """Seconds per call, a list for each run. The runs take turns, in an order that turns round each time."""
+@dataclass
+class Truth:
+    """What a case gives in float64, by name, and how far torch is from it in the case's dtype. None: nobody knows."""
 
-    def block(run: Callable, calls: int) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(calls):
-            run()
-        synchronize(device)
-        return (time.perf_counter() - start) / calls
+    tensors: dict[str, Tensor] | None
+    torch_errors: dict[str, float]
 
-    calls = {}
-    for name, run in runs.items():
-        block(run, 1)
-        calls[name] = max(1, math.ceil(BLOCK / block(run, 1)))
-    samples: dict[str, list[float]] = {name: [] for name in runs}
-    order = list(runs)
-    end = time.perf_counter() + seconds
-    collected = gc.isenabled()
-    gc.disable()
+
+def result_of(job: Job, mode: str) -> dict[str, Tensor]:
+    with torch.inference_mode(mode == "infer"):
+        return job.read(job.run())
+
+
+def truth_of(case: Case) -> Truth:
     try:
-        for n in range(MOST_ROUNDS):
-            if n >= rounds and time.perf_counter() > end:
-                break
-            for name in order:
-                samples[name].append(block(runs[name], calls[name]))
-            order.reverse()
-            gc.collect(0)
-    finally:
-        if collected:
-            gc.enable()
-    return samples
+        job = module_job(torch.nn, case, "float64")
+    except Unsupported:
+        return Truth(None, {})
+    tensors = result_of(job, case.mode)
+    if case.dtype == "int8":
+        return Truth(tensors, {})
+    try:
+        return Truth(tensors, errors(result_of(PROVIDERS["torch"].job(case), case.mode), tensors))
+    except RuntimeError:
+        return Truth(tensors, {})  # torch does not run this dtype on this device: the floor alone decides
 
 
-class Bench:
-    """One workload in one dtype and mode: the jobs that were found right, ready to be timed with any thread count."""
+def check(tensors: dict[str, Tensor], truth: Truth, dtype: str) -> dict:
+    """The facts of a result: its error, or the reason why it is wrong."""
+    if dtype == "int8":
+        found = int8_error(tensors["y"], truth.tensors["y"])
+        if not found["relative_error"] <= INT8_WRONG:
+            return {"reason": f"wrong y: relative error {found['relative_error']:.1e}", "red": True}
+        return found
+    found = errors(tensors, truth.tensors)
+    fault = faults(found, truth.torch_errors, dtype)
+    if fault:
+        return {"reason": fault, "red": True}
+    worst = max(found, key=found.__getitem__)
+    return {"error": found[worst], "error_of": worst}
 
-    def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str]) -> None:
-        self.case = Case(workload, dtype, mode)
-        self.jobs: dict[str, Job] = {}
-        self.facts: dict[str, dict] = {}  # by provider: {"error": ...} or {"reason": ...}
-        truth, torch_errors = self._truth()
-        for name in providers:
-            self.facts[name] = self._admit(name, truth, torch_errors)
 
-    def _result(self, job: Job) -> dict[str, Tensor]:
-        with torch.inference_mode(self.case.mode == "infer"):
-            return job.read(job.run())
+class Subject:
+    """One provider on one case: admitted if it is right, then timed."""
 
-    def _truth(self) -> tuple[dict[str, Tensor] | None, dict[str, float]]:
-        """What the workload gives in float64, and how far torch is from it in the case's dtype."""
+    def __init__(self, provider: Provider, workload: Workload, dtype: str, mode: str, threads: int) -> None:
+        self.provider, self.workload, self.dtype, self.mode, self.threads = provider, workload, dtype, mode, threads
+        self.job: Job | None = None
+        self.estimate = 0.0  # seconds a call
+        torch.set_num_threads(threads)
+
+    def _case(self, workload: Workload) -> Case:
+        return Case(workload, self.dtype, self.mode, self.threads)
+
+    def _admitted(self, truth: Truth, with_memory: bool) -> dict:
+        if truth.tensors is None:
+            self.provider.job(self._case(self.workload))
+            return {"reason": "nothing to check it against"}
+        measure = memory.cuda_growth if self.workload.device == "cuda" else memory.rss_growth
+        peak = None
+        with torch.inference_mode(self.mode == "infer"):
+            if with_memory and self.workload.T > 1:  # one step first: it loads libraries and starts threads
+                self.provider.job(self._case(replace(self.workload, T=1))).run()
+            job = self.provider.job(self._case(self.workload))
+            if with_memory and self.workload.T > 1:
+                peak, result = measure(job.run)
+            else:
+                result = job.run()
+            facts = check(job.read(result), truth, self.dtype)
+            if with_memory and self.workload.T == 1:
+                peak = measure(job.run)[0]
+        if with_memory:
+            facts["peak_bytes"] = peak
+        if "reason" not in facts:
+            self.job = job
+        return facts
+
+    def admit(self, truth: Truth | str, with_memory: bool = False) -> dict:
+        """Its facts: {"error": ...}, or the {"reason": ...} why it is not timed. A string is the file of the truth."""
+        if isinstance(truth, str):
+            truth = torch.load(truth, mmap=True, weights_only=False)
         try:
-            job = module_job(torch.nn, self.case, "float64")
-        except Unsupported:
-            return None, {}
-        truth = self._result(job)
-        try:
-            return truth, errors(self._result(PROVIDERS["torch"](self.case)), truth)
-        except RuntimeError:
-            return truth, {}  # torch does not run this dtype on this device: the floor alone decides
-
-    def _admit(self, name: str, truth: dict[str, Tensor] | None, torch_errors: dict[str, float]) -> dict:
-        try:
-            job = PROVIDERS[name](self.case)
-            if truth is None:
-                return {"reason": "nothing to check it against"}
-            found = errors(self._result(job), truth)
+            return self._admitted(truth, with_memory)
         except Unsupported as error:
             return {"reason": str(error)}
         except Exception as error:  # a provider that breaks costs its own cell of the table, not the run
             lines = str(error).strip().splitlines() or [""]
             return {"reason": f"{type(error).__name__}: {lines[0]}", "red": True}
-        fault = faults(found, torch_errors, self.case.dtype)
-        if fault:
-            return {"reason": fault, "red": True}
-        self.jobs[name] = job
-        worst = max(found, key=found.__getitem__)
-        return {"error": found[worst], "error_of": worst}
 
-    def measure_memory(self, threads: int) -> None:
-        """Peak memory of one call, the results included; None where it cannot be read."""
-        for name, job in self.jobs.items():
-            if self.case.workload.device == "cuda":
-                self.facts[name]["peak_bytes"] = memory.cuda_growth(job.run)
-            else:
-                self.facts[name]["peak_bytes"] = memory.of_child(self.case, name, threads)
+    def _synchronize(self) -> None:
+        if self.workload.device == "cuda":
+            torch.cuda.synchronize()
 
-    def measure_time(self, threads: int, seconds: float, rounds: int) -> dict:
-        """A row of the results."""
-        w, case = self.case.workload, self.case
-        torch.set_num_threads(threads)
-        with torch.inference_mode(case.mode == "infer"):
-            samples = alternate({name: job.run for name, job in self.jobs.items()}, w.device, seconds, rounds)
-        results = {name: dict(fact) for name, fact in self.facts.items()}
-        for name, values in samples.items():
-            low, median, high = np.percentile(values, (25, 50, 75)).tolist()
-            results[name] |= {"seconds": median, "seconds_25": low, "seconds_75": high, "samples": len(values)}
-        base = results.get("torch", {}).get("seconds")
-        for result in results.values():
-            result["ratio"] = base / result["seconds"] if base and "seconds" in result else None
-        shape = {"workload": w.name, "kind": w.kind, "source": w.source}
-        shape |= {letter: getattr(w, letter) for letter in "TBIHL"}
-        how = {"device": w.device, "dtype": case.dtype, "mode": case.mode, "threads": threads}
-        return {**shape, **how, "providers": results}
+    def time(self, calls: int) -> tuple[float, float]:
+        """Seconds of wall time and of processor time for each of so many calls, one after the other."""
+        run, collected = self.job.run, gc.isenabled()
+        gc.disable()
+        try:
+            with torch.inference_mode(self.mode == "infer"):
+                if self.estimate < WARM:
+                    run()
+                self._synchronize()
+                busy, start = time.process_time(), time.perf_counter()
+                for _ in range(calls):
+                    run()
+                self._synchronize()
+                end = time.perf_counter()
+                self.estimate = (end - start) / calls
+                return self.estimate, (time.process_time() - busy) / calls
+        finally:
+            if collected:
+                gc.enable()
+                gc.collect(0)
+
+
+def alternate(
+    runs: dict[str, Callable[[int], tuple[float, float]]], seconds: float, rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """What each run gave, time after time. A run is told how many calls to make, and gives seconds of wall and of
+    processor time a call. They take turns, in an order that turns round each time; the slow ones (SLOW) leave early."""
+    estimates = {}
+    for name, run in runs.items():
+        estimates[name] = run(1)[0]
+        if estimates[name] < WARM:  # the first may still have been starting something
+            estimates[name] = run(1)[0]
+    calls = {name: max(1, math.ceil(BLOCK / max(estimate, 1e-9))) for name, estimate in estimates.items()}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
+    order = list(runs)
+    end = time.perf_counter() + seconds
+    for n in range(MOST):
+        if n >= rounds and time.perf_counter() > end:
+            break
+        if n == FEWEST:
+            medians = {name: statistics.median(wall for wall, _ in samples[name]) for name in order}
+            order = [name for name in order if medians[name] <= SLOW * min(medians.values())]
+        for name in order:
+            samples[name].append(runs[name](calls[name]))
+        order.reverse()
+    return samples
+
+
+class Bench:
+    """One workload in one dtype and mode, in this process: which providers are right, and their jobs."""
+
+    def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str]) -> None:
+        truth = truth_of(Case(workload, dtype, mode))
+        threads = torch.get_num_threads()
+        subjects = {name: Subject(PROVIDERS[name], workload, dtype, mode, threads) for name in providers}
+        self.facts = {name: subject.admit(truth) for name, subject in subjects.items()}
+        self.jobs = {name: subject.job for name, subject in subjects.items() if subject.job}

@@ -1,147 +1,69 @@
-"""Results as tables: Markdown for the results folder, a summary for the README, rich for the terminal.
+"""Write results: JSON, Markdown, plots, and the summary in the README.
 
-`python -m benchmarks.report benchmarks/results/cpu-....json` writes the summary between the README's markers.
+`python -m benchmarks.report benchmarks/results/cpu-....json` writes Markdown and plots beside the JSON file anew, and
+the summary between the README's markers.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
+import os
 import sys
 from pathlib import Path
 
-import numpy as np
-from rich import box
-from rich.markup import escape
-from rich.table import Table
+from benchmarks import plots, targets
+from benchmarks.rows import derive
+from benchmarks.stats import against_float32, mean_of, means_lines, ours, threads_text
+from benchmarks.tables import SLOWER, best_text, duration, markdown, markdown_table, ratio_text
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-SLOWER = "slower"  # the mark of a losing shape
+PLOTS = {"-ratio.png": plots.ratios, "-roofline.png": plots.roofline}
 
 
-def duration(row: dict, seconds: float) -> str:
-    """Microseconds a call for single steps, milliseconds for sequences."""
-    scale, unit = (1e6, "µs") if row["T"] == 1 else (1e3, "ms")
-    value = max(seconds * scale, 1e-9)
-    digits = max(0, 2 - math.floor(math.log10(value)))  # three in all
-    return f"{value:.{digits}f} {unit}"
+def write(results: dict, out: Path, with_plots: bool = False) -> list[Path]:
+    """JSON and Markdown, each replaced in one go: a killed run leaves whole files. The plots where asked for."""
+    written = []
+    texts = {".json": json.dumps(results, indent=1) + "\n", ".md": markdown(results)}
+    for suffix, text in texts.items():
+        part, path = out.with_name(f"{out.name}{suffix}.part"), out.with_name(out.name + suffix)
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
+        written.append(path)
+    for suffix, draw in PLOTS.items() if with_plots else ():
+        path = out.with_name(out.name + suffix)
+        if draw(results, path):
+            written.append(path)
+    return written
 
 
-def size(count: int | None) -> str:
-    return "" if count is None else f"{count / 2**20:.1f} MiB"
+def _cell(row: dict) -> str:
+    """Our time and how it compares, the losing part marked."""
+    mine = ours(row)
+    if "seconds" not in mine:
+        return mine.get("reason", "")
+    texts = [f"{ratio_text(mine['ratio'])}" if mine.get("ratio") else "", best_text(row)]
+    texts = [f"**{text}**" if text.endswith(SLOWER) else text for text in texts]
+    return ", ".join([duration(row, mine["seconds"]), *filter(None, texts)])
 
 
-def ratio_text(value: float | None) -> str:
-    if value is None:
-        return ""
-    if value >= 1:
-        return f"{value:.2f}"
-    return f"{value:.{2 if value < 0.995 else 4}f} {SLOWER}"  # 0.998 must not read 1.00
-
-
-def peers(rows: list[dict]) -> list[str]:
-    """The providers in the order of the command line."""
-    return list(dict.fromkeys(name for row in rows for name in row["providers"]))
-
-
-def geometric_means(rows: list[dict]) -> dict[tuple[str, str, int, str], tuple[float, float, int]]:
-    """(dtype, mode, threads, provider) to the ratio's geometric mean, the smallest ratio, and how many there are."""
-    ratios: dict[tuple[str, str, int, str], list[float]] = {}
-    for row in rows:
-        for name, result in row["providers"].items():
-            if name != "torch" and result.get("ratio"):
-                ratios.setdefault((row["dtype"], row["mode"], row["threads"], name), []).append(result["ratio"])
-    return {key: (float(np.exp(np.mean(np.log(v)))), min(v), len(v)) for key, v in ratios.items()}
-
-
-def columns(names: list[str]) -> list[str]:
-    fixed = ["workload", "cell", "T", "B", "I→H", "L", "dtype", "mode", "threads"]
-    per_provider = [[name, "memory"] if name == "torch" else [name, "ratio", "memory"] for name in names]
-    return fixed + sum(per_provider, [])
-
-
-def cells(row: dict, names: list[str]) -> list[str]:
-    """One line of the table, as text. A provider that did not run gives its reason."""
-    line = [row["workload"], row["kind"], row["T"], row["B"], f"{row['I']}→{row['H']}", row["L"]]
-    line = [str(value) for value in (*line, row["dtype"], row["mode"], row["threads"])]
-    for name in names:
-        result = row["providers"].get(name, {"reason": "not asked"})
-        time = duration(row, result["seconds"]) if "seconds" in result else result.get("reason", "")
-        ratio = [] if name == "torch" else [ratio_text(result.get("ratio"))]
-        line += [time, *ratio, size(result.get("peak_bytes"))]
-    return line
-
-
-def line(row: dict) -> str:
-    """A row in one line, for the log of a running benchmark."""
-    times = []
-    for name, result in row["providers"].items():
-        text = duration(row, result["seconds"]) if "seconds" in result else result["reason"]
-        ratio = "" if name == "torch" else ratio_text(result["ratio"])
-        times.append(f"{name} {text} ({ratio})" if ratio else f"{name} {text}")
-    plural = "s" if row["threads"] > 1 else ""
-    return f"{row['workload']}, {row['dtype']}, {row['mode']}, {row['threads']} thread{plural}: {', '.join(times)}"
-
-
-def means_lines(rows: list[dict]) -> list[str]:
+def _narrow_lines(rows: list[dict]) -> list[str]:
+    """Means of our narrow dtypes against our own float32."""
+    groups: dict[tuple, list[tuple[str, float]]] = {}
+    for pair in against_float32(rows):
+        key = (pair.row["dtype"], pair.row["mode"], pair.row["threads"])
+        groups.setdefault(key, []).append((pair.row["workload"], pair.ratio))
     return [
-        f"{name}, {dtype}, {mode}, {threads} thread{'s' if threads > 1 else ''}: "
-        f"geometric mean of the ratio to torch {mean:.2f} over {count} workloads, smallest {least:.2f}"
-        for (dtype, mode, threads, name), (mean, least, count) in geometric_means(rows).items()
+        f"{dtype} against our float32, {mode}, {threads_text(threads)}: geometric mean {m.mean:.2f} over {m.count} "
+        f"workloads, none below {m.least:.2f} ({m.least_name})"
+        for (dtype, mode, threads), values in groups.items()
+        for m in [mean_of(values)]
     ]
 
 
-def markdown_table(head: list[str], lines: list[list[str]]) -> str:
-    def line(values: list[str]) -> str:
-        return "| " + " | ".join(value.replace("|", "\\|") for value in values) + " |"
-
-    def mark(value: str) -> str:
-        return f"**{value}**" if value.endswith(SLOWER) else value
-
-    return "\n".join([line(head), "|" + "---|" * len(head), *(line([mark(v) for v in values]) for values in lines)])
-
-
-def markdown(results: dict) -> str:
-    """The whole file: machine, every row, geometric means."""
-    rows = results["rows"]
-    names = peers(rows)
-    head = "\n".join(f"- {name}: {value}" for name, value in results["machine"].items() if name != "command")
-    means = "\n".join(f"- {line}" for line in means_lines(rows)) or "- no ratio yet"
-    return f"""# Benchmark on {results["machine"].get("gpu", results["machine"]["cpu"])}
-
-    {results["machine"]["command"]}
-
-{head}
-
-Medians of alternating runs; "ratio" is torch's time over the provider's (below 1: {SLOWER}); "memory" is the growth of
-peak memory during one call, the results included. A provider is timed only if its output, and in training each
-gradient, is right against float64; otherwise the reason stands in place of the time.
-
-{means}
-
-{markdown_table(columns(names), [cells(row, names) for row in rows])}
-"""
-
-
-def terminal(results: dict) -> Table:
-    rows = results["rows"]
-    names = peers(rows)
-    lines = [cells(row, names) for row in rows]
-    shown = [n for n, column in enumerate(columns(names)) if column != "memory" or any(values[n] for values in lines)]
-    title = f"ratio: torch's time over the provider's; below 1 is {SLOWER}"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for n in shown:
-        table.add_column(columns(names)[n], justify="left" if n < 2 else "right", overflow="fold", max_width=40)
-    for values in lines:
-        texts = (escape(values[n]) for n in shown)
-        table.add_row(*(f"[bold red]{text}[/]" if text.endswith(SLOWER) else text for text in texts))
-    return table
-
-
-def summary(results: dict) -> str:
-    """The README's table: a line per workload, a column per mode and thread count, for our library against torch."""
+def summary(results: dict, images: str = "") -> str:
+    """The README's part: means, targets, and a line per workload with a column per mode and thread count, ours."""
     rows, machine = results["rows"], results["machine"]
     runs = list(dict.fromkeys((row["mode"], row["threads"]) for row in rows))
     lines: dict[tuple[str, str], list[str]] = {}
@@ -150,25 +72,21 @@ def summary(results: dict) -> str:
         if key not in lines:
             shape = f"{row['kind']}, T {row['T']}, B {row['B']}, {row['I']}→{row['H']}, L {row['L']}"
             lines[key] = [row["workload"], shape, row["dtype"], *([""] * len(runs))]
-        ours, torch = (row["providers"].get(name, {}) for name in ("rnnkernels", "torch"))
-        if ours.get("ratio"):
-            times = f"{duration(row, torch['seconds'])} → {duration(row, ours['seconds'])}"
-            text = f"{times}, {ratio_text(ours['ratio'])}"
-        else:
-            text = ours.get("reason") or torch.get("reason", "")
-        lines[key][3 + runs.index((row["mode"], row["threads"]))] = text
-    head = ["workload", "shape", "dtype"]
-    head += [f"{mode}, {threads} thread{'s' if threads > 1 else ''}" for mode, threads in runs]
-    means = "\n".join(f"- {line}" for line in means_lines(rows))
+        lines[key][3 + runs.index((row["mode"], row["threads"]))] = _cell(row)
+    head = ["workload", "shape", "dtype", *(f"{mode}, {threads_text(threads)}" for mode, threads in runs)]
+    means = "\n".join(f"- {line}" for line in means_lines(rows, ("rnnkernels",)) + _narrow_lines(rows))
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores ({machine['instruction sets']})"
+    reached = targets.lines(rows)
+    met = markdown_table(["target", "threads", "reached", "met"], reached) + "\n\n" if reached else ""
     return f"""`{machine["command"]}`
 
 {where}; Python {machine["python"]}, torch {machine["torch"]}, rnnkernels {machine["rnnkernels"]}, backends
-{machine["backends"]}; commit {machine["commit"]}, {machine["date"]}. Each cell: torch's time → ours, and the ratio.
+{machine["backends"]}; commit {machine["commit"]}, {machine["date"]}. Each cell: our time, torch's time over ours, and
+the best peer with its time over ours.
 
-{means}
+{images}{means}
 
-{markdown_table(head, list(lines.values()))}"""
+{met}{markdown_table(head, list(lines.values()))}"""
 
 
 def fill(readme: str, text: str) -> str:
@@ -179,18 +97,31 @@ def fill(readme: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
+def _images(written: list[Path], readme: Path) -> str:
+    """The plots as Markdown, by paths from the README's folder."""
+    paths = [
+        Path(os.path.relpath(path, readme.resolve().parent)).as_posix() for path in written if path.suffix == ".png"
+    ]
+    return "".join(f"![{Path(path).stem}]({path})\n\n" for path in paths)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, help="JSON files that benchmarks.run wrote")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     asked = parser.parse_args(arguments)
     try:
-        parts = [summary(json.loads(path.read_text(encoding="utf-8"))) for path in asked.results]
+        parts = []
+        for path in asked.results:
+            results = json.loads(path.read_text(encoding="utf-8"))
+            results["rows"] = [derive(row) for row in results["rows"]]
+            written = write(results, path.resolve().with_suffix(""), with_plots=True)
+            parts.append(summary(results, _images(written, asked.readme)))
         text = fill(asked.readme.read_text(encoding="utf-8"), "\n\n".join(parts))
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"{type(error).__name__}: {error}")
     asked.readme.write_text(text, encoding="utf-8")
-    print(f"wrote {asked.readme}", file=sys.stderr)
+    print(f"wrote {', '.join(map(str, written))} and {asked.readme}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,11 @@ class Workload:
     heads: int = 1  # independent block-diagonal recurrences, H of each
 
     @property
+    def D(self) -> int:
+        """Directions of each layer."""
+        return 2 if self.bidirectional else 1
+
+    @property
     def kind(self) -> str:
         """The cell and what is special about it, as it stands in the tables."""
         cell = self.cell.upper()

@@ -1,6 +1,8 @@
 // Everything that is compiled once per instruction set, in order.
 #include "vec-inl.h"
 #include "gemm-inl.h"
+#include "pairs-inl.h"
+#include "factor-inl.h"
 #include "cells/gru.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"

@@ -7,7 +7,6 @@ template <class A, class Cell, int NV>
 struct Backward {
   using V = Vec<A>;
   static constexpr int W = V::W, WIDTH = NV * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
-  static constexpr int64_t BLOCK = 16 * tile_rows(NV);  // rows whose sums are kept at a time
 
   const LayerCall& call;
   const Schedule plan;
@@ -16,6 +15,11 @@ struct Backward {
   const bool back = call.backwards(d), parallel = plan.batch_parts > 1 || plan.members > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
   const int64_t out_panels = (P + WIDTH - 1) / WIDTH, Pp = out_panels * WIDTH, Ip = (I + W - 1) / W * W;
+  // Products with weights: in bf16 parts where the machine multiplies them (0: no). A few rows do not fill its tiles.
+  const int parts = plan.products == Form::pairs ? plan.parts : 0, step_parts = plan.hh == Form::pairs ? plan.parts : 0;
+  const int64_t Hk = padded_k(H);  // hidden units of a plane in pairs
+  // Rows of a step whose sums are kept at a time: many where the weights come from afar, to use them more than once.
+  const int64_t block = !step_parts || 2 * step_parts * G * H * P > kNearBytes ? 128 : 32;
   // Rows of a chunk: as many as the cache holds, but enough that reading and writing large gradients of weights pays.
   const bool large = G * H * (I + P) * int64_t(sizeof(A)) > 2 * kBackwardBytes;
   const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (PLANES * Hp * int64_t(sizeof(A))));
@@ -24,18 +28,20 @@ struct Backward {
   const Port<A> x = port(call.x), y = port(call.y), dy = port(call.dy), dx = port(call.dx), gates = port(call.gates);
   const A *cells = static_cast<const A*>(call.cells), *dcells = static_cast<const A*>(call.dcells);
 
-  Scratch<A> w_hh, w_hr, w_ih;          // packed along the rows of the matrix: [panel][row][vectors][W]
-  Scratch<A> dz, dout;                  // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
-  Scratch<A> carry, dc;                 // [B][Pp], [B][Hp]: what reaches the state of the step before directly
-  Scratch<A> x_rows, h_rows, out_rows;  // the other factors of the weights, a chunk's rows in panels of columns
+  Factor<A> w_hh, w_hr, w_ih;          // in panels of columns, gate after gate
+  Scratch<A> dz, dout;                 // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
+  SplitRows dz_split;                  // [slot][B] rows of [PLANES][Hk]
+  Scratch<A> carry, dc;                // [B][Pp], [B][Hp]: what reaches the state of the step before directly
+  Factor<A> x_rows, h_rows, out_rows;  // the right factors of the weights' gradients: a chunk's rows
   GradientSum<A> dw_ih, dw_hh, dw_hr;
   Scratch<A> db;  // [2][G * H]
+  Flag overflow;  // a number that has no bf16 parts came
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
   // A few rows do not earn the packing back: weights whose rows are whole panels are then read where they lie.
   bool few_rows(int64_t n, int64_t panel) const { return x.direct() && T * B <= 32 && n % panel == 0; }
-  const bool ih_in_place = few_rows(I, W), hh_in_place = few_rows(P, WIDTH);
+  const bool ih_in_place = !parts && few_rows(I, W), hh_in_place = !step_parts && few_rows(P, WIDTH);
 
   bool need_dweights() const { return !call.dweights.empty(); }
   bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0]); }
@@ -60,22 +66,47 @@ struct Backward {
     for (int k = 0; k < K; ++k) kept[k] = gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
   }
 
-  // sums [n][WIDTH]: gradient of the h that entered the step in `slot`, rows r..: dz W_hh, and what comes directly.
-  void recurrent(int64_t slot, int64_t r, int64_t n, int64_t u, A* sums) const {
-    for (int64_t m = 0; m < n; ++m) std::copy_n(carry.data() + (r + m) * Pp + u * WIDTH, WIDTH, sums + m * WIDTH);
-    if (slot < 0) return;
-    const A* w = hh_in_place ? static_cast<const A*>(call.weight(d, 1)) + u * WIDTH : w_hh.data() + u * G * H * WIDTH;
-    const int64_t w_row = hh_in_place ? P : WIDTH;
-    for (int g = 0; g < G; ++g)
-      product<NV>(n, dz_of(slot, r) + r_plane(g) * Hp, PLANES * Hp, 1, w + g * H * w_row, w_row, H, sums, WIDTH);
+  // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through W_hh, rows r..: dz W_hh. A gate
+  // after the other, so that its rows stay in the cache for all panels; panels up and down in turn, as in the forward
+  // loop.
+  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums) const {
+    if (slot < 0) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));
+    for (int g = 0; slot >= 0 && g < G; ++g)
+      for (int64_t i = u0; i < u1; ++i) {
+        const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
+        multiply<NV>(tiles, w_hh, hh_in_place ? static_cast<const A*>(call.weight(d, 1)) + u * WIDTH : nullptr, P, n,
+                     dz_rows(slot, r, r_plane(g)), g, u * WIDTH, sums + (u - u0) * n * WIDTH, WIDTH, g > 0);
+      }
+  }
+
+  // sums [n][sums_row] = or += left times gate g of the weights: a panel at column c, or where they lie.
+  template <int NB>
+  void multiply(Tiles& tiles, const Factor<A>& packed, const A* in_place, int64_t row, int64_t n, const Left<A>& left,
+                int g, int64_t c, A* sums, int64_t sums_row, bool add) const {
+    const int64_t k = g * (packed.parts() ? Hk : H);
+    if (in_place) product<NB>(n, left.a, left.row, 1, in_place + k * row, row, H, sums, sums_row, add);
+    else packed.template multiply<NB>(tiles, plan.level, n, left, k, H, c, sums, sums_row, add ? Sum::add : Sum::put);
+  }
+
+  // One plane of the gradients of the pre-activations, as a left factor.
+  Left<A> dz_rows(int64_t slot, int64_t b, int plane) const {
+    Left<A> left;
+    left.a = dz_of(slot, b) + plane * Hp, left.row = PLANES * Hp;
+    if (dz_split)
+      left.split = dz_split.at(slot * B + b) + plane * Hk, left.split_row = dz_split.row(), left.part = dz_split.part();
+    return left;
   }
 
   // The cell's derivative at units j.., given the gradient of its output.
   INLINE void cell(int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
     int n = int(std::min<int64_t>(W, H - j));
     A* to = dz_of(slot, b) + j;
+    auto put = [&](int p, V v) {
+      v.store(to + p * Hp);
+      if (step_parts && n > 0) dz_split.put(v, slot * B + b, p * Hk + j, overflow);
+    };
     if (n <= 0 || !alive(t, b)) {
-      for (int p = 0; p < PLANES; ++p) V(A(0)).store(to + p * Hp);
+      for (int p = 0; p < PLANES; ++p) put(p, V(A(0)));
       return;
     }
     V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero, direct;
@@ -88,17 +119,16 @@ struct Backward {
       if (dcells) dc_new = dc_new + load_first(dcells + at, n);
     }
     Cell::backward(kept, h_new, h, c, c_new, dh, dc_new, delta, direct, call.relu);
-    for (int p = 0; p < PLANES; ++p) delta[p].store(to + p * Hp);
+    for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
     if constexpr (Cell::STATES > 1) dc_new.store(dc.data() + b * Hp + j);
     if (!call.project) direct.store(carry.data() + b * Pp + j);
   }
 
   // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: step_projected).
-  void step(int64_t slot, int64_t t, bool start, int64_t u, int64_t r, int64_t n, A* sums) {
-    recurrent(start ? -1 : slot - 1, r, n, u, sums);
+  void step(int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
     for (int64_t b = r; b < r + n; ++b)
       for (int64_t j = u * WIDTH; j < (u + 1) * WIDTH; j += W, sums += W) {
-        V dh = load(sums);
+        V dh = load(sums) + load(carry.data() + b * Pp + j);
         int lanes = int(std::min<int64_t>(W, P - j));
         if (!alive(t, b)) dh.store(carry.data() + b * Pp + j);  // the state passed through
         else if (lanes > 0) dh = dh + dy.get(((t * B + b) * D + d) * P + j, lanes);
@@ -112,9 +142,10 @@ struct Backward {
   }
 
   // The gradient before the projection, dout W_hr, and then the cell.
-  void step_projected(int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
-    std::fill_n(sums, n * WIDTH, A(0));
-    product<NV>(n, dout.data() + (slot * B + r) * Pp, Pp, 1, w_hr.data() + u * P * WIDTH, WIDTH, P, sums, WIDTH);
+  void step_projected(Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
+    Left<A> left;
+    left.a = dout.data() + (slot * B + r) * Pp, left.row = Pp;
+    w_hr.template multiply<NV>(tiles, plan.level, n, left, 0, P, u * WIDTH, sums, WIDTH, Sum::put);
     for (int64_t b = r; b < r + n; ++b)
       for (int64_t j = u * WIDTH; j < (u + 1) * WIDTH; j += W, sums += W) cell(slot, t, b, j, load(sums));
   }
@@ -123,18 +154,26 @@ struct Backward {
     spread(plan.batch_parts > 1, plan.batch_parts, [&](int64_t i) {
       const int64_t b0 = B * i / plan.batch_parts, b1 = B * (i + 1) / plan.batch_parts;
       Team::run(plan.members, std::chrono::microseconds(500), [&](int64_t member, int64_t members, Team& team) {
-        alignas(64) A sums[BLOCK * WIDTH];
-        auto for_blocks = [&](int64_t all, auto&& f) {
-          for (int64_t u = all * member / members; u < all * (member + 1) / members; ++u)
-            for (int64_t r = b0; r < b1; r += BLOCK) f(u, r, std::min(BLOCK, b1 - r));
+        Tiles tiles;
+        Scratch<A> sums;
+        auto share = [&](int64_t all) { return std::pair(all * member / members, all * (member + 1) / members); };
+        const auto [u0, u1] = share(out_panels);
+        const auto [p0, p1] = share(panels);
+        sums.allocate(std::max(u1 - u0, p1 - p0) * std::min(block, b1 - b0) * WIDTH);
+        auto for_blocks = [&](auto&& f) {
+          for (int64_t r = b0; r < b1; r += block) f(r, std::min(block, b1 - r));
           team.barrier();
         };
-        for (int64_t s = 0; s < steps; ++s) {
-          int64_t t = time(done + s);
-          for_blocks(out_panels,
-                     [&](int64_t u, int64_t r, int64_t n) { step(s + 1, t, done + s == 0, u, r, n, sums); });
+        for (int64_t s = 1; s <= steps; ++s) {
+          const int64_t t = time(done + s - 1);
+          for_blocks([&](int64_t r, int64_t n) {
+            recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
+            for (int64_t u = u0; u < u1; ++u) step(s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+          });
           if (call.project)
-            for_blocks(panels, [&](int64_t u, int64_t r, int64_t n) { step_projected(s + 1, t, u, r, n, sums); });
+            for_blocks([&](int64_t r, int64_t n) {
+              for (int64_t u = p0; u < p1; ++u) step_projected(tiles, s, t, u, r, n, sums.data());
+            });
         }
       });
     });
@@ -142,129 +181,184 @@ struct Backward {
 
   // dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have left there.
   void input_gradient(int64_t done, int64_t lo, int64_t hi) {
-    constexpr int64_t ROWS = 96;
+    constexpr int64_t ROWS = 128;
     const bool add = d % int64_t(call.reverse.size()) != 0;
-    for_columns<A>(I, [&](auto vectors, int64_t column) {
-      constexpr int N = decltype(vectors)::value;
-      alignas(64) A sums[ROWS * N * W];
-      const int64_t width = std::min<int64_t>(N * W, I - column), w_row = ih_in_place ? I : N * W;
-      const A* w = ih_in_place ? static_cast<const A*>(call.weight(d, 0)) + column : w_ih.data() + column * G * H;
-      for (int64_t first = lo; first < hi; first += ROWS) {
-        int64_t n = std::min(ROWS, hi - first);
-        for (int64_t m = 0; m < n; ++m) {
-          std::fill_n(sums + m * N * W, N * W, A(0));
-          if (add) dx.get_row(dx_at(done, first + m) + column, sums + m * N * W, width);
-        }
-        for (int g = 0; g < G; ++g)
-          product<N>(n, dz_of(1, first) + g * Hp, PLANES * Hp, 1, w + g * H * w_row, w_row, H, sums, N * W);
-        for (int64_t m = 0; m < n; ++m) dx.put_row(sums + m * N * W, dx_at(done, first + m) + column, width);
-      }
-    });
+    Tiles tiles;
+    Scratch<A> sums;
+    sums.allocate(ROWS * Ip);
+    for (int64_t first = lo; first < hi; first += ROWS) {
+      const int64_t n = std::min(ROWS, hi - first);
+      for (int64_t m = 0; add && m < n; ++m) dx.get_row(dx_at(done, first + m), sums.data() + m * Ip, I);
+      for (int g = 0; g < G; ++g)
+        for_columns<A>(I, [&](auto vectors, int64_t c) {
+          multiply<decltype(vectors)::value>(tiles, w_ih,
+                                             ih_in_place ? static_cast<const A*>(call.weight(d, 0)) + c : nullptr, I, n,
+                                             dz_rows(1, first, g), g, c, sums.data() + c, Ip, add || g > 0);
+        });
+      for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(done, first + m), I);
+    }
   }
   int64_t dx_at(int64_t done, int64_t r) const { return ((call.group(d) * T + time(done + r / B)) * B + r % B) * I; }
 
-  // The other factors of the weights' gradients, for one row of the chunk. Where a sequence has ended the gradients are
-  // zero, and what lies there must not spoil them.
-  void gather(int64_t done, int64_t row, A* buffer) {
-    const int64_t t = time(done + row / B), b = row % B;
-    const bool lives = alive(t, b);
-    if (lives) x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, buffer, I);
-    else std::fill_n(buffer, I, A(0));
-    put_in_panels(buffer, I, row, chunk * B, x_rows.data());
-    for (int64_t j = 0; j < P; j += W)
-      (lives ? h_before(t, b, j, int(std::min<int64_t>(W, P - j))) : V(A(0))).store(buffer + j);
-    put_in_panels(buffer, P, row, chunk * B, h_rows.data());
+  // The right factors of the weights' gradients, for two rows of the chunk. Where a sequence has ended, and past the
+  // last row, the gradients are zero, and what lies there must not spoil them.
+  void gather(int64_t done, int64_t row, int64_t rows, A* buffer) {
+    const int64_t width = std::max(Ip, std::max(Pp, Hp));
+    A* two[2] = {buffer, buffer + width};
+    auto for_both = [&](auto&& f) {
+      for (int64_t r = row; r < row + 2; ++r) {
+        const int64_t t = time(done + r / B), b = r % B;
+        if (r < rows && alive(t, b)) f(two[r - row], t, b);
+        else std::fill_n(two[r - row], width, A(0));
+      }
+    };
+    for_both([&](A* to, int64_t t, int64_t b) {
+      x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, to, I);
+    });
+    x_rows.put_rows(two[0], two[1], I, row, overflow);
+    for_both([&](A* to, int64_t t, int64_t b) {
+      for (int64_t j = 0; j < P; j += W) h_before(t, b, j, int(std::min<int64_t>(W, P - j))).store(to + j);
+    });
+    h_rows.put_rows(two[0], two[1], P, row, overflow);
     if constexpr (Cell::PROJECTION) {
       if (!call.project) return;
-      for (int64_t j = 0; j < H; j += W) {
-        int n = int(std::min<int64_t>(W, H - j));
-        V kept[K];
-        kept_at(t, b, j, n, kept);
-        (lives ? Cell::output(kept, load_first(cells + ((d * T + t) * B + b) * H + j, n)) : V(A(0))).store(buffer + j);
-      }
-      put_in_panels(buffer, H, row, chunk * B, out_rows.data());
+      for_both([&](A* to, int64_t t, int64_t b) {
+        for (int64_t j = 0; j < H; j += W) {
+          int n = int(std::min<int64_t>(W, H - j));
+          V kept[K];
+          kept_at(t, b, j, n, kept);
+          Cell::output(kept, load_first(cells + ((d * T + t) * B + b) * H + j, n)).store(to + j);
+        }
+      });
+      out_rows.put_rows(two[0], two[1], H, row, overflow);
     }
   }
 
-  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi of one plane.
-  void weight_gradients(bool start, int64_t rows, int plane, int64_t lo, int64_t hi) {
-    constexpr int64_t UNITS = 48;  // hidden units copied together, so that the product reads one stretch of memory
-    const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
-    Scratch<A> block;
-    block.allocate(rows * UNITS);
-    for (int64_t j = lo; j < hi; j += UNITS) {
-      int64_t n = std::min(UNITS, hi - j);
-      A total[UNITS] = {};
-      for (int64_t start_row = 0; start_row < rows; start_row += 64) {
-        A part[UNITS] = {};  // long sums are sums of sums
-        for (int64_t r = start_row; r < std::min(rows, start_row + 64); ++r) {
-          const A* from = dz_of(1, r) + plane * Hp + j;
-          for (int64_t m = 0; m < n; ++m) part[m] += block.data()[r * UNITS + m] = from[m];
-        }
-        for (int64_t m = 0; m < n; ++m) total[m] += part[m];
+  // Hidden units j..j+n of one plane, all rows of the chunk: their sums, and the units as rows of a left factor.
+  struct Units {
+    static constexpr int64_t NUMBERS = 48, MOST = 192;  // taken together as numbers, and in pairs
+    Scratch<A> numbers;                                 // [row][NUMBERS], so that a product reads one stretch of memory
+    SplitRows split;                                    // [MOST] rows of the chunk's rows
+    A total[MOST];
+  };
+  Left<A> take(Units& units, int64_t rows, int plane, int64_t j, int64_t n) {
+    std::fill_n(units.total, Units::MOST, A(0));
+    for (int64_t start_row = 0; start_row < rows; start_row += 64) {
+      A part[Units::MOST] = {};  // long sums are sums of sums
+      for (int64_t r = start_row; r < std::min(rows, start_row + 64); ++r) {
+        const A* from = dz_of(1, r) + plane * Hp + j;
+        for (int64_t m = 0; m < n; ++m) part[m] += from[m];
+        if (!parts) std::copy_n(from, n, units.numbers.data() + r * Units::NUMBERS);
       }
-      if (x_gate >= 0) dw_ih.add(start, x_gate * H + j, n, block.data(), UNITS, x_rows.data(), chunk * B, rows);
-      if (r_gate >= 0) dw_hh.add(start, r_gate * H + j, n, block.data(), UNITS, h_rows.data(), chunk * B, rows);
-      for (int64_t m = 0; m < n; ++m) {
-        if (x_gate >= 0) db.data()[x_gate * H + j + m] += total[m];
-        if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += total[m];
+      for (int64_t m = 0; m < n; ++m) units.total[m] += part[m];
+    }
+    Left<A> left;
+    if (!parts) {
+      left.a = units.numbers.data(), left.row = 1, left.step = Units::NUMBERS;
+      return left;
+    }
+    for (int64_t r = 0; r < padded_k(rows); r += W)
+      for (int64_t m = 0; m < n; m += W) {
+        V block[W];
+        for (int i = 0; i < W; ++i) block[i] = r + i < rows ? load(dz_of(1, r + i) + plane * Hp + j + m) : V(A(0));
+        transpose(block);
+        for (int i = 0; i < W; ++i) units.split.put(block[i], m + i, r, overflow);
+      }
+    left.split = units.split.at(0), left.split_row = units.split.row(), left.part = units.split.part();
+    return left;
+  }
+
+  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi.
+  void weight_gradients(bool start, int64_t rows, int64_t lo, int64_t hi) {
+    Tiles tiles;
+    Units units;
+    if (parts) units.split.allocate(Units::MOST, chunk * B, parts);
+    else units.numbers.allocate(rows * Units::NUMBERS);
+    const int64_t most = parts ? Units::MOST : Units::NUMBERS;
+    for (int plane = 0; plane < PLANES; ++plane) {
+      const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
+      for (int64_t j = lo; j < hi; j += most) {
+        const int64_t n = std::min(most, hi - j);
+        const Left<A> left = take(units, rows, plane, j, n);
+        if (x_gate >= 0) dw_ih.add(start, tiles, plan.level, x_gate * H + j, n, left, x_rows, rows);
+        if (r_gate >= 0) dw_hh.add(start, tiles, plan.level, r_gate * H + j, n, left, h_rows, rows);
+        for (int64_t m = 0; m < n; ++m) {
+          if (x_gate >= 0) db.data()[x_gate * H + j + m] += units.total[m];
+          if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += units.total[m];
+        }
       }
     }
   }
 
   void products(int64_t done, int64_t steps) {
-    const int64_t rows = steps * B, parts = parallel ? thread_count() : 1;  // every row, every unit is the same work
-    auto split = [&](int64_t n, auto&& f) {
-      spread(parallel, parts, [&](int64_t i) { f(n * i / parts, n * (i + 1) / parts); });
+    const int64_t rows = steps * B, threads = parallel ? thread_count() : 1;  // every row, every unit is the same work
+    auto split_up = [&](int64_t n, int64_t unit, auto&& f) {
+      const int64_t units = (n + unit - 1) / unit;
+      spread(parallel, threads,
+             [&](int64_t i) { f(units * i / threads * unit, std::min(n, units * (i + 1) / threads * unit)); });
     };
-    if (dx) split(rows, [&](int64_t lo, int64_t hi) { input_gradient(done, lo, hi); });
+    if (dx) {
+      split_up(rows, 1, [&](int64_t lo, int64_t hi) {
+        if (parts && !step_parts)
+          for (int64_t r = lo; r < hi; ++r)
+            for (int p = 0; p < G; ++p)
+              for (int64_t j = 0; j < H; j += W)
+                dz_split.put(load(dz_of(1, r) + p * Hp + j), B + r, p * Hk + j, overflow);
+        input_gradient(done, lo, hi);
+      });
+    }
     if (!need_dweights()) return;
-    split(rows, [&](int64_t lo, int64_t hi) {
+    split_up(rows_of_factor(rows), 2, [&](int64_t lo, int64_t hi) {
       Scratch<A> buffer;
-      buffer.allocate(std::max(Ip, std::max(Pp, Hp)));
-      for (int64_t r = lo; r < hi; ++r) gather(done, r, buffer.data());
+      buffer.allocate(2 * std::max(Ip, std::max(Pp, Hp)));
+      for (int64_t r = lo; r < hi; r += 2) gather(done, r, rows, buffer.data());
     });
-    split(H, [&](int64_t lo, int64_t hi) {  // of every plane, since a split gate's planes are less work
-      for (int p = 0; p < PLANES && lo < hi; ++p) weight_gradients(done == 0, rows, p, lo, hi);
-    });
+    split_up(H, W, [&](int64_t lo, int64_t hi) { weight_gradients(done == 0, rows, lo, hi); });
     if (call.project)
-      split(P, [&](int64_t lo, int64_t hi) {
-        dw_hr.add(done == 0, lo, hi - lo, dout.data() + B * Pp + lo, Pp, out_rows.data(), chunk * B, rows);
+      split_up(P, W, [&](int64_t lo, int64_t hi) {
+        Tiles tiles;
+        Left<A> left;
+        left.a = dout.data() + B * Pp + lo, left.row = 1, left.step = Pp;
+        dw_hr.add(done == 0, tiles, plan.level, lo, hi - lo, left, out_rows, rows);
       });
   }
 
+  // Rows of a right factor for so many rows of a chunk: whole pairs, or whole blocks.
+  int64_t rows_of_factor(int64_t rows) const { return parts ? padded_k(rows) : (rows + 1) / 2 * 2; }
+
   void allocate() {
-    if (pack_hh()) w_hh.allocate(out_panels * G * H * WIDTH);
+    if (pack_hh()) w_hh.allocate(Pp, G * (step_parts ? Hk : H), step_parts);
     dz.allocate((chunk + 1) * B * PLANES * Hp);
+    if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, PLANES * Hk, plan.parts);
     carry.allocate(B * Pp, true);
     if (Cell::STATES > 1) dc.allocate(B * Hp, true);
-    if (pack_ih()) w_ih.allocate(Ip * G * H);
-    if (call.project) w_hr.allocate(panels * P * WIDTH), dout.allocate((chunk + 1) * B * Pp);
+    if (pack_ih()) w_ih.allocate(Ip, G * (parts ? Hk : H), parts);
+    if (call.project) w_hr.allocate(Hp, P, 0), dout.allocate((chunk + 1) * B * Pp);
     if (!need_dweights()) return;
-    x_rows.allocate(chunk * B * Ip, Ip != I), h_rows.allocate(chunk * B * Pp, Pp != P), db.allocate(2 * G * H, true);
+    const int64_t rows = rows_of_factor(chunk * B);
+    x_rows.allocate(Ip, rows, parts), h_rows.allocate(Pp, rows, parts), db.allocate(2 * G * H, true);
     dw_ih.open(port(call.dweight(d, 0)), G * H, I), dw_hh.open(port(call.dweight(d, 1)), G * H, P);
     if (!call.project) return;
-    out_rows.allocate(chunk * B * Hp, true);
+    out_rows.allocate(Hp, rows, 0);
     dw_hr.open(port(call.dweight(d, call.bias ? 4 : 2)), P, H);
   }
 
-  // One panel of nv vectors: columns `first`.. of a matrix with `rows` rows of n columns.
-  void pack(const void* matrix, int64_t n, int64_t first, int64_t rows, A* to, int nv) const {
-    for (int v = 0; v < nv; ++v)
-      pack_rows(port(matrix), first + v * W, n, int(std::clamp<int64_t>(n - first - v * W, 0, W)), rows, to + v * W,
-                nv * W);
+  // One panel of NB vectors at column c: a matrix of `gates` times `rows` rows of n columns.
+  void pack(Factor<A>& factor, const void* matrix, int gates, int64_t rows, int64_t n, int64_t c, int64_t NB) {
+    for (int g = 0; g < gates; ++g)
+      for (int v = 0; v < NB; ++v)
+        factor.pack_rows(port(matrix), g * rows * n + c + v * W, n, int(std::clamp<int64_t>(n - c - v * W, 0, W)),
+                         g * (factor.parts() ? Hk : rows), rows, c, NB, v, overflow);
   }
 
   void start() {
     allocate();
     spread(parallel, pack_hh() ? out_panels : 0,
-           [&](int64_t u) { pack(call.weight(d, 1), P, u * WIDTH, G * H, w_hh.data() + u * G * H * WIDTH, NV); });
-    if (call.project)
-      for (int64_t u = 0; u < panels; ++u)
-        pack(call.weight(d, call.bias ? 4 : 2), H, u * WIDTH, P, w_hr.data() + u * P * WIDTH, NV);
+           [&](int64_t u) { pack(w_hh, call.weight(d, 1), G, H, P, u * WIDTH, NV); });
+    for (int64_t u = 0; call.project && u < panels; ++u)
+      pack(w_hr, call.weight(d, call.bias ? 4 : 2), 1, P, H, u * WIDTH, NV);
     if (pack_ih())
-      for_columns<A>(
-          I, [&](auto vectors, int64_t i) { pack(call.weight(d, 0), I, i, G * H, w_ih.data() + i * G * H, vectors); });
+      for_columns<A>(I, [&](auto vectors, int64_t c) { pack(w_ih, call.weight(d, 0), G, H, I, c, vectors); });
     for (int64_t b = 0; b < B; ++b) {
       if (call.dlast[0]) port(call.dlast[0]).get_row((d * B + b) * P, carry.data() + b * Pp, P);
       if (Cell::STATES > 1 && call.dlast[1]) port(call.dlast[1]).get_row((d * B + b) * H, dc.data() + b * Hp, H);
@@ -272,11 +366,13 @@ struct Backward {
   }
 
   void finish(int64_t last_slot) {
+    Tiles tiles;
     if (call.dstates[0])
       for (int64_t u = 0; u < out_panels; ++u)
         for (int64_t b = 0; b < B; ++b) {
           alignas(64) A sums[WIDTH];
-          recurrent(last_slot, b, 1, u, sums);
+          recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
+          for (int64_t j = 0; j < WIDTH; ++j) sums[j] += carry.data()[b * Pp + u * WIDTH + j];
           port(call.dstates[0]).put_row(sums, (d * B + b) * P + u * WIDTH, std::min<int64_t>(WIDTH, P - u * WIDTH));
         }
     if (Cell::STATES > 1 && call.dstates[1])
@@ -286,15 +382,21 @@ struct Backward {
     for (int k = 0; call.bias && k < 2; ++k) port(call.dweight(d, 2 + k)).put_row(db.data() + k * G * H, 0, G * H);
   }
 
-  void run() {
+  // False if a number came that has no bf16 parts: then the results are void.
+  bool run() {
     start();
     int64_t last = 0;
-    for (int64_t done = 0; done < T; done += chunk) {
-      if (done > 0) std::copy_n(dz_of(last, 0), B * PLANES * Hp, dz_of(0, 0));
+    for (int64_t done = 0; done < T && !overflow; done += chunk) {
+      if (done > 0) {
+        std::copy_n(dz_of(last, 0), B * PLANES * Hp, dz_of(0, 0));
+        if (dz_split) std::copy_n(dz_split.at(last * B), B * dz_split.row(), dz_split.at(0));
+      }
       last = std::min(chunk, T - done);
       recurrence(done, last);
       products(done, last);
     }
+    if (overflow) return false;
     finish(last);
+    return !overflow;
   }
 };

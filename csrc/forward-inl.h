@@ -6,36 +6,40 @@
 template <class A, class Cell, int NV>
 struct Forward {
   using V = Vec<A>;
-  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, NB = G * NV, XB = SPLIT * NV, K = Cell::KEPT;
-  static constexpr int WIDTH = NV * W, SUMS = (NB + XB) * W;  // hidden units of a panel; their sums for one row
-  static constexpr int64_t BLOCK = 8 * tile_rows(NB);         // rows whose sums are kept at a time
+  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, NB = G * NV, K = Cell::KEPT;
+  static constexpr int WIDTH = NV * W, SUMS = NB * W;  // hidden units of a panel; their sums for one row
+  static constexpr int64_t BLOCK = 128;                // rows whose sums are kept at a time, at most
 
   const LayerCall& call;
   const Schedule plan;
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
   const int64_t out_panels = (P + WIDTH - 1) / WIDTH, Pp = out_panels * WIDTH;
-  const int64_t chunk = plan.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * NB * W * sizeof(A)), 1, T) : 1;
+  const int64_t chunk =
+      plan.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * SUMS * sizeof(A)), std::min(T, 255 / B + 1), T)
+                   : 1;
   Port<A> port(const void* data) const { return {data, call.storage}; }
   const Port<A> x_in = port(call.x), y = port(call.y), gates = port(call.gates);
-  Scratch<A> w_ih, w_hh, bias, w_hr;  // packed: [D][panel][k][NB][W]; the bias [D][panel][NB + XB][W]
+  Factor<A> w_ih, w_hh, w_hr;  // panel after panel, direction after direction
+  Scratch<A> bias;             // [D][panel][G + SPLIT][NV][W]
+  mutable Flag overflow;       // a number that has no bf16 parts came
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
-    bias.allocate(D * panels * SUMS);
-    if (plan.pack_ih) w_ih.allocate(D * panels * I * NB * W);
-    if (plan.pack_hh) w_hh.allocate(D * panels * P * NB * W);
-    if (call.project) w_hr.allocate(D * out_panels * H * WIDTH);
+    bias.allocate(D * panels * BIAS);
+    if (plan.ih != Form::in_place) w_ih.allocate(D * panels * NB * W, I, parts(plan.ih));
+    if (plan.hh != Form::in_place) w_hh.allocate(D * panels * NB * W, P, parts(plan.hh));
+    if (call.project) w_hr.allocate(D * out_panels * WIDTH, H, 0);
   }
 
-  A* w_ih_of(int64_t d, int64_t u) const { return w_ih.data() + (d * panels + u) * I * NB * W; }
-  A* w_hh_of(int64_t d, int64_t u) const { return w_hh.data() + (d * panels + u) * P * NB * W; }
-  A* w_hr_of(int64_t d, int64_t u) const { return w_hr.data() + (d * out_panels + u) * H * WIDTH; }
-  A* bias_of(int64_t d, int64_t u) const { return bias.data() + (d * panels + u) * SUMS; }
+  int parts(Form form) const { return form == Form::pairs ? plan.parts : 0; }
+  int64_t column(int64_t d, int64_t u) const { return (d * panels + u) * NB * W; }
+  A* bias_of(int64_t d, int64_t u) const { return bias.data() + (d * panels + u) * BIAS; }
+  static constexpr int BIAS = (G + SPLIT) * WIDTH;
 
-  // Where the sums start: b_ih + b_hh; but a split gate's recurrent sum starts at its b_hh, and its b_ih comes last.
+  // What is added to the sums: b_ih + b_hh; but a split gate's recurrent sum has its b_hh, and its b_ih comes last.
   void pack_bias(int64_t d, int64_t u) {
     A* to = bias_of(d, u);
-    std::fill_n(to, SUMS, A(0));
+    std::fill_n(to, BIAS, A(0));
     if (!call.bias) return;
     for (int side = 0; side < 2; ++side)
       for (int g = 0; g < G; ++g) {
@@ -52,8 +56,10 @@ struct Forward {
     for (int i = 0; i < NB; ++i) {
       int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
       int n = int(std::clamp<int64_t>(H - j, 0, W));
-      if (plan.pack_ih) pack_columns(port(call.weight(d, 0)), first * I, I, n, I, w_ih_of(d, u) + i * W, NB * W);
-      if (plan.pack_hh) pack_columns(port(call.weight(d, 1)), first * P, P, n, P, w_hh_of(d, u) + i * W, NB * W);
+      if (plan.ih != Form::in_place)
+        w_ih.pack_columns(port(call.weight(d, 0)), first * I, I, n, I, column(d, u), NB, i, overflow);
+      if (plan.hh != Form::in_place)
+        w_hh.pack_columns(port(call.weight(d, 1)), first * P, P, n, P, column(d, u), NB, i, overflow);
     }
   }
 
@@ -61,25 +67,31 @@ struct Forward {
     for (int v = 0; v < NV; ++v) {
       int64_t p = u * WIDTH + v * W;
       int n = int(std::clamp<int64_t>(P - p, 0, W));
-      pack_columns(port(call.weight(d, call.bias ? 4 : 2)), p * H, H, n, H, w_hr_of(d, u) + v * W, WIDTH);
+      w_hr.pack_columns(port(call.weight(d, call.bias ? 4 : 2)), p * H, H, n, H, (d * out_panels + u) * WIDTH, NV, v,
+                        overflow);
     }
   }
 
-  // The state of one job: rows b0..b0+rows of direction d.
+  // The state of one job: rows b0..b0+rows of direction d. h lies in two slots, the old one and the new one.
   struct Job {
     int64_t d, b0, rows;
     Scratch<A> h, c, cell_out, pre;  // h [2][rows][Pp], c and cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
-    const A* h_old(int64_t s, int64_t Pp) const { return h.data() + s % 2 * rows * Pp; }
+    SplitRows h_split;               // [2][rows], where W_hh is in pairs
+    int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
   };
 
   void start(Job& job) const {
     job.h.allocate(2 * job.rows * Pp, true);
+    if (plan.hh == Form::pairs) job.h_split.allocate(2 * job.rows, P, plan.parts);
     if (Cell::STATES > 1) job.c.allocate(job.rows * Hp, true);
     if (call.project) job.cell_out.allocate(job.rows * Hp);
-    if (plan.chunked) job.pre.allocate(chunk * job.rows * panels * NB * W);
+    if (plan.chunked) job.pre.allocate(chunk * job.rows * panels * SUMS);
     for (int64_t r = 0; r < job.rows; ++r) {
       int64_t row = job.d * B + job.b0 + r;
-      if (call.states[0]) port(call.states[0]).get_row(row * P, job.h.data() + r * Pp, P);
+      if (call.states[0]) {
+        port(call.states[0]).get_row(row * P, job.h.data() + r * Pp, P);
+        if (job.h_split) job.h_split.put_row(job.h.data() + r * Pp, P, r, overflow);
+      }
       if (Cell::STATES > 1 && call.states[1]) port(call.states[1]).get_row(row * H, job.c.data() + r * Hp, H);
     }
   }
@@ -87,164 +99,207 @@ struct Forward {
   void finish(const Job& job) const {
     for (int64_t r = 0; r < job.rows; ++r) {
       int64_t row = job.d * B + job.b0 + r;
-      port(call.last[0]).put_row(job.h_old(T, Pp) + r * Pp, row * P, P);
+      port(call.last[0]).put_row(job.h.data() + job.at(T, r) * Pp, row * P, P);
       if (Cell::STATES > 1) port(call.last[1]).put_row(job.c.data() + r * Hp, row * H, H);
     }
   }
 
-  // The rows of x of some steps, `row` apart: in place where they are evenly spaced, else copied into the buffer.
-  const A* rows_of_x(const Job& job, Scratch<A>& buffer, int64_t t0, int64_t steps, int64_t* row) const {
-    int64_t first = call.group(job.d) * call.x_stride_X + job.b0 * call.x_stride_B + t0 * call.x_stride_T;
-    *row = steps == 1 ? call.x_stride_B : call.x_stride_T;
+  // Where the rows of x of some steps are copied to if they cannot be read in place.
+  struct Input {
+    Scratch<A> rows;
+    SplitRows split;
+  };
+
+  // The rows of x of some steps: in place where they are evenly spaced, else copied.
+  Left<A> rows_of_x(const Job& job, Input& input, int64_t t0, int64_t steps) const {
+    const int64_t first = call.group(job.d) * call.x_stride_X + job.b0 * call.x_stride_B + t0 * call.x_stride_T;
+    auto for_rows = [&](auto&& f) {
+      for (int64_t t = 0; t < steps; ++t)
+        for (int64_t r = 0; r < job.rows; ++r) f(t * job.rows + r, first + t * call.x_stride_T + r * call.x_stride_B);
+    };
+    Left<A> x;
+    if (plan.ih == Form::pairs) {
+      if (!input.split) input.split.allocate(chunk * job.rows, I, plan.parts);
+      for_rows([&](int64_t r, int64_t from) {
+        for (int64_t i = 0; i < I; i += W)
+          input.split.put(x_in.get(from + i, int(std::min<int64_t>(W, I - i))), r, i, overflow);
+      });
+      x.split = input.split.at(0), x.split_row = input.split.row(), x.part = input.split.part();
+      return x;
+    }
     bool even = steps == 1 || job.rows == 1;
-    if (!even && call.x_stride_T == job.rows * call.x_stride_B) even = true, *row = call.x_stride_B;
-    if (even && x_in.direct()) return x_in.at(first);
-    buffer.allocate(chunk * job.rows * I);
-    for (int64_t t = 0; t < steps; ++t)
-      for (int64_t r = 0; r < job.rows; ++r)
-        x_in.get_row(first + t * call.x_stride_T + r * call.x_stride_B, buffer.data() + (t * job.rows + r) * I, I);
-    *row = I;
-    return buffer.data();
-  }
-
-  // The input's share of the sums of some steps, for panels u0..u1.
-  void project_input(const Job& job, Scratch<A>& buffer, int64_t t0, int64_t steps, int64_t u0, int64_t u1) const {
-    int64_t row, n = steps * job.rows;
-    const A* x = rows_of_x(job, buffer, t0, steps, &row);
-    for (int64_t u = u0; u < u1; ++u) {
-      A* to = job.pre.data() + u * NB * W;
-      const A* b = bias_of(job.d, u);
-      for (int64_t r = 0; r < n; ++r) {
-        std::copy_n(b, (NB - XB) * W, to + r * panels * NB * W);
-        std::copy_n(b + NB * W, XB * W, to + r * panels * NB * W + (NB - XB) * W);
-      }
-      add(job.d, u, n, x, row, true, I, to, panels * NB * W);
+    x.row = steps == 1 ? call.x_stride_B : call.x_stride_T;
+    if (!even && call.x_stride_T == job.rows * call.x_stride_B) even = true, x.row = call.x_stride_B;
+    if (even && x_in.direct()) {
+      x.a = x_in.at(first);
+      return x;
     }
+    input.rows.allocate(chunk * job.rows * I);
+    for_rows([&](int64_t r, int64_t from) { x_in.get_row(from, input.rows.data() + r * I, I); });
+    x.a = input.rows.data(), x.row = I;
+    return x;
   }
 
-  // sums [n][NB + XB][W] of panel u for rows r..r+n: x is null where `pre` has its share.
-  void sum_up(const Job& job, int64_t u, int64_t r, int64_t n, const A* x, int64_t x_row, const A* pre, const A* h,
-              A* sums) const {
-    const A* b = bias_of(job.d, u);
-    for (int64_t m = 0; m < n;
-         ++m) {  // first the input's share; that of a split gate in the place of its recurrent sum
-      A* to = sums + m * SUMS;
-      if (!x) {
-        std::copy_n(pre + ((r + m) * panels + u) * NB * W, NB * W, to);
-      } else {
-        std::copy_n(b, (NB - XB) * W, to);
-        std::copy_n(b + NB * W, XB * W, to + (NB - XB) * W);
-      }
-    }
-    if (x) add(job.d, u, n, x + r * x_row, x_row, true, I, sums, SUMS);
-    if constexpr (SPLIT > 0)
-      for (int64_t m = 0; m < n; ++m) {
-        A* to = sums + m * SUMS;
-        std::copy_n(to + (NB - XB) * W, XB * W, to + NB * W);
-        std::copy_n(b + (NB - XB) * W, XB * W, to + (NB - XB) * W);
-      }
-    add(job.d, u, n, h + r * Pp, Pp, false, P, sums, SUMS);
+  // The input's sums of some steps, for panels u0..u1.
+  void project_input(const Job& job, Input& input, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
+                     int64_t u1) const {
+    const Left<A> x = rows_of_x(job, input, t0, steps);
+    for (int64_t u = u0; u < u1; ++u)
+      multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
   }
 
-  // sums += a times W_ih or W_hh, for n rows of panel u.
-  void add(int64_t d, int64_t u, int64_t n, const A* a, int64_t row, bool input, int64_t width, A* sums,
-           int64_t sums_row) const {
-    if (input ? plan.pack_ih : plan.pack_hh)
-      return product<NB>(n, a, row, 1, input ? w_ih_of(d, u) : w_hh_of(d, u), NB * W, width, sums, sums_row);
-    const A* w = static_cast<const A*>(call.weight(d, input ? 0 : 1)) + u * WIDTH * width;
+  // The sums of panel u for rows r..r+n of h in `slot`.
+  void multiply_state(const Job& job, Tiles& tiles, int64_t u, int64_t slot, int64_t r, int64_t n, A* sums) const {
+    Left<A> h;
+    h.a = job.h.data() + job.at(slot, r) * Pp, h.row = Pp;
+    if (job.h_split)
+      h.split = job.h_split.at(job.at(slot, r)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
+    multiply(tiles, job.d, u, n, h, false, sums, SUMS);
+  }
+
+  // sums = left times W_ih or W_hh, for n rows of panel u.
+  void multiply(Tiles& tiles, int64_t d, int64_t u, int64_t n, const Left<A>& left, bool input, A* sums,
+                int64_t sums_row) const {
+    const int64_t K = input ? I : P;
+    if ((input ? plan.ih : plan.hh) != Form::in_place)
+      return (input ? w_ih : w_hh)
+          .template multiply<NB>(tiles, plan.level, n, left, 0, K, column(d, u), sums, sums_row, Sum::put);
+    const Port<A> w = port(call.weight(d, input ? 0 : 1));
     for (int g = 0; g < G; ++g)
-      dot_product(n, a, row, w + g * H * width, std::min<int64_t>(WIDTH, H - u * WIDTH), width, sums + g * WIDTH,
-                  sums_row);
+      dot_product(n, left.a, left.row, w, (g * H + u * WIDTH) * K, std::min<int64_t>(WIDTH, H - u * WIDTH), K,
+                  sums + g * WIDTH, sums_row);
   }
 
-  // The cell for rows r..r+n of panel u at step t, from their sums.
-  void apply(const Job& job, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums, const A* h, A* h_new) const {
-    for (int64_t m = r; m < r + n; ++m, sums += SUMS) {
-      int64_t b = job.b0 + m, at = (job.d * T + t) * B + b;
-      bool alive = t < call.length(job.d, b);
+  // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state.
+  void apply(const Job& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums, int64_t x_row,
+             const A* sums) const {
+    Row row(*this, job, t, slot, r);
+    const A* b = bias_of(job.d, u);
+    for (int64_t m = r; m < r + n; ++m, x_sums += x_row, sums += SUMS, row.next()) {
+      const bool alive = !call.lengths || t < call.length(job.d, job.b0 + m);
       for (int v = 0; v < NV; ++v) {
-        int64_t j = u * WIDTH + v * W;
-        int lanes = int(std::min<int64_t>(W, H - j));
+        const int64_t j = u * WIDTH + v * W;
+        const int lanes = int(std::min<int64_t>(W, H - j));
         if (lanes <= 0) break;
         V s[G], x[SPLIT + 1], kept[K + 1], c(A(0)), out(A(0));
-        for (int g = 0; g < G; ++g) s[g] = load(sums + (g * NV + v) * W);
-        for (int g = 0; g < SPLIT; ++g) x[g] = load(sums + (NB + g * NV + v) * W);
-        if constexpr (SPLIT > 0) out = load(h + m * Pp + j);
-        if constexpr (Cell::STATES > 1) c = load(job.c.data() + m * Hp + j);
+        for (int g = 0; g < G; ++g) {
+          const int at = g * WIDTH + v * W;
+          s[g] = load(sums + at) + load(b + at);
+          if (g < G - SPLIT) s[g] = s[g] + load(x_sums + at);
+          else x[g - G + SPLIT] = load(x_sums + at) + load(b + SPLIT * WIDTH + at);
+        }
+        if constexpr (SPLIT > 0) out = load(row.h_old + j);
+        if constexpr (Cell::STATES > 1) c = load(row.c + j);
         V c_new = c;
         Cell::forward(s, x, out, c_new, kept, call.relu);
         if (!alive) c_new = c;
         if constexpr (Cell::STATES > 1) {
-          c_new.store(job.c.data() + m * Hp + j);
-          if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + at * H + j, lanes);
+          c_new.store(row.c + j);
+          if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + row.kept * H + j, lanes);
         }
         if (K > 0 && gates)
-          for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (at * K + k) * H + j, lanes);
+          for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
         if (call.project) out.store(job.cell_out.data() + m * Hp + j);
-        else put(job, t, m, j, lanes, alive, out, h, h_new);
+        else put(row, j, lanes, alive, out);
       }
     }
   }
 
-  // The new h of row r at j: into the state and into y.
-  INLINE void put(const Job& job, int64_t t, int64_t r, int64_t j, int lanes, bool alive, V out, const A* h,
-                  A* h_new) const {
-    (alive ? out : load(h + r * Pp + j)).store(h_new + r * Pp + j);
-    y.put(alive ? out : V(A(0)), ((t * B + job.b0 + r) * D + job.d) * P + j, lanes);
+  // Where things of a row of one step lie, from row to row.
+  struct Row {
+    const SplitRows& split;
+    Flag& overflow;
+    const Port<A>& y;
+    const A* h_old;
+    A *h, *c;
+    int64_t h_split, y_at, kept, h_row, c_row, y_row;
+    Row(const Forward& f, const Job& job, int64_t t, int64_t slot, int64_t r)
+        : split(job.h_split),
+          overflow(f.overflow),
+          y(f.y),
+          h_old(job.h.data() + job.at(slot, r) * f.Pp),
+          h(job.h.data() + job.at(slot + 1, r) * f.Pp),
+          c(job.c.data() + (Cell::STATES > 1 ? r * f.Hp : 0)),
+          h_split(job.at(slot + 1, r)),
+          y_at(((t * f.B + job.b0 + r) * f.D + job.d) * f.P),
+          kept((job.d * f.T + t) * f.B + job.b0 + r),
+          h_row(f.Pp),
+          c_row(Cell::STATES > 1 ? f.Hp : 0),
+          y_row(f.D * f.P) {}
+    INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept; }
+  };
+
+  // The new h of a row at j: into the state and into y.
+  INLINE void put(const Row& row, int64_t j, int lanes, bool alive, V out) const {
+    const V h = alive ? out : load(row.h_old + j);
+    h.store(row.h + j);
+    if (row.split) row.split.put(h, row.h_split, j, row.overflow);
+    row.y.put(alive ? out : V(A(0)), row.y_at + j, lanes);
   }
 
-  void project(const Job& job, int64_t t, int64_t u, int64_t r, int64_t n, A* sums, const A* h, A* h_new) const {
-    std::fill_n(sums, n * WIDTH, A(0));
-    product<NV>(n, job.cell_out.data() + r * Hp, Hp, 1, w_hr_of(job.d, u), WIDTH, H, sums, WIDTH);
-    for (int64_t m = r; m < r + n; ++m, sums += WIDTH)
+  void project(const Job& job, Tiles& tiles, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, A* sums) const {
+    Left<A> out;
+    out.a = job.cell_out.data() + r * Hp, out.row = Hp;
+    w_hr.template multiply<NV>(tiles, plan.level, n, out, 0, H, (job.d * out_panels + u) * WIDTH, sums, WIDTH,
+                               Sum::put);
+    Row row(*this, job, t, slot, r);
+    for (int64_t m = r; m < r + n; ++m, sums += WIDTH, row.next())
       for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
-        put(job, t, m, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
-            load(sums + j - u * WIDTH), h, h_new);
+        put(row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m), load(sums + j - u * WIDTH));
   }
 
   void run_job(const Job& job, int64_t member, int64_t members, Team& team) const {
-    const int64_t u0 = panels * member / members, u1 = panels * (member + 1) / members;
     const bool back = call.backwards(job.d);
-    Scratch<A> x_buffer;
-    alignas(64) A sums[BLOCK * SUMS];
-    auto for_blocks = [&](int64_t lo, int64_t hi, auto&& f) {
-      for (int64_t u = lo; u < hi; ++u)
-        for (int64_t r = 0; r < job.rows; r += BLOCK) f(u, r, std::min(BLOCK, job.rows - r));
+    Input input;
+    Tiles tiles;
+    alignas(64) A sums[BLOCK * SUMS], x_sums[BLOCK * SUMS];
+    // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
+    const bool near = 2 * plan.parts * SUMS * panels * P <= kNearBytes;
+    const int64_t block = plan.hh != Form::pairs ? 48 : near ? 32 : BLOCK;
+    // Up and down in turn, so that what the cache still holds of the weights is what the next step begins with.
+    auto for_blocks = [&](int64_t all, bool down, auto&& f) {
+      const int64_t lo = all * member / members, hi = all * (member + 1) / members;
+      for (int64_t i = lo; i < hi; ++i)
+        for (int64_t r = 0; r < job.rows; r += block) f(down ? hi - 1 - (i - lo) : i, r, std::min(block, job.rows - r));
     };
     for (int64_t done = 0; done < T; done += chunk) {
       int64_t steps = std::min(chunk, T - done), t0 = back ? T - done - steps : done;
-      if (plan.chunked) project_input(job, x_buffer, t0, steps, u0, u1);
+      if (plan.chunked)
+        project_input(job, input, tiles, t0, steps, panels * member / members, panels * (member + 1) / members);
       for (int64_t s = done; s < done + steps; ++s) {
-        int64_t t = back ? T - 1 - s : s, x_row = 0;
-        const A* x = plan.chunked ? nullptr : rows_of_x(job, x_buffer, t, 1, &x_row);
-        const A* pre = plan.chunked ? job.pre.data() + (t - t0) * job.rows * panels * NB * W : nullptr;
-        const A* h = job.h_old(s, Pp);
-        A* h_new = const_cast<A*>(job.h_old(s + 1, Pp));
-        for_blocks(u0, u1, [&](int64_t u, int64_t r, int64_t n) {
-          sum_up(job, u, r, n, x, x_row, pre, h, sums);
-          apply(job, t, u, r, n, sums, h, h_new);
+        int64_t t = back ? T - 1 - s : s;
+        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1);
+        for_blocks(panels, s & 1, [&](int64_t u, int64_t r, int64_t n) {
+          const A* of_x = x_sums;
+          if (plan.chunked) of_x = job.pre.data() + (((t - t0) * job.rows + r) * panels + u) * SUMS;
+          else multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
+          multiply_state(job, tiles, u, s, r, n, sums);
+          apply(job, t, u, s, r, n, of_x, plan.chunked ? panels * SUMS : SUMS, sums);
         });
         team.barrier();
         if (!call.project) continue;
-        for_blocks(out_panels * member / members, out_panels * (member + 1) / members,
-                   [&](int64_t u, int64_t r, int64_t n) { project(job, t, u, r, n, sums, h, h_new); });
+        for_blocks(out_panels, s & 1,
+                   [&](int64_t u, int64_t r, int64_t n) { project(job, tiles, t, u, s, r, n, sums); });
         team.barrier();
       }
     }
   }
 
-  void run() {
+  // False if a number came that the form of the weights cannot take: then the results are void.
+  bool run() {
     const bool parallel = plan.batch_parts > 1 || plan.members > 1 || (D > 1 && plan.threaded);
     spread(parallel, D * panels, [&](int64_t i) { pack_panel(i / panels, i % panels); });
     if (call.project)
       spread(parallel, D * out_panels, [&](int64_t i) { pack_projection(i / out_panels, i % out_panels); });
+    if (overflow) return false;
     spread(parallel && plan.members == 1, D * plan.batch_parts, [&](int64_t i) {
       int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
-      Job job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}};
+      Job job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}};
       start(job);
       Team::run(plan.members, std::chrono::microseconds(500),
                 [&](int64_t member, int64_t members, Team& team) { run_job(job, member, members, team); });
       finish(job);
     });
+    return !overflow;
   }
 };

@@ -5,9 +5,10 @@ constexpr int tile_rows(int NB) {
   return kRegisters == 32 ? (NB == 4 ? 6 : 8) : (NB == 4 ? 3 : NB == 3 ? 4 : NB == 2 ? 6 : 8);
 }
 
-// c[m][n] += sum over k of a[m * row + k * step] * b[k * b_row + n * W ..], for MR rows and NB vectors.
+// c[m][n] = [c[m][n], if to be added to,] + sum over k of a[m * row + k * step] * b[k * b_row + n * W ..], for MR rows
+// and NB vectors.
 template <class A, int MR, int NB>
-void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row) {
+void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row, bool add) {
   using V = Vec<A>;
   constexpr int W = V::W, PHASES = MR * NB <= 4   ? 4
                                    : MR * NB <= 8 ? 2
@@ -23,7 +24,8 @@ void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int6
       for (int n = 0; n < NB; ++n) sums[m][n] = sums[m][n] + v * w[n];
     }
   };
-  for (int64_t k = 0; k < K;) {  // stretches of 256, so that long sums are sums of sums and lose less to rounding
+  int64_t k = 0;
+  do {  // stretches of 256, so that long sums are sums of sums and lose less to rounding
     V acc[PHASES][MR][NB];
 #pragma GCC unroll 4
     for (int p = 0; p < PHASES; ++p)
@@ -43,9 +45,11 @@ void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int6
       for (int n = 0; n < NB; ++n) {
 #pragma GCC unroll 4
         for (int p = 1; p < PHASES; ++p) acc[0][m][n] = acc[0][m][n] + acc[p][m][n];
-        (load(c + m * c_row + n * W) + acc[0][m][n]).store(c + m * c_row + n * W);
+        A* to = c + m * c_row + n * W;
+        (add ? load(to) + acc[0][m][n] : acc[0][m][n]).store(to);
       }
-  }
+    add = true;
+  } while (k < K);
 }
 
 // tile<A, 1, NB>, tile<A, 2, NB>, ...
@@ -57,7 +61,7 @@ constexpr auto tile_table(std::integer_sequence<int, m...>) {
 // The same for any number of rows: tiles of nearly equal size.
 template <int NB, class A>
 void product(int64_t rows, const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c,
-             int64_t c_row) {
+             int64_t c_row, bool add) {
   constexpr int MR = tile_rows(NB);
   static constexpr auto table = tile_table<A, NB>(std::make_integer_sequence<int, MR>{});
   const int64_t tiles = (rows + MR - 1) / MR;
@@ -65,7 +69,7 @@ void product(int64_t rows, const A* a, int64_t row, int64_t step, const A* b, in
     int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
     for (int64_t m = first; m < first + n; ++m)  // needed when the tile is done
       for (int v = 0; v < NB; ++v) __builtin_prefetch(c + m * c_row + v * Vec<A>::W, 1);
-    table[n - 1](a + first * row, row, step, b, b_row, K, c + first * c_row, c_row);
+    table[n - 1](a + first * row, row, step, b, b_row, K, c + first * c_row, c_row, add);
   }
 }
 
@@ -79,21 +83,10 @@ void for_columns(int64_t n, const F& f) {
   if (n - column > 0) f(std::integral_constant<int, 1>{}, column);
 }
 
-// The same for n columns: b is packed in panels of K rows each, c has rows padded to whole vectors.
+// ---- Packing: one vector of a panel ---------------------------------------------------------------------------------
+// to[k * stride .. + W] = column k of n rows, K long and `row` apart from `first` on.
 template <class A>
-void product_wide(int64_t rows, int64_t n, const A* a, int64_t row, int64_t step, const A* b, int64_t b_rows, int64_t K,
-                  A* c, int64_t c_row) {
-  for_columns<A>(n, [&](auto vectors, int64_t column) {
-    constexpr int NB = decltype(vectors)::value;
-    product<NB>(rows, a, row, step, b + column * b_rows, NB * Vec<A>::W, K, c + column, c_row);
-  });
-}
-
-// ---- Packing
-// --------------------------------------------------------------------------------------------------------- to[k *
-// stride .. + W] = column k of n rows, K long and `row` apart from `first` on: one vector of a panel.
-template <class A>
-void pack_columns(const Port<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
+void pack_number_columns(const Port<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
   using V = Vec<A>;
   constexpr int W = V::W;
   for (int64_t k = 0; k < K; k += W) {
@@ -105,9 +98,9 @@ void pack_columns(const Port<A>& from, int64_t first, int64_t row, int n, int64_
   }
 }
 
-// to[k * stride .. + W] = elements of row k from `first` on, n of them: one vector of a panel whose rows lie along k.
+// to[k * stride .. + W] = elements of row k from `first` on, n of them.
 template <class A>
-void pack_rows(const Port<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
+void pack_number_rows(const Port<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
   for (int64_t k = 0; k < K; ++k) from.get(first + k * row, n).store(to + k * stride);
 }
 
@@ -118,51 +111,15 @@ bool wide_panels(int64_t n) {
   return (vectors + 3) / 4 * 4 * 5 <= vectors * 6;
 }
 
-// One row of n columns, copied to its place in such panels of `rows` rows each.
-template <class A>
-void put_in_panels(const A* from, int64_t n, int64_t row, int64_t rows, A* to) {
-  for_columns<A>(n, [&](auto vectors, int64_t column) {
-    constexpr int64_t width = decltype(vectors)::value * Vec<A>::W;
-    std::copy_n(from + column, std::min(width, n - column), to + column * rows + row * width);
-  });
-}
-
-// ---- A gradient of a weight while it is summed up
-// --------------------------------------------------------------------- In the result itself if its rows are whole
-// vectors of A, else in padded rows that are copied there in the end.
-template <class A>
-class GradientSum {
- public:
-  void open(const Port<A>& result, int64_t rows, int64_t n) {
-    result_ = result, rows_ = rows, n_ = n, padded_ = (n + Vec<A>::W - 1) / Vec<A>::W * Vec<A>::W;
-    if (!in_place()) own_.allocate(rows * padded_);
-  }
-  // rows first..first+m += a (m columns of it, `a_step` apart in k) times b, packed in panels of b_rows rows.
-  void add(bool start, int64_t first, int64_t m, const A* a, int64_t a_step, const A* b, int64_t b_rows, int64_t K) {
-    A* to = (in_place() ? result_.at(0) : own_.data()) + first * padded_;
-    if (start) std::fill_n(to, m * padded_, A(0));
-    product_wide(m, n_, a, 1, a_step, b, b_rows, K, to, padded_);
-  }
-  void close() const {
-    for (int64_t i = 0; i < rows_ && !in_place(); ++i) result_.put_row(own_.data() + i * padded_, i * n_, n_);
-  }
-
- private:
-  bool in_place() const { return result_.direct() && n_ == padded_; }
-  Port<A> result_{nullptr, Storage::float32};
-  int64_t rows_ = 0, n_ = 0, padded_ = 0;
-  Scratch<A> own_;
-};
-
-// ---- One row, or few steps: the weights read where they lie
-// ------------------------------------------------------------ sums[m * sums_row + j] += product of row m with weight
-// row j, for MR rows and n <= W / MR weight rows.
-template <int MR, class A>
-void dot_tile(const A* a, int64_t row, const A* w, int n, int64_t K, A* sums, int64_t sums_row) {
+// ---- One row, or few steps: the weights read where they lie ---------------------------------------------------------
+// sums[m * sums_row + j] = product of row m with row j of the weights, for MR rows and n <= W / MR weight rows, whose
+// numbers i.. are get(i, lanes).
+template <int MR, class A, class Get>
+void dot_tile(const A* a, int64_t row, const Get& get, int64_t first, int n, int64_t K, A* sums, int64_t sums_row) {
   using V = Vec<A>;
   constexpr int W = V::W, U = W / MR;
-  const A* rows[U];
-  for (int j = 0; j < U; ++j) rows[j] = w + std::min(j, n - 1) * K;
+  int64_t rows[U];
+  for (int j = 0; j < U; ++j) rows[j] = first + std::min(j, n - 1) * K;
   V acc[MR * U];
 #pragma GCC unroll 16
   for (int i = 0; i < MR * U; ++i) acc[i] = V(A(0));
@@ -172,7 +129,7 @@ void dot_tile(const A* a, int64_t row, const A* w, int n, int64_t K, A* sums, in
     for (int m = 0; m < MR; ++m) x[m] = load_first(a + m * row + k, lanes);
 #pragma GCC unroll 16
     for (int j = 0; j < U; ++j) {
-      V v = load_first(rows[j] + k, lanes);
+      V v = get(rows[j] + k, lanes);
 #pragma GCC unroll 4
       for (int m = 0; m < MR; ++m) acc[m * U + j] = acc[m * U + j] + x[m] * v;
     }
@@ -183,20 +140,33 @@ void dot_tile(const A* a, int64_t row, const A* w, int n, int64_t K, A* sums, in
   alignas(kBytes) A out[W];
   reduce(acc).store(out);
   for (int m = 0; m < MR; ++m)
-    for (int j = 0; j < n; ++j) sums[m * sums_row + j] += out[m * U + j];
+    for (int j = 0; j < n; ++j) sums[m * sums_row + j] = out[m * U + j];
 }
 
 // The same for any number of rows and weight rows.
-template <class A>
-void dot_product(int64_t rows, const A* a, int64_t row, const A* w, int64_t n, int64_t K, A* sums, int64_t sums_row) {
+template <class A, class Get>
+void dot_rows(int64_t rows, const A* a, int64_t row, const Get& get, int64_t first, int64_t n, int64_t K, A* sums,
+              int64_t sums_row) {
   auto block = [&](auto mr, int64_t m) {
     constexpr int MR = decltype(mr)::value, U = Vec<A>::W / MR;
     for (int64_t j = 0; j < n; j += U)
-      dot_tile<MR>(a + m * row, row, w + j * K, int(std::min<int64_t>(U, n - j)), K, sums + m * sums_row + j, sums_row);
+      dot_tile<MR>(a + m * row, row, get, first + j * K, int(std::min<int64_t>(U, n - j)), K, sums + m * sums_row + j,
+                   sums_row);
   };
   constexpr int MANY = std::min(4, Vec<A>::W / 2);
   int64_t m = 0;
   for (; m + MANY <= rows; m += MANY) block(std::integral_constant<int, MANY>{}, m);
   for (; m + 2 <= rows; m += 2) block(std::integral_constant<int, 2>{}, m);
   for (; m < rows; ++m) block(std::integral_constant<int, 1>{}, m);
+}
+
+// sums[m][j] = row m times the weights' row of K numbers from `first + j * K` on, as they are stored.
+template <class A>
+void dot_product(int64_t rows, const A* a, int64_t row, const Port<A>& w, int64_t first, int64_t n, int64_t K, A* sums,
+                 int64_t sums_row) {
+  auto run = [&](auto get) { dot_rows(rows, a, row, get, first, n, K, sums, sums_row); };
+  if (w.direct()) run([&](int64_t i, int lanes) __attribute__((always_inline)) { return load_first(w.at(i), lanes); });
+  else if (w.storage() == Storage::bfloat16)
+    run([&](int64_t i, int lanes) __attribute__((always_inline)) { return w.get_16(i, lanes, Storage::bfloat16); });
+  else run([&](int64_t i, int lanes) __attribute__((always_inline)) { return w.get_16(i, lanes, Storage::float16); });
 }

@@ -16,11 +16,17 @@
 #include "team.h"
 
 #ifdef __x86_64__
+#include <cpuid.h>
 #include <immintrin.h>
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace {
 constexpr int64_t kChunkBytes = 512 * 1024;      // what a projected chunk of steps may take of the second-level cache
+constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay in the second-level cache
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
 
 namespace baseline {
@@ -70,12 +76,18 @@ constexpr int kBytes = 64, kRegisters = 32;
 #define RECIPROCAL_ESTIMATE(x) _mm512_rcp14_ps((__m512)(x))
 #define MASKED_LOAD(p, n) _mm512_maskz_loadu_ps(__mmask16((1u << (n)) - 1), (const void*)(p))
 #define MASKED_STORE(p, n, v) _mm512_mask_storeu_ps((void*)(p), __mmask16((1u << (n)) - 1), (__m512)(v))
+#define HALVES_TO_FLOATS(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(p)))
+#define FLOATS_TO_HALVES(p, v) _mm256_storeu_si256((__m256i*)(p), _mm512_cvtps_ph((__m512)(v), 0))
+#define PAIRS
 #include "all-inl.h"
+#undef PAIRS
 #undef MIN_FLOAT
 #undef MAX_FLOAT
 #undef RECIPROCAL_ESTIMATE
 #undef MASKED_LOAD
 #undef MASKED_STORE
+#undef HALVES_TO_FLOATS
+#undef FLOATS_TO_HALVES
 }  // namespace avx512
 #ifdef __clang__
 #pragma clang attribute pop
@@ -101,9 +113,42 @@ const CellInfo* find_cell(const std::string& name) {
   return nullptr;
 }
 
+#ifdef __x86_64__
+namespace {
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
+}
+
+bool has_avx512_bf16() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+}
+
+// The processor has matrix registers for bf16, and the system lets this process use them: Linux wants to be asked.
+bool has_amx() {
+#ifdef __linux__
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1) &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+}  // namespace
+#endif
+
 std::string Schedule::text() const {
-  std::string s =
-      std::string("W_ih ") + (pack_ih ? "packed" : "in place") + ", W_hh " + (pack_hh ? "packed" : "in place");
+  auto held = [&](Form form) -> std::string {
+    if (form == Form::in_place) return "in place";
+    if (form == Form::panels) return "packed";
+    return "in " + std::to_string(parts) + " bf16 part" + (parts > 1 ? "s" : "") +
+           (level == Level::tiles ? " for AMX" : "");
+  };
+  std::string s = "W_ih " + held(ih) + ", W_hh " + held(hh);
   s += chunked ? ", input projected in chunks of steps" : ", input projected inside the tile";
   if (members > 1) s += ", hidden units split over " + std::to_string(members) + " threads";
   else if (batch_parts > 1) s += ", batch split over " + std::to_string(batch_parts) + " threads";
@@ -111,19 +156,20 @@ std::string Schedule::text() const {
 }
 
 const std::vector<InstructionSet>& instruction_sets() {
+#define SET(space, level)                                          \
+  [](const LayerCall& call) { space::forward(call, level); },      \
+      [](const LayerCall& call) { space::backward(call, level); }, \
+      [](const LayerCall& call) -> Schedule { return space::schedule(call, level); }
   static const std::vector<InstructionSet> table = {
 #ifdef __x86_64__
-      {"avx512",
-       [] {
-         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-       },
-       avx512::forward, avx512::backward, avx512::schedule},
-      {"avx2", [] { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }, avx2::forward,
-       avx2::backward, avx2::schedule},
+      {"amx", has_amx, SET(avx512, Level::tiles)},
+      {"avx512_bf16", has_avx512_bf16, SET(avx512, Level::pairs)},
+      {"avx512", has_avx512, SET(avx512, Level::vectors)},
+      {"avx2", has_avx2, SET(avx2, Level::vectors)},
 #endif
-      {"baseline", [] { return true; }, baseline::forward, baseline::backward, baseline::schedule},
+      {"baseline", [] { return true; }, SET(baseline, Level::vectors)},
   };
+#undef SET
   return table;
 }
 

@@ -61,13 +61,23 @@ struct LayerCall {
   }
 };
 
+// What the machine multiplies: vectors only, pairs of bf16 too (AVX512_BF16), or whole tiles of them (AMX).
+enum class Level { vectors, pairs, tiles };
+
+// How a matrix of weights is held for its products: as it lies there, packed in panels of the type computed in, or in
+// panels of bf16 parts (pairs-inl.h).
+enum class Form { in_place, panels, pairs };
+
 // How the forward loop of a call is run.
 struct Schedule {
-  bool pack_ih, pack_hh;  // weights packed into panels first, or read where they lie
-  bool chunked;           // the input projected for a chunk of steps at once, or inside the tile
-  bool threaded;          // large enough for several threads
-  int64_t batch_parts;    // the batch of each direction split into this many independent jobs
-  int64_t members;        // threads that split the hidden units of a job and meet at a barrier every step
+  Level level;
+  Form ih, hh;          // of W_ih and W_hh
+  Form products;        // of the factors of the products over many steps in the backward pass
+  int parts;            // of a number, where it is held in pairs
+  bool chunked;         // the input projected for a chunk of steps at once, or inside the tile
+  bool threaded;        // large enough for several threads
+  int64_t batch_parts;  // the batch of each direction split into this many independent jobs
+  int64_t members;      // threads that split the hidden units of a job and meet at a barrier every step
   std::string text() const;
 };
 

@@ -1,25 +1,19 @@
-// The kernels as PyTorch ops on the CPU, on torch's stable ABI. The only file that knows torch.
+// The kernels as PyTorch ops on the CPU, on torch's stable ABI. Only this file and its call.h know torch.
 // Schemas and shapes are defined in rnnkernels/ops.py; here the tensors become a LayerCall.
 #include <Python.h>
 #include <pthread.h>
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
-#include <array>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "call.h"
 #include "kernels.h"
+#include "scratch.h"
 #include "team.h"
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Tensors = std::vector<Tensor>;
 
 namespace {
 bool forked = false;  // a forked child has none of its parent's threads, and OpenMP does not notice
@@ -34,143 +28,42 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
 }
 
 namespace {
-// aoti_torch_empty_strided does not go through the dispatcher, which costs more than the memory of a small output.
-Tensor empty(ScalarType type, std::initializer_list<int64_t> sizes) {
-  std::array<int64_t, 5> strides;
-  int64_t stride = 1, dim = int64_t(sizes.size());
-  for (int64_t i = dim - 1; i >= 0; --i) strides[i] = stride, stride *= std::max<int64_t>(sizes.begin()[i], 1);
-  int32_t dtype = type == ScalarType::Float      ? aoti_torch_dtype_float32()
-                  : type == ScalarType::Double   ? aoti_torch_dtype_float64()
-                  : type == ScalarType::BFloat16 ? aoti_torch_dtype_bfloat16()
-                                                 : aoti_torch_dtype_float16();
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes.begin(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+// The arguments that `layer` and `layer_backward` have in common.
+Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Bools& reverse,
+                bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
+                const MaybeTensor& lengths, const MaybeTensor& reset, const Tensors& reset_states,
+                const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm) {
+  const std::string cell_name = text(cell);
+  const std::optional<std::string> act = text(activation), gate_name = text(gate);
+  STD_TORCH_CHECK(!reset && reset_states.empty() && !h_mask && zone.empty() && !layer_norm &&
+                      (!gate_name || *gate_name == "sigmoid"),
+                  "rnnkernels: the C++ backend does not have a stage or an activation of this call");
+  Call call(cell_name, x, reverse, bias, project, act, lengths);
+  const int64_t n = call.weights_per_layer();
+  STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
+  STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
+  call.take_weights(weights.data(), weights[1].size(0) / call.cell->gates, weights[1].size(1));
+  call.take_states(states, 1);
+  return call;
 }
 
-Tensor zeros(ScalarType type, std::initializer_list<int64_t> sizes) {
-  Tensor t = empty(type, sizes);
-  return torch::stable::zero_(t);
-}
-
-Storage storage_of(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return Storage::float32;
-    case ScalarType::Double:
-      return Storage::float64;
-    case ScalarType::BFloat16:
-      return Storage::bfloat16;
-    case ScalarType::Half:
-      return Storage::float16;
-    default:
-      STD_TORCH_CHECK(false, "rnnkernels: expected float32, float64, bfloat16 or float16 on the CPU");
-  }
-}
-
-// A LayerCall from tensors that have been checked; holds the copies of those that were not contiguous.
-struct Call : LayerCall {
-  Tensors held;
-  ScalarType type;
-
-  const void* take(const Tensor& t, std::initializer_list<int64_t> sizes, const char* name) {
-    STD_TORCH_CHECK(t.scalar_type() == type, "rnnkernels: ", name, " and x must have the same dtype");
-    const int64_t dim = t.dim();
-    STD_TORCH_CHECK(dim == int64_t(sizes.size()), "rnnkernels: ", name, " must have ", sizes.size(),
-                    " dimensions, got ", dim);
-    for (int64_t i = 0; i < dim; ++i)
-      STD_TORCH_CHECK(t.size(i) == sizes.begin()[i], "rnnkernels: ", name, " must have size ", sizes.begin()[i],
-                      " in dimension ", i, ", got ", t.size(i));
-    return t.is_contiguous() ? t.data_ptr() : hold(torch::stable::contiguous(t));
-  }
-
-  const void* hold(Tensor t) {
-    held.push_back(std::move(t));
-    return held.back().data_ptr();
-  }
-
-  Call(const std::string& cell_name, const Tensor& x_, const Tensors& states_, const Tensors& weights_,
-       const std::vector<bool>& reverse_, bool bias_, bool project_, const std::optional<std::string>& activation,
-       const std::optional<std::string>& gate, const std::optional<Tensor>& lengths_, bool other_stages)
-      : LayerCall{}, type(x_.scalar_type()) {
-    storage = storage_of(type);
-    cell = find_cell(cell_name);
-    STD_TORCH_CHECK(cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
-    bias = bias_, project = project_, relu = activation && *activation == "relu", reverse = reverse_;
-    const bool known = !activation || *activation == "tanh" || (relu && cell->has_relu);
-    STD_TORCH_CHECK(!other_stages && known && (!gate || *gate == "sigmoid"),
-                    "rnnkernels: the C++ backend does not have a stage or an activation of this call");
-    STD_TORCH_CHECK(!project || cell->has_projection, "rnnkernels: ", cell_name, " has no projection");
-    const int64_t G = cell->gates;
-
-    int64_t dim = x_.dim();
-    STD_TORCH_CHECK(dim == 3 || dim == 4, "rnnkernels: x must have 3 or 4 dimensions, got ", dim);
-    int64_t X = dim == 4 ? x_.size(0) : 1;
-    T = x_.size(dim - 3), B = x_.size(dim - 2), I = x_.size(dim - 1), D = X * int64_t(reverse.size());
-    const bool whole_rows = I <= 1 || x_.stride(dim - 1) == 1;
-    const Tensor xs = whole_rows ? x_ : torch::stable::contiguous(x_);
-    x = whole_rows ? xs.data_ptr() : hold(xs);
-    x_stride_X = dim == 4 ? xs.stride(0) : 0, x_stride_T = xs.stride(dim - 3), x_stride_B = xs.stride(dim - 2);
-
-    int64_t each = 2 + 2 * bias + project;
-    STD_TORCH_CHECK(D > 0 && int64_t(weights_.size()) == D * each, "rnnkernels: expected ", D * each, " weights, got ",
-                    weights_.size());
-    STD_TORCH_CHECK(weights_[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights_[1].dim());
-    H = weights_[1].size(0) / G, P = weights_[1].size(1);
-    STD_TORCH_CHECK(T > 0 && H > 0 && P > 0,
-                    "rnnkernels: expected at least one step, hidden unit and output, got T = ", T, ", H = ", H,
-                    ", P = ", P);
-    STD_TORCH_CHECK(project || H == P, "rnnkernels: weight_hh must have ", H, " columns, got ", P);
-    for (int64_t i = 0; i < int64_t(weights_.size()); ++i) {
-      int64_t k = i % each;
-      const Tensor& w = weights_[i];
-      weights.push_back(k == 0                     ? take(w, {G * H, I}, "weight_ih")
-                        : k == 1                   ? take(w, {G * H, P}, "weight_hh")
-                        : project && k == each - 1 ? take(w, {P, H}, "weight_hr")
-                                                   : take(w, {G * H}, "bias"));
-    }
-    STD_TORCH_CHECK(states_.empty() || int64_t(states_.size()) == cell->states, "rnnkernels: expected ", cell->states,
-                    " states, got ", states_.size());
-    for (size_t k = 0; k < states_.size(); ++k) states[k] = take(states_[k], {D, B, k ? H : P}, k ? "c0" : "h0");
-    if (lengths_) {
-      STD_TORCH_CHECK(lengths_->scalar_type() == ScalarType::Long && lengths_->size(lengths_->dim() - 1) == B &&
-                          (lengths_->dim() == 1 || (lengths_->dim() == 2 && lengths_->size(0) == X)),
-                      "rnnkernels: lengths must be int64 of shape (B,) or (X, B)");
-      lengths = static_cast<const int64_t*>(hold(torch::stable::contiguous(*lengths_)));
-      lengths_stride_X = lengths_->dim() == 2 ? B : 0;
-    }
-  }
-
-  ScalarType accumulate() const { return type == ScalarType::Double ? ScalarType::Double : ScalarType::Float; }
-};
-
-bool any_of(const std::optional<Tensor>& reset, const Tensors& reset_states, const std::optional<Tensor>& h_mask,
-            const Tensors& zone, bool layer_norm) {
-  return reset || !reset_states.empty() || h_mask || !zone.empty() || layer_norm;
-}
-
-using MaybeTensor = std::optional<Tensor>;
-using MaybeString = std::optional<std::string>;
-using Bools = std::vector<bool>;
-
-std::tuple<Tensor, Tensors, Tensors> layer(const std::string& cell, const Tensor& x, const Tensors& states,
+std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, const Tensors& states,
                                            const Tensors& weights, const Bools& reverse, bool bias, bool project,
                                            const MaybeString& activation, const MaybeString& gate,
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
                                            bool layer_norm, double, bool save) {
-  Call call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths,
-            any_of(reset, reset_states, h_mask, zone, layer_norm));
-  Tensor y = empty(call.type, {call.T, call.B, call.D * call.P});
+  Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
+                         reset_states, h_mask, zone, layer_norm);
+  Tensor y = empty(call.dtype, {call.T, call.B, call.D * call.P});
   call.y = y.mutable_data_ptr();
   Tensors last, saved;
   for (int k = 0; k < call.cell->states; ++k) {
-    last.push_back(empty(call.type, {call.D, call.B, k ? call.H : call.P}));
+    last.push_back(empty(call.dtype, {call.D, call.B, k ? call.H : call.P}));
     call.last[k] = last.back().mutable_data_ptr();
   }
   if (save && call.cell->kept) {
-    saved.push_back(empty(call.type, {call.D, call.T, call.B, call.cell->kept, call.H}));
+    saved.push_back(empty(call.dtype, {call.D, call.T, call.B, call.cell->kept, call.H}));
     call.gates = saved.back().mutable_data_ptr();
   }
   if (save && call.cell->states > 1) {
@@ -181,14 +74,55 @@ std::tuple<Tensor, Tensors, Tensors> layer(const std::string& cell, const Tensor
   return {std::move(y), std::move(last), std::move(saved)};
 }
 
+// The layers one after the other. All but the last write into a buffer and the output in turn, so that the last one
+// writes into the output; the final states are written where they belong in the stacked ones.
+std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const Tensors& weights, StringHandle cell,
+                                  int64_t layers, bool bidirectional, bool bias, int64_t hidden_size, int64_t proj_size,
+                                  const MaybeString& activation, const MaybeTensor& lengths) {
+  const std::string cell_name = text(cell);
+  const std::optional<std::string> act = text(activation);
+  STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
+  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, lengths);
+  const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
+                P = proj_size > 0 ? proj_size : H;
+  STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
+                  " weights, got ", weights.size());
+  call.take_weights(weights.data(), H, P);
+  call.take_states(states, layers);
+
+  Tensor y = empty(call.dtype, {T, B, D * P});
+  void* const out = y.mutable_data_ptr();
+  const int64_t bytes = int64_t(y.element_size());
+  Tensors last;
+  for (int k = 0; k < call.cell->states; ++k) {
+    last.push_back(empty(call.dtype, {layers * D, B, k ? H : P}));
+    call.last[k] = last.back().mutable_data_ptr();
+  }
+  Scratch<char> buffer;
+  if (layers > 1) buffer.allocate(T * B * D * P * bytes);
+  for (int64_t i = 0;;) {
+    call.y = (layers - i) % 2 ? out : buffer.data();
+    if (B > 0) instruction_set().forward(call);
+    if (++i == layers) break;
+    call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
+    call.take_weights(weights.data() + i * n, H, P);
+    for (int k = 0; k < call.cell->states; ++k) {
+      const int64_t step = D * B * (k ? H : P) * bytes;
+      if (call.states[k]) call.states[k] = static_cast<const char*>(call.states[k]) + step;
+      call.last[k] = static_cast<char*>(call.last[k]) + step;
+    }
+  }
+  return {std::move(y), std::move(last)};
+}
+
 std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
-    const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, const std::string& cell, const Tensor& x,
+    const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, StringHandle cell, const Tensor& x,
     const Tensors& states, const Tensors& weights, const Bools& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
     const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double,
     const Tensor& y, const Tensors& saved, const Bools& needs) {
-  Call call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths,
-            any_of(reset, reset_states, h_mask, zone, layer_norm));
+  Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
+                         reset_states, h_mask, zone, layer_norm);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
@@ -200,12 +134,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
                   "rnnkernels: the forward pass was not run with save=True");
   if (call.cell->kept)
     call.gates = const_cast<void*>(call.take(saved[0], {call.D, call.T, call.B, call.cell->kept, call.H}, "gates"));
-  ScalarType type = call.type;
-  call.type = call.accumulate();
+  const int32_t type = call.dtype, accumulate = call.accumulate();
   if (call.cell->states > 1)
-    call.cells = const_cast<void*>(call.take(saved.back(), {call.D, call.T, call.B, call.H}, "cells"));
-  if (dcells) call.dcells = call.take(*dcells, {call.D, call.T, call.B, call.H}, "dcells");
-  call.type = type;
+    call.cells = const_cast<void*>(call.take(saved.back(), {call.D, call.T, call.B, call.H}, "cells", accumulate));
+  if (dcells) call.dcells = call.take(*dcells, {call.D, call.T, call.B, call.H}, "dcells", accumulate);
 
   Tensor dx = needs[0] ? (x.dim() == 4 ? empty(type, {x.size(0), call.T, call.B, call.I})
                                        : empty(type, {call.T, call.B, call.I}))
@@ -226,12 +158,13 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
   return {std::move(dx), std::move(dstates), std::move(dweights), Tensors{}};
 }
 
-std::string schedule(std::string cell, ScalarType type, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P,
-                     int64_t D, bool) {
+std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                     bool) {
   LayerCall call{};
-  call.storage = storage_of(type);
-  call.cell = find_cell(cell);
-  STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell);
+  const std::string cell_name = text(cell);
+  call.storage = storage_of(dtype);
+  call.cell = find_cell(cell_name);
+  STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
@@ -248,6 +181,7 @@ std::string names() {
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("layer", TORCH_BOX(&layer));
   m.impl("layer_backward", TORCH_BOX(&layer_backward));
+  m.impl("stack", TORCH_BOX(&stack));
 }
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
   m.impl("schedule", TORCH_BOX(&schedule));

@@ -1,11 +1,11 @@
 // How a call is run on this instruction set: what is packed, and what the threads split.
 
 template <class A>
-Schedule choose_schedule(const LayerCall& call) {
+Schedule choose_schedule(const LayerCall& call, Level level) {
   const int64_t B = call.B, D = call.D;
   const double recurrent = 2.0 * B * call.cell->gates * call.H * call.P,
                step = recurrent + 2.0 * B * call.cell->gates * call.H * call.I;
-  Schedule s{true, true, false, false, 1, 1};
+  Schedule s{level, Form::panels, Form::panels, Form::panels, 0, false, false, 1, 1};
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
   if (threads > D) {
@@ -18,48 +18,66 @@ Schedule choose_schedule(const LayerCall& call) {
     else if (D == 1) s.batch_parts = std::clamp<int64_t>(B, 1, wanted);
   }
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
-  // need it, because it reads every weight once a step anyway. 16-bit weights are widened while they are packed.
+  // need it, because it reads every weight once a step anyway.
   const int64_t rows = B / s.batch_parts;
-  const bool convert = call.storage == Storage::bfloat16 || call.storage == Storage::float16;
   const bool few_steps = call.T * ((B + 5) / 6) < 4;
-  s.pack_ih = convert || !(few_steps || (call.T * B <= 256 && call.I >= 128));
-  s.pack_hh = convert || !(few_steps || (rows == 1 && call.P >= 128));
   s.chunked = call.T > 1 && rows < 16;  // few rows: their tiles would be poorly filled
+  if (few_steps || (call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
+  if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Form::in_place;
+  // Pairs in vectors pay for bf16 itself. Matrix registers take a float in three parts and still win, if there are rows
+  // and columns to fill them, and if the weights, half as large again, still fit the cache or are used by many rows.
+  const bool bfloat16 = call.storage == Storage::bfloat16, tiles = level == Level::tiles;
+  if (sizeof(A) == 8 || !(tiles || (level == Level::pairs && bfloat16))) return s;
+  s.parts = bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3;
+  const int64_t G = call.cell->gates, few = bfloat16 ? 4 : 16;
+  const bool wide = call.H >= 64 || (bfloat16 && call.H >= 32);
+  const int64_t ih_bytes = 2 * s.parts * G * call.H * call.I, hh_bytes = 2 * s.parts * G * call.H * call.P;
+  if (tiles && call.T > 1) s.chunked = rows < 32 || ih_bytes > kNearBytes;
+  const bool near = hh_bytes <= kNearBytes || rows >= 32;
+  if (wide && rows >= few && near) s.hh = Form::pairs;
+  if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= 2 * few) s.ih = Form::pairs;
+  if (wide && call.I >= 32 && call.T * B >= 64) s.products = Form::pairs;
   return s;
 }
 
 template <class A, class Cell>
-void run_forward(const LayerCall& call) {
-  Schedule s = choose_schedule<A>(call);
-  if constexpr (Cell::G > 1) Forward<A, Cell, 1>(call, s).run();
-  else if (wide_panels<A>(call.H)) Forward<A, Cell, 4>(call, s).run();
-  else Forward<A, Cell, 2>(call, s).run();
+bool forward(const LayerCall& call, const Schedule& s) {
+  if constexpr (Cell::G > 1) return Forward<A, Cell, 1>(call, s).run();
+  else return wide_panels<A>(call.H) ? Forward<A, Cell, 4>(call, s).run() : Forward<A, Cell, 2>(call, s).run();
 }
 
 template <class A, class Cell>
-void run_backward(const LayerCall& call) {
-  Schedule s = choose_schedule<A>(call);
+bool backward(const LayerCall& call, Schedule s) {
   if (s.threaded && s.members == 1) s.batch_parts = std::clamp<int64_t>(call.B / 6, 1, thread_count());
-  for (int64_t d = 0; d < call.D; ++d)  // a direction at a time
-    if (wide_panels<A>(call.H)) Backward<A, Cell, 4>(call, s, d).run();
-    else Backward<A, Cell, 2>(call, s, d).run();
+  bool fine = true;
+  for (int64_t d = 0; d < call.D && fine; ++d)  // a direction at a time
+    fine = wide_panels<A>(call.H) ? Backward<A, Cell, 4>(call, s, d).run() : Backward<A, Cell, 2>(call, s, d).run();
+  return fine;
 }
 
-#define CELL(name, type) \
-  case CellKind::name:   \
-    return call.storage == Storage::float64 ? RUN<double, type>(call) : RUN<float, type>(call);
-inline void forward(const LayerCall& call) {
-#define RUN run_forward
+// Numbers that have no bf16 parts (infinities) are rare, and found on the way: then all is done again in vectors.
+#define CELL(name, type)                                                         \
+  case CellKind::name:                                                           \
+    if (call.storage == Storage::float64) {                                      \
+      if (RUN<double, type>(call, choose_schedule<double>(call, level))) return; \
+    } else if (RUN<float, type>(call, choose_schedule<float>(call, level))) {    \
+      return;                                                                    \
+    }                                                                            \
+    break;
+inline void forward(const LayerCall& call, Level level) {
+#define RUN forward
   switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
 #undef RUN
+  forward(call, Level::vectors);
 }
-inline void backward(const LayerCall& call) {
-#define RUN run_backward
+inline void backward(const LayerCall& call, Level level) {
+#define RUN backward
   switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
 #undef RUN
+  backward(call, Level::vectors);
 }
 #undef CELL
 
-inline Schedule schedule(const LayerCall& call) {
-  return call.storage == Storage::float64 ? choose_schedule<double>(call) : choose_schedule<float>(call);
+inline Schedule schedule(const LayerCall& call, Level level) {
+  return call.storage == Storage::float64 ? choose_schedule<double>(call, level) : choose_schedule<float>(call, level);
 }

@@ -33,6 +33,18 @@ class Scratch {
   int64_t size_ = 0;
 };
 
+// Something that any thread may find to be so.
+class Flag {
+ public:
+  void operator|=(bool found) {
+    if (__builtin_expect(found, 0)) set_.store(true, std::memory_order_relaxed);
+  }
+  explicit operator bool() const { return set_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<bool> set_{false};
+};
+
 // body(i) for i in 0..n, on several threads if `parallel`.
 template <class Body>
 inline void spread(bool parallel, int64_t n, const Body& body) {

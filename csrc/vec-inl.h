@@ -75,17 +75,65 @@ INLINE void store_first(Vec<A> v, A* p, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+// ---- The 16-bit storage types, a vector at a time
+// -------------------------------------------------------------------
+using Halves = uint16_t __attribute__((vector_size(kBytes / 2)));  // as many as there are floats in a vector
+
+INLINE Vec<float> floats_of_16(const uint16_t* from, Storage storage) {
+  if (storage == Storage::bfloat16) {
+    Halves bits;
+    __builtin_memcpy(&bits, from, sizeof(bits));
+    return Vec<float>((Vec<float>::Data)(__builtin_convertvector(bits, Vec<float>::IntData) << 16));
+  }
+#ifdef HALVES_TO_FLOATS
+  return Vec<float>((Vec<float>::Data)HALVES_TO_FLOATS(from));
+#else
+  alignas(kBytes) float buffer[Vec<float>::W];
+  for (int i = 0; i < Vec<float>::W; ++i) buffer[i] = float_of_half(from[i]);
+  return load(buffer);
+#endif
+}
+
+INLINE void floats_to_16(Vec<float> v, uint16_t* to, Storage storage) {
+  using Ints = Vec<float>::IntData;
+  if (storage == Storage::bfloat16) {  // to nearest, ties to even; NaN stays NaN
+    Ints bits = (Ints)v.v, rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    Halves high = __builtin_convertvector((v.v == v.v ? rounded : Ints{} + 0x7fc00000) >> 16, Halves);
+    __builtin_memcpy(to, &high, sizeof(high));
+    return;
+  }
+#ifdef FLOATS_TO_HALVES
+  FLOATS_TO_HALVES(to, v.v);
+#else
+  alignas(kBytes) float buffer[Vec<float>::W];
+  v.store(buffer);
+  for (int i = 0; i < Vec<float>::W; ++i) to[i] = half_of_float(buffer[i]);
+#endif
+}
+
 // ---- A tensor of the caller's, in the type it is stored in; computed with as A
 // ---------------------------------------
 template <class A>
 class Port {
  public:
+  static constexpr int W = Vec<A>::W;
   Port(const void* data, Storage storage) : data_(const_cast<void*>(data)), storage_(storage) {}
   explicit operator bool() const { return data_ != nullptr; }
   INLINE bool direct() const { return sizeof(A) == 8 || storage_ == Storage::float32; }
   INLINE A* at(int64_t i) const { return static_cast<A*>(data_) + i; }
+  INLINE Storage storage() const { return storage_; }
 
-  INLINE Vec<A> get(int64_t i, int n) const { return direct() ? load_first(at(i), n) : get_16(i, n); }
+  INLINE Vec<A> get(int64_t i, int n) const { return direct() ? load_first(at(i), n) : get_16(i, n, storage_); }
+  INLINE Vec<A> get_16(int64_t i, int n, Storage storage) const {
+    if constexpr (sizeof(A) == 8) {
+      return Vec<A>(A(0));  // float64 is always direct
+    } else {
+      if (__builtin_expect(n >= W, 1)) return floats_of_16(bits(i), storage);
+      uint16_t buffer[W] = {};
+      for (int k = 0; k < n; ++k) buffer[k] = bits(i)[k];
+      return floats_of_16(buffer, storage);
+    }
+  }
   INLINE void put(Vec<A> v, int64_t i, int n) const {
     if (direct()) store_first(v, at(i), n);
     else put_16(v, i, n);
@@ -101,29 +149,24 @@ class Port {
 
  private:
   uint16_t* bits(int64_t i) const { return static_cast<uint16_t*>(data_) + i; }
-  void widen(int64_t i, A* to, int64_t n) const {
-    const uint16_t* from = bits(i);
-    if (storage_ == Storage::bfloat16)
-      for (int64_t k = 0; k < n; ++k) to[k] = float_of_bits(uint32_t(from[k]) << 16);
-    else
-      for (int64_t k = 0; k < n; ++k) to[k] = float_of_half(from[k]);
+  __attribute__((noinline)) void widen(int64_t i, A* to, int64_t n) const {
+    int64_t k = 0;
+    for (; k + W <= n; k += W) get_16(i + k, W, storage_).store(to + k);
+    if (k < n) store_first(get_16(i + k, int(n - k), storage_), to + k, int(n - k));
   }
-  void narrow(const A* from, int64_t i, int64_t n) const {
-    uint16_t* to = bits(i);
-    if (storage_ == Storage::bfloat16)
-      for (int64_t k = 0; k < n; ++k) to[k] = bfloat16_of_float(float(from[k]));
-    else
-      for (int64_t k = 0; k < n; ++k) to[k] = half_of_float(float(from[k]));
+  __attribute__((noinline)) void narrow(const A* from, int64_t i, int64_t n) const {
+    for (int64_t k = 0; k < n; k += W) {
+      int lanes = int(std::min<int64_t>(W, n - k));
+      put_16(load_first(from + k, lanes), i + k, lanes);
+    }
   }
-  __attribute__((noinline)) Vec<A> get_16(int64_t i, int n) const {
-    alignas(kBytes) A buffer[Vec<A>::W] = {};
-    widen(i, buffer, std::min(n, Vec<A>::W));
-    return load(buffer);
-  }
-  __attribute__((noinline)) void put_16(Vec<A> v, int64_t i, int n) const {
-    alignas(kBytes) A buffer[Vec<A>::W];
-    v.store(buffer);
-    narrow(buffer, i, std::min(n, Vec<A>::W));
+  INLINE void put_16(Vec<A> v, int64_t i, int n) const {
+    if constexpr (sizeof(A) == 4) {
+      if (__builtin_expect(n >= W, 1)) return floats_to_16(v, bits(i), storage_);
+      uint16_t buffer[W];
+      floats_to_16(v, buffer, storage_);
+      for (int k = 0; k < n; ++k) bits(i)[k] = buffer[k];
+    }
   }
 
   void* data_;

@@ -4,6 +4,8 @@ Letters: T time, B batch, D directions, G gates, H hidden, S states, I input, L 
 proj_size where there is one).
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -162,39 +164,52 @@ def _run(
         )
     x = input.transpose(0, 1) if batch_first else input
     H, P = params[1].size(0) // spec.gates, params[1].size(1)
-    check(cell, x, states, params, num_layers, len(reverse), bias, project, params[0].size(1), H, P if project else H)
     lengths = None if lengths is None else check_lengths(lengths, x)
     reset = None if reset is None else check_reset(reset, input, batch_first, bidirectional)
-    y, last = layers(cell, x, states, params, num_layers, reverse, bias, project, activation, dropout, lengths, reset)
+    y, last = layers(
+        cell, x, states, params, num_layers, reverse, bias, project, params[0].size(1), H, P if project else H,
+        activation, dropout, lengths, reset,
+    )  # fmt: skip
     return y.transpose(0, 1) if batch_first else y, *last
 
 
 def layers(
-    cell, x, states, weights, num_layers, reverse, bias, project, activation=None, dropout=0.0,
+    cell, x, states, weights, num_layers, reverse, bias, project, I, H, P, activation=None, dropout=0.0,  # noqa: E741
     lengths=None, reset=None, drop=torch.dropout,
 ):  # fmt: skip
-    """The loop over layers, on arguments that have been checked.
+    """Check that all tensors fit together, and run the layers.
 
     Args:
         x: (T, B, I).
         states: S tensors (L*D, B, H or P), or none for zeros.
         weights: flat, layer by layer and in it direction by direction.
+        lengths, reset: as from :func:`check_lengths` and :func:`check_reset`.
         dropout: probability; 0 outside training.
         drop: called as ``drop(y, dropout, True)`` on the output of every layer but the last.
 
     Returns:
-        ``y`` (T, B, D*P) and the tuple of S final states (L*D, B, H or P).
+        ``y`` (T, B, D*P) and the S final states (L*D, B, H or P).
     """
-    n, D, lasts = len(weights) // num_layers, len(reverse), []
-    for i in range(num_layers):
-        y, last = ops.layer(
-            cell, x, states if num_layers == 1 else [s[i * D : (i + 1) * D] for s in states],
-            weights[i * n : (i + 1) * n], reverse=reverse, bias=bias, project=project, activation=activation,
-            lengths=lengths, reset=reset,
-        )  # fmt: skip
-        lasts.append(last)
-        x = drop(y, dropout, True) if dropout and i < num_layers - 1 else y
-    return y, last if num_layers == 1 else tuple(torch.cat(s) for s in zip(*lasts, strict=True))
+    refused = None
+    if not dropout and reset is None and ops.takes_stack(x, states, weights) and x.shape[2] == I:
+        rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
+        try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
+            return ops.stack(x, states, weights, cell, num_layers, len(reverse) == 2, bias, H, *rare)
+        except RuntimeError as error:
+            refused = error
+    check(cell, x, states, weights, num_layers, len(reverse), bias, project, I, H, P)
+    if refused is not None:
+        raise refused
+    run = partial(_layer, cell, reverse, bias, project, activation, dropout, lengths, reset, drop)
+    return ops.over_layers(run, x, states, weights, num_layers, len(reverse))
+
+
+def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, drop, i, x, states, weights):
+    """Layer i, after the dropout of the one below."""
+    return ops.layer(
+        cell, drop(x, dropout, True) if dropout and i else x, states, weights, reverse=reverse, bias=bias,
+        project=project, activation=activation, lengths=lengths, reset=reset,
+    )  # fmt: skip
 
 
 def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P):  # noqa: E741

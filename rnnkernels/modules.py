@@ -11,7 +11,7 @@ from torch import _VF, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .cell_modules import GRUCell, LSTMCell, RNNCell
-from .functional import BOTH, FORWARD, check, layers
+from .functional import BOTH, FORWARD, layers
 
 __all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
 
@@ -75,14 +75,15 @@ class Recurrent(nn.RNNBase):
 
     def _layers(self, x, states, lengths=None, drop=torch.dropout):
         """Check and run all layers on x (T, B, I)."""
-        parameters, D, H = self._parameters, 2 if self.bidirectional else 1, self.hidden_size
-        weights = [parameters[name] if name in parameters else getattr(self, name) for name in self._flat_weights_names]
+        parameters, names, H, P = self._parameters, self._flat_weights_names, self.hidden_size, self.proj_size
+        try:
+            weights = [parameters[name] for name in names]
+        except KeyError:  # something else than a parameter has taken the name
+            weights = [getattr(self, name) for name in names]
         cell, activation = MODES[self.mode]
-        L, bias, P = self.num_layers, self.bias, self.proj_size
-        check(cell, x, states, weights, L, D, bias, P > 0, self.input_size, H, P or H)
         return layers(
-            cell, x, states, weights, L, BOTH if D == 2 else FORWARD, bias, P > 0, activation,
-            self.dropout if self.training else 0.0, lengths, None, drop,
+            cell, x, states, weights, self.num_layers, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
+            self.input_size, H, P or H, activation, self.dropout if self.training else 0.0, lengths, None, drop,
         )  # fmt: skip
 
     def _forward_packed(self, packed, hx):

@@ -96,6 +96,10 @@ def build(shape, seed):
     sizes = [(spec.gates * H, shape.I), (spec.gates * H, P)]
     sizes += [(spec.gates * H,)] * (2 * shape.bias) + [(P, H)] * (shape.P > 0)
     weights = [new(*s, scale=0.6 * k) for _ in range(D) for s in sizes]
+    if shape.activation == "relu" and shape.dtype in HALVES and shape.bias:
+        # every unit well on or well off: next to relu's corner, rounding to 16 bits alone turns gradients on and off
+        signs = torch.tensor([6.0, -6.0]).repeat(spec.gates * H)[: spec.gates * H]
+        weights = [w + signs.to(w.dtype) if w.dim() == 1 else w for w in weights]
     dy = new(T, B, D * P)
     dlast = [new(D, B, P if i == 0 else H) for i in range(spec.states)] if shape.dlast else []
     acc = torch.float64 if shape.dtype == torch.float64 else torch.float32

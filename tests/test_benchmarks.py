@@ -1,4 +1,4 @@
-"""The benchmark harness: it refuses what is wrong, says what it cannot run, and keeps what it has."""
+"""The benchmark harness: it refuses what is wrong, says what it cannot run, keeps what it has, and goes on with it."""
 
 import json
 import math
@@ -7,34 +7,63 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import measure, memory, providers, report, run
-from benchmarks.providers import Case, Job, Unsupported, module_job
+from benchmarks import measure, providers, run
+from benchmarks.measure import Bench, Subject, truth_of
+from benchmarks.providers import PROVIDERS, Case, Job, Provider, Unsupported, module_job
+from benchmarks.rows import Rows
 from benchmarks.workloads import WORKLOADS, Workload, select
 
 SMALL = Workload("small", "cpu", "lstm", T=5, B=3, I=4, H=6, L=2)
+STEP = replace(SMALL, name="step", cell="gru", T=1)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """The harness with two tiny workloads in place of the real ones."""
-    workloads = [SMALL, replace(SMALL, name="step", cell="gru", T=1)]
+    """The harness with one tiny workload in place of the real ones, and without the probe."""
+    workloads = [SMALL]
     monkeypatch.setattr(run, "select", lambda device, patterns: workloads)
+    monkeypatch.setattr(run, "probe", lambda threads, seconds: {"reason": "not in this test"})
     return workloads
 
 
 def add_provider(monkeypatch, name, make):
-    monkeypatch.setitem(providers.PROVIDERS, name, make)
-    monkeypatch.setitem(providers.PACKAGES, name, "torch")
+    """`make` has to be a function of this module: it runs in another process."""
+    monkeypatch.setitem(PROVIDERS, name, Provider(make, "torch"))
 
 
-def altered(change):
-    """A provider that is torch, with its named results changed."""
+def twice_dx(case):
+    """A provider that is torch, with a wrong gradient."""
+    job = module_job(torch.nn, case)
 
-    def make(case):
-        job = module_job(torch.nn, case)
-        return Job(job.run, lambda out: change(job.read(out)))
+    def read(out):
+        tensors = job.read(out)
+        return tensors | {"dx": 2 * tensors["dx"]} if "dx" in tensors else tensors
 
-    return make
+    return Job(job.run, read)
+
+
+def broken(case):
+    raise KeyError("no such thing")
+
+
+def modest(case):
+    raise Unsupported("does no such thing")
+
+
+def dies(case):
+    import os
+
+    os._exit(7)
+
+
+def dies_later(case):
+    calls = []
+
+    def twice():
+        calls.append(1)
+        return module_job(torch.nn, case).run() if len(calls) < 2 else dies(case)
+
+    return Job(twice, module_job(torch.nn, case).read)
 
 
 def benchmark(tmp_path, *arguments):
@@ -49,23 +78,12 @@ def test_names_are_unique_and_select_finds_names_families_and_patterns():
     assert len(select("cpu", [])) + len(select("cuda", [])) == len(WORKLOADS)
 
 
-@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
-@pytest.mark.parametrize("extra", [{}, {"bidirectional": True}, {"alternating": True}], ids=lambda e: "".join(e))
-def test_every_kind_of_module_is_right_in_both_modes(cell, extra):
-    for mode in run.MODES:
-        bench = measure.Bench(replace(SMALL, cell=cell, **extra), "float32", mode, ["torch", "rnnkernels"])
-        assert list(bench.jobs) == ["torch", "rnnkernels"], bench.facts
-
-
 @pytest.mark.parametrize("extra, word", [({"resets": 0.03}, "reset"), ({"heads": 8}, "heads")])
-def test_what_the_modules_cannot_do_is_a_row_with_its_reason(extra, word):
-    bench = measure.Bench(replace(SMALL, **extra), "float32", "infer", ["torch", "rnnkernels"])
-    row = bench.measure_time(1, 0.0, 1)
+def test_what_the_modules_cannot_do_has_a_reason(extra, word):
+    bench = Bench(replace(SMALL, **extra), "float32", "infer", ["torch", "rnnkernels"])
+    assert not bench.jobs
     for name in ("torch", "rnnkernels"):
-        assert name in row["providers"][name]["reason"] and word in row["providers"][name]["reason"]
-        assert name in report.line(row)
-    assert row["providers"]["rnnkernels"]["ratio"] is None
-    assert word in report.markdown({"machine": {"cpu": "?", "command": "?"}, "rows": [row]})
+        assert word in bench.facts[name]["reason"] and not bench.facts[name].get("red")
 
 
 @pytest.mark.parametrize(
@@ -79,66 +97,88 @@ def test_what_the_modules_cannot_do_is_a_row_with_its_reason(extra, word):
     ],
     ids=["y", "gradient", "nan", "shape", "missing"],
 )
-def test_a_red_provider_is_not_timed(monkeypatch, small, tmp_path, change, word):
-    add_provider(monkeypatch, "wrong", altered(change))
-    status, results, text = benchmark(tmp_path, "--mode", "train", "--providers", "torch,wrong")
-    assert status == 1
-    wrong = results["rows"][0]["providers"]["wrong"]
-    assert word in wrong["reason"] and "seconds" not in wrong and word in text
-    assert "seconds" in results["rows"][0]["providers"]["torch"]
+def test_a_wrong_provider_is_red(change, word):
+    def altered(case):
+        job = module_job(torch.nn, case)
+        return Job(job.run, lambda out: change(job.read(out)))
+
+    subject = Subject(Provider(altered, "torch"), SMALL, "float32", "train", torch.get_num_threads())
+    facts = subject.admit(truth_of(Case(SMALL, "float32", "train")))
+    assert facts["red"] and word in facts["reason"] and subject.job is None
 
 
 def test_torch_too_is_refused_where_it_is_wrong(monkeypatch):
-    monkeypatch.setitem(providers.PROVIDERS, "torch", altered(lambda r: r | {"dx": 2 * r["dx"]}))
-    bench = measure.Bench(SMALL, "float32", "train", ["torch", "rnnkernels"])
+    add_provider(monkeypatch, "torch", twice_dx)
+    bench = Bench(SMALL, "float32", "train", ["torch", "rnnkernels"])
     assert list(bench.jobs) == ["rnnkernels"] and "wrong dx" in bench.facts["torch"]["reason"]
 
 
-def test_a_provider_that_breaks_costs_its_own_cell_only(monkeypatch, small, tmp_path):
-    def broken(case):
-        raise KeyError("no such thing")
+def test_what_breaks_costs_its_own_cell_only(monkeypatch, small, tmp_path):
+    makers = {"red": twice_dx, "broken": broken, "modest": modest, "dies": dies, "dies_later": dies_later}
+    for name, make in makers.items():
+        add_provider(monkeypatch, name, make)
+    status, results, text = benchmark(tmp_path, "--providers", ",".join([*makers, "torch"]), "--mode", "train")
+    assert status == 1 and len(results["rows"]) == 1
+    found = results["rows"][0]["providers"]
+    assert "wrong dx" in found["red"]["reason"]
+    assert found["broken"]["reason"] == "KeyError: 'no such thing'"
+    assert found["modest"]["reason"] == "does no such thing" and "red" not in found["modest"]
+    assert "status 7" in found["dies"]["reason"] and "status 7" in found["dies_later"]["reason"]
+    for name in makers:
+        assert "seconds" not in found[name] and f"{name}: {found[name]['reason']}" in text
+    assert found["torch"]["seconds"] > 0
 
-    def modest(case):
-        raise Unsupported("does no such thing")
 
-    add_provider(monkeypatch, "broken", broken)
-    add_provider(monkeypatch, "modest", modest)
-    status, results, _ = benchmark(tmp_path, "--providers", "broken,modest,torch")
-    assert status == 1 and len(results["rows"]) == 4
-    for row in results["rows"]:
-        assert row["providers"]["broken"]["reason"] == "KeyError: 'no such thing'"
-        assert row["providers"]["modest"] == {"reason": "does no such thing", "ratio": None}
-        assert row["providers"]["torch"]["seconds"] > 0
-
-
-def test_a_run_writes_every_row_with_its_machine_and_command(small, tmp_path, capsys):
+def test_a_run_writes_every_row_with_its_machine_and_command(small, tmp_path, capfd):
     threads = torch.get_num_threads()
-    status, results, text = benchmark(tmp_path, "--threads", "1,2", "--dtype", "float32,float64")
+    small.append(STEP)
+    cores = "1,2" if len(run.machine.cores(2)) == 2 else "1"
+    arguments = ["--threads", cores, "--providers", "torch,rnnkernels", "--mode", "infer", "--busy"]
+    status, results, text = benchmark(tmp_path, *arguments)
     assert status == 0 and torch.get_num_threads() == threads
-    assert len(results["rows"]) == len(small) * 2 * 2 * 2
+    assert len(results["rows"]) == 2 * len(cores.split(","))
     for key in ("cpu", "cores", "torch", "rnnkernels", "backends", "commit", "date"):
         assert results["machine"][key] and f"- {key}: " in text
     assert results["machine"]["command"].startswith("python -m benchmarks.run --quick")
     for row in results["rows"]:
         ours, torchs = row["providers"]["rnnkernels"], row["providers"]["torch"]
         assert ours["ratio"] == pytest.approx(torchs["seconds"] / ours["seconds"]) and torchs["ratio"] == 1
+        assert ours["ratio_best"] == ours["ratio"] and row["best_peer"] == "torch"
         assert ours["seconds_25"] <= ours["seconds"] <= ours["seconds_75"] and ours["samples"] >= 3
         assert ours["error"] <= measure.FLOOR[row["dtype"]]
-    printed = capsys.readouterr()
-    assert "geometric mean" in printed.out and "small, float64, train, 2 threads" in printed.err
+        assert row["bound"]["reason"] == "not in this test" and ours["share"] is None
+        assert (row["threads"] > 1) == ("busy_seconds" in ours)
+    printed = capfd.readouterr()
+    assert "geometric mean" in printed.out and "small, float32, infer, 1 thread" in printed.err
+    assert (tmp_path / "result-ratio.png").stat().st_size > 5000
 
 
-def test_a_killed_run_keeps_what_it_has(monkeypatch, small, tmp_path):
-    def stops(case):
-        if case.workload.name == "step":
+def test_a_stopped_run_keeps_what_it_has_and_is_resumed(monkeypatch, small, tmp_path, capsys):
+    small.append(STEP)
+    measured, whole = [], Rows.measure
+
+    def measure(self, threads, *how):
+        if self.workload is STEP and len(measured) == 1:
             raise KeyboardInterrupt
-        return module_job(torch.nn, case)
+        measured.append(self.workload.name)
+        return whole(self, threads, *how)
 
-    add_provider(monkeypatch, "stops", stops)
-    status, results, text = benchmark(tmp_path, "--providers", "stops")
-    assert status == 1
-    assert {row["workload"] for row in results["rows"]} == {"small"} and "small" in text
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["result.json", "result.md"]
+    monkeypatch.setattr(Rows, "measure", measure)
+    arguments = ("--providers", "rnnkernels", "--mode", "infer")
+    status, results, text = benchmark(tmp_path, *arguments)
+    assert status == 1 and [row["workload"] for row in results["rows"]] == ["small"] and "small" in text
+    assert not list(tmp_path.glob("*.part"))
+    measured.append("again")
+    status, results, _ = benchmark(tmp_path, *arguments, "--resume")
+    assert status == 0 and measured == ["small", "again", "step"]
+    assert [row["workload"] for row in results["rows"]] == ["small", "step"]
+    with pytest.raises(SystemExit) as exit:
+        benchmark(tmp_path, "--providers", "torch", "--resume")
+    assert exit.value.code == 2 and "other providers: rnnkernels" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        monkeypatch.setattr(run.machine, "commit", lambda: "0000000")
+        benchmark(tmp_path, *arguments, "--resume")
+    assert "another commit" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -146,13 +186,16 @@ def test_a_killed_run_keeps_what_it_has(monkeypatch, small, tmp_path):
     [
         (["--threads", "0"], "not positive"),
         (["--threads", "two"], "not a number"),
+        (["--threads", "100000"], "cores"),
         (["--only", "nothing"], "no such cpu workload"),
-        (["--providers", "abacus"], "unknown 'abacus'; known: torch, rnnkernels"),
+        (["--providers", "abacus"], "unknown 'abacus'; known: torch, torch_compile, onnxruntime"),
         (["--providers", ","], "empty"),
-        (["--dtype", "int8"], "unknown 'int8'"),
+        (["--dtype", "int4"], "unknown 'int4'"),
+        (["--dtype", "int8", "--mode", "train"], "for inference only"),
         (["--seconds", "nan"], "not positive"),
         (["--device", "tpu"], "invalid choice"),
         (["--out", "/dev/null/x"], "--out"),
+        (["--resume"], "--out"),
     ],
 )
 def test_a_bad_argument_is_one_clear_line_and_status_2(arguments, word, capsys):
@@ -162,60 +205,41 @@ def test_a_bad_argument_is_one_clear_line_and_status_2(arguments, word, capsys):
     assert word in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_package_that_is_not_there_is_status_2(monkeypatch, capsys):
-    monkeypatch.setitem(providers.PROVIDERS, "absent", None)
-    monkeypatch.setitem(providers.PACKAGES, "absent", "no_such_package")
+def test_a_package_that_is_not_there_is_status_2_where_it_is_asked_for(monkeypatch, capsys):
+    monkeypatch.setitem(PROVIDERS, "absent", Provider(broken, "no_such_package"))
     with pytest.raises(SystemExit) as exit:
         run.main(["--providers", "absent"])
     assert exit.value.code == 2 and "no_such_package" in capsys.readouterr().err
+    everyone = run.parse(["--list"]).providers
+    assert "absent" not in everyone and {"torch", "rnnkernels"} <= set(everyone)
+    assert "jax" not in run.parse(["--device", "cuda", "--list"]).providers
 
 
-def test_the_runs_take_turns_and_the_order_turns_round():
+def test_the_runs_take_turns_the_order_turns_round_and_the_slow_leave_early():
     seen = []
-    runs = {name: (lambda name=name: seen.append(name)) for name in "ab"}
-    clock = measure.BLOCK
-    samples = measure.alternate({n: (lambda r=r: (r(), _wait(clock))) for n, r in runs.items()}, "cpu", 0.0, 4)
-    assert seen == list("aabb" + "abba" * 2)
-    assert all(len(values) == 4 and min(values) >= clock for values in samples.values())
+
+    def taking(name, seconds):
+        return lambda calls: (seen.append((name, calls)), (seconds, seconds))[1]
+
+    fast, other, slow = measure.WARM, 2 * measure.WARM, 30 * measure.WARM
+    runs = {"a": taking("a", fast), "b": taking("b", other), "c": taking("c", slow)}
+    samples = measure.alternate(runs, 0.0, 5)
+    assert "".join(name for name, _ in seen) == "abc" + "abc" + "cba" + "abc" + "ba" + "ab"
+    assert {name: len(values) for name, values in samples.items()} == {"a": 5, "b": 5, "c": 3}
+    seen.clear()
+    measure.alternate({"short": taking("short", measure.BLOCK / 10)}, 0.0, 3)
+    assert seen == [("short", 1)] * 2 + [("short", 10)] * 3
 
 
-def _wait(seconds):
-    end = measure.time.perf_counter() + seconds
-    while measure.time.perf_counter() < end:
-        continue
+def test_int8_is_measured_against_float64_and_refused_where_it_is_far_off():
+    truth = truth_of(Case(SMALL, "int8", "infer"))
+    y = truth.tensors["y"]
+    assert measure.check({"y": y + 0.001}, truth, "int8") == pytest.approx(
+        {"max_error": 0.001, "rms_error": 0.001, "relative_error": 0.001 / y.square().mean().sqrt().item()}
+    )
+    assert measure.check({"y": y * 1.2}, truth, "int8")["red"]
+    assert measure.check({"y": y * math.nan}, truth, "int8")["red"]
 
 
-def test_memory_of_a_call_holds_at_least_its_results():
-    growth = memory.of_child(Case(replace(SMALL, T=2000, B=50, H=32), "float32", "infer"), "torch", 1)
-    if growth is None:
-        pytest.skip("this system has no /proc/self/clear_refs to count peak memory with")
-    assert 2000 * 50 * 32 * 4 <= growth <= 2**30
-
-
-def test_a_losing_shape_is_marked_and_means_are_geometric():
-    def row(ratio):
-        how = {"dtype": "float32", "mode": "infer", "threads": 1}
-        both = {"torch": {"seconds": ratio, "ratio": 1.0}, "rnnkernels": {"seconds": 1.0, "ratio": ratio}}
-        shape = {"workload": f"w{ratio}", "kind": "LSTM", "T": 7, "B": 1, "I": 1, "H": 1, "L": 1}
-        return {**shape, **how, "providers": both}
-
-    rows = [row(4.0), row(0.25), row(0.999)]
-    mean, least, count = report.geometric_means(rows)["float32", "infer", 1, "rnnkernels"]
-    assert mean == pytest.approx(0.999 ** (1 / 3)) and least == 0.25 and count == 3
-    text = report.markdown({"machine": {"cpu": "x", "command": "y"}, "rows": rows})
-    assert "| 4.00 |" in text and "| **0.25 slower** |" in text and "| **0.9990 slower** |" in text
-
-
-def test_the_readme_is_filled_between_its_markers_only(small, tmp_path):
-    benchmark(tmp_path)
-    readme = tmp_path / "README.md"
-    readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
-    for _ in range(2):
-        report.main([str(tmp_path / "result.json"), "--readme", str(readme)])
-        text = readme.read_text()
-        assert text.startswith(f"above\n{report.BEGIN}\n") and text.endswith(f"\n{report.END}\nbelow\n")
-        assert "old" not in text and "`python -m benchmarks.run" in text and text.count("| small |") == 1
-    readme.write_text("no markers")
-    with pytest.raises(SystemExit) as exit:
-        report.main([str(tmp_path / "result.json"), "--readme", str(readme)])
-    assert exit.value.code == 2 and readme.read_text() == "no markers"
+def test_every_public_name_of_the_providers_is_there():
+    assert all(hasattr(providers, name) for name in providers.__all__)

@@ -34,6 +34,40 @@ def test_opcheck(cell, variant):
         torch.library.opcheck(backward, (torch.randn_like(y), last, None, *call, y, saved, needs), test_utils=checks)
 
 
+def stack_call(name, x, hx, **kwargs):
+    """The arguments of ``rnnkernels::stack`` for two layers in both directions, without those that have defaults."""
+    module = getattr(rnnkernels, name)(3, 4, 2, bidirectional=True, dtype=x.dtype, **kwargs)
+    states = [torch.randn(4, 2, n, dtype=x.dtype) for n in (module.proj_size or 4, 4)[: 1 + (name == "LSTM")]]
+    return x, states if hx else [], [p.detach() for p in module.parameters()], name.lower(), 2, True, True, 4
+
+
+@pytest.mark.parametrize("name, kwargs, rare", [
+    ("RNN", {}, ()),
+    ("RNN", {"nonlinearity": "relu"}, (0, "relu")),
+    ("GRU", {}, (0, None, torch.tensor([1, 3]))),
+    ("LSTM", {"proj_size": 2}, (2, None, torch.tensor([5, 0]))),
+])  # fmt: skip
+def test_opcheck_of_stack(name, kwargs, rare):
+    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
+    for hx in (True, False):
+        call = (*stack_call(name, torch.randn(5, 2, 3), hx, **kwargs), *rare)
+        torch.library.opcheck(torch.ops.rnnkernels.stack.default, call, test_utils=checks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name, proj_size", [("RNN", 0), ("GRU", 0), ("LSTM", 0), ("LSTM", 2)])
+def test_fake_of_stack_tells_the_truth(name, proj_size, dtype):
+    kwargs = {"proj_size": proj_size} if proj_size else {}
+    x, states, weights, *rest = stack_call(name, torch.randn(5, 2, 3, dtype=dtype), True, **kwargs)
+
+    def run(device):
+        move = lambda tensors: [t.to(device) for t in tensors]  # noqa: E731
+        y, last = torch.ops.rnnkernels.stack(x.to(device), move(states), move(weights), *rest, proj_size)
+        return [(t.shape, t.dtype, t.stride()) for t in (y, *last)]
+
+    assert run("cpu") == run("meta")
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_fakes_tell_the_truth(backend, cell, dtype):
@@ -66,3 +100,5 @@ def test_meta_and_fake_tensors(name):
         module = getattr(rnnkernels, name)(3, 4)
         module(torch.randn(5, 2, 3))[0].sum().backward()
         assert all(p.grad.shape == p.shape for p in module.parameters())
+        with torch.no_grad():
+            assert module(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)

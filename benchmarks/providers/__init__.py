@@ -1,0 +1,15 @@
+"""Providers: who computes a workload. A provider is one function that builds a callable; `@provider` registers it.
+
+The function is given a `Case` (the inputs, and a torch.nn module that holds the weights) and returns a `Job`. It raises
+`Unsupported(reason)` for what it does not do; the reason stands in the table in place of a time. `@int8` registers the
+same with quantised weights. The modules of this package import their library inside the function, so that a run imports
+nothing that it does not measure.
+"""
+
+# The order of these imports is the order of the providers in the tables.
+from benchmarks.providers import torch_modules, onnx_graph, jax_scan, ours  # noqa: F401, I001
+from benchmarks.providers.case import PROVIDERS, TORCH_DTYPES, Case, Job, Provider, Unsupported, module_job, provider
+
+OURS = ("rnnkernels", "stepper")  # everyone else is a peer
+
+__all__ = ["OURS", "PROVIDERS", "TORCH_DTYPES", "Case", "Job", "Provider", "Unsupported", "module_job", "provider"]

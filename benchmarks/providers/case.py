@@ -1,0 +1,192 @@
+"""A case (one workload to compute) and a job (how a provider computes it), and the register of providers.
+
+T time, B batch, I input, H hidden, D directions, G gates.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.workloads import Workload
+
+# What x has: an int8 row is about the weights.
+TORCH_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
+TORCH_DTYPES["int8"] = torch.float32
+SEED = 0
+
+
+class Unsupported(Exception):
+    """The provider does not do this workload; the text says why."""
+
+
+class Job(NamedTuple):
+    run: Callable[[], Any]  # what is timed
+    read: Callable[[Any], dict[str, Tensor]]  # what `run` gave, by name, as tensors: y, then the gradients
+
+
+def compiled(job: Job) -> Job:
+    """The job after its first call, in which some libraries compile: that is no part of its time and memory."""
+    job.run()
+    return job
+
+
+@dataclass
+class Case:
+    """One workload in one dtype and one mode, with its weights and inputs. The same seed gives the same numbers."""
+
+    workload: Workload
+    dtype: str
+    mode: str  # "infer" or "train"
+    threads: int = 1  # for the providers that are told when they are built; torch's own number is set beside
+    module: nn.Module = field(init=False)  # torch.nn, in float32 on the CPU: the source of the weights
+    x: Tensor = field(init=False)  # (T, B, I)
+    dy: Tensor = field(init=False)  # (T, B, D * H), the gradient that training starts from
+
+    def __post_init__(self) -> None:
+        w = self.workload
+        torch.manual_seed(SEED)
+        self.module = build(torch.nn, replace(w, resets=0.0, heads=1))
+        kind = {"device": w.device, "dtype": TORCH_DTYPES[self.dtype]}
+        self.x = torch.randn(w.T, w.B, w.I).to(**kind)
+        self.dy = torch.randn(w.T, w.B, w.H * w.D).to(**kind)
+
+
+class Alternating(nn.ModuleList):
+    """One-layer modules in a row; the odd ones walk backwards in time (a basecaller's stack)."""
+
+    def forward(self, y: Tensor) -> tuple[Tensor, None]:
+        for n, layer in enumerate(self):
+            y = layer(y.flip(0))[0].flip(0) if n % 2 else layer(y)[0]
+        return y, None
+
+
+def refuse_extras(name: str, w: Workload) -> None:
+    """Raise Unsupported for what torch.nn's layers, and those made after them, do not have."""
+    if w.resets:
+        raise Unsupported(f"{name} takes no reset mask")
+    if w.heads > 1:
+        raise Unsupported(f"{name} has no heads")
+
+
+def build(library: Any, w: Workload) -> nn.Module:
+    """The workload's module, from a library with torch.nn's classes: torch.nn itself, or rnnkernels."""
+    name = getattr(library, "__name__", str(library))
+    refuse_extras(name, w)
+    cls = getattr(library, w.cell.upper(), None)
+    if cls is None:
+        raise Unsupported(f"{name} has no {w.cell.upper()}")
+    if w.alternating:
+        return Alternating(cls(w.I if n == 0 else w.H, w.H) for n in range(w.L))
+    return cls(w.I, w.H, w.L, bidirectional=w.bidirectional)
+
+
+class Direction(NamedTuple):
+    """One direction of one layer: the names of its four parameters in the case's module, and which way it walks."""
+
+    w_ih: str
+    w_hh: str
+    b_ih: str
+    b_hh: str
+    reverse: bool
+
+
+def directions(w: Workload) -> list[list[Direction]]:
+    """The layers of a workload, each a list of its directions."""
+
+    def named(prefix: str, suffix: str, reverse: bool) -> Direction:
+        return Direction(*(f"{prefix}{p}_{suffix}" for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), reverse)
+
+    if w.alternating:
+        return [[named(f"{n}.", "l0", bool(n % 2))] for n in range(w.L)]
+    return [[named("", f"l{n}" + "_reverse" * d, bool(d)) for d in range(w.D)] for n in range(w.L)]
+
+
+def module_of(library: Any, case: Case, dtype: str | None = None) -> nn.Module:
+    """The case's module on a library with torch.nn's classes; `dtype` replaces the case's own."""
+    module = build(library, case.workload)
+    module.load_state_dict(case.module.state_dict())
+    # First rounded to the case's dtype, so that a float64 job computes the very same function.
+    module = module.to(TORCH_DTYPES[case.dtype]).to(case.workload.device, TORCH_DTYPES[dtype or case.dtype])
+    return module.eval() if case.mode == "infer" else module
+
+
+def job_of(module: nn.Module, case: Case, call: Callable | None = None, dtype: str | None = None) -> Job:
+    """A job on a module that is called as torch.nn's are; `call` stands in for the module's own (a compiled one)."""
+    call = module if call is None else call
+    kind = {"device": case.workload.device, "dtype": TORCH_DTYPES[dtype or case.dtype]}
+    x, dy = case.x.to(**kind), case.dy.to(**kind)
+    if case.mode == "infer":
+        return Job(lambda: call(x)[0], lambda y: {"y": y})
+    x.requires_grad_()
+    names, weights = zip(*module.named_parameters(), strict=True)
+
+    def step() -> tuple[Tensor, ...]:
+        y = call(x)[0]
+        return y, *torch.autograd.grad(y, (x, *weights), dy)
+
+    named = ("y", "dx", *(f"d{name}" for name in names))
+    return Job(step, lambda out: dict(zip(named, (t.detach() for t in out), strict=True)))
+
+
+def module_job(library: Any, case: Case, dtype: str | None = None) -> Job:
+    """A job on a library with torch.nn's classes, holding the case's weights; `dtype` replaces the case's own."""
+    return job_of(module_of(library, case, dtype), case, dtype=dtype)
+
+
+Make = Callable[[Case], Job]
+
+
+@dataclass
+class Provider:
+    """Who computes a workload: the package it needs, the devices it runs on, and the functions that build its jobs."""
+
+    make: Make
+    package: str
+    devices: tuple[str, ...] = ("cpu",)
+    int8: Make | None = None  # builds the job with quantised weights
+
+    def job(self, case: Case) -> Job:
+        """Build the job, or raise Unsupported."""
+        if case.workload.device not in self.devices:
+            raise Unsupported(f"runs on {' and '.join(self.devices)} only here")
+        if case.dtype != "int8":
+            return self.make(case)
+        if self.int8 is None:
+            raise Unsupported("no int8 weights")
+        if case.mode != "infer":
+            raise Unsupported("int8 weights are for inference")
+        return self.int8(case)
+
+    def missing(self) -> str | None:
+        """Why the package cannot be imported, without importing it."""
+        found = importlib.util.find_spec(self.package)
+        return None if found else f"cannot be imported: no module named {self.package!r}"
+
+
+PROVIDERS: dict[str, Provider] = {}
+
+
+def provider(name: str, package: str, devices: tuple[str, ...] = ("cpu",)) -> Callable[[Make], Make]:
+    """Register the decorated function as a provider that needs a package."""
+
+    def register(make: Make) -> Make:
+        PROVIDERS[name] = Provider(make, package, devices)
+        return make
+
+    return register
+
+
+def int8(name: str) -> Callable[[Make], Make]:
+    """Register the decorated function as what the provider of that name does with int8 weights."""
+
+    def register(make: Make) -> Make:
+        PROVIDERS[name].int8 = make
+        return make
+
+    return register

@@ -1,0 +1,48 @@
+"""Providers from torch: torch.nn, with int8 weights torch.ao's, and torch.nn under torch.compile."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import nn
+
+from benchmarks.providers.case import Case, Job, Unsupported, compiled, int8, job_of, module_job, module_of, provider
+
+DEVICES = ("cpu", "cuda")
+# torch.compile unrolls a recurrent layer, about a second of compilation for each step of each layer and direction.
+LONGEST_COMPILED = 4
+
+
+@provider("torch", package="torch", devices=DEVICES)
+def torch_nn(case: Case) -> Job:
+    return module_job(torch.nn, case)
+
+
+@int8("torch")
+def torch_int8(case: Case) -> Job:
+    """torch.ao's dynamic quantisation, with its default engine and per-tensor weights."""
+    if case.workload.cell == "rnn":
+        raise Unsupported("torch.ao has no quantised RNN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it is deprecated; torchao, its successor, has no recurrent layers
+        box = torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(module_of(torch.nn, case)), {nn.LSTM, nn.GRU}, dtype=torch.qint8
+        )
+    return job_of(box[0], case)
+
+
+@provider("torch_compile", package="torch", devices=DEVICES)
+def torch_compile(case: Case) -> Job:
+    """torch.compile of torch.nn's module, told to enter recurrent layers: left alone it gives them back to torch."""
+    w = case.workload
+    if w.T * w.L * w.D > LONGEST_COMPILED:
+        raise Unsupported(
+            f"torch.compile leaves nn.{w.cell.upper()} to torch; with dynamo's allow_rnn it unrolls every step, "
+            f"which is compiled here up to {LONGEST_COMPILED} steps"
+        )
+    module = module_of(torch.nn, case)
+    torch._dynamo.config.allow_rnn = True
+    torch._inductor.config.compile_threads = 1  # in this process: no pool of others that outlives it
+    with torch.inference_mode(case.mode == "infer"):
+        return compiled(job_of(module, case, torch.compile(module, fullgraph=True)))

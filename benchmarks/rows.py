@@ -1,0 +1,106 @@
+"""A row of the results: a workload in one dtype, mode and thread count, by every provider, each in its own process."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import machine
+from benchmarks.bounds import bound
+from benchmarks.measure import Subject, alternate, truth_of
+from benchmarks.providers import OURS, PROVIDERS, Case
+from benchmarks.worker import Busy, Worker
+from benchmarks.workloads import Workload
+
+BUSY_ROUNDS = 5
+
+
+def derive(row: dict) -> dict:
+    """Fill in what follows from the times: ratio to torch and to the best peer (their time over the provider's), and
+    the share of the bound. The best peer is the fastest provider that is not ours; its own ratio is to the next."""
+    results = row["providers"]
+    times = {name: result["seconds"] for name, result in results.items() if "seconds" in result}
+    peers = {name: seconds for name, seconds in times.items() if name not in OURS}
+    row["best_peer"] = min(peers, key=peers.__getitem__) if peers else None
+    limit = row.get("bound", {}).get("seconds")
+    for name, result in results.items():
+        seconds = times.get(name)
+        others = [peer for peer in peers if peer != name]
+        result["ratio"] = times["torch"] / seconds if seconds and "torch" in times else None
+        result["ratio_best"] = min(peers[peer] for peer in others) / seconds if seconds and others else None
+        result["share"] = limit / seconds if seconds and limit else None
+    return row
+
+
+def _guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]:
+    """Times the worker. One that breaks meanwhile is so slow from then on that it leaves, and its facts say why."""
+
+    def run(calls: int) -> tuple[float, float]:
+        if "reason" not in facts:
+            try:
+                return worker.ask("time", calls)
+            except RuntimeError as error:
+                facts.update({"reason": str(error), "red": True})
+        return math.inf, 0.0
+
+    return run
+
+
+class Rows:
+    """The rows of one workload in one dtype and mode. The truth is computed once and lies in a file."""
+
+    def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str], roofs: dict | None) -> None:
+        self.workload, self.dtype, self.mode, self.providers, self.roofs = workload, dtype, mode, providers, roofs
+        self._folder = tempfile.TemporaryDirectory()
+        self._truth = str(Path(self._folder.name) / "truth.pt")
+        torch.save(truth_of(Case(workload, dtype, mode)), self._truth)
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def _admitted(self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool) -> tuple[dict, dict]:
+        """Workers of those that are right, and the facts of all."""
+        workers, facts = {}, {}
+        for name in self.providers:
+            try:
+                arguments = (PROVIDERS[name], self.workload, self.dtype, self.mode, threads)
+                worker = Worker(cores, Subject, *arguments)
+                stack.callback(worker.close)
+                facts[name] = worker.ask("admit", self._truth, with_memory)
+            except RuntimeError as error:
+                facts[name] = {"reason": str(error), "red": True}
+            if "reason" not in facts[name]:
+                workers[name] = worker
+        return workers, facts
+
+    def measure(self, threads: int, seconds: float, rounds: int, with_memory: bool = False, busy: bool = False) -> dict:
+        w, cores = self.workload, machine.cores(threads)
+        with ExitStack() as stack:
+            workers, facts = self._admitted(stack, cores, threads, with_memory)
+            runs = {name: _guarded(worker, facts[name]) for name, worker in workers.items()}
+            samples = alternate(runs, seconds, rounds)
+            if busy and threads > 1 and len(cores) == threads and "rnnkernels" in runs:
+                with Busy(cores[-1]):
+                    disturbed = alternate({"rnnkernels": runs["rnnkernels"]}, seconds / 4, BUSY_ROUNDS)["rnnkernels"]
+                facts["rnnkernels"]["busy_seconds"] = float(np.median([wall for wall, _ in disturbed]))
+        for name, values in samples.items():
+            if "reason" in facts[name]:
+                continue
+            walls, busies = np.array(values).T
+            low, median, high = np.percentile(walls, (25, 50, 75)).tolist()
+            facts[name] |= {"seconds": median, "seconds_25": low, "seconds_75": high, "samples": len(values)}
+            facts[name]["cores"] = float(busies.sum() / walls.sum())
+        shape = {"workload": w.name, "kind": w.kind, "source": w.source}
+        shape |= {letter: getattr(w, letter) for letter in "TBIHL"}
+        how = {"device": w.device, "dtype": self.dtype, "own_dtype": self.dtype == w.dtype, "mode": self.mode}
+        how |= {"threads": threads, "bound": bound(w, self.dtype, self.mode, threads, self.roofs)}
+        return derive({**shape, **how, "providers": facts})

@@ -1,0 +1,109 @@
+// The two factors of a product in any form: rows on the left, a matrix in panels of columns on the right.
+
+// Rows of the left factor: as numbers of type A, and in bf16 parts where the right factor is.
+template <class A>
+struct Left {
+  const A* a = nullptr;
+  int64_t row = 0, step = 1;  // from one row to the next, from one column to the next
+  const Bits* split = nullptr;
+  int64_t split_row = 0, part = 0;
+  Left from(int64_t r) const { return {a + r * row, row, step, split + r * split_row, split_row, part}; }
+};
+
+template <class A>
+class Factor {
+ public:
+  using V = Vec<A>;
+  static constexpr int W = V::W;
+
+  // Room for `columns` (whole vectors) of K rows; parts: 0 for numbers of type A, else of bf16.
+  void allocate(int64_t columns, int64_t K, int parts, bool zero = false) {
+    parts_ = parts, rows_ = parts ? padded_k(K) * parts : K;
+    if (parts) bits_.allocate(columns * rows_, zero);
+    else numbers_.allocate(columns * rows_, zero);
+  }
+  int parts() const { return parts_; }
+
+  // Vector v of the panel of NB vectors at column c, rows k.. (in pairs: whole blocks): from n rows of K numbers, `row`
+  // apart, that become its columns, or from n columns of K rows.
+  void pack_columns(const Port<A>& from, int64_t first, int64_t row, int n, int64_t K, int64_t c, int64_t NB, int64_t v,
+                    Flag& overflow) {
+    if (parts_) pack_pair_columns(from, first, row, n, K, bits(c, 0, NB), NB, v, parts_, overflow);
+    else pack_number_columns(from, first, row, n, K, numbers(c, 0, NB) + v * W, NB * W);
+  }
+  void pack_rows(const Port<A>& from, int64_t first, int64_t row, int n, int64_t k, int64_t K, int64_t c, int64_t NB,
+                 int64_t v, Flag& overflow) {
+    if (parts_) pack_pair_rows(from, first, row, n, K, bits(c, k, NB), NB, v, parts_, overflow);
+    else pack_number_rows(from, first, row, n, K, numbers(c, k, NB) + v * W, NB * W);
+  }
+  // Rows k and k + 1 (k even) of n columns in panels of 4, 2 and 1 vectors.
+  void put_rows(const A* even, const A* odd, int64_t n, int64_t k, Flag& overflow) {
+    for_columns<A>(n, [&](auto vectors, int64_t c) {
+      constexpr int NB = decltype(vectors)::value;
+      for (int v = 0; v < NB && c + v * W < n; ++v) {
+        const int lanes = int(std::min<int64_t>(W, n - c - v * W));
+        const V first = load_first(even + c + v * W, lanes), second = load_first(odd + c + v * W, lanes);
+        if (parts_) {
+          put_pair(first, second, k, bits(c, 0, NB), NB, v, parts_, overflow);
+        } else {
+          first.store(numbers(c, k, NB) + v * W);
+          second.store(numbers(c, k + 1, NB) + v * W);
+        }
+      }
+    });
+  }
+  // sums [rows][sums_row] = or += the left factor's K columns times rows k..k+K of the panel at column c.
+  template <int NB>
+  void multiply(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t k, int64_t K, int64_t c, A* sums,
+                int64_t sums_row, Sum sum) const {
+#ifdef PAIRS
+    if constexpr (sizeof(A) == 4)
+      if (parts_)
+        return multiply_pairs<NB>(
+            tiles, level, parts_,
+            {left.split, left.split_row, left.part, padded_k(K), bits(c, k, NB), NB, sums, sums_row, sum}, rows);
+#endif
+    product<NB>(rows, left.a, left.row, left.step, numbers(c, k, NB), NB * W, K, sums, sums_row, sum != Sum::put);
+  }
+  // The same for n columns, in panels of 4, 2 and 1 vectors; rows of the sums are padded to whole vectors.
+  void multiply_all(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t K, int64_t n, A* sums,
+                    int64_t sums_row, Sum sum) const {
+    for_columns<A>(n, [&](auto vectors, int64_t c) {
+      multiply<decltype(vectors)::value>(tiles, level, rows, left, 0, K, c, sums + c, sums_row, sum);
+    });
+  }
+
+ private:
+  A* numbers(int64_t c, int64_t k, int64_t NB) const { return numbers_.data() + c * rows_ + k * NB * W; }
+  Bits* bits(int64_t c, int64_t k, int64_t NB) const { return bits_.data() + c * rows_ + k * parts_ * NB * W; }
+  int64_t rows_ = 0;  // numbers in a column
+  int parts_ = 0;
+  Scratch<A> numbers_;
+  Scratch<Bits> bits_;
+};
+
+// A gradient of a weight while it is summed up: in the result itself if its rows are whole vectors of A, else in padded
+// rows that are copied there in the end.
+template <class A>
+class GradientSum {
+ public:
+  void open(const Port<A>& result, int64_t rows, int64_t n) {
+    result_ = result, rows_ = rows, n_ = n, padded_ = (n + Vec<A>::W - 1) / Vec<A>::W * Vec<A>::W;
+    if (!in_place()) own_.allocate(rows * padded_);
+  }
+  // rows first..first+m = (at the start) or += the left factor, of m rows and K columns, times the right one.
+  void add(bool start, Tiles& tiles, Level level, int64_t first, int64_t m, const Left<A>& left, const Factor<A>& right,
+           int64_t K) {
+    A* to = (in_place() ? result_.at(0) : own_.data()) + first * padded_;
+    right.multiply_all(tiles, level, m, left, K, n_, to, padded_, start ? Sum::put : Sum::add_long);
+  }
+  void close() const {
+    for (int64_t i = 0; i < rows_ && !in_place(); ++i) result_.put_row(own_.data() + i * padded_, i * n_, n_);
+  }
+
+ private:
+  bool in_place() const { return result_.direct() && n_ == padded_; }
+  Port<A> result_{nullptr, Storage::float32};
+  int64_t rows_ = 0, n_ = 0, padded_ = 0;
+  Scratch<A> own_;
+};

@@ -1,0 +1,179 @@
+"""The providers of the benchmarks: each computes what torch computes, or says why it does not."""
+
+import copy
+import importlib.util
+import os
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import machine, worker
+from benchmarks.measure import Subject, truth_of
+from benchmarks.providers import OURS, PROVIDERS, Case, Job, Provider, Unsupported
+from benchmarks.providers.case import directions
+from benchmarks.workloads import Workload
+
+SMALL = Workload("small", "cpu", "lstm", T=5, B=3, I=4, H=6, L=2)
+EXTRAS = {"plain": {}, "bi": {"bidirectional": True}, "alternating": {"alternating": True}, "step": {"T": 1, "L": 1}}
+CELLS = ("rnn", "lstm", "gru")
+
+
+def facts_of(name: str, cases: list[tuple[Workload, str, str]]) -> list[dict]:
+    """What the harness finds of a provider on (workload, dtype, mode): in the process that calls this."""
+    return [
+        Subject(PROVIDERS[name], w, dtype, mode, 1).admit(truth_of(Case(w, dtype, mode))) for w, dtype, mode in cases
+    ]
+
+
+def checked(name: str, cases: list[tuple[Workload, str, str]]) -> list[dict]:
+    """The same in a process of its own, where the provider's library may start what threads it likes."""
+    if PROVIDERS[name].missing():
+        pytest.skip(f"{name} {PROVIDERS[name].missing()}")
+    return worker.call(1, facts_of, name, cases)
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino", "jax", "rnnkernels"])
+def test_every_provider_gives_what_torch_gives(name):
+    shapes = [replace(SMALL, cell=cell, **extra) for cell in CELLS for extra in EXTRAS.values()]
+    if name in ("onnxruntime", "openvino"):
+        cases = [(w, "float32", "infer") for w in shapes]
+    else:  # training gives y too
+        cases = [(w, "float32", "train") for w in shapes] + [(w, "float32", "infer") for w in shapes[:: len(EXTRAS)]]
+    for case, facts in zip(cases, checked(name, cases), strict=True):
+        assert "reason" not in facts and facts["error"] < 2e-5, (case, facts)
+
+
+@pytest.mark.parametrize("name", ["torch_compile", "stepper"])
+def test_the_providers_of_single_steps_give_what_torch_gives(name):
+    if name == "stepper":
+        rnnkernels = pytest.importorskip("rnnkernels")
+        if not hasattr(rnnkernels, "Stepper"):
+            pytest.skip(f"rnnkernels {rnnkernels.__version__} has no Stepper")
+    cells = CELLS if name == "stepper" else ("gru",)
+    cases = [(replace(SMALL, cell=cell, T=1, L=2), "float32", "infer") for cell in cells]
+    for facts in checked(name, cases):
+        assert "reason" not in facts and facts["error"] < 2e-5, facts
+    (long,) = checked(name, [(SMALL, "float32", "infer")])
+    assert "step" in long["reason"] and not long.get("red"), long
+
+
+@pytest.mark.parametrize("name", ["jax", "onnxruntime", "openvino"])
+def test_other_dtypes_are_right_or_refused_with_a_reason(name):
+    cases = [(replace(SMALL, cell=cell), dtype, "infer") for cell in CELLS for dtype in ("float64", "bfloat16")]
+    found = checked(name, cases)
+    for case, facts in zip(cases, found, strict=True):
+        assert not facts.get("red"), (case, facts)
+    right = {dtype for (_, dtype, _), facts in zip(cases, found, strict=True) if "reason" not in facts}
+    assert right == {"jax": {"float64", "bfloat16"}, "openvino": {"bfloat16"}}.get(name, right & {"float64"})
+
+
+@pytest.mark.parametrize("name", ["torch", "onnxruntime", "rnnkernels"])
+def test_int8_weights_are_near_or_refused_with_a_reason(name):
+    cases = [(replace(SMALL, cell=cell, I=32, H=32), "int8", "infer") for cell in CELLS]
+    found = dict(zip(CELLS, checked(name, cases), strict=True))
+    assert not any(facts.get("red") for facts in found.values()), found
+    right = {cell for cell, facts in found.items() if "reason" not in facts}
+    for cell in right:
+        assert 0 < found[cell]["rms_error"] < found[cell]["max_error"] < 0.1
+    assert right == {"torch": {"lstm", "gru"}, "onnxruntime": {"lstm"}}.get(name, right)
+
+
+@pytest.mark.parametrize("name", [name for name in PROVIDERS if name not in OURS])
+def test_what_a_peer_cannot_do_is_a_reason_not_an_error(name):
+    if PROVIDERS[name].missing():
+        pytest.skip(f"{name} {PROVIDERS[name].missing()}")
+    for extra in ({"resets": 0.1}, {"heads": 2}, {"device": "mars"}):
+        with pytest.raises(Unsupported):
+            provider = PROVIDERS[name]
+            case = Case(replace(SMALL, T=1, L=1), "float32", "infer")
+            case.workload = replace(case.workload, **extra)
+            provider.job(case)
+
+
+def test_int8_is_for_inference_and_for_those_that_have_it():
+    assert facts_of("jax", [(SMALL, "int8", "infer")]) == [{"reason": "no int8 weights"}]
+    with pytest.raises(Unsupported, match="inference"):
+        PROVIDERS["torch"].job(Case(SMALL, "int8", "train"))
+
+
+def test_the_layers_name_every_parameter_once():
+    for extra in EXTRAS.values():
+        w = replace(SMALL, **extra)
+        named = [name for layer in directions(w) for d in layer for name in d[:4]]
+        assert sorted(named) == sorted(dict(Case(w, "float32", "infer").module.named_parameters()))
+
+
+def test_a_missing_package_is_found_without_importing_any(monkeypatch):
+    looked = []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: looked.append(name))
+    absent = copy.copy(PROVIDERS["jax"])
+    assert "no module named 'jax'" in absent.missing() and looked == ["jax"]
+
+
+class Telling:
+    """What a worker can be asked in these tests."""
+
+    def where(self):
+        return os.getpid(), sorted(os.sched_getaffinity(0))
+
+    def fails(self):
+        raise KeyError("no such thing")
+
+    def ends(self):
+        os._exit(3)
+
+
+def test_a_worker_is_a_process_on_its_own_cores_that_survives_errors():
+    cores = machine.cores(1)
+    with worker.Worker(cores, Telling) as telling:
+        process, where = telling.ask("where")
+        assert process != os.getpid() and where == cores and len(cores) == 1
+        with pytest.raises(RuntimeError, match="KeyError: 'no such thing'"):
+            telling.ask("fails")
+        assert telling.ask("where")[0] == process
+        with pytest.raises(worker.Lost, match="status 3"):
+            telling.ask("ends")
+
+
+def test_a_worker_is_stopped_while_it_is_not_asked():
+    stat = "/proc/{}/stat"
+    with worker.Worker(machine.cores(1), Telling) as telling:
+        process = telling.ask("where")[0]
+        try:
+            states = []
+            for _ in range(1000):
+                with open(stat.format(process)) as text:
+                    states.append(text.read().rsplit(")", 1)[1].split()[0])
+                if states[-1] == "T":
+                    break
+        except OSError:
+            pytest.skip("this system has no /proc")
+        assert states[-1] == "T"
+    assert not telling._process.is_alive()
+
+
+def test_all_threads_of_a_provider_stay_within_its_cores():
+    """CPU time is at most wall time where there is one core, whatever number of threads the library has."""
+    if PROVIDERS["jax"].missing():
+        pytest.skip(f"jax {PROVIDERS['jax'].missing()}")
+    w = Workload("products", "cpu", "rnn", T=4, B=64, I=256, H=256)
+    with worker.Worker(machine.cores(1), Subject, PROVIDERS["jax"], w, "float32", "infer", 1) as subject:
+        assert "reason" not in subject.ask("admit", truth_of(Case(w, "float32", "infer")))
+        wall, busy = subject.ask("time", 50)
+        assert busy < 1.1 * wall
+
+
+def test_memory_of_a_call_holds_at_least_its_results():
+    w = replace(SMALL, T=2000, B=50, H=32)
+    truth = truth_of(Case(w, "float32", "infer"))
+    with worker.Worker(machine.cores(1), Subject, PROVIDERS["torch"], w, "float32", "infer", 1) as subject:
+        growth = subject.ask("admit", truth, True)["peak_bytes"]
+    if growth is None:
+        pytest.skip("this system has no /proc/self/clear_refs to count peak memory with")
+    assert 2000 * 50 * 32 * 4 <= growth <= 2**30
+
+
+def test_a_provider_is_one_function():
+    made = Provider(lambda case: Job(lambda: case.x, lambda x: {"y": x}), "torch")
+    case = Case(SMALL, "float32", "infer")
+    assert made.job(case).run() is case.x and made.missing() is None
