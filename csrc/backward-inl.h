@@ -153,27 +153,29 @@ struct Backward {
   void recurrence(int64_t done, int64_t steps) {
     spread(plan.batch_parts > 1, plan.batch_parts, [&](int64_t i) {
       const int64_t b0 = B * i / plan.batch_parts, b1 = B * (i + 1) / plan.batch_parts;
-      Team::run(plan.members, std::chrono::microseconds(500), [&](int64_t member, int64_t members, Team& team) {
+      Team::run(plan.members, [&](Team::Member& member) {
         Tiles tiles;
         Scratch<A> sums;
-        auto share = [&](int64_t all) { return std::pair(all * member / members, all * (member + 1) / members); };
-        const auto [u0, u1] = share(out_panels);
-        const auto [p0, p1] = share(panels);
-        sums.allocate(std::max(u1 - u0, p1 - p0) * std::min(block, b1 - b0) * WIDTH);
         auto for_blocks = [&](auto&& f) {
           for (int64_t r = b0; r < b1; r += block) f(r, std::min(block, b1 - r));
-          team.barrier();
+          return member.barrier();
         };
         for (int64_t s = 1; s <= steps; ++s) {
           const int64_t t = time(done + s - 1);
-          for_blocks([&](int64_t r, int64_t n) {
+          const auto [u0, u1] = member.share(out_panels);
+          sums.allocate((u1 - u0) * std::min(block, b1 - b0) * WIDTH);
+          const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
             recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
             for (int64_t u = u0; u < u1; ++u) step(s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
           });
-          if (call.project)
-            for_blocks([&](int64_t r, int64_t n) {
-              for (int64_t u = p0; u < p1; ++u) step_projected(tiles, s, t, u, r, n, sums.data());
-            });
+          if (!go_on) return;
+          if (!call.project) continue;
+          const auto [p0, p1] = member.share(panels);
+          sums.allocate(std::min(block, b1 - b0) * WIDTH);
+          if (!for_blocks([&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
+                for (int64_t u = p0; u < p1; ++u) step_projected(tiles, s, t, u, r, n, sums.data());
+              }))
+            return;
         }
       });
     });

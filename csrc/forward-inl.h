@@ -20,9 +20,10 @@ struct Forward {
                    : 1;
   Port<A> port(const void* data) const { return {data, call.storage}; }
   const Port<A> x_in = port(call.x), y = port(call.y), gates = port(call.gates);
-  Factor<A> w_ih, w_hh, w_hr;  // panel after panel, direction after direction
-  Scratch<A> bias;             // [D][panel][G + SPLIT][NV][W]
-  mutable Flag overflow;       // a number that has no bf16 parts came
+  Factor<A> w_ih, w_hh, w_hr;                        // panel after panel, direction after direction
+  Scratch<A> bias;                                   // [D][panel][G + SPLIT][NV][W]
+  mutable Flag overflow;                             // a number that has no bf16 parts came
+  const bool unbounded = call.relu || call.project;  // else no h is larger than 1 or than it was at the start
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
     bias.allocate(D * panels * BIAS);
@@ -233,7 +234,8 @@ struct Forward {
   INLINE void put(const Row& row, int64_t j, int lanes, bool alive, V out) const {
     const V h = alive ? out : load(row.h_old + j);
     h.store(row.h + j);
-    if (row.split) row.split.put(h, row.h_split, j, row.overflow);
+    if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);
+    else if (row.split) row.split.put(h, row.h_split, j);
     row.y.put(alive ? out : V(A(0)), row.y_at + j, lanes);
   }
 
@@ -248,7 +250,7 @@ struct Forward {
         put(row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m), load(sums + j - u * WIDTH));
   }
 
-  void run_job(const Job& job, int64_t member, int64_t members, Team& team) const {
+  void run_job(const Job& job, Team::Member& member) const {
     const bool back = call.backwards(job.d);
     Input input;
     Tiles tiles;
@@ -258,14 +260,16 @@ struct Forward {
     const int64_t block = plan.hh != Form::pairs ? 48 : near ? 32 : BLOCK;
     // Up and down in turn, so that what the cache still holds of the weights is what the next step begins with.
     auto for_blocks = [&](int64_t all, bool down, auto&& f) {
-      const int64_t lo = all * member / members, hi = all * (member + 1) / members;
+      const auto [lo, hi] = member.share(all);
       for (int64_t i = lo; i < hi; ++i)
         for (int64_t r = 0; r < job.rows; r += block) f(down ? hi - 1 - (i - lo) : i, r, std::min(block, job.rows - r));
     };
     for (int64_t done = 0; done < T; done += chunk) {
       int64_t steps = std::min(chunk, T - done), t0 = back ? T - done - steps : done;
-      if (plan.chunked)
-        project_input(job, input, tiles, t0, steps, panels * member / members, panels * (member + 1) / members);
+      if (plan.chunked) {
+        const auto [u0, u1] = member.share(panels);
+        project_input(job, input, tiles, t0, steps, u0, u1);
+      }
       for (int64_t s = done; s < done + steps; ++s) {
         int64_t t = back ? T - 1 - s : s;
         const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1);
@@ -276,11 +280,11 @@ struct Forward {
           multiply_state(job, tiles, u, s, r, n, sums);
           apply(job, t, u, s, r, n, of_x, plan.chunked ? panels * SUMS : SUMS, sums);
         });
-        team.barrier();
+        if (!member.barrier()) return;
         if (!call.project) continue;
         for_blocks(out_panels, s & 1,
                    [&](int64_t u, int64_t r, int64_t n) { project(job, tiles, t, u, s, r, n, sums); });
-        team.barrier();
+        if (!member.barrier()) return;
       }
     }
   }
@@ -296,8 +300,7 @@ struct Forward {
       int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
       Job job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}};
       start(job);
-      Team::run(plan.members, std::chrono::microseconds(500),
-                [&](int64_t member, int64_t members, Team& team) { run_job(job, member, members, team); });
+      Team::run(plan.members, [&](Team::Member& member) { run_job(job, member); });
       finish(job);
     });
     return !overflow;

@@ -23,8 +23,17 @@ bool forked = false;  // a forked child has none of its parent's threads, and Op
 int64_t thread_count() { return forked ? 1 : torch::stable::get_num_threads(); }
 
 void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
-  if (n <= 1 || thread_count() == 1) return body(0, n);
-  torch::stable::parallel_for(0, n, 1, [&](int64_t lo, int64_t hi) { body(lo, hi); });
+  if (n <= 1 || thread_count() == 1 || Crowd::here()) return body(0, n);
+  thread_local char here;  // its address is the thread
+  const char* caller = &here;
+  const auto start = Clock::now();
+  auto done = start;
+  torch::stable::parallel_for(0, n, 1, [&](int64_t lo, int64_t hi) {
+    body(lo, hi);
+    if (caller == &here) done = Clock::now();
+  });
+  const auto waited = Clock::now() - done;  // for the others
+  if (waited > Crowd::kPatience && waited > done - start) Crowd::noticed();
 }
 
 namespace {

@@ -273,12 +273,16 @@ class SplitRows {
   int parts() const { return parts_; }
   Bits* at(int64_t r) const { return bits_.data() + r * row(); }
   template <class A>
-  INLINE void put(Vec<A> v, int64_t r, int64_t j, Flag& overflow) const {
+  INLINE void put(Vec<A> v, int64_t r, int64_t j) const {
 #ifdef PAIRS
-    if constexpr (sizeof(A) == 4) {
-      store_parts(v, parts_, at(r) + j, K_);
-      overflow |= overflows(v);
-    }
+    if constexpr (sizeof(A) == 4) store_parts(v, parts_, at(r) + j, K_);
+#endif
+  }
+  template <class A>
+  INLINE void put(Vec<A> v, int64_t r, int64_t j, Flag& overflow) const {
+    put(v, r, j);
+#ifdef PAIRS
+    if constexpr (sizeof(A) == 4) overflow |= overflows(v);
 #endif
   }
   template <class A>

@@ -1,12 +1,17 @@
 // Threads that work on one problem in step. Knows neither torch nor OpenMP: ops.cpp provides parallel_for.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
 #include <thread>
+#include <utility>
 
-// Calls body(lo, hi) for ranges that cover 0..n, on several threads if there are any. Defined in ops.cpp.
+using Clock = std::chrono::steady_clock;
+
+// Calls body(lo, hi) for ranges that cover 0..n, on several threads if there are any, or on this one alone while the
+// machine is crowded. Defined in ops.cpp.
 void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body);
 int64_t thread_count();
 
@@ -18,61 +23,114 @@ inline void pause_briefly() {
 #endif
 }
 
-// Waits for a condition: spins for a bounded time, then lets other threads of the machine run.
-template <class Condition>
-inline void wait_until(Condition condition) {
-  for (int spin = 0; spin < 4000; ++spin) {
-    if (condition()) return;
-    pause_briefly();
+// Whether other programs hold the processors. A thread that has lost its processor comes back after milliseconds, and
+// the others wait for it: then it is faster to do everything on one thread for a while. The work is cut into the same
+// parts, so the results are the same bits.
+class Crowd {
+ public:
+  static constexpr std::chrono::microseconds kPatience{400};  // a wait that a machine of our own does not know
+
+  static bool here() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
+
+  // One was waited for in vain: alone for 20 ms, and twice as long if that has just been so, up to a second.
+  static void noticed() {
+    using std::chrono::milliseconds;
+    const Clock::rep now = Clock::now().time_since_epoch().count(), last = until_.load(std::memory_order_relaxed);
+    const Clock::rep least = Clock::duration(milliseconds(20)).count(),
+                     most = Clock::duration(milliseconds(1000)).count();
+    const Clock::rep before = pause_.load(std::memory_order_relaxed);
+    const Clock::rep pause = now - last < 2 * before ? std::min(2 * before, most) : least;
+    pause_.store(pause, std::memory_order_relaxed);
+    until_.store(now + pause, std::memory_order_relaxed);
   }
-  while (!condition()) std::this_thread::yield();
-}
+
+ private:
+  static inline std::atomic<Clock::rep> until_{0}, pause_{0};
+};
 
 // A team has as many members as threads really came: parallel_for may run nested on one thread, be granted fewer
 // threads than asked, or have some of them late. The first to come waits for the others for a bounded time, then closes
 // the team; who comes later goes away again. So every member is a running thread, and a barrier among them cannot hang.
+// If one of them is then kept waiting at a barrier for long, it goes on alone from there.
 class Team {
  public:
-  // body(member, size, team): called by every member at the same time.
+  // One thread's place in the team: `index` of `size`.
+  class Member {
+   public:
+    // This member's share of n: first and last + 1.
+    std::pair<int64_t, int64_t> share(int64_t n) const { return {n * index_ / size_, n * (index_ + 1) / size_}; }
+    // Returns when all members have called it: true to go on, false to leave the team.
+    bool barrier() { return size_ == 1 || team_->arrive(*this); }
+
+   private:
+    friend Team;
+    Member(Team* team, int64_t index, int64_t size) : team_(team), index_(index), size_(size) {}
+    Team* team_;
+    int64_t index_, size_;
+  };
+
+  // body(member): called by every member at the same time.
   template <class Body>
-  static void run(int64_t wanted, std::chrono::microseconds patience, const Body& body) {
+  static void run(int64_t wanted, const Body& body) {
     Team team;
     if (wanted <= 1) {
-      team.size_.store(1);
-      return body(0, 1, team);
+      Member alone(&team, 0, 1);
+      return body(alone);
     }
     parallel_for(wanted, [&](int64_t lo, int64_t hi) {
-      int64_t member = team.came_.fetch_add(1);
-      if (member >= kClosed) return;
+      int64_t index = team.came_.fetch_add(1);
+      if (index >= kClosed) return;
       team.covered_.fetch_add(hi - lo);
-      if (member == 0) {
-        auto end = std::chrono::steady_clock::now() + patience;
-        while (team.covered_.load() < wanted && std::chrono::steady_clock::now() < end) pause_briefly();
+      if (index == 0) {
+        const auto end = Clock::now() + Crowd::kPatience;
+        while (team.covered_.load() < wanted && Clock::now() < end) pause_briefly();
         team.size_.store(team.came_.fetch_add(kClosed));
       } else {
-        wait_until([&] { return team.size_.load() != 0; });
+        while (team.wait_until([&] { return team.size_.load() != 0; })) std::this_thread::yield();
       }
-      body(member, team.size_.load(), team);
+      Member member(&team, index, team.size_.load());
+      body(member);
     });
   }
 
-  // Returns when all members have called it.
-  void barrier() {
-    int64_t size = size_.load(std::memory_order_relaxed);
-    if (size == 1) return;
-    int64_t round = round_.load(std::memory_order_acquire);
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
-      waiting_.store(0, std::memory_order_relaxed);
-      round_.store(round + 1, std::memory_order_release);
-    } else {
-      wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
+ private:
+  // Spins for a bounded time, then lets other threads of the machine run. True if that took long.
+  template <class Condition>
+  bool wait_until(Condition condition) {
+    for (int spin = 0; spin < 4000; ++spin) {
+      if (condition()) return false;
+      pause_briefly();
     }
+    const auto end = Clock::now() + Crowd::kPatience;
+    while (Clock::now() < end) {
+      if (condition()) return false;
+      std::this_thread::yield();
+    }
+    return true;
   }
 
- private:
+  bool arrive(Member& member) {
+    const int64_t round = round_.load(std::memory_order_acquire);
+    auto over = [&] { return round_.load(std::memory_order_acquire) != round; };
+    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == member.size_) {
+      waiting_.store(0, std::memory_order_relaxed);
+      alone_.store(impatient_.load(std::memory_order_acquire), std::memory_order_relaxed);
+      round_.store(round + 1, std::memory_order_release);
+    } else if (wait_until(over)) {
+      int64_t none = -1;
+      if (impatient_.compare_exchange_strong(none, member.index_, std::memory_order_acq_rel)) Crowd::noticed();
+      while (!over()) std::this_thread::yield();
+    }
+    const int64_t alone = alone_.load(std::memory_order_relaxed);
+    if (alone < 0) return true;
+    if (alone != member.index_) return false;
+    member.index_ = 0, member.size_ = 1;
+    return true;
+  }
+
   static constexpr int64_t kClosed = int64_t(1) << 32;
   alignas(64) std::atomic<int64_t> came_{0};
-  std::atomic<int64_t> covered_{0}, size_{0};
+  std::atomic<int64_t> covered_{0}, size_{0}, impatient_{-1}, alone_{-1};
   alignas(64) std::atomic<int64_t> waiting_{0};
   alignas(64) std::atomic<int64_t> round_{0};
 };

@@ -1,5 +1,5 @@
-// Vectors of the instruction set that includes this file: arithmetic, conversions, exp, sigmoid, tanh, transpose.
-// Included once per instruction set, inside its namespace, with kBytes (the width of a register) defined.
+// Vectors of the instruction set that includes this file: arithmetic, conversions, exponential, sigmoid, tanh,
+// transpose. Included once per instruction set, inside its namespace, with kBytes (the width of a register) defined.
 #define INLINE inline __attribute__((always_inline))
 
 template <class A>
@@ -184,19 +184,17 @@ INLINE Vec<float> reciprocal(Vec<float> x) {
 #endif
 }
 
-// e^x for |x| clamped to the normal range: x = n ln 2 + r, a polynomial in r, and n put into the exponent.
-INLINE Vec<float> exp(Vec<float> x) {
+// e^-x for |x| clamped to the normal range: -x = (n + r) ln 2, 2^r by a minimax polynomial, and n put into the
+// exponent.
+INLINE Vec<float> exp_minus(Vec<float> x) {
   using V = Vec<float>;
-  x = min(max(x, V(-87.0f)), V(88.0f));
-  V shifted = x * V(1.44269504f) + V(12582912.0f);  // 1.5 * 2^23: the low bits are now round(x / ln 2)
-  V n = shifted - V(12582912.0f);
-  V r = x - n * V(0.693359375f) + n * V(2.12194440e-4f);
-  V p = V(1.9875691500e-4f);
-  for (float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+  const V magic(12582912.0f), scale(-1.44269504f);  // 1.5 * 2^23: the low bits of a sum are its rounded value
+  x = min(max(x, V(-87.0f)), V(87.0f));
+  V shifted = x * scale + magic, r = x * scale - (shifted - magic);
+  V p = V(1.53458122e-4f);
+  for (float c : {1.33999312e-3f, 9.61848896e-3f, 5.55032878e-2f, 2.40226469e-1f, 6.93147206e-1f, 1.0f})
     p = p * r + V(c);
-  p = p * (r * r) + r + V(1.0f);
-  V::IntData bits = ((V::IntData)shifted.v << 23) + (V::IntData)p.v;
-  return V((V::Data)bits);
+  return V((V::Data)(((V::IntData)shifted.v << 23) + (V::IntData)p.v));
 }
 // e^x = scale + scale * q with q = e^r - 1, so that e^x - 1 keeps the digits of small x.
 INLINE Vec<double> exp_parts(Vec<double> x, Vec<double>& scale) {
@@ -210,14 +208,14 @@ INLINE Vec<double> exp_parts(Vec<double> x, Vec<double>& scale) {
   scale = V((V::Data)((V::IntData)shifted.v << 52));
   return p * r;
 }
-INLINE Vec<double> exp(Vec<double> x) {
-  Vec<double> scale, q = exp_parts(x, scale);
+INLINE Vec<double> exp_minus(Vec<double> x) {
+  Vec<double> scale, q = exp_parts(Vec<double>(0.0) - x, scale);
   return scale * q + scale;
 }
 
 template <class A>
 INLINE Vec<A> sigmoid(Vec<A> x) {
-  return reciprocal(Vec<A>(A(1)) + exp(Vec<A>(A(0)) - x));
+  return reciprocal(Vec<A>(A(1)) + exp_minus(x));
 }
 
 // x P(x^2) / Q(x^2): good to a few units in the last place, also near zero (the minimax fit that Eigen uses).
