@@ -3,18 +3,19 @@
 //
 // PLANES: pre-activation gradients per hidden unit; a split gate has one for the input's share and one of its own.
 
-template <class A, class Cell, int NV>
+template <class A, class Cell>
 struct Backward {
   using V = Vec<A>;
-  static constexpr int W = V::W, WIDTH = NV * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
+  static constexpr int W = V::W, WIDTH = 4 * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
 
   const LayerCall& call;
   const Schedule plan;
   const int64_t d;
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
   const bool back = call.backwards(d), parallel = plan.batch_parts > 1 || plan.members > 1;
-  const int64_t panels = (H + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
-  const int64_t out_panels = (P + WIDTH - 1) / WIDTH, Pp = out_panels * WIDTH, Ip = (I + W - 1) / W * W;
+  static int64_t up(int64_t n) { return (n + W - 1) / W * W; }
+  const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
+  const int64_t Hp = up(H), Pp = up(P), Ip = up(I);
   // Products with weights: in bf16 parts where the machine multiplies them (0: no). A few rows do not fill its tiles.
   const int parts = plan.products == Form::pairs ? plan.parts : 0, step_parts = plan.hh == Form::pairs ? plan.parts : 0;
   const int64_t Hk = padded_k(H);  // hidden units of a plane in pairs
@@ -41,7 +42,7 @@ struct Backward {
 
   // A few rows do not earn the packing back: weights whose rows are whole panels are then read where they lie.
   bool few_rows(int64_t n, int64_t panel) const { return x.direct() && T * B <= 32 && n % panel == 0; }
-  const bool ih_in_place = !parts && few_rows(I, W), hh_in_place = !step_parts && few_rows(P, WIDTH);
+  const bool ih_in_place = !parts && few_rows(I, W), hh_in_place = !step_parts && few_rows(P, W);
 
   bool need_dweights() const { return !call.dweights.empty(); }
   bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0]); }
@@ -74,18 +75,22 @@ struct Backward {
     for (int g = 0; slot >= 0 && g < G; ++g)
       for (int64_t i = u0; i < u1; ++i) {
         const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
-        multiply<NV>(tiles, w_hh, hh_in_place ? static_cast<const A*>(call.weight(d, 1)) + u * WIDTH : nullptr, P, n,
-                     dz_rows(slot, r, r_plane(g)), g, u * WIDTH, sums + (u - u0) * n * WIDTH, WIDTH, g > 0);
+        multiply(tiles, w_hh, hh_in_place ? call.weight(d, 1) : nullptr, n, dz_rows(slot, r, r_plane(g)), g, u * WIDTH,
+                 std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * n * WIDTH, WIDTH, g > 0);
       }
   }
 
-  // sums [n][sums_row] = or += left times gate g of the weights: a panel at column c, or where they lie.
-  template <int NB>
-  void multiply(Tiles& tiles, const Factor<A>& packed, const A* in_place, int64_t row, int64_t n, const Left<A>& left,
-                int g, int64_t c, A* sums, int64_t sums_row, bool add) const {
-    const int64_t k = g * (packed.parts() ? Hk : H);
-    if (in_place) product<NB>(n, left.a, left.row, 1, in_place + k * row, row, H, sums, sums_row, add);
-    else packed.template multiply<NB>(tiles, plan.level, n, left, k, H, c, sums, sums_row, add ? Sum::add : Sum::put);
+  // sums [n][sums_row] = or += left times columns c0..c1 of gate g of weights with `columns` columns, packed or as they
+  // lie.
+  void multiply(Tiles& tiles, const Factor<A>& packed, const void* in_place, int64_t n, const Left<A>& left, int g,
+                int64_t c0, int64_t c1, int64_t columns, A* sums, int64_t sums_row, bool add) const {
+    if (!in_place)
+      return packed.multiply_all(tiles, plan.level, n, left, g * (packed.parts() ? Hk : H), H, c0, c1 - c0, sums,
+                                 sums_row, add ? Sum::add : Sum::put);
+    for_columns<A>(c1 - c0, [&](auto vectors, int64_t c) {
+      const A* w = static_cast<const A*>(in_place) + g * H * columns + c0 + c;
+      product<decltype(vectors)::value>(n, left.a, left.row, 1, w, columns, H, sums + c, sums_row, add);
+    });
   }
 
   // One plane of the gradients of the pre-activations, as a left factor.
@@ -127,8 +132,8 @@ struct Backward {
   // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: step_projected).
   void step(int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
     for (int64_t b = r; b < r + n; ++b)
-      for (int64_t j = u * WIDTH; j < (u + 1) * WIDTH; j += W, sums += W) {
-        V dh = load(sums) + load(carry.data() + b * Pp + j);
+      for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W) {
+        V dh = load(sums + (b - r) * WIDTH + j - u * WIDTH) + load(carry.data() + b * Pp + j);
         int lanes = int(std::min<int64_t>(W, P - j));
         if (!alive(t, b)) dh.store(carry.data() + b * Pp + j);  // the state passed through
         else if (lanes > 0) dh = dh + dy.get(((t * B + b) * D + d) * P + j, lanes);
@@ -145,9 +150,11 @@ struct Backward {
   void step_projected(Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
     Left<A> left;
     left.a = dout.data() + (slot * B + r) * Pp, left.row = Pp;
-    w_hr.template multiply<NV>(tiles, plan.level, n, left, 0, P, u * WIDTH, sums, WIDTH, Sum::put);
-    for (int64_t b = r; b < r + n; ++b)
-      for (int64_t j = u * WIDTH; j < (u + 1) * WIDTH; j += W, sums += W) cell(slot, t, b, j, load(sums));
+    w_hr.multiply_all(tiles, plan.level, n, left, 0, P, u * WIDTH, std::min<int64_t>(WIDTH, H - u * WIDTH), sums, WIDTH,
+                      Sum::put);
+    for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
+      for (int64_t j = u * WIDTH; j < std::min(Hp, (u + 1) * WIDTH); j += W)
+        cell(slot, t, b, j, load(sums + j - u * WIDTH));
   }
 
   void recurrence(int64_t done, int64_t steps) {
@@ -192,11 +199,8 @@ struct Backward {
       const int64_t n = std::min(ROWS, hi - first);
       for (int64_t m = 0; add && m < n; ++m) dx.get_row(dx_at(done, first + m), sums.data() + m * Ip, I);
       for (int g = 0; g < G; ++g)
-        for_columns<A>(I, [&](auto vectors, int64_t c) {
-          multiply<decltype(vectors)::value>(tiles, w_ih,
-                                             ih_in_place ? static_cast<const A*>(call.weight(d, 0)) + c : nullptr, I, n,
-                                             dz_rows(1, first, g), g, c, sums.data() + c, Ip, add || g > 0);
-        });
+        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, g), g, 0, I, I,
+                 sums.data(), Ip, add || g > 0);
       for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(done, first + m), I);
     }
   }
@@ -345,22 +349,24 @@ struct Backward {
     dw_hr.open(port(call.dweight(d, call.bias ? 4 : 2)), P, H);
   }
 
-  // One panel of NB vectors at column c: a matrix of `gates` times `rows` rows of n columns.
-  void pack(Factor<A>& factor, const void* matrix, int gates, int64_t rows, int64_t n, int64_t c, int64_t NB) {
-    for (int g = 0; g < gates; ++g)
-      for (int v = 0; v < NB; ++v)
-        factor.pack_rows(port(matrix), g * rows * n + c + v * W, n, int(std::clamp<int64_t>(n - c - v * W, 0, W)),
-                         g * (factor.parts() ? Hk : rows), rows, c, NB, v, overflow);
+  // All panels of a matrix of `gates` times `rows` rows of n columns.
+  void pack(Factor<A>& factor, const void* matrix, int gates, int64_t rows, int64_t n) {
+    spread(parallel, (n + WIDTH - 1) / WIDTH, [&](int64_t u) {
+      for_columns<A>(std::min<int64_t>(WIDTH, n - u * WIDTH), [&](auto vectors, int64_t column) {
+        const int64_t c = u * WIDTH + column;
+        for (int g = 0; g < gates; ++g)
+          for (int v = 0; v < vectors; ++v)
+            factor.pack_rows(port(matrix), g * rows * n + c + v * W, n, int(std::min<int64_t>(n - c - v * W, W)),
+                             g * (factor.parts() ? Hk : rows), rows, c, vectors, v, overflow);
+      });
+    });
   }
 
   void start() {
     allocate();
-    spread(parallel, pack_hh() ? out_panels : 0,
-           [&](int64_t u) { pack(w_hh, call.weight(d, 1), G, H, P, u * WIDTH, NV); });
-    for (int64_t u = 0; call.project && u < panels; ++u)
-      pack(w_hr, call.weight(d, call.bias ? 4 : 2), 1, P, H, u * WIDTH, NV);
-    if (pack_ih())
-      for_columns<A>(I, [&](auto vectors, int64_t c) { pack(w_ih, call.weight(d, 0), G, H, I, c, vectors); });
+    if (pack_hh()) pack(w_hh, call.weight(d, 1), G, H, P);
+    if (call.project) pack(w_hr, call.weight(d, call.bias ? 4 : 2), 1, P, H);
+    if (pack_ih()) pack(w_ih, call.weight(d, 0), G, H, I);
     for (int64_t b = 0; b < B; ++b) {
       if (call.dlast[0]) port(call.dlast[0]).get_row((d * B + b) * P, carry.data() + b * Pp, P);
       if (Cell::STATES > 1 && call.dlast[1]) port(call.dlast[1]).get_row((d * B + b) * H, dc.data() + b * Hp, H);
@@ -374,8 +380,9 @@ struct Backward {
         for (int64_t b = 0; b < B; ++b) {
           alignas(64) A sums[WIDTH];
           recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
-          for (int64_t j = 0; j < WIDTH; ++j) sums[j] += carry.data()[b * Pp + u * WIDTH + j];
-          port(call.dstates[0]).put_row(sums, (d * B + b) * P + u * WIDTH, std::min<int64_t>(WIDTH, P - u * WIDTH));
+          const int64_t width = std::min<int64_t>(WIDTH, P - u * WIDTH);
+          for (int64_t j = 0; j < width; ++j) sums[j] += carry.data()[b * Pp + u * WIDTH + j];
+          port(call.dstates[0]).put_row(sums, (d * B + b) * P + u * WIDTH, width);
         }
     if (Cell::STATES > 1 && call.dstates[1])
       for (int64_t b = 0; b < B; ++b) port(call.dstates[1]).put_row(dc.data() + b * Hp, (d * B + b) * H, H);

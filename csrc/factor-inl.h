@@ -65,11 +65,11 @@ class Factor {
 #endif
     product<NB>(rows, left.a, left.row, left.step, numbers(c, k, NB), NB * W, K, sums, sums_row, sum != Sum::put);
   }
-  // The same for n columns, in panels of 4, 2 and 1 vectors; rows of the sums are padded to whole vectors.
-  void multiply_all(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t K, int64_t n, A* sums,
-                    int64_t sums_row, Sum sum) const {
+  // The same for n columns from `first` on, in panels of 4, 2 and 1 vectors; rows of the sums are whole vectors.
+  void multiply_all(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t k, int64_t K, int64_t first,
+                    int64_t n, A* sums, int64_t sums_row, Sum sum) const {
     for_columns<A>(n, [&](auto vectors, int64_t c) {
-      multiply<decltype(vectors)::value>(tiles, level, rows, left, 0, K, c, sums + c, sums_row, sum);
+      multiply<decltype(vectors)::value>(tiles, level, rows, left, k, K, first + c, sums + c, sums_row, sum);
     });
   }
 
@@ -95,7 +95,7 @@ class GradientSum {
   void add(bool start, Tiles& tiles, Level level, int64_t first, int64_t m, const Left<A>& left, const Factor<A>& right,
            int64_t K) {
     A* to = (in_place() ? result_.at(0) : own_.data()) + first * padded_;
-    right.multiply_all(tiles, level, m, left, K, n_, to, padded_, start ? Sum::put : Sum::add_long);
+    right.multiply_all(tiles, level, m, left, 0, K, 0, n_, to, padded_, start ? Sum::put : Sum::add_long);
   }
   void close() const {
     for (int64_t i = 0; i < rows_ && !in_place(); ++i) result_.put_row(own_.data() + i * padded_, i * n_, n_);

@@ -51,7 +51,7 @@ bool backward(const LayerCall& call, Schedule s) {
   if (s.threaded && s.members == 1) s.batch_parts = std::clamp<int64_t>(call.B / 6, 1, thread_count());
   bool fine = true;
   for (int64_t d = 0; d < call.D && fine; ++d)  // a direction at a time
-    fine = wide_panels<A>(call.H) ? Backward<A, Cell, 4>(call, s, d).run() : Backward<A, Cell, 2>(call, s, d).run();
+    fine = Backward<A, Cell>(call, s, d).run();
   return fine;
 }
 
