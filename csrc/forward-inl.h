@@ -105,11 +105,12 @@ struct Forward {
     }
   }
 
-  // Where the rows of x of some steps are copied to if they cannot be read in place.
+  // Where rows of x and of h are copied to if they cannot be read in place.
   struct Input {
-    Scratch<A> rows;
+    Scratch<A> rows, row, state;
     SplitRows split;
   };
+  bool sorted(Form form) const { return form == Form::in_place && call.storage == Storage::bfloat16; }
 
   // The rows of x of some steps: in place where they are evenly spaced, else copied.
   Left<A> rows_of_x(const Job& job, Input& input, int64_t t0, int64_t steps) const {
@@ -136,7 +137,12 @@ struct Forward {
       return x;
     }
     input.rows.allocate(chunk * job.rows * I);
-    for_rows([&](int64_t r, int64_t from) { x_in.get_row(from, input.rows.data() + r * I, I); });
+    if (sorted(plan.ih)) input.row.allocate(I);
+    for_rows([&](int64_t r, int64_t from) {
+      A* to = input.rows.data() + r * I;
+      x_in.get_row(from, sorted(plan.ih) ? input.row.data() : to, I);
+      if (sorted(plan.ih)) sort_for_bfloat16(input.row.data(), I, to);
+    });
     x.a = input.rows.data(), x.row = I;
     return x;
   }
@@ -149,13 +155,18 @@ struct Forward {
       multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
   }
 
-  // The sums of panel u for rows r..r+n of h in `slot`.
-  void multiply_state(const Job& job, Tiles& tiles, int64_t u, int64_t slot, int64_t r, int64_t n, A* sums) const {
+  // h of all rows in `slot`.
+  Left<A> state(const Job& job, Input& input, int64_t slot) const {
     Left<A> h;
-    h.a = job.h.data() + job.at(slot, r) * Pp, h.row = Pp;
+    h.a = job.h.data() + job.at(slot, 0) * Pp, h.row = Pp;
+    if (sorted(plan.hh)) {
+      input.state.allocate(job.rows * Pp);
+      for (int64_t r = 0; r < job.rows; ++r) sort_for_bfloat16(h.a + r * Pp, P, input.state.data() + r * Pp);
+      h.a = input.state.data();
+    }
     if (job.h_split)
-      h.split = job.h_split.at(job.at(slot, r)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
-    multiply(tiles, job.d, u, n, h, false, sums, SUMS);
+      h.split = job.h_split.at(job.at(slot, 0)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
+    return h;
   }
 
   // sums = left times W_ih or W_hh, for n rows of panel u.
@@ -272,12 +283,12 @@ struct Forward {
       }
       for (int64_t s = done; s < done + steps; ++s) {
         int64_t t = back ? T - 1 - s : s;
-        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1);
+        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1), h = state(job, input, s);
         for_blocks(panels, s & 1, [&](int64_t u, int64_t r, int64_t n) {
           const A* of_x = x_sums;
           if (plan.chunked) of_x = job.pre.data() + (((t - t0) * job.rows + r) * panels + u) * SUMS;
           else multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
-          multiply_state(job, tiles, u, s, r, n, sums);
+          multiply(tiles, job.d, u, n, h.from(r), false, sums, SUMS);
           apply(job, t, u, s, r, n, of_x, plan.chunked ? panels * SUMS : SUMS, sums);
         });
         if (!member.barrier()) return;

@@ -112,8 +112,39 @@ bool wide_panels(int64_t n) {
 }
 
 // ---- One row, or few steps: the weights read where they lie ---------------------------------------------------------
-// sums[m * sums_row + j] = product of row m with row j of the weights, for MR rows and n <= W / MR weight rows, whose
-// numbers i.. are get(i, lanes).
+// How the numbers of a row of weights are read: one vector of them, or two at once.
+template <class A>
+struct Direct {
+  const Port<A>& w;
+  INLINE Vec<A> one(int64_t i, int lanes) const { return load_first(w.at(i), lanes); }
+  INLINE void two(int64_t i, Vec<A>& first, Vec<A>& second) const {
+    first = load(w.at(i)), second = load(w.at(i) + Vec<A>::W);
+  }
+};
+template <class A>
+struct Half {
+  const Port<A>& w;
+  INLINE Vec<A> one(int64_t i, int lanes) const { return w.get_16(i, lanes, Storage::float16); }
+  INLINE void two(int64_t i, Vec<A>& first, Vec<A>& second) const {
+    first = one(i, Vec<A>::W), second = one(i + Vec<A>::W, Vec<A>::W);
+  }
+};
+// bf16: of two vectors the even numbers and the odd ones, which is one instruction each.
+template <class A>
+struct Brain {
+  const Port<A>& w;
+  INLINE Vec<A> one(int64_t i, int lanes) const { return w.get_16(i, lanes, Storage::bfloat16); }
+  INLINE void two(int64_t i, Vec<A>& even, Vec<A>& odd) const {
+    using Ints = typename Vec<A>::IntData;
+    Ints pairs;
+    __builtin_memcpy(&pairs, w.address(i), sizeof(pairs));
+    even = Vec<A>((typename Vec<A>::Data)(pairs << 16));
+    odd = Vec<A>((typename Vec<A>::Data)(pairs & int32_t(0xffff0000)));
+  }
+};
+
+// sums[m * sums_row + j] = product of row m with row j of the weights, for MR rows and n <= W / MR weight rows from
+// number `first` on.
 template <int MR, class A, class Get>
 void dot_tile(const A* a, int64_t row, const Get& get, int64_t first, int n, int64_t K, A* sums, int64_t sums_row) {
   using V = Vec<A>;
@@ -123,20 +154,41 @@ void dot_tile(const A* a, int64_t row, const Get& get, int64_t first, int n, int
   V acc[MR * U];
 #pragma GCC unroll 16
   for (int i = 0; i < MR * U; ++i) acc[i] = V(A(0));
-  auto add = [&](int64_t k, int lanes) __attribute__((always_inline)) {
+  int64_t k = 0;
+  for (; k + 2 * W <= K; k += 2 * W) {
+    // What there is less of is held in registers.
+    constexpr bool FEW = MR < U;
+    V held[FEW ? MR : U][2];
+#pragma GCC unroll 8
+    for (int i = 0; i < (FEW ? MR : U); ++i) {
+      if constexpr (FEW) held[i][0] = load(a + i * row + k), held[i][1] = load(a + i * row + k + W);
+      else get.two(rows[i] + k, held[i][0], held[i][1]);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < (FEW ? U : MR); ++i) {
+      V v, w;
+      if constexpr (FEW) get.two(rows[i] + k, v, w);
+      else v = load(a + i * row + k), w = load(a + i * row + k + W);
+#pragma GCC unroll 8
+      for (int j = 0; j < (FEW ? MR : U); ++j) {
+        V& sum = acc[FEW ? j * U + i : i * U + j];
+        sum = sum + v * held[j][0];
+        sum = sum + w * held[j][1];
+      }
+    }
+  }
+  for (; k < K; k += W) {
+    const int lanes = int(std::min<int64_t>(W, K - k));
     V x[MR];
 #pragma GCC unroll 4
     for (int m = 0; m < MR; ++m) x[m] = load_first(a + m * row + k, lanes);
 #pragma GCC unroll 16
     for (int j = 0; j < U; ++j) {
-      V v = get(rows[j] + k, lanes);
+      V v = get.one(rows[j] + k, lanes);
 #pragma GCC unroll 4
       for (int m = 0; m < MR; ++m) acc[m * U + j] = acc[m * U + j] + x[m] * v;
     }
-  };
-  int64_t k = 0;
-  for (; k + W <= K; k += W) add(k, W);
-  if (k < K) add(k, int(K - k));
+  }
   alignas(kBytes) A out[W];
   reduce(acc).store(out);
   for (int m = 0; m < MR; ++m)
@@ -160,13 +212,22 @@ void dot_rows(int64_t rows, const A* a, int64_t row, const Get& get, int64_t fir
   for (; m < rows; ++m) block(std::integral_constant<int, 1>{}, m);
 }
 
-// sums[m][j] = row m times the weights' row of K numbers from `first + j * K` on, as they are stored.
+// sums[m][j] = row m times the weights' row of K numbers from `first + j * K` on, as they are stored. For weights in
+// bf16 the rows are sorted, see below.
 template <class A>
 void dot_product(int64_t rows, const A* a, int64_t row, const Port<A>& w, int64_t first, int64_t n, int64_t K, A* sums,
                  int64_t sums_row) {
-  auto run = [&](auto get) { dot_rows(rows, a, row, get, first, n, K, sums, sums_row); };
-  if (w.direct()) run([&](int64_t i, int lanes) __attribute__((always_inline)) { return load_first(w.at(i), lanes); });
-  else if (w.storage() == Storage::bfloat16)
-    run([&](int64_t i, int lanes) __attribute__((always_inline)) { return w.get_16(i, lanes, Storage::bfloat16); });
-  else run([&](int64_t i, int lanes) __attribute__((always_inline)) { return w.get_16(i, lanes, Storage::float16); });
+  if (w.direct()) dot_rows(rows, a, row, Direct<A>{w}, first, n, K, sums, sums_row);
+  else if (w.storage() == Storage::float16) dot_rows(rows, a, row, Half<A>{w}, first, n, K, sums, sums_row);
+  else dot_rows(rows, a, row, Brain<A>{w}, first, n, K, sums, sums_row);
+}
+
+// A row for a product with weights in bf16: the even numbers of every two vectors before the odd ones.
+template <class A>
+void sort_for_bfloat16(const A* from, int64_t K, A* to) {
+  constexpr int W = Vec<A>::W;
+  int64_t k = 0;
+  for (; k + 2 * W <= K; k += 2 * W)
+    for (int i = 0; i < W; ++i) to[k + i] = from[k + 2 * i], to[k + W + i] = from[k + 2 * i + 1];
+  std::copy(from + k, from + K, to + k);
 }

@@ -33,7 +33,7 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   const bool wide = call.H >= 64 || (bfloat16 && call.H >= 32);
   const int64_t ih_bytes = 2 * s.parts * G * call.H * call.I, hh_bytes = 2 * s.parts * G * call.H * call.P;
   if (tiles && call.T > 1) s.chunked = rows < 32 || ih_bytes > kNearBytes;
-  const bool near = hh_bytes <= kNearBytes || rows >= 32;
+  const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
   if (wide && rows >= few && near) s.hh = Form::pairs;
   if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= 2 * few) s.ih = Form::pairs;
   if (wide && call.I >= 32 && call.T * B >= 64) s.products = Form::pairs;

@@ -122,6 +122,7 @@ class Port {
   INLINE bool direct() const { return sizeof(A) == 8 || storage_ == Storage::float32; }
   INLINE A* at(int64_t i) const { return static_cast<A*>(data_) + i; }
   INLINE Storage storage() const { return storage_; }
+  INLINE const void* address(int64_t i) const { return bits(i); }  // of 16-bit numbers
 
   INLINE Vec<A> get(int64_t i, int n) const { return direct() ? load_first(at(i), n) : get_16(i, n, storage_); }
   INLINE Vec<A> get_16(int64_t i, int n, Storage storage) const {
