@@ -3,34 +3,87 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <vector>
 
 #include "team.h"
+
+// Memory that a thread has worked with and will again: the system takes long to hand out fresh pages. A block is used
+// for what fills at least half of it; what does not fit in goes back to the system, the oldest first.
+class Pool {
+ public:
+  struct Block {
+    void* data = nullptr;
+    size_t bytes = 0;
+  };
+  static Block take(size_t bytes) {
+    auto& blocks = kept().blocks;
+    size_t best = blocks.size();
+    for (size_t i = 0; i < blocks.size(); ++i)
+      if (blocks[i].bytes >= bytes && blocks[i].bytes / 2 <= bytes &&
+          (best == blocks.size() || blocks[i].bytes < blocks[best].bytes))
+        best = i;
+    if (best < blocks.size()) {
+      const Block block = blocks[best];
+      blocks.erase(blocks.begin() + int64_t(best));
+      kept().bytes -= block.bytes;
+      return block;
+    }
+    bytes = (bytes + 63) / 64 * 64;
+    void* data = std::aligned_alloc(64, bytes);
+    if (!data) throw std::bad_alloc();
+    return {data, bytes};
+  }
+  static void give_back(Block block) {
+    Kept& kept = Pool::kept();
+    if (!block.data) return;
+    if (block.bytes > kMost) return std::free(block.data);
+    kept.blocks.push_back(block);
+    kept.bytes += block.bytes;
+    while (kept.bytes > kMost || kept.blocks.size() > 32) {
+      kept.bytes -= kept.blocks.front().bytes;
+      std::free(kept.blocks.front().data);
+      kept.blocks.erase(kept.blocks.begin());
+    }
+  }
+
+ private:
+  static constexpr size_t kMost = size_t(8) << 20;  // of a thread
+  struct Kept {
+    std::vector<Block> blocks;
+    size_t bytes = 0;
+    ~Kept() {
+      for (const Block& block : blocks) std::free(block.data);
+    }
+  };
+  static Kept& kept() {
+    thread_local Kept kept;
+    return kept;
+  }
+};
 
 // An aligned buffer that keeps its memory when it is asked for again.
 template <class A>
 class Scratch {
  public:
   Scratch() = default;
-  Scratch(Scratch&& other) noexcept : data_(other.data_), size_(other.size_) { other.data_ = nullptr, other.size_ = 0; }
+  Scratch(Scratch&& other) noexcept : block_(other.block_) { other.block_ = {}; }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  ~Scratch() { std::free(data_); }
+  ~Scratch() { Pool::give_back(block_); }
 
   void allocate(int64_t n, bool zero = false) {
-    if (n > size_) {
-      std::free(data_);
-      size_t bytes = (size_t(n) * sizeof(A) + 63) / 64 * 64;
-      data_ = static_cast<A*>(std::aligned_alloc(64, bytes));
-      if (!data_) throw std::bad_alloc();
-      size_ = n;
+    const size_t bytes = size_t(n) * sizeof(A);
+    if (bytes > block_.bytes) {
+      Pool::give_back(block_);
+      block_ = {};
+      block_ = Pool::take(bytes);
     }
-    if (zero && n > 0) std::memset(static_cast<void*>(data_), 0, size_t(n) * sizeof(A));
+    if (zero && n > 0) std::memset(block_.data, 0, bytes);
   }
-  A* data() const { return data_; }
+  A* data() const { return static_cast<A*>(block_.data); }
 
  private:
-  A* data_ = nullptr;
-  int64_t size_ = 0;
+  Pool::Block block_;
 };
 
 // Something that any thread may find to be so.
