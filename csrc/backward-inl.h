@@ -240,57 +240,21 @@ struct Backward {
     }
   }
 
-  // Hidden units j..j+n of one plane, all rows of the chunk: their sums, and the units as rows of a left factor.
-  struct Units {
-    static constexpr int64_t NUMBERS = 48, MOST = 192;  // taken together as numbers, and in pairs
-    Scratch<A> numbers;                                 // [row][NUMBERS], so that a product reads one stretch of memory
-    SplitRows split;                                    // [MOST] rows of the chunk's rows
-    A total[MOST];
-  };
-  Left<A> take(Units& units, int64_t rows, int plane, int64_t j, int64_t n) {
-    std::fill_n(units.total, Units::MOST, A(0));
-    for (int64_t start_row = 0; start_row < rows; start_row += 64) {
-      A part[Units::MOST] = {};  // long sums are sums of sums
-      for (int64_t r = start_row; r < std::min(rows, start_row + 64); ++r) {
-        const A* from = dz_of(1, r) + plane * Hp + j;
-        for (int64_t m = 0; m < n; ++m) part[m] += from[m];
-        if (!parts) std::copy_n(from, n, units.numbers.data() + r * Units::NUMBERS);
-      }
-      for (int64_t m = 0; m < n; ++m) units.total[m] += part[m];
-    }
-    Left<A> left;
-    if (!parts) {
-      left.a = units.numbers.data(), left.row = 1, left.step = Units::NUMBERS;
-      return left;
-    }
-    for (int64_t r = 0; r < padded_k(rows); r += W)
-      for (int64_t m = 0; m < n; m += W) {
-        V block[W];
-        for (int i = 0; i < W; ++i) block[i] = r + i < rows ? load(dz_of(1, r + i) + plane * Hp + j + m) : V(A(0));
-        transpose(block);
-        for (int i = 0; i < W; ++i) units.split.put(block[i], m + i, r, overflow);
-      }
-    left.split = units.split.at(0), left.split_row = units.split.row(), left.part = units.split.part();
-    return left;
-  }
-
   // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi.
   void weight_gradients(bool start, int64_t rows, int64_t lo, int64_t hi) {
     Tiles tiles;
-    Units units;
-    if (parts) units.split.allocate(Units::MOST, chunk * B, parts);
-    else units.numbers.allocate(rows * Units::NUMBERS);
-    const int64_t most = parts ? Units::MOST : Units::NUMBERS;
+    Columns<A> units;
+    units.allocate(parts ? chunk * B : rows, parts);
     for (int plane = 0; plane < PLANES; ++plane) {
       const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
-      for (int64_t j = lo; j < hi; j += most) {
-        const int64_t n = std::min(most, hi - j);
-        const Left<A> left = take(units, rows, plane, j, n);
+      for (int64_t j = lo; j < hi; j += units.most()) {
+        const int64_t n = std::min(units.most(), hi - j);
+        const Left<A> left = units.take(dz_of(1, 0) + plane * Hp + j, PLANES * Hp, rows, n, overflow);
         if (x_gate >= 0) dw_ih.add(start, tiles, plan.level, x_gate * H + j, n, left, x_rows, rows);
         if (r_gate >= 0) dw_hh.add(start, tiles, plan.level, r_gate * H + j, n, left, h_rows, rows);
         for (int64_t m = 0; m < n; ++m) {
-          if (x_gate >= 0) db.data()[x_gate * H + j + m] += units.total[m];
-          if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += units.total[m];
+          if (x_gate >= 0) db.data()[x_gate * H + j + m] += units.total(m);
+          if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += units.total(m);
         }
       }
     }

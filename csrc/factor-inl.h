@@ -82,6 +82,56 @@ class Factor {
   Scratch<Bits> bits_;
 };
 
+// Some columns of a matrix as the rows of a left factor, and their sums.
+template <class A>
+class Columns {
+ public:
+  void allocate(int64_t rows, int parts) {
+    parts_ = parts;
+    if (parts) split_.allocate(most(), rows, parts);
+    else numbers_.allocate(rows * most());
+  }
+  // How many are taken together: as numbers, few enough to read one stretch of memory; in pairs, enough to use what the
+  // right factor brings into the cache.
+  int64_t most() const { return parts_ ? MOST : 48; }
+
+  // n columns of a matrix whose rows are `row` apart; n is a multiple of a vector, or what pads them can be read.
+  Left<A> take(const A* from, int64_t row, int64_t rows, int64_t n, Flag& overflow) {
+    std::fill_n(total_, MOST, A(0));
+    for (int64_t first = 0; first < rows; first += 64) {
+      A part[MOST] = {};  // long sums are sums of sums
+      for (int64_t r = first; r < std::min(rows, first + 64); ++r) {
+        for (int64_t m = 0; m < n; ++m) part[m] += from[r * row + m];
+        if (!parts_) std::copy_n(from + r * row, n, numbers_.data() + r * most());
+      }
+      for (int64_t m = 0; m < n; ++m) total_[m] += part[m];
+    }
+    Left<A> left;
+    if (!parts_) {
+      left.a = numbers_.data(), left.row = 1, left.step = most();
+      return left;
+    }
+    constexpr int W = Vec<A>::W;
+    for (int64_t r = 0; r < padded_k(rows); r += W)
+      for (int64_t m = 0; m < n; m += W) {
+        Vec<A> block[W];
+        for (int i = 0; i < W; ++i) block[i] = r + i < rows ? load(from + (r + i) * row + m) : Vec<A>(A(0));
+        transpose(block);
+        for (int i = 0; i < W; ++i) split_.put(block[i], m + i, r, overflow);
+      }
+    left.split = split_.at(0), left.split_row = split_.row(), left.part = split_.part();
+    return left;
+  }
+  A total(int64_t column) const { return total_[column]; }
+
+ private:
+  static constexpr int64_t MOST = 192;
+  int parts_ = 0;
+  Scratch<A> numbers_;  // [row][column]
+  SplitRows split_;
+  A total_[MOST];
+};
+
 // A gradient of a weight while it is summed up: in the result itself if its rows are whole vectors of A, else in padded
 // rows that are copied there in the end.
 template <class A>
