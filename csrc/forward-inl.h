@@ -19,7 +19,9 @@ struct Forward {
       plan.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * SUMS * sizeof(A)), std::min(T, 255 / B + 1), T)
                    : 1;
   Port<A> port(const void* data) const { return {data, call.storage}; }
-  const Port<A> x_in = port(call.x), y = port(call.y), gates = port(call.gates);
+  Port<A> x_in = port(call.x), y = port(call.y);  // a stream gets new ones with every call
+  int64_t y_stride_T = B * D * P, y_stride_B = D * P;
+  const Port<A> gates = port(call.gates);
   Factor<A> w_ih, w_hh, w_hr;  // panel after panel, direction after direction
   Scratch<A> bias;             // [D][panel][G + SPLIT][NV][W]
   mutable Flag overflow;       // a number that has no bf16 parts came
@@ -221,11 +223,11 @@ struct Forward {
           h(job.h.data() + job.at(slot + 1, r) * f.Pp),
           c(job.c.data() + (Cell::STATES > 1 ? r * f.Hp : 0)),
           h_split(job.at(slot + 1, r)),
-          y_at(((t * f.B + job.b0 + r) * f.D + job.d) * f.P),
+          y_at(t * f.y_stride_T + (job.b0 + r) * f.y_stride_B + job.d * f.P),
           kept((job.d * f.T + t) * f.B + job.b0 + r),
           h_row(f.Pp),
           c_row(Cell::STATES > 1 ? f.Hp : 0),
-          y_row(f.D * f.P) {}
+          y_row(f.y_stride_B) {}
     INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept; }
   };
 

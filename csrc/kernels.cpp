@@ -159,7 +159,7 @@ const std::vector<InstructionSet>& instruction_sets() {
 #define SET(space, level)                                          \
   [](const LayerCall& call) { space::forward(call, level); },      \
       [](const LayerCall& call) { space::backward(call, level); }, \
-      [](const LayerCall& call) -> Schedule { return space::schedule(call, level); }
+      [](const LayerCall& call) -> Schedule { return space::schedule(call, level); }, space::stream
   static const std::vector<InstructionSet> table = {
 #ifdef __x86_64__
       {"amx", has_amx, SET(avx512, Level::tiles)},

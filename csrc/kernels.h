@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -81,12 +82,32 @@ struct Schedule {
   std::string text() const;
 };
 
+class Team;
+
+// One layer that is run a few steps at a time: it owns its weights and its state, and its steps allocate nothing.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  // Where the steps that follow read and write: element (t, b, i) lies at t * stride_T + b * stride_B + i.
+  virtual void read(const void* x, int64_t stride_T, int64_t stride_B) = 0;
+  virtual void write(void* y, int64_t stride_T, int64_t stride_B) = 0;
+  // One member's part of step t; all members have done theirs when it returns.
+  virtual void step(int64_t t, int64_t member, int64_t members, Team& team) = 0;
+  virtual void advance(int64_t steps) = 0;  // after the steps 0..steps
+  virtual void reset(int64_t row) = 0;
+  // State k (0: h, 1: c), rows (B, P) or (B, H) in the type computed in.
+  virtual void get_state(int k, void* to) const = 0;
+  virtual void set_state(int k, const void* from) = 0;
+};
+
 struct InstructionSet {
   const char* name;
   bool (*supported)();
   void (*forward)(const LayerCall&);
   void (*backward)(const LayerCall&);
   Schedule (*schedule)(const LayerCall&);
+  // For `members` threads at most; takes sizes and weights from the call.
+  std::unique_ptr<Stream> (*stream)(const LayerCall&, int64_t members);
 };
 
 // Best first; ends with the baseline, which runs everywhere.
