@@ -16,7 +16,7 @@
 
 namespace {
 constexpr char kName[] = "rnnkernels._C.stepper";
-constexpr double kLarge = 1e6;     // operations of a call that are worth more threads, and letting other Python go on
+constexpr double kLarge = 1e6;       // operations of a call that are worth more threads, and letting other Python go on
 constexpr double kPerBarrier = 1e5;  // and those of a member between two barriers
 constexpr int64_t kMaxMembers = 64;
 
@@ -32,7 +32,9 @@ struct Stepper {
       : B(call.B),
         I(call.I),
         P(call.P),
-        bytes(call.storage == Storage::float64 ? 8 : call.storage == Storage::float32 ? 4 : 2) {
+        bytes(call.storage == Storage::float64   ? 8
+              : call.storage == Storage::float32 ? 4
+                                                 : 2) {
     operations = 2.0 * B * call.cell->gates * call.H * (I + P + (count - 1) * 2 * P);
     members = std::clamp<int64_t>(int64_t(operations / double(count) / kPerBarrier), 1, kMaxMembers);
     const size_t n = weights.size() / size_t(count);
@@ -84,7 +86,8 @@ PyObject* make(PyObject*, PyObject* args) {
   if (!PyArg_ParseTuple(args, "siLLLLLpppO", &cell, &storage, &B, &I, &H, &P, &layers, &bias, &project, &relu, &list))
     return nullptr;
   std::vector<const void*> weights;
-  for (Py_ssize_t i = 0, n = PyList_Size(list); i < n; ++i) weights.push_back(PyLong_AsVoidPtr(PyList_GetItem(list, i)));
+  for (Py_ssize_t i = 0, n = PyList_Size(list); i < n; ++i)
+    weights.push_back(PyLong_AsVoidPtr(PyList_GetItem(list, i)));
   if (PyErr_Occurred()) return nullptr;
   LayerCall call{};
   call.cell = find_cell(cell);

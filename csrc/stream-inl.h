@@ -1,24 +1,30 @@
 // A layer that is run a few steps at a time and keeps its weights and its state in between: Forward's parts under a
 // schedule that does not depend on how many steps come, so that every cut of a sequence gives the same bits.
 
-// Weights of 16 bits are read where they lie: widening them in advance would double the bytes that a step reads.
+// Few rows read weights of 16 bits as they are (narrow-inl.h), and W_ih and W_hh are then none of Forward's; more rows
+// would widen them more than once.
+inline bool is_narrow(const LayerCall& call) {
+  return call.B <= 4 && (call.storage == Storage::bfloat16 || call.storage == Storage::float16);
+}
 inline Schedule stream_schedule(const LayerCall& call) {
-  const bool narrow = call.storage == Storage::bfloat16 || call.storage == Storage::float16;
-  auto form = [&](int64_t K) {
-    if (const char* e = getenv("STREAM_FORM")) return e[0] == 'i' ? Form::in_place : Form::panels;
-    return narrow && K >= 64 ? Form::in_place : Form::panels; };
-  return {Level::vectors, form(call.I), form(call.P), Form::panels, 0, false, false, 1, 1};
+  const Form form = is_narrow(call) ? Form::in_place : Form::panels;
+  return {Level::vectors, form, form, Form::panels, 0, false, false, 1, 1};
 }
 
 template <class A, class Cell, int NV>
 class StreamOf final : public Stream {
  public:
   StreamOf(const LayerCall& given, int64_t members)
-      : call_(endless(given)), loop_(call_, stream_schedule(call_)), job_{0, 0, call_.B, {}, {}, {}, {}, {}}, inputs_(members) {
+      : call_(endless(given)),
+        loop_(call_, stream_schedule(call_)),
+        job_{0, 0, call_.B, {}, {}, {}, {}, {}},
+        inputs_(members) {
     for (int64_t u = 0; u < loop_.panels; ++u) loop_.pack_panel(0, u);
     for (int64_t u = 0; call_.project && u < loop_.out_panels; ++u) loop_.pack_projection(0, u);
-    keep(loop_.plan.ih, 0, call_.I);
-    keep(loop_.plan.hh, 1, call_.P);
+    if (is_narrow(call_)) {
+      w_ih_.pack(call_.weights[0], call_.storage, Cell::G, call_.H, call_.I);
+      w_hh_.pack(call_.weights[1], call_.storage, Cell::G, call_.H, call_.P);
+    }
     loop_.start(job_);
     for (auto& input : inputs_) input.rows.allocate(call_.B * call_.I);
   }
@@ -36,8 +42,8 @@ class StreamOf final : public Stream {
     Tiles tiles;
     alignas(64) A sums[kRows * Loop::SUMS], x_sums[kRows * Loop::SUMS];
     for_blocks(loop_.panels, slot & 1, member, members, [&](int64_t u, int64_t r, int64_t n) {
-      loop_.multiply(tiles, 0, u, n, x.from(r), true, x_sums, Loop::SUMS);
-      loop_.multiply_state(job_, tiles, u, slot, r, n, sums);
+      multiply(tiles, u, n, x.from(r), true, x_sums);
+      multiply(tiles, u, n, {job_.h.data() + job_.at(slot, r) * loop_.Pp, loop_.Pp}, false, sums);
       loop_.apply(job_, t, u, slot, r, n, x_sums, Loop::SUMS, sums);
     });
     team.barrier();
@@ -56,7 +62,8 @@ class StreamOf final : public Stream {
     for (int64_t r = 0; r < call_.B; ++r) std::copy_n(state(k, r), width(k), static_cast<A*>(to) + r * width(k));
   }
   void set_state(int k, const void* from) override {
-    for (int64_t r = 0; r < call_.B; ++r) std::copy_n(static_cast<const A*>(from) + r * width(k), width(k), state(k, r));
+    for (int64_t r = 0; r < call_.B; ++r)
+      std::copy_n(static_cast<const A*>(from) + r * width(k), width(k), state(k, r));
   }
 
  private:
@@ -68,13 +75,11 @@ class StreamOf final : public Stream {
     return call;
   }
 
-  // A copy of the weights that are read as they lie.
-  void keep(Form form, int k, int64_t K) {
-    if (form != Form::in_place) return;
-    const int64_t bytes = Cell::G * call_.H * K * (call_.storage == Storage::float64 ? 8 : loop_.x_in.direct() ? 4 : 2);
-    copies_[k].allocate(bytes);
-    std::memcpy(copies_[k].data(), call_.weights[k], size_t(bytes));
-    call_.weights[k] = copies_[k].data();
+  void multiply(Tiles& tiles, int64_t u, int64_t n, const Left<A>& left, bool input, A* sums) const {
+    const auto& narrow = input ? w_ih_ : w_hh_;
+    if constexpr (sizeof(A) == 4)
+      if (narrow) return narrow.multiply(n, left.a, left.row, u, sums, Loop::SUMS);
+    loop_.multiply(tiles, 0, u, n, left, input, sums, Loop::SUMS);
   }
 
   // Up and down in turn, so that what the cache still holds of the weights is what the next step begins with.
@@ -94,7 +99,7 @@ class StreamOf final : public Stream {
   Loop loop_;
   typename Loop::Job job_;
   std::vector<typename Loop::Input> inputs_;  // of each member
-  Scratch<char> copies_[2];
+  Narrow<Loop::NB> w_ih_, w_hh_;
   int64_t now_ = 0;  // the slot of h that holds the state
 };
 
@@ -106,9 +111,9 @@ std::unique_ptr<Stream> stream_of(const LayerCall& call, int64_t members) {
 }
 
 inline std::unique_ptr<Stream> stream(const LayerCall& call, int64_t members) {
-#define CELL(name, type)                                                                   \
-  case CellKind::name:                                                                     \
-    return call.storage == Storage::float64 ? stream_of<double, type>(call, members)       \
+#define CELL(name, type)                                                             \
+  case CellKind::name:                                                               \
+    return call.storage == Storage::float64 ? stream_of<double, type>(call, members) \
                                             : stream_of<float, type>(call, members);
   switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
 #undef CELL
