@@ -100,8 +100,8 @@ class Stepper:
         if is_compiling():
             return _step_outside(self, x)
         if (
-            x.shape == self._x_shape and x.dtype is self._dtype and x.is_cpu and x.is_contiguous()
-            and not x.requires_grad and not x.is_neg()
+            type(x) is Tensor and x.shape == self._x_shape and x.dtype is self._dtype and x.is_cpu
+            and x.is_contiguous() and not x.requires_grad and not x.is_neg()
         ):  # fmt: skip
             out = torch.empty_like(self._out)
             if run_cpp(self._handle, x.data_ptr(), out.data_ptr()):
@@ -128,10 +128,10 @@ class Stepper:
             return _step_outside(self, x, out)
         dtype = self._dtype
         if (
-            x.shape == self._x_shape and x.dtype is dtype and x.is_cpu and x.is_contiguous()
-            and not x.requires_grad and not x.is_neg()
-            and out.shape == self._out_shape and out.dtype is dtype and out.is_cpu and out.is_contiguous()
-            and not out.requires_grad and not out.is_neg()
+            type(x) is Tensor and x.shape == self._x_shape and x.dtype is dtype and x.is_cpu
+            and x.is_contiguous() and not x.requires_grad and not x.is_neg()
+            and type(out) is Tensor and out.shape == self._out_shape and out.dtype is dtype and out.is_cpu
+            and out.is_contiguous() and not out.requires_grad and not out.is_neg()
             and run_cpp(self._handle, x.data_ptr(), out.data_ptr())
         ):  # fmt: skip
             increment_version(out)

@@ -53,8 +53,9 @@ class Reference:
         """As above."""
         if overlap(x, out):
             return False
+        x = x.to(self.weights[0].dtype, copy=True, memory_format=torch.contiguous_format)  # strides can change bits
         with torch.autocast("cpu", enabled=False):
-            for x_1BI, out_BP in zip(x.to(self.weights[0].dtype).split(1), out, strict=True):
+            for x_1BI, out_BP in zip(x.split(1), out, strict=True):
                 y, self.states = ops.over_layers(self.layer, x_1BI, self.states, self.weights, self.num_layers, 1)
                 out_BP.copy_(y[0])
         return True
