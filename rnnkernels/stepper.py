@@ -98,7 +98,7 @@ class Stepper:
                 a gradient while gradients are enabled. The state is as it was.
         """
         if is_compiling():
-            return _step_outside(self, x)
+            return torch.compiler.disable(outside)(self, x)
         if (
             type(x) is Tensor and x.shape == self._x_shape and x.dtype is self._dtype and x.is_cpu
             and x.is_contiguous() and not x.requires_grad and not x.is_neg()
@@ -125,7 +125,7 @@ class Stepper:
             TypeError, ValueError, RuntimeError: as for :meth:`step`, and for such an ``out``. Nothing is written.
         """
         if is_compiling():
-            return _step_outside(self, x, out)
+            return torch.compiler.disable(outside)(self, x, out)
         dtype = self._dtype
         if (
             type(x) is Tensor and x.shape == self._x_shape and x.dtype is dtype and x.is_cpu
@@ -276,7 +276,6 @@ class Stepper:
             raise RuntimeError("Expected out and x to have memory of their own, but they overlap or have none")
 
 
-@torch.compiler.disable
-def _step_outside(stepper, x, out=None):
+def outside(stepper, x, out=None):
     """A step that a compiler leaves out of its graph."""
     return stepper.step(x) if out is None else stepper.step_(x, out)
