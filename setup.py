@@ -12,7 +12,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 HERE = Path(__file__).parent
 EXTENSION = CppExtension(
     "rnnkernels._C",
-    ["csrc/ops.cpp", "csrc/kernels.cpp"],
+    ["csrc/ops.cpp", "csrc/kernels.cpp", "csrc/stepper.cpp"],
     depends=[str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.h")],
     py_limited_api=True,
     extra_compile_args={

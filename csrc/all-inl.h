@@ -7,6 +7,8 @@
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "forward-inl.h"
+#include "narrow-inl.h"
+#include "stream-inl.h"
 #include "backward-inl.h"
 #include "schedule-inl.h"
 #undef INLINE

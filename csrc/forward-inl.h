@@ -19,7 +19,9 @@ struct Forward {
       plan.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * SUMS * sizeof(A)), std::min(T, 255 / B + 1), T)
                    : 1;
   Port<A> port(const void* data) const { return {data, call.storage}; }
-  const Port<A> x_in = port(call.x), y = port(call.y), gates = port(call.gates);
+  Port<A> x_in = port(call.x), y = port(call.y);  // a stream gets new ones with every call
+  int64_t y_stride_T = B * D * P, y_stride_B = D * P;
+  const Port<A> gates = port(call.gates);
   Factor<A> w_ih, w_hh, w_hr;                        // panel after panel, direction after direction
   Scratch<A> bias;                                   // [D][panel][G + SPLIT][NV][W]
   mutable Flag overflow;                             // a number that has no bf16 parts came
@@ -27,11 +29,12 @@ struct Forward {
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
     bias.allocate(D * panels * BIAS);
-    if (plan.ih != Form::in_place) w_ih.allocate(D * panels * NB * W, I, parts(plan.ih));
-    if (plan.hh != Form::in_place) w_hh.allocate(D * panels * NB * W, P, parts(plan.hh));
+    if (packed(plan.ih)) w_ih.allocate(D * panels * NB * W, I, parts(plan.ih));
+    if (packed(plan.hh)) w_hh.allocate(D * panels * NB * W, P, parts(plan.hh));
     if (call.project) w_hr.allocate(D * out_panels * WIDTH, H, 0);
   }
 
+  static bool packed(Form form) { return form == Form::panels || form == Form::pairs; }
   int parts(Form form) const { return form == Form::pairs ? plan.parts : 0; }
   int64_t column(int64_t d, int64_t u) const { return (d * panels + u) * NB * W; }
   A* bias_of(int64_t d, int64_t u) const { return bias.data() + (d * panels + u) * BIAS; }
@@ -57,9 +60,9 @@ struct Forward {
     for (int i = 0; i < NB; ++i) {
       int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
       int n = int(std::clamp<int64_t>(H - j, 0, W));
-      if (plan.ih != Form::in_place)
+      if (packed(plan.ih))
         w_ih.pack_columns(port(call.weight(d, 0)), first * I, I, n, I, column(d, u), NB, i, overflow);
-      if (plan.hh != Form::in_place)
+      if (packed(plan.hh))
         w_hh.pack_columns(port(call.weight(d, 1)), first * P, P, n, P, column(d, u), NB, i, overflow);
     }
   }
@@ -173,7 +176,7 @@ struct Forward {
   void multiply(Tiles& tiles, int64_t d, int64_t u, int64_t n, const Left<A>& left, bool input, A* sums,
                 int64_t sums_row) const {
     const int64_t K = input ? I : P;
-    if ((input ? plan.ih : plan.hh) != Form::in_place)
+    if (packed(input ? plan.ih : plan.hh))
       return (input ? w_ih : w_hh)
           .template multiply<NB>(tiles, plan.level, n, left, 0, K, column(d, u), sums, sums_row, Sum::put);
     const Port<A> w = port(call.weight(d, input ? 0 : 1));
@@ -233,11 +236,11 @@ struct Forward {
           h(job.h.data() + job.at(slot + 1, r) * f.Pp),
           c(job.c.data() + (Cell::STATES > 1 ? r * f.Hp : 0)),
           h_split(job.at(slot + 1, r)),
-          y_at(((t * f.B + job.b0 + r) * f.D + job.d) * f.P),
+          y_at(t * f.y_stride_T + (job.b0 + r) * f.y_stride_B + job.d * f.P),
           kept((job.d * f.T + t) * f.B + job.b0 + r),
           h_row(f.Pp),
           c_row(Cell::STATES > 1 ? f.Hp : 0),
-          y_row(f.D * f.P) {}
+          y_row(f.y_stride_B) {}
     INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept; }
   };
 

@@ -145,6 +145,7 @@ std::string Schedule::text() const {
   auto held = [&](Form form) -> std::string {
     if (form == Form::in_place) return "in place";
     if (form == Form::panels) return "packed";
+    if (form == Form::elsewhere) return "elsewhere";
     return "in " + std::to_string(parts) + " bf16 part" + (parts > 1 ? "s" : "") +
            (level == Level::tiles ? " for AMX" : "");
   };
@@ -159,7 +160,7 @@ const std::vector<InstructionSet>& instruction_sets() {
 #define SET(space, level)                                          \
   [](const LayerCall& call) { space::forward(call, level); },      \
       [](const LayerCall& call) { space::backward(call, level); }, \
-      [](const LayerCall& call) -> Schedule { return space::schedule(call, level); }
+      [](const LayerCall& call) -> Schedule { return space::schedule(call, level); }, space::stream
   static const std::vector<InstructionSet> table = {
 #ifdef __x86_64__
       {"amx", has_amx, SET(avx512, Level::tiles)},

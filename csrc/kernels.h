@@ -3,8 +3,11 @@
 #pragma once
 #include <algorithm>
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
+
+#include "team.h"
 
 // Every cell once: its name, and its struct in cells/. Enumeration, table and choosers are made from this list.
 #define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru)
@@ -65,8 +68,8 @@ struct LayerCall {
 enum class Level { vectors, pairs, tiles };
 
 // How a matrix of weights is held for its products: as it lies there, packed in panels of the type computed in, or in
-// panels of bf16 parts (pairs-inl.h).
-enum class Form { in_place, panels, pairs };
+// panels of bf16 parts (pairs-inl.h); or by somebody else.
+enum class Form { in_place, panels, pairs, elsewhere };
 
 // How the forward loop of a call is run.
 struct Schedule {
@@ -81,12 +84,30 @@ struct Schedule {
   std::string text() const;
 };
 
+// One layer that is run a few steps at a time: it owns its weights and its state, and its steps allocate nothing.
+class Stream {
+ public:
+  virtual ~Stream() = default;
+  // Where the steps that follow read and write: element (t, b, i) lies at t * stride_T + b * stride_B + i.
+  virtual void read(const void* x, int64_t stride_T, int64_t stride_B) = 0;
+  virtual void write(void* y, int64_t stride_T, int64_t stride_B) = 0;
+  // One member's part of step t; all members have done theirs when it returns. False: it has left the team.
+  virtual bool step(int64_t t, Team::Member& member) = 0;
+  virtual void advance(int64_t steps) = 0;  // after the steps 0..steps
+  virtual void reset(int64_t row) = 0;
+  // State k (0: h, 1: c), rows (B, P) or (B, H) in the type computed in.
+  virtual void get_state(int k, void* to) const = 0;
+  virtual void set_state(int k, const void* from) = 0;
+};
+
 struct InstructionSet {
   const char* name;
   bool (*supported)();
   void (*forward)(const LayerCall&);
   void (*backward)(const LayerCall&);
   Schedule (*schedule)(const LayerCall&);
+  // For `members` threads at most; takes sizes and weights from the call.
+  std::unique_ptr<Stream> (*stream)(const LayerCall&, int64_t members);
 };
 
 // Best first; ends with the baseline, which runs everywhere.

@@ -13,6 +13,7 @@
 #include "call.h"
 #include "kernels.h"
 #include "scratch.h"
+#include "stepper.h"
 #include "team.h"
 
 namespace {
@@ -198,6 +199,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
 }
 
 PyMODINIT_FUNC PyInit__C(void) {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, kStepperMethods, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

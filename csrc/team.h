@@ -57,6 +57,7 @@ class Team {
   // One thread's place in the team: `index` of `size`.
   class Member {
    public:
+    int64_t index() const { return index_; }
     // This member's share of n: first and last + 1.
     std::pair<int64_t, int64_t> share(int64_t n) const { return {n * index_ / size_, n * (index_ + 1) / size_}; }
     // Returns when all members have called it: true to go on, false to leave the team.

@@ -5,6 +5,7 @@ from ._version import __version__
 from .convert import convert, revert
 from .explain import explain
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .stepper import Stepper
 
 __all__ = [
     "GRU",
@@ -13,6 +14,7 @@ __all__ = [
     "LSTMCell",
     "RNN",
     "RNNCell",
+    "Stepper",
     "__version__",
     "backends",
     "convert",
