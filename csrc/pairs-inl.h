@@ -5,7 +5,9 @@
 //
 // Packed in blocks of 32 along k. Left factor: rows of [part][K]. Right factor: panels of NB vectors of 16 columns,
 // [k / 32][part][NB][16 pairs of k][16 columns][2], which both the matrix registers (AMX) and vdpbf16ps read.
-// Infinity, and what rounds to it, has no such parts: `overflow` says that it came, and the caller computes without.
+// Infinity has no such parts, and where a product of two numbers is infinite, products of their parts are infinities of
+// both signs, which add up to NaN. So numbers from 2^63 on are not taken: `overflow` says that one came, and the caller
+// computes without parts.
 
 // What becomes of a product: put where the sums go, added to what is there, or added after it has been summed up by
 // itself, which loses less to rounding.
@@ -26,7 +28,7 @@ INLINE Vec<float> widened(__m256i bits) {
 }
 INLINE bool overflows(Vec<float> v) {
   const __m512 magnitude = _mm512_abs_ps((__m512)v.v);
-  return _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(float_of_bits(0x7f7f8000)), _CMP_GE_OQ) != 0;
+  return _mm512_cmp_ps_mask(magnitude, _mm512_set1_ps(0x1p63f), _CMP_GE_OQ) != 0;
 }
 
 // Stores the parts of v, `part` numbers apart.
