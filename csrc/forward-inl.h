@@ -26,12 +26,16 @@ struct Forward {
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
     bias.allocate(D * panels * BIAS);
-    if (plan.ih != Form::in_place) w_ih.allocate(D * panels * NB * W, I, parts(plan.ih));
-    if (plan.hh != Form::in_place) w_hh.allocate(D * panels * NB * W, P, parts(plan.hh));
+    allocate(w_ih, plan.ih, I);
+    allocate(w_hh, plan.hh, P);
     if (call.project) w_hr.allocate(D * out_panels * WIDTH, H, 0);
   }
 
-  int parts(Form form) const { return form == Form::pairs ? plan.parts : 0; }
+  void allocate(Factor<A>& w, Form form, int64_t K) const {
+    const int64_t columns = D * panels * NB * W;
+    if (form == Form::quads) w.allocate_quads(columns, K);
+    else if (form != Form::in_place) w.allocate(columns, K, form == Form::pairs ? plan.parts : 0);
+  }
   int64_t column(int64_t d, int64_t u) const { return (d * panels + u) * NB * W; }
   A* bias_of(int64_t d, int64_t u) const { return bias.data() + (d * panels + u) * BIAS; }
   static constexpr int BIAS = (G + SPLIT) * WIDTH;
@@ -56,12 +60,17 @@ struct Forward {
     for (int i = 0; i < NB; ++i) {
       int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
       int n = int(std::clamp<int64_t>(H - j, 0, W));
-      if (plan.ih != Form::in_place)
-        w_ih.pack_columns(port(call.weight(d, 0)), first * I, I, n, I, column(d, u), NB, i, overflow);
-      if (plan.hh != Form::in_place)
-        w_hh.pack_columns(port(call.weight(d, 1)), first * P, P, n, P, column(d, u), NB, i, overflow);
+      auto pack = [&](Factor<A>& w, Form form, int k, int64_t width) {
+        if (form == Form::quads)
+          w.pack_quads(int8_weight(d, k) + first * width, call.scale(d, k) + first, n, width, column(d, u), NB, i);
+        else if (form != Form::in_place)
+          w.pack_columns(port(call.weight(d, k)), first * width, width, n, width, column(d, u), NB, i, overflow);
+      };
+      pack(w_ih, plan.ih, 0, I);
+      pack(w_hh, plan.hh, 1, P);
     }
   }
+  const int8_t* int8_weight(int64_t d, int k) const { return static_cast<const int8_t*>(call.weight(d, k)); }
 
   void pack_projection(int64_t d, int64_t u) {
     for (int v = 0; v < NV; ++v) {
@@ -108,6 +117,7 @@ struct Forward {
   struct Input {
     Scratch<A> rows;
     SplitRows split;
+    QuantizedRows quantized;
   };
 
   // The rows of x of some steps: in place where they are evenly spaced, else copied.
@@ -118,6 +128,11 @@ struct Forward {
         for (int64_t r = 0; r < job.rows; ++r) f(t * job.rows + r, first + t * call.x_stride_T + r * call.x_stride_B);
     };
     Left<A> x;
+    if (call.quantized()) {
+      if (!input.quantized) input.quantized.allocate(chunk * job.rows, I);
+      for_rows([&](int64_t r, int64_t from) { quantize(input.quantized, x_in.at(from), r, x); });
+      return x;
+    }
     if (plan.ih == Form::pairs) {
       if (!input.split) input.split.allocate(chunk * job.rows, I, plan.parts);
       for_rows([&](int64_t r, int64_t from) {
@@ -140,21 +155,31 @@ struct Forward {
     return x;
   }
 
+  // Row r of a left factor in int8.
+  static void quantize(const QuantizedRows& to, const A* from, int64_t r, Left<A>& left) {
+    if constexpr (sizeof(A) == 4) to.put_row(from, r);
+    left.split = to.at(0), left.split_row = to.row();
+  }
+
+  // The rows of h in `slot`. In int8 they are each thread's own: the whole row has one scale.
+  Left<A> rows_of_h(const Job& job, QuantizedRows& quantized, int64_t slot) const {
+    Left<A> h;
+    h.a = job.h.data() + job.at(slot, 0) * Pp, h.row = Pp;
+    if (call.quantized()) {
+      if (!quantized) quantized.allocate(job.rows, P);
+      for (int64_t r = 0; r < job.rows; ++r) quantize(quantized, h.a + r * Pp, r, h);
+    } else if (job.h_split) {
+      h.split = job.h_split.at(job.at(slot, 0)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
+    }
+    return h;
+  }
+
   // The input's sums of some steps, for panels u0..u1.
   void project_input(const Job& job, Input& input, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
                      int64_t u1) const {
     const Left<A> x = rows_of_x(job, input, t0, steps);
     for (int64_t u = u0; u < u1; ++u)
       multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
-  }
-
-  // The sums of panel u for rows r..r+n of h in `slot`.
-  void multiply_state(const Job& job, Tiles& tiles, int64_t u, int64_t slot, int64_t r, int64_t n, A* sums) const {
-    Left<A> h;
-    h.a = job.h.data() + job.at(slot, r) * Pp, h.row = Pp;
-    if (job.h_split)
-      h.split = job.h_split.at(job.at(slot, r)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
-    multiply(tiles, job.d, u, n, h, false, sums, SUMS);
   }
 
   // sums = left times W_ih or W_hh, for n rows of panel u.
@@ -164,10 +189,16 @@ struct Forward {
     if ((input ? plan.ih : plan.hh) != Form::in_place)
       return (input ? w_ih : w_hh)
           .template multiply<NB>(tiles, plan.level, n, left, 0, K, column(d, u), sums, sums_row, Sum::put);
-    const Port<A> w = port(call.weight(d, input ? 0 : 1));
-    for (int g = 0; g < G; ++g)
-      dot_product(n, left.a, left.row, w, (g * H + u * WIDTH) * K, std::min<int64_t>(WIDTH, H - u * WIDTH), K,
+    const int k = input ? 0 : 1;
+    for (int g = 0; g < G; ++g) {
+      const int64_t first = g * H + u * WIDTH, count = std::min<int64_t>(WIDTH, H - u * WIDTH);
+      if (!call.quantized()) {
+        dot_product(n, left.a, left.row, port(call.weight(d, k)), first * K, count, K, sums + g * WIDTH, sums_row);
+      } else if constexpr (sizeof(A) == 4) {
+        dot_quads(n, left.split, left.split_row, int8_weight(d, k) + first * K, call.scale(d, k) + first, count, K,
                   sums + g * WIDTH, sums_row);
+      }
+    }
   }
 
   // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state.
@@ -251,11 +282,13 @@ struct Forward {
   void run_job(const Job& job, int64_t member, int64_t members, Team& team) const {
     const bool back = call.backwards(job.d);
     Input input;
+    QuantizedRows quantized_h;
     Tiles tiles;
     alignas(64) A sums[BLOCK * SUMS], x_sums[BLOCK * SUMS];
     // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
-    const bool near = 2 * plan.parts * SUMS * panels * P <= kNearBytes;
-    const int64_t block = plan.hh != Form::pairs ? 48 : near ? 32 : BLOCK;
+    const bool quads = plan.hh == Form::quads && plan.level == Level::tiles;
+    const bool near = (quads ? 1 : 2 * plan.parts) * SUMS * panels * P <= kNearBytes;
+    const int64_t block = plan.hh != Form::pairs && !quads ? 48 : near ? 32 : BLOCK;
     // Up and down in turn, so that what the cache still holds of the weights is what the next step begins with.
     auto for_blocks = [&](int64_t all, bool down, auto&& f) {
       const int64_t lo = all * member / members, hi = all * (member + 1) / members;
@@ -268,12 +301,12 @@ struct Forward {
         project_input(job, input, tiles, t0, steps, panels * member / members, panels * (member + 1) / members);
       for (int64_t s = done; s < done + steps; ++s) {
         int64_t t = back ? T - 1 - s : s;
-        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1);
+        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1), h = rows_of_h(job, quantized_h, s);
         for_blocks(panels, s & 1, [&](int64_t u, int64_t r, int64_t n) {
           const A* of_x = x_sums;
           if (plan.chunked) of_x = job.pre.data() + (((t - t0) * job.rows + r) * panels + u) * SUMS;
           else multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
-          multiply_state(job, tiles, u, s, r, n, sums);
+          multiply(tiles, job.d, u, n, h.from(r), false, sums, SUMS);
           apply(job, t, u, s, r, n, of_x, plan.chunked ? panels * SUMS : SUMS, sums);
         });
         team.barrier();

@@ -78,7 +78,8 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
 // writes into the output; the final states are written where they belong in the stacked ones.
 std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const Tensors& weights, StringHandle cell,
                                   int64_t layers, bool bidirectional, bool bias, int64_t hidden_size, int64_t proj_size,
-                                  const MaybeString& activation, const MaybeTensor& lengths) {
+                                  const MaybeString& activation, const MaybeTensor& lengths,
+                                  const std::optional<Tensors>& scales) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
@@ -87,7 +88,10 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
                 P = proj_size > 0 ? proj_size : H;
   STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
                   " weights, got ", weights.size());
-  call.take_weights(weights.data(), H, P);
+  STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == layers * 2 * D && call.storage == Storage::float32),
+                  "rnnkernels: int8 weights want x in float32 and ", layers * 2 * D, " scales");
+  const Tensor* const scale = scales ? scales->data() : nullptr;
+  call.take_weights(weights.data(), H, P, scale);
   call.take_states(states, layers);
 
   Tensor y = empty(call.dtype, {T, B, D * P});
@@ -105,7 +109,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
     if (B > 0) instruction_set().forward(call);
     if (++i == layers) break;
     call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
-    call.take_weights(weights.data() + i * n, H, P);
+    call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * 2 * D : nullptr);
     for (int k = 0; k < call.cell->states; ++k) {
       const int64_t step = D * B * (k ? H : P) * bytes;
       if (call.states[k]) call.states[k] = static_cast<const char*>(call.states[k]) + step;

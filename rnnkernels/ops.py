@@ -21,7 +21,9 @@ With groups, lengths and reset have a leading X too. All strides are allowed. Th
 autograd.py.
 
 ``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
-once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other.
+once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
+scales, float32 (G*H), those of w_ih and w_hh per layer and direction, these two are int8 and row n stands for scale[n] *
+w[n].
 """
 
 from functools import partial
@@ -53,7 +55,8 @@ LIB = torch.library.Library("rnnkernels", "DEF")
 SCHEMAS = {
     # the arguments with defaults are rare: each that is left out makes a call 0.1 to 0.2 microseconds shorter
     "stack": "(Tensor x, Tensor[] states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
-    "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None) -> (Tensor y, Tensor[] last)",
+    "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None)"
+    " -> (Tensor y, Tensor[] last)",
     "layer": f"({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
     f"{ARGUMENTS}, Tensor y, Tensor[] saved, bool[] needs)"
@@ -88,11 +91,15 @@ def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidd
 
 
 def stack_of_layers(
-    x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None
-):
-    """``stack`` where there is no kernel for it: a call of ``layer`` per layer."""
+    x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None,
+    scales=None,
+):  # fmt: skip
+    """``stack`` where there is no kernel for it: a call of ``layer`` per layer, with weights in float."""
     check_devices(x, states, weights)
     reverse = (False, True) if bidirectional else (False,)
+    if scales:
+        scale = iter(scales)
+        weights = [w * next(scale)[:, None] if w.dtype == torch.int8 else w for w in weights]
 
     def run(i, x, states, weights):
         return OPS["layer"](
