@@ -166,11 +166,13 @@ std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int
                      bool) {
   LayerCall call{};
   const std::string cell_name = text(cell);
-  call.storage = storage_of(dtype);
+  const bool quantized = dtype == aoti_torch_dtype_int8();
+  call.storage = quantized ? Storage::float32 : storage_of(dtype);
   call.cell = find_cell(cell_name);
   STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
+  if (quantized) call.scales.resize(2 * D);
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }
 

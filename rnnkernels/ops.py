@@ -22,8 +22,8 @@ autograd.py.
 
 ``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
 once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
-scales, float32 (G*H), those of w_ih and w_hh per layer and direction, these two are int8 and row n stands for scale[n] *
-w[n].
+scales, float32 (G*H) per layer and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] *
+scale[n].
 """
 
 from functools import partial
