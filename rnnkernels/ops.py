@@ -31,7 +31,7 @@ from functools import partial
 import torch
 from torch.autograd import forward_ad
 
-from . import backends, batching
+from . import backends, batching, reference
 from .autograd import (
     OPS,
     Eager,
@@ -98,8 +98,7 @@ def stack_of_layers(
     check_devices(x, states, weights)
     reverse = (False, True) if bidirectional else (False,)
     if scales:
-        scale = iter(scales)
-        weights = [w * next(scale)[:, None] if w.dtype == torch.int8 else w for w in weights]
+        weights = reference.dequantized(weights, scales)
 
     def run(i, x, states, weights):
         return OPS["layer"](
@@ -143,10 +142,10 @@ for name, fake, vmap in (
     ("layer", layer_shapes, batching.layer_op),
     ("layer_backward", layer_backward_shapes, batching.layer_backward_op),
 ):
-    triton, reference = getattr(backends.Triton, name), getattr(backends.Reference, name)
-    define(name, fake, vmap, CUDA=triton, CompositeExplicitAutograd=reference)  # the CPU's are in csrc/ops.cpp
+    triton, eager = getattr(backends.Triton, name), getattr(backends.Reference, name)
+    define(name, fake, vmap, CUDA=triton, CompositeExplicitAutograd=eager)  # the CPU's are in csrc/ops.cpp
     # where the reference runs in spite of a kernel for the device: an op too, so that no compiler looks inside
-    define(f"reference_{name}", fake, vmap, CompositeExplicitAutograd=reference)
+    define(f"reference_{name}", fake, vmap, CompositeExplicitAutograd=eager)
 define("stack", stack_shapes, None, CompositeExplicitAutograd=stack_of_layers)  # the CPU's is in csrc/ops.cpp
 stack = OPS["stack"]
 

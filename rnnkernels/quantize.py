@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from . import ops
+from . import backends, ops
 from .convert import TO_OURS
-from .functional import DTYPE_NAMES, check_sizes, check_steps
+from .functional import BOTH, DTYPE_NAMES, FORWARD, check_sizes, check_steps, layers
 from .modules import GRU, LSTM, MODES, RNN, Recurrent
+from .reference import dequantized
 
 
 def quantize_dynamic(model: nn.Module) -> nn.Module:
@@ -109,7 +110,14 @@ class QuantizedRecurrent(nn.Module):
         cell, activation = MODES[self.mode]
         buffers = self._buffers
         weights, scales = [buffers[name] for name in self._weights], [buffers[name] for name in self._scales]
-        return ops.stack(x, states, weights, cell, L, self.bidirectional, self.bias, H, P, activation, lengths, scales)
+        if backends.forced() in (None, "cpp" if x.is_cpu and backends.EXTENSION_ERROR is None else None):
+            return ops.stack(
+                x, states, weights, cell, L, self.bidirectional, self.bias, H, P, activation, lengths, scales
+            )  # fmt: skip
+        return layers(  # the forced backend, in floats
+            cell, x, states, dequantized(weights, scales), L, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
+            self.input_size, H, P or H, activation, lengths=lengths,
+        )  # fmt: skip
 
 
 class QuantizedRNN(QuantizedRecurrent):
