@@ -2,6 +2,7 @@
 #include "vec-inl.h"
 #include "gemm-inl.h"
 #include "pairs-inl.h"
+#include "quads-inl.h"
 #include "factor-inl.h"
 #include "cells/gru.h"
 #include "cells/lstm.h"

@@ -109,18 +109,22 @@ struct Call : LayerCall {
   int64_t weights_per_layer() const { return D * (2 + 2 * bias + project); }
 
   // The weights of one layer of H hidden units and P outputs.
-  void take_weights(const Tensor* given, int64_t H_, int64_t P_) {
+  void take_weights(const Tensor* given, int64_t H_, int64_t P_, const Tensor* given_scales = nullptr) {
     const int64_t G = cell->gates, n = weights_per_layer(), each = n / D;
     H = H_, P = P_;
     STD_TORCH_CHECK(T > 0 && H > 0 && P > 0,
                     "rnnkernels: expected at least one step, hidden unit and output, got T = ", T, ", H = ", H,
                     ", P = ", P);
     STD_TORCH_CHECK(project || H == P, "rnnkernels: weight_hh must have ", H, " columns, got ", P);
+    const int32_t type = given_scales ? aoti_torch_dtype_int8() : dtype;
+    scales.resize(given_scales ? 2 * D : 0);
+    for (size_t i = 0; i < scales.size(); ++i)
+      scales[i] = static_cast<const float*>(take(given_scales[i], {G * H}, "scale"));
     weights.resize(n);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t k = i % each;
-      weights[i] = k == 0                     ? take(given[i], {G * H, I}, "weight_ih")
-                   : k == 1                   ? take(given[i], {G * H, P}, "weight_hh")
+      weights[i] = k == 0                     ? take(given[i], {G * H, I}, "weight_ih", type)
+                   : k == 1                   ? take(given[i], {G * H, P}, "weight_hh", type)
                    : project && k == each - 1 ? take(given[i], {P, H}, "weight_hr")
                                               : take(given[i], {G * H}, "bias");
     }
@@ -137,7 +141,8 @@ struct Call : LayerCall {
   const void* take(const Tensor& t, Sizes sizes, const char* name) { return take(t, sizes, name, dtype); }
 
   const void* take(const Tensor& t, Sizes sizes, const char* name, int32_t type) {
-    STD_TORCH_CHECK(dtype_of(t) == type, "rnnkernels: ", name, " and x must have the same dtype");
+    STD_TORCH_CHECK(dtype_of(t) == type, "rnnkernels: ", name,
+                    type == aoti_torch_dtype_int8() ? " must be int8" : " and x must have the same dtype");
     const auto found = t.sizes();
     STD_TORCH_CHECK(found.size() == sizes.size(), "rnnkernels: ", name, " must have ", sizes.size(),
                     " dimensions, got ", found.size());

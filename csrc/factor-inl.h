@@ -1,6 +1,7 @@
 // The two factors of a product in any form: rows on the left, a matrix in panels of columns on the right.
 
-// Rows of the left factor: as numbers of type A, and in bf16 parts where the right factor is.
+// Rows of the left factor: as numbers of type A, and in bf16 parts or (split then being QuantizedRows') in int8 where
+// the right factor is.
 template <class A>
 struct Left {
   const A* a = nullptr;
@@ -22,6 +23,9 @@ class Factor {
     if (parts) bits_.allocate(columns * rows_, zero);
     else numbers_.allocate(columns * rows_, zero);
   }
+  void allocate_quads(int64_t columns, int64_t K) {
+    rows_ = padded_quads(K), bits_.allocate(columns * rows_), scales_.allocate(columns);
+  }
   int parts() const { return parts_; }
 
   // Vector v of the panel of NB vectors at column c, rows k.. (in pairs: whole blocks): from n rows of K numbers, `row`
@@ -35,6 +39,11 @@ class Factor {
                  int64_t v, Flag& overflow) {
     if (parts_) pack_pair_rows(from, first, row, n, K, bits(c, k, NB), NB, v, parts_, overflow);
     else pack_number_rows(from, first, row, n, K, numbers(c, k, NB) + v * W, NB * W);
+  }
+  // The same from n rows of int8 and their scales.
+  void pack_quads(const int8_t* from, const float* scales, int n, int64_t K, int64_t c, int64_t NB, int64_t v) {
+    pack_quad_columns(from, n, K, bits(c, 0, NB), NB, v);
+    for (int i = 0; i < W; ++i) scales_.data()[c + v * W + i] = i < n ? scales[i] : 0.0f;
   }
   // Rows k and k + 1 (k even) of n columns in panels of 4, 2 and 1 vectors.
   void put_rows(const A* even, const A* odd, int64_t n, int64_t k, Flag& overflow) {
@@ -57,11 +66,16 @@ class Factor {
   void multiply(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t k, int64_t K, int64_t c, A* sums,
                 int64_t sums_row, Sum sum) const {
 #ifdef PAIRS
-    if constexpr (sizeof(A) == 4)
+    if constexpr (sizeof(A) == 4) {
+      if (scales_.data())
+        return multiply_quads<NB>(
+            tiles, level, {left.split, left.split_row, 0, padded_quads(K), bits(c, 0, NB), NB, sums, sums_row, sum},
+            rows, scales_.data() + c);
       if (parts_)
         return multiply_pairs<NB>(
             tiles, level, parts_,
             {left.split, left.split_row, left.part, padded_k(K), bits(c, k, NB), NB, sums, sums_row, sum}, rows);
+    }
 #endif
     product<NB>(rows, left.a, left.row, left.step, numbers(c, k, NB), NB * W, K, sums, sums_row, sum != Sum::put);
   }
@@ -80,6 +94,7 @@ class Factor {
   int parts_ = 0;
   Scratch<A> numbers_;
   Scratch<Bits> bits_;
+  Scratch<float> scales_;  // of the columns, where they are int8
 };
 
 // Some columns of a matrix as the rows of a left factor, and their sums.

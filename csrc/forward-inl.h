@@ -29,13 +29,17 @@ struct Forward {
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
     bias.allocate(D * panels * BIAS);
-    if (packed(plan.ih)) w_ih.allocate(D * panels * NB * W, I, parts(plan.ih));
-    if (packed(plan.hh)) w_hh.allocate(D * panels * NB * W, P, parts(plan.hh));
+    allocate(w_ih, plan.ih, I);
+    allocate(w_hh, plan.hh, P);
     if (call.project) w_hr.allocate(D * out_panels * WIDTH, H, 0);
   }
 
-  static bool packed(Form form) { return form == Form::panels || form == Form::pairs; }
-  int parts(Form form) const { return form == Form::pairs ? plan.parts : 0; }
+  void allocate(Factor<A>& w, Form form, int64_t K) const {
+    const int64_t columns = D * panels * NB * W;
+    if (form == Form::quads) w.allocate_quads(columns, K);
+    else if (packed(form)) w.allocate(columns, K, form == Form::pairs ? plan.parts : 0);
+  }
+  static bool packed(Form form) { return form != Form::in_place && form != Form::elsewhere; }
   int64_t column(int64_t d, int64_t u) const { return (d * panels + u) * NB * W; }
   A* bias_of(int64_t d, int64_t u) const { return bias.data() + (d * panels + u) * BIAS; }
   static constexpr int BIAS = (G + SPLIT) * WIDTH;
@@ -60,12 +64,17 @@ struct Forward {
     for (int i = 0; i < NB; ++i) {
       int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
       int n = int(std::clamp<int64_t>(H - j, 0, W));
-      if (packed(plan.ih))
-        w_ih.pack_columns(port(call.weight(d, 0)), first * I, I, n, I, column(d, u), NB, i, overflow);
-      if (packed(plan.hh))
-        w_hh.pack_columns(port(call.weight(d, 1)), first * P, P, n, P, column(d, u), NB, i, overflow);
+      auto pack = [&](Factor<A>& w, Form form, int k, int64_t width) {
+        if (form == Form::quads)
+          w.pack_quads(int8_weight(d, k) + first * width, call.scale(d, k) + first, n, width, column(d, u), NB, i);
+        else if (packed(form))
+          w.pack_columns(port(call.weight(d, k)), first * width, width, n, width, column(d, u), NB, i, overflow);
+      };
+      pack(w_ih, plan.ih, 0, I);
+      pack(w_hh, plan.hh, 1, P);
     }
   }
+  const int8_t* int8_weight(int64_t d, int k) const { return static_cast<const int8_t*>(call.weight(d, k)); }
 
   void pack_projection(int64_t d, int64_t u) {
     for (int v = 0; v < NV; ++v) {
@@ -110,8 +119,9 @@ struct Forward {
 
   // Where rows of x and of h are copied to if they cannot be read in place.
   struct Input {
-    Scratch<A> rows, row, state;
+    Scratch<A> rows, row;
     SplitRows split;
+    QuantizedRows quantized;
   };
   bool sorted(Form form) const { return form == Form::in_place && call.storage == Storage::bfloat16; }
 
@@ -123,6 +133,11 @@ struct Forward {
         for (int64_t r = 0; r < job.rows; ++r) f(t * job.rows + r, first + t * call.x_stride_T + r * call.x_stride_B);
     };
     Left<A> x;
+    if (call.quantized()) {
+      if (!input.quantized) input.quantized.allocate(chunk * job.rows, I);
+      for_rows([&](int64_t r, int64_t from) { quantize(input.quantized, x_in.at(from), r, x); });
+      return x;
+    }
     if (plan.ih == Form::pairs) {
       if (!input.split) input.split.allocate(chunk * job.rows, I, plan.parts);
       for_rows([&](int64_t r, int64_t from) {
@@ -150,26 +165,35 @@ struct Forward {
     return x;
   }
 
+  // Row r of a left factor in int8.
+  static void quantize(const QuantizedRows& to, const A* from, int64_t r, Left<A>& left) {
+    if constexpr (sizeof(A) == 4) to.put_row(from, r);
+    left.split = to.at(0), left.split_row = to.row();
+  }
+
+  // The rows of h in `slot`. In int8 they are each thread's own: the whole row has one scale.
+  Left<A> rows_of_h(const Job& job, Input& copy, int64_t slot) const {
+    Left<A> h;
+    h.a = job.h.data() + job.at(slot, 0) * Pp, h.row = Pp;
+    if (call.quantized()) {
+      if (!copy.quantized) copy.quantized.allocate(job.rows, P);
+      for (int64_t r = 0; r < job.rows; ++r) quantize(copy.quantized, h.a + r * Pp, r, h);
+    } else if (job.h_split) {
+      h.split = job.h_split.at(job.at(slot, 0)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
+    } else if (sorted(plan.hh)) {
+      copy.rows.allocate(job.rows * Pp);
+      for (int64_t r = 0; r < job.rows; ++r) sort_for_bfloat16(h.a + r * Pp, P, copy.rows.data() + r * Pp);
+      h.a = copy.rows.data();
+    }
+    return h;
+  }
+
   // The input's sums of some steps, for panels u0..u1.
   void project_input(const Job& job, Input& input, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
                      int64_t u1) const {
     const Left<A> x = rows_of_x(job, input, t0, steps);
     for (int64_t u = u0; u < u1; ++u)
       multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
-  }
-
-  // h of all rows in `slot`.
-  Left<A> state(const Job& job, Input& input, int64_t slot) const {
-    Left<A> h;
-    h.a = job.h.data() + job.at(slot, 0) * Pp, h.row = Pp;
-    if (sorted(plan.hh)) {
-      input.state.allocate(job.rows * Pp);
-      for (int64_t r = 0; r < job.rows; ++r) sort_for_bfloat16(h.a + r * Pp, P, input.state.data() + r * Pp);
-      h.a = input.state.data();
-    }
-    if (job.h_split)
-      h.split = job.h_split.at(job.at(slot, 0)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
-    return h;
   }
 
   // sums = left times W_ih or W_hh, for n rows of panel u.
@@ -179,10 +203,16 @@ struct Forward {
     if (packed(input ? plan.ih : plan.hh))
       return (input ? w_ih : w_hh)
           .template multiply<NB>(tiles, plan.level, n, left, 0, K, column(d, u), sums, sums_row, Sum::put);
-    const Port<A> w = port(call.weight(d, input ? 0 : 1));
-    for (int g = 0; g < G; ++g)
-      dot_product(n, left.a, left.row, w, (g * H + u * WIDTH) * K, std::min<int64_t>(WIDTH, H - u * WIDTH), K,
+    const int k = input ? 0 : 1;
+    for (int g = 0; g < G; ++g) {
+      const int64_t first = g * H + u * WIDTH, count = std::min<int64_t>(WIDTH, H - u * WIDTH);
+      if (!call.quantized()) {
+        dot_product(n, left.a, left.row, port(call.weight(d, k)), first * K, count, K, sums + g * WIDTH, sums_row);
+      } else if constexpr (sizeof(A) == 4) {
+        dot_quads(n, left.split, left.split_row, int8_weight(d, k) + first * K, call.scale(d, k) + first, count, K,
                   sums + g * WIDTH, sums_row);
+      }
+    }
   }
 
   // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state.
@@ -266,12 +296,13 @@ struct Forward {
 
   void run_job(const Job& job, Team::Member& member) const {
     const bool back = call.backwards(job.d);
-    Input input;
+    Input input, copy_of_h;
     Tiles tiles;
     alignas(64) A sums[BLOCK * SUMS], x_sums[BLOCK * SUMS];
     // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
-    const bool near = 2 * plan.parts * SUMS * panels * P <= kNearBytes;
-    const int64_t block = plan.hh != Form::pairs ? 48 : near ? 32 : BLOCK;
+    const bool quads = plan.hh == Form::quads && plan.level == Level::tiles;
+    const bool near = (quads ? 1 : 2 * plan.parts) * SUMS * panels * P <= kNearBytes;
+    const int64_t block = plan.hh != Form::pairs && !quads ? 48 : near ? 32 : BLOCK;
     // Up and down in turn, so that what the cache still holds of the weights is what the next step begins with.
     auto for_blocks = [&](int64_t all, bool down, auto&& f) {
       const auto [lo, hi] = member.share(all);
@@ -286,7 +317,7 @@ struct Forward {
       }
       for (int64_t s = done; s < done + steps; ++s) {
         int64_t t = back ? T - 1 - s : s;
-        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1), h = state(job, input, s);
+        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1), h = rows_of_h(job, copy_of_h, s);
         for_blocks(panels, s & 1, [&](int64_t u, int64_t r, int64_t n) {
           const A* of_x = x_sums;
           if (plan.chunked) of_x = job.pre.data() + (((t - t0) * job.rows + r) * panels + u) * SUMS;

@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
@@ -28,6 +29,10 @@ namespace {
 constexpr int64_t kChunkBytes = 512 * 1024;      // what a projected chunk of steps may take of the second-level cache
 constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay in the second-level cache
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
+#ifdef __x86_64__
+bool has_vnni();
+bool has_amx_int8();
+#endif
 
 namespace baseline {
 constexpr int kBytes = 16;
@@ -127,6 +132,16 @@ bool has_avx512_bf16() {
   return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
 }
 
+// Products of bytes: in vectors, and in matrix registers where has_amx() too.
+bool has_vnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1);
+}
+bool has_amx_int8() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 25 & 1);
+}
+
 // The processor has matrix registers for bf16, and the system lets this process use them: Linux wants to be asked.
 bool has_amx() {
 #ifdef __linux__
@@ -146,6 +161,7 @@ std::string Schedule::text() const {
     if (form == Form::in_place) return "in place";
     if (form == Form::panels) return "packed";
     if (form == Form::elsewhere) return "elsewhere";
+    if (form == Form::quads) return std::string("in int8") + (level == Level::tiles ? " for AMX" : "");
     return "in " + std::to_string(parts) + " bf16 part" + (parts > 1 ? "s" : "") +
            (level == Level::tiles ? " for AMX" : "");
   };

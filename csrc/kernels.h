@@ -41,6 +41,7 @@ struct LayerCall {
   int64_t x_stride_X, x_stride_T, x_stride_B;
   const void* states[2];             // (D, B, P), (D, B, H)
   std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+  std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
   const int64_t* lengths;            // (X, B), or (B,) with stride 0
   int64_t lengths_stride_X;
 
@@ -57,6 +58,8 @@ struct LayerCall {
   int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
+  bool quantized() const { return !scales.empty(); }
+  const float* scale(int64_t d, int k) const { return scales[2 * d + k]; }
   int64_t group(int64_t d) const { return d / int64_t(reverse.size()); }
   bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }
   int64_t length(int64_t d, int64_t b) const {
@@ -68,8 +71,8 @@ struct LayerCall {
 enum class Level { vectors, pairs, tiles };
 
 // How a matrix of weights is held for its products: as it lies there, packed in panels of the type computed in, or in
-// panels of bf16 parts (pairs-inl.h); or by somebody else.
-enum class Form { in_place, panels, pairs, elsewhere };
+// panels of bf16 parts (pairs-inl.h) or of int8 (quads-inl.h); or by somebody else.
+enum class Form { in_place, panels, pairs, quads, elsewhere };
 
 // How the forward loop of a call is run.
 struct Schedule {

@@ -88,7 +88,8 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
 // writes into the output; the final states are written where they belong in the stacked ones.
 std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const Tensors& weights, StringHandle cell,
                                   int64_t layers, bool bidirectional, bool bias, int64_t hidden_size, int64_t proj_size,
-                                  const MaybeString& activation, const MaybeTensor& lengths) {
+                                  const MaybeString& activation, const MaybeTensor& lengths,
+                                  const std::optional<Tensors>& scales) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
@@ -97,7 +98,10 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
                 P = proj_size > 0 ? proj_size : H;
   STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
                   " weights, got ", weights.size());
-  call.take_weights(weights.data(), H, P);
+  STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == layers * 2 * D && call.storage == Storage::float32),
+                  "rnnkernels: int8 weights want x in float32 and ", layers * 2 * D, " scales");
+  const Tensor* const scale = scales ? scales->data() : nullptr;
+  call.take_weights(weights.data(), H, P, scale);
   call.take_states(states, layers);
 
   Tensor y = empty(call.dtype, {T, B, D * P});
@@ -115,7 +119,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
     if (B > 0) instruction_set().forward(call);
     if (++i == layers) break;
     call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
-    call.take_weights(weights.data() + i * n, H, P);
+    call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * 2 * D : nullptr);
     for (int k = 0; k < call.cell->states; ++k) {
       const int64_t step = D * B * (k ? H : P) * bytes;
       if (call.states[k]) call.states[k] = static_cast<const char*>(call.states[k]) + step;
@@ -172,11 +176,13 @@ std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int
                      bool) {
   LayerCall call{};
   const std::string cell_name = text(cell);
-  call.storage = storage_of(dtype);
+  const bool quantized = dtype == aoti_torch_dtype_int8();
+  call.storage = quantized ? Storage::float32 : storage_of(dtype);
   call.cell = find_cell(cell_name);
   STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
+  if (quantized) call.scales.resize(2 * D);
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }
 

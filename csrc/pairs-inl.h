@@ -55,9 +55,11 @@ template <int R>
 INLINE void clear_tile() {
   asm volatile("tilezero %%tmm%c0" ::"i"(R));
 }
-template <int C, int L, int R>
+// QUADS, here and below: the numbers are int8, signed on the left and unsigned on the right, and the sums are int32.
+template <int C, int L, int R, bool QUADS>
 INLINE void multiply_tiles() {
-  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(L), "i"(R));
+  if constexpr (QUADS) asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(L), "i"(R));
+  else asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(L), "i"(R));
 }
 template <class F, int... i>
 INLINE void each(std::integer_sequence<int, i...>, const F& f) {
@@ -125,7 +127,7 @@ struct Order<3> {
 };
 
 // MT blocks of up to 16 rows times NT vectors of columns (two times three: of 16 rows).
-template <int MT, int NT, int PARTS>
+template <int MT, int NT, int PARTS, bool QUADS>
 void multiply_in_tiles(const PairProduct& p) {
   using O = Order<PARTS>;
   constexpr int SUMS = MT == 2 && NT == 3 ? 3 : 2;  // from one block's to the next one's
@@ -143,7 +145,7 @@ void multiply_in_tiles(const PairProduct& p) {
       each<PARTS>([&](auto j) {
         each<NT>([&](auto n) {
           load_tile<4>(right + (PARTS - 1 - j) * right_part + n * kTile, 64);
-          each<j + 1>([&](auto i) { multiply_tiles<n, 5 + i, 4>(); });
+          each<j + 1>([&](auto i) { multiply_tiles<n, 5 + i, 4, QUADS>(); });
         });
       });
     } else if constexpr (NT == 3) {  // one register for each factor, back and forth over the columns
@@ -154,7 +156,7 @@ void multiply_in_tiles(const PairProduct& p) {
           each<NT>([&](auto n) {
             constexpr int c = m ? NT - 1 - n : n;
             load_tile<7>(right + j * right_part + c * kTile, 64);
-            multiply_tiles<NT * m + c, 6, 7>();
+            multiply_tiles<NT * m + c, 6, 7, QUADS>();
           });
         });
       });
@@ -165,7 +167,7 @@ void multiply_in_tiles(const PairProduct& p) {
           each<MT>([&](auto m) { load_tile<4 + m>(left + m * 16 * p.row + O::left[now] * p.part, row); });
         if constexpr (now == 0 || O::right[now] != O::right[last])
           each<NT>([&](auto n) { load_tile<6 + n>(right + O::right[now] * right_part + n * kTile, 64); });
-        each<MT>([&](auto m) { each<NT>([&](auto n) { multiply_tiles<2 * m + n, 4 + m, 6 + n>(); }); });
+        each<MT>([&](auto m) { each<NT>([&](auto n) { multiply_tiles<2 * m + n, 4 + m, 6 + n, QUADS>(); }); });
       });
     }
   }
@@ -176,7 +178,7 @@ void multiply_in_tiles(const PairProduct& p) {
 
 // Any number of rows; in stretches of k for which the left rows stay in the first-level cache, where that pays. Long
 // sums are sums of the stretches' sums, which loses less to rounding.
-template <int NB, int PARTS>
+template <int NB, int PARTS, bool QUADS>
 void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
   const bool is_long = p.sum == Sum::add_long;
   const int64_t stretch = is_long ? 256 : NB == 3 || p.K * PARTS > 768 ? p.K : 384 / PARTS;
@@ -194,9 +196,9 @@ void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
       if (two) {
         constexpr int NT = NB == 4 ? 2 : NB;
         for (int c = 0; c < NB; c += NT, part.right += NT * kTile, part.sums += NT * 16)
-          multiply_in_tiles<2, NT, PARTS>(part);
+          multiply_in_tiles<2, NT, PARTS, QUADS>(part);
       } else {
-        multiply_in_tiles<1, NB, PARTS>(part);
+        multiply_in_tiles<1, NB, PARTS, QUADS>(part);
       }
       for (int64_t m = 0; is_long && m < n; ++m)
         for (int c = 0; c < NB * 16; c += 16)
@@ -206,7 +208,7 @@ void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
 }
 
 // The same for one part in vector registers: MR rows times NB vectors.
-template <int MR, int NB>
+template <int MR, int NB, bool QUADS>
 void multiply_in_vectors(const PairProduct& p) {
   __m512 sums[MR][NB];
 #pragma GCC unroll 8
@@ -225,7 +227,10 @@ void multiply_in_vectors(const PairProduct& p) {
       __builtin_memcpy(&pair, p.left + m * p.row + k, 4);
       const __m512i v = _mm512_set1_epi32(pair);
 #pragma GCC unroll 4
-      for (int n = 0; n < NB; ++n) asm("vdpbf16ps %2, %1, %0" : "+v"(sums[m][n]) : "v"(v), "v"(w[n]));
+      for (int n = 0; n < NB; ++n) {
+        if constexpr (QUADS) asm("vpdpbusd %2, %1, %0" : "+v"(sums[m][n]) : "v"(w[n]), "v"(v));
+        else asm("vdpbf16ps %2, %1, %0" : "+v"(sums[m][n]) : "v"(v), "v"(w[n]));
+      }
     }
   }
 #pragma GCC unroll 8
@@ -234,21 +239,23 @@ void multiply_in_vectors(const PairProduct& p) {
     for (int n = 0; n < NB; ++n) _mm512_storeu_ps(p.sums + m * p.sums_row + n * 16, sums[m][n]);
 }
 
-template <int NB, int... m>
+template <int NB, bool QUADS, int... m>
 constexpr auto vector_table(std::integer_sequence<int, m...>) {
-  return std::array<void (*)(const PairProduct&), sizeof...(m)>{&multiply_in_vectors<m + 1, NB>...};
+  return std::array<void (*)(const PairProduct&), sizeof...(m)>{&multiply_in_vectors<m + 1, NB, QUADS>...};
 }
 
-template <int NB>
+template <int NB, bool QUADS = false>
 void multiply_pairs(Tiles& tiles, Level level, int parts, PairProduct p, int64_t rows) {
   p.NB = NB;
   if (level == Level::tiles) {
-    if (parts == 3) return multiply_in_tiles<NB, 3>(tiles, p, rows);
-    if (parts == 2) return multiply_in_tiles<NB, 2>(tiles, p, rows);
-    return multiply_in_tiles<NB, 1>(tiles, p, rows);
+    if constexpr (!QUADS) {
+      if (parts == 3) return multiply_in_tiles<NB, 3, QUADS>(tiles, p, rows);
+      if (parts == 2) return multiply_in_tiles<NB, 2, QUADS>(tiles, p, rows);
+    }
+    return multiply_in_tiles<NB, 1, QUADS>(tiles, p, rows);
   }
   constexpr int MR = tile_rows(NB);
-  static constexpr auto table = vector_table<NB>(std::make_integer_sequence<int, MR>{});
+  static constexpr auto table = vector_table<NB, QUADS>(std::make_integer_sequence<int, MR>{});
   const int64_t blocks = (rows + MR - 1) / MR;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = rows * i / blocks, n = rows * (i + 1) / blocks - first;

@@ -14,6 +14,11 @@ struct Register<double> {
   typedef double Data __attribute__((vector_size(kBytes)));
   typedef int64_t IntData __attribute__((vector_size(kBytes)));
 };
+template <>
+struct Register<int32_t> {  // for sums only
+  typedef int32_t Data __attribute__((vector_size(kBytes)));
+  using IntData = Data;
+};
 
 template <class A>
 struct Vec {

@@ -5,6 +5,7 @@ from ._version import __version__
 from .convert import convert, revert
 from .explain import explain
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .quantize import quantize_dynamic
 from .stepper import Stepper
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "convert",
     "explain",
     "functional",
+    "quantize_dynamic",
     "revert",
 ]

@@ -217,23 +217,32 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P):  # n
 
     Everything that kernels rely on is checked here, weights included: they can be anything by the time of a call.
     """
-    T, B, width = x.shape
     dtype, device, weight = x.dtype, x.device, weights[0]
     if dtype != weight.dtype and not autocast_enabled(device.type):
         raise ValueError(
             f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype}). "
             f"Convert input: input.to({weight.dtype}), or convert model: model.to({dtype})"
         )
-    if width != I:
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {I}, got {width}")
+    check_sizes(x, states, num_layers, D, I, H, P)
+    check_placement(dtype, device, states, weights)
+    check_weights(weights, num_layers, D, bias, project, CELLS[cell].gates * H, I, H, P)
+    check_steps(x)
+
+
+def check_sizes(x, states, num_layers, D, I, H, P):  # noqa: E741
+    """Whether the states fit the input, and the input the layers."""
+    if x.size(2) != I:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {I}, got {x.size(2)}")
     for k, s in enumerate(states):
-        expected = (num_layers * D, B, H if k else P)
+        expected = (num_layers * D, x.size(1), H if k else P)
         if s.shape != expected:
             name = "hidden size" if len(states) == 1 else f"hidden[{k}] size"
             raise RuntimeError(f"Expected {name} {expected}, got {list(s.shape)}")
-    check_placement(dtype, device, states, weights)
-    check_weights(weights, num_layers, D, bias, project, CELLS[cell].gates * H, I, H, P)
-    if T == 0:
+
+
+def check_steps(x):
+    """Whether there is a step at all."""
+    if x.size(0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 

@@ -21,7 +21,9 @@ With groups, lengths and reset have a leading X too. All strides are allowed. Th
 autograd.py.
 
 ``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
-once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other.
+once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
+scales, float32 (G*H) per layer and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] *
+scale[n].
 """
 
 from functools import partial
@@ -29,7 +31,7 @@ from functools import partial
 import torch
 from torch.autograd import forward_ad
 
-from . import backends, batching
+from . import backends, batching, reference
 from .autograd import (
     OPS,
     Eager,
@@ -53,7 +55,8 @@ LIB = torch.library.Library("rnnkernels", "DEF")
 SCHEMAS = {
     # the arguments with defaults are rare: each that is left out makes a call 0.1 to 0.2 microseconds shorter
     "stack": "(Tensor x, Tensor[] states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
-    "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None) -> (Tensor y, Tensor[] last)",
+    "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None)"
+    " -> (Tensor y, Tensor[] last)",
     "layer": f"({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
     f"{ARGUMENTS}, Tensor y, Tensor[] saved, bool[] needs)"
@@ -88,11 +91,14 @@ def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidd
 
 
 def stack_of_layers(
-    x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None
-):
-    """``stack`` where there is no kernel for it: a call of ``layer`` per layer."""
+    x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None,
+    scales=None,
+):  # fmt: skip
+    """``stack`` where there is no kernel for it: a call of ``layer`` per layer, with weights in float."""
     check_devices(x, states, weights)
     reverse = (False, True) if bidirectional else (False,)
+    if scales:
+        weights = reference.dequantized(weights, scales)
 
     def run(i, x, states, weights):
         return OPS["layer"](
@@ -136,10 +142,10 @@ for name, fake, vmap in (
     ("layer", layer_shapes, batching.layer_op),
     ("layer_backward", layer_backward_shapes, batching.layer_backward_op),
 ):
-    triton, reference = getattr(backends.Triton, name), getattr(backends.Reference, name)
-    define(name, fake, vmap, CUDA=triton, CompositeExplicitAutograd=reference)  # the CPU's are in csrc/ops.cpp
+    triton, eager = getattr(backends.Triton, name), getattr(backends.Reference, name)
+    define(name, fake, vmap, CUDA=triton, CompositeExplicitAutograd=eager)  # the CPU's are in csrc/ops.cpp
     # where the reference runs in spite of a kernel for the device: an op too, so that no compiler looks inside
-    define(f"reference_{name}", fake, vmap, CompositeExplicitAutograd=reference)
+    define(f"reference_{name}", fake, vmap, CompositeExplicitAutograd=eager)
 define("stack", stack_shapes, None, CompositeExplicitAutograd=stack_of_layers)  # the CPU's is in csrc/ops.cpp
 stack = OPS["stack"]
 

@@ -55,6 +55,12 @@ def gru(x_BGH, r_BGH, s, act, gate, norm):
 CELL_FUNCTIONS = {"rnn": rnn, "lstm": lstm, "gru": gru}
 
 
+def dequantized(weights, scales):
+    """The floats that int8 weights stand for; ``scales`` has the factors of the rows of each int8 matrix, in order."""
+    scale = iter(scales)
+    return [w * next(scale)[:, None] if w.dtype == torch.int8 else w for w in weights]
+
+
 def weights_of(weights, d, directions):
     """The weights of direction ``d`` in the op's flat list."""
     n = len(weights) // directions
