@@ -1,5 +1,6 @@
 # make demo: train the character model     make test: all tests     make bench: the CPU benchmarks
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
+# make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
 # Everything is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 
 SHELL := /bin/bash
@@ -9,15 +10,18 @@ TRITON ?= triton==3.6.0
 DEMO ?=
 BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
+ASAN_CHECKS ?= sizes-float32 stages-float32 arguments-float32 arguments-bfloat16 large-float32 random-float64 \
+  random-bfloat16 random-float16 tiles-float32 tiles-bfloat16
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 TEST := $(PY) -m pytest $(PYTEST_ARGS)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
+SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
 
-.PHONY: demo test bench lint format wheel clean distclean
+.PHONY: demo test asan bench lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
@@ -45,6 +49,19 @@ test: $(VENV)/installed $(VENV)/triton
 	    for (n = 1; n <= 6; n++) if (count[words[n]]) text = text (text ? ", " : "") count[words[n]] " " words[n]; \
 	    printf "=========== %s in %.2fs ===========\n", text, seconds }'; \
 	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+
+# An extension of its own, in build/asan; the installed one stays as it is. Python leaks on purpose, so leaks do not count.
+asan: $(VENV)/installed
+	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined" LDFLAGS="$(SANITIZE)" \
+	  $(PY) setup.py --quiet build --build-base build/asan --build-lib build/asan/lib
+	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 PYTHONPATH=build/asan/lib; \
+	run() { LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" "$$@"; }; \
+	sets=$$(run $(PY) -c "import torch, rnnkernels._C; print(torch.ops.rnnkernels.instruction_sets())") || exit 1; \
+	for isa in $${sets//,/ }; do \
+	  echo "== asan: $$isa"; \
+	  RNNKERNELS_ISA=$$isa run $(PY) tests/cpp_worker.py $(ASAN_CHECKS) 2> build/asan/$$isa.log \
+	    || { tail -n 50 build/asan/$$isa.log; exit 1; }; \
+	done
 
 bench: $(VENV)/installed
 	$(PY) -m benchmarks.run $(BENCH)

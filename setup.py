@@ -24,6 +24,7 @@ EXTENSION = CppExtension(
             "-fvisibility=hidden",
             f"-ffile-prefix-map={HERE.resolve()}/=",
             "-DTORCH_TARGET_VERSION=0x020a000000000000",
+            *os.environ.get("RNNKERNELS_CXX_FLAGS", "").split(),
         ]
     },
 )

@@ -2,17 +2,18 @@
 // transpose. Included once per instruction set, inside its namespace, with kBytes (the width of a register) defined.
 #define INLINE inline __attribute__((always_inline))
 
+// IntData holds the bits of numbers: unsigned, because sums of the bits of NaN may overflow.
 template <class A>
 struct Register;
 template <>
 struct Register<float> {
   typedef float Data __attribute__((vector_size(kBytes)));
-  typedef int32_t IntData __attribute__((vector_size(kBytes)));
+  typedef uint32_t IntData __attribute__((vector_size(kBytes)));
 };
 template <>
 struct Register<double> {
   typedef double Data __attribute__((vector_size(kBytes)));
-  typedef int64_t IntData __attribute__((vector_size(kBytes)));
+  typedef uint64_t IntData __attribute__((vector_size(kBytes)));
 };
 template <>
 struct Register<int32_t> {  // for sums only

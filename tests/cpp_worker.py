@@ -13,168 +13,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
+import pytest
 import torch
-from common import TOLERANCES, assert_close
+from common import TOLERANCES
+from cpp_cases import BOTH, HALVES, OPS, Shape, cells, compare
+from cpp_tiles import tiles
 
 import rnnkernels
-from rnnkernels import reference
+from rnnkernels import backends
 from rnnkernels.cells import CELLS
-
-OPS = torch.ops.rnnkernels
-FLOATS = (torch.float32, torch.float64)
-HALVES = (torch.bfloat16, torch.float16)
-BOTH = (False, True)
-ALL = (True, True, True)
-NAN = float("nan")
-
-
-class Shape(NamedTuple):
-    """What a case of the grid consists of; its text is what a failure prints."""
-
-    cell: str
-    dtype: torch.dtype = torch.float32
-    T: int = 3
-    B: int = 3
-    I: int = 5  # noqa: E741 - the letter of ops.py
-    H: int = 20
-    P: int = 0  # the size of the projection, 0 for none
-    X: int = 0  # how many groups have an input of their own, 0 for a plain input
-    reverse: tuple = (False,)
-    bias: bool = True
-    activation: str | None = None
-    lengths: str | None = None  # "ragged" (with zeros), "grouped" (for every group its own), "zeros"
-    states: bool = True
-    layout: str | None = None  # how tensors lie in memory, see laid_out
-    dlast: bool = True
-    dcells: bool = False
-    needs: tuple = ALL
-
-    def __repr__(self):
-        default = Shape(self.cell)
-        changed = [f"{k}={v}" for k, v in self._asdict().items() if k in "TBIH" or v != getattr(default, k)]
-        return f"{self.cell} {' '.join(changed)}".replace("torch.", "")
-
-
-def laid_out(tensor, layout):
-    """A tensor of the same shape that lies in memory in another way; "expanded" has other values, too."""
-    if layout == "transposed" and tensor.dim() > 1:
-        return tensor.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if layout == "batch first" and tensor.dim() > 2:
-        return tensor.transpose(-2, -3).contiguous().transpose(-2, -3)
-    if layout == "sliced":
-        wide = torch.full((*tensor.shape[:-1], 2 * tensor.size(-1) + 1), NAN, dtype=tensor.dtype)
-        wide[..., 1::2] = tensor
-        return wide[..., 1::2]
-    if layout == "padded":  # rows with a gap between them
-        wide = torch.full((*tensor.shape[:-1], tensor.size(-1) + 3), NAN, dtype=tensor.dtype)
-        wide[..., 1:-2] = tensor
-        return wide[..., 1:-2]
-    if layout == "expanded":  # stride 0 in the first dimension
-        return tensor[:1].expand(tensor.shape)
-    if layout == "scalar":  # stride 0 everywhere
-        return tensor.flatten()[:1].expand(tensor.numel()).view(-1).as_strided(tensor.shape, [0] * tensor.dim())
-    return tensor
-
-
-def build(shape, seed):
-    """The arguments of ``layer`` (but ``save``), and ``dy, dlast, dcells``; NaN where nothing may be read."""
-    g = torch.Generator().manual_seed(seed)
-    spec, k = CELLS[shape.cell], shape.H**-0.5
-    T, B, H, P, X = shape.T, shape.B, shape.H, shape.P or shape.H, shape.X
-    D = max(X, 1) * len(shape.reverse)
-
-    def new(*sizes, scale=1.0):
-        if shape.layout == "scalar":  # many equal terms must not saturate the cell, where digits are lost
-            scale *= 0.2
-        t = torch.randn(sizes, generator=g, dtype=torch.float64) * scale
-        return laid_out(t.to(shape.dtype), shape.layout) if t.numel() else t.to(shape.dtype)
-
-    x = new(*((X,) if X else ()), T, B, shape.I)
-    states = [new(D, B, P if i == 0 else H) for i in range(spec.states)] if shape.states else []
-    sizes = [(spec.gates * H, shape.I), (spec.gates * H, P)]
-    sizes += [(spec.gates * H,)] * (2 * shape.bias) + [(P, H)] * (shape.P > 0)
-    weights = [new(*s, scale=0.6 * k) for _ in range(D) for s in sizes]
-    if shape.activation == "relu" and shape.dtype in HALVES and shape.bias:
-        # every unit well on or well off: next to relu's corner, rounding to 16 bits alone turns gradients on and off
-        signs = torch.tensor([6.0, -6.0]).repeat(spec.gates * H)[: spec.gates * H]
-        weights = [w + signs.to(w.dtype) if w.dim() == 1 else w for w in weights]
-    dy = new(T, B, D * P)
-    dlast = [new(D, B, P if i == 0 else H) for i in range(spec.states)] if shape.dlast else []
-    acc = torch.float64 if shape.dtype == torch.float64 else torch.float32
-    dcells = torch.randn(D, T, B, H, generator=g, dtype=acc) if shape.dcells and spec.states > 1 else None
-    lengths = None
-    if shape.lengths:
-        n = (X, B) if shape.lengths == "grouped" else (B,)
-        lengths = torch.randint(0, T + 1, n, generator=g)
-        if shape.lengths == "zeros":
-            lengths.zero_()
-        x, dy = x.clone(), dy.clone()
-        after = torch.arange(T)[:, None] >= lengths[..., None, :]  # (T, B) or (X, T, B)
-        x[after.expand(x.shape[:-1])] = NAN
-        ends = after.repeat_interleave(len(shape.reverse), 0) if after.dim() == 3 else after.expand(D, T, B)
-        dy.view(T, B, D, P)[ends.permute(1, 2, 0)] = NAN
-        if dcells is not None:
-            dcells[ends] = 0
-    call = [shape.cell, x, states, weights, list(shape.reverse), shape.bias, shape.P > 0, shape.activation, None,
-            lengths, None, [], None, [], False, 1e-5]  # fmt: skip
-    return call, dy, dlast, dcells
-
-
-def in_float64(value):
-    if isinstance(value, list):
-        return [in_float64(v) for v in value]
-    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
-    return value.double().nan_to_num(0.0) if floating else value
-
-
-def weight_names(shape, D):
-    names = ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * shape.bias + ["w_hr"] * (shape.P > 0)
-    return [f"d{name}[{d}]" for d in range(D) for name in names]
-
-
-def compare(shape, seed=0):
-    """Runs one case on both; the list of what differs."""
-    call, dy, dlast, dcells = build(shape, seed)
-    y, last, saved = OPS.layer(*call, True)
-    plain = OPS.layer(*call, False)
-    failures, wanted = [], in_float64(call)
-    expected_y, expected_last, _ = reference.layer(*wanted, False)
-    if not torch.equal(plain[0], y) or not all(map(torch.equal, plain[1], last)):
-        failures.append("inference and training differ")
-    if plain[2]:
-        failures.append("inference saves something")
-    if not all(s.isfinite().all() for s in saved):
-        failures.append("what is saved is not finite")
-    pairs = [("y", y, expected_y), *zip(["h_n", "c_n"], last, expected_last, strict=False)]
-
-    dx, dstates, dweights, rest = OPS.layer_backward(dy, dlast, dcells, *call, y, saved, list(shape.needs))
-    all_dx, all_dstates, all_dweights, _ = reference.layer_backward(
-        *in_float64([dy, dlast, dcells]), *wanted, None, None, [True] * 3
-    )
-    need_x, need_states, need_weights = shape.needs
-    names = [["dh_0", "dc_0"][: len(all_dstates)], weight_names(shape, len(last[0]))]
-    for need, got, want, name in ((need_states, dstates, all_dstates, names[0]),
-                                  (need_weights, dweights, all_dweights, names[1])):  # fmt: skip
-        if len(got) != (len(want) if need else 0):
-            failures.append(f"{len(got)} gradients like {name}")
-        pairs += zip(name, got, want if need else [], strict=False)
-    pairs += [("dx", dx, all_dx)] if need_x else []
-    if rest or (not need_x and dx.numel()):
-        failures.append("gradients that nobody asked for")
-    for name, actual, expected in pairs:
-        try:
-            assert actual.dtype == (shape.dtype), f"{name}: dtype {actual.dtype}"
-            assert actual.is_contiguous(), f"{name}: not contiguous"
-            assert_close(name, actual, expected)
-        except AssertionError as e:
-            failures.append(str(e))
-    return failures
-
-
-def cells(*names, **shape):
-    return [Shape(cell, **shape) for cell in (names or CELLS)]
 
 
 def sizes(dtype):
@@ -255,13 +103,16 @@ def at_random(dtype, n=120):
         )  # fmt: skip
 
 
-GRIDS = {"sizes": sizes, "stages": stages, "arguments": arguments, "large": large, "random": at_random}
+GRIDS = {"sizes": sizes, "stages": stages, "arguments": arguments, "large": large, "random": at_random, "tiles": tiles}
 CHECKS = {
     f"{name}-{dtype}".replace("torch.", ""): (grid, dtype)
     for name, grid in GRIDS.items()
     for dtype in TOLERANCES
-    if not (name == "large" and dtype in HALVES)
+    if not (name == "large" and dtype in HALVES) and not (name == "tiles" and dtype == torch.float64)
 }
+
+
+WORKER = Path(__file__)
 
 
 def in_process(*command, timeout=240, **variables):
@@ -282,9 +133,20 @@ def in_process(*command, timeout=240, **variables):
     return output, trouble
 
 
+def instruction_sets():
+    """Those of this machine, best first; without the extension the tests of a file are skipped."""
+    if backends.EXTENSION_ERROR is not None:
+        pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)
+    try:
+        return OPS.instruction_sets().split(",")
+    except RuntimeError as e:  # RNNKERNELS_ISA names none
+        pytest.skip(str(e), allow_module_level=True)
+
+
 def main(names):
-    """Runs checks: names out of ``CHECKS``, or "module.function" for a function that asserts."""
+    """Runs checks: names out of ``CHECKS``, or "module.function" for one that returns what failed. Whether any did."""
     torch.set_num_threads(1)
+    trouble = False
     for name in names or CHECKS:
         failed, count = [], 0
         if name in CHECKS:
@@ -297,7 +159,9 @@ def main(names):
             module, function = name.split(".")
             failed = list(getattr(importlib.import_module(module), function)())
         print(json.dumps({"check": name, "cases": count, "failed": failed}), flush=True)
+        trouble |= bool(failed)
+    return trouble
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

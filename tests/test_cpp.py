@@ -4,30 +4,28 @@ long sequences, repeated runs. Everything runs in processes of its own."""
 import copy
 import json
 import os
+import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from pathlib import Path
 
+import cpp_cases
+import cpp_tiles
 import cpp_worker
 import pytest
 import torch
 from common import error
 
 import rnnkernels
-from rnnkernels import backends, reference
-
-if backends.EXTENSION_ERROR is not None:
-    pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)
+from rnnkernels import reference
 
 OPS = torch.ops.rnnkernels
-WORKER = Path(cpp_worker.__file__)
+INSTRUCTION_SETS = cpp_worker.instruction_sets()
+CORES = os.cpu_count() or 1
+POOL = ThreadPoolExecutor(CORES)
 # New memory is full of 0xFE: NaN in float16, about -1e38 in bfloat16 and float32, -5e303 in float64. What torch has for
 # this fills only what comes through its dispatcher, and the extension's outputs do not.
 POISON = "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"
-try:
-    INSTRUCTION_SETS = OPS.instruction_sets().split(",")
-except RuntimeError as e:  # RNNKERNELS_ISA names none
-    pytest.skip(str(e), allow_module_level=True)
 
 
 def op(cell, x, weights, save=False, activation=None):
@@ -98,8 +96,8 @@ def repeated():
     shapes += [dict(T=63, B=7, I=20, H=100, dtype=torch.bfloat16), dict(T=300, B=2, I=3, H=20)]
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for shape in (cpp_worker.Shape(cell, **s) for s in shapes for cell in ("rnn", "lstm", "gru")):
-            call, dy, dlast, dcells = cpp_worker.build(shape, 0)
+        for shape in (cpp_cases.Shape(cell, **s) for s in shapes for cell in ("rnn", "lstm", "gru")):
+            call, dy, dlast, dcells = cpp_cases.build(shape, 0)
             runs = []
             for _ in range(4):
                 y, last, saved = OPS.layer(*call, True)
@@ -110,58 +108,60 @@ def repeated():
     torch.set_num_threads(1)
 
 
-def very_long():
-    """100,000 steps: all at once as in pieces, and float32 as float64."""
-    T = 100_000
-    for cell in ("rnn", "lstm", "gru"):
-        call, dy, dlast, _ = cpp_worker.build(cpp_worker.Shape(cell, torch.float64, T=T, B=1, I=2, H=4), 0)
-        y, last, saved = OPS.layer(*call, True)
-        states, pieces = call[2], []
-        for x in call[1].split(9973):
-            piece, states, _ = OPS.layer(cell, x, states, *call[3:], False)
-            pieces.append(piece)
-        grads = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 3)
-        single = [cell, call[1].float(), *([t.float() for t in v] for v in call[2:4]), *call[4:]]
-        y32, _, saved32 = OPS.layer(*single, True)
-        grads32 = OPS.layer_backward(dy.float(), [d.float() for d in dlast], None, *single, y32, saved32, [True] * 3)
-        pairs = [("pieces", torch.cat(pieces), y, 1e-12), ("last", states[0], last[0], 1e-12), ("y", y32, y, 1e-5)]
-        pairs += [("dx", grads32[0], grads[0], 1e-5)]
-        pairs += [(f"dw{i}", a, b, 1e-5) for i, (a, b) in enumerate(zip(grads32[2], grads[2], strict=True))]
-        yield from [f"{cell} {name}: error {error(a, b):.1e}" for name, a, b, most in pairs if not error(a, b) <= most]
+NUMERICS = [f"test_cpp.{f.__name__}" for f in (activations, not_finite, long_sums, repeated)]
+NUMERICS += ["cpp_remainders.small", "cpp_remainders.large", "cpp_long.very_long", "cpp_long.far_apart"]
 
 
-NUMERICS = [activations, not_finite, long_sums, repeated, very_long]
+def checks(isa):
+    """What is worth running on an instruction set: float64 knows no bf16 parts, float32 has them with AMX only."""
+    same_as_avx512 = {"amx": ("float64",), "avx512_bf16": ("float64", "float32", "float16")}.get(isa, ())
+    grids = [c for c in cpp_worker.CHECKS if not c.endswith(same_as_avx512) or c.startswith("random")]
+    tiles = {"amx": TILES, "avx512_bf16": TILES[1:2], "avx512": TILES[:1]}.get(isa, [])
+    return [c for c in grids if c not in TILES] + tiles + NUMERICS
+
+
+TILES = ["tiles-float32", "tiles-bfloat16", "tiles-float16"]
+CASES = [(isa, check) for isa in INSTRUCTION_SETS for check in checks(isa)]
 
 
 @cache
-def results(isa):
+def process(isa):
     """All checks on one instruction set, in one process whose new memory is full of large numbers (with glibc)."""
-    output, trouble = cpp_worker.in_process(
-        str(WORKER), *cpp_worker.CHECKS, *(f"test_cpp.{f.__name__}" for f in NUMERICS), timeout=400,
-        RNNKERNELS_ISA=isa, OMP_NUM_THREADS="1",
-        GLIBC_TUNABLES=POISON,
+    return POOL.submit(
+        cpp_worker.in_process, str(cpp_worker.WORKER), *checks(isa), timeout=600,
+        RNNKERNELS_ISA=isa, OMP_NUM_THREADS="1", GLIBC_TUNABLES=POISON,
     )  # fmt: skip
-    return {r["check"]: r["failed"] for r in map(json.loads, output.splitlines())}, trouble
 
 
 def failures(isa, check):
-    found, trouble = results(isa)
+    for each in INSTRUCTION_SETS[INSTRUCTION_SETS.index(isa) :][:2]:  # the next one meanwhile
+        process(each)
+    output, trouble = process(isa).result()
+    found = {r["check"]: r["failed"] for r in map(json.loads, output.splitlines())}
     assert check in found, f"the process ended before: {trouble}"
     return found[check]
 
 
-@pytest.mark.parametrize("check", cpp_worker.CHECKS)
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa, check", CASES)
 def test_against_reference(isa, check):
     found = failures(isa, check)
     assert not found, "\n".join([f"{len(found)} failures", *found[:20]])
 
 
-@pytest.mark.parametrize("check", [f.__name__ for f in NUMERICS])
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_numerics(isa, check):
-    found = failures(isa, f"test_cpp.{check}")
-    assert not found, "\n".join(found)
+def test_tiles_are_reached():
+    """The grid of cpp_tiles.py takes every form of a product that this machine's best instruction set has for it."""
+    best = INSTRUCTION_SETS[0]
+    forms = set()
+    for dtype in (torch.float32, torch.bfloat16):
+        for s in cpp_tiles.tiles(dtype):
+            torch.set_num_threads(s.threads)
+            text = OPS.schedule(s.cell, dtype, s.T, s.B, s.I, s.H, s.P or s.H, max(s.X, 1) * len(s.reverse), True)
+            forms.add((dtype, *(re.sub(r"\d+", "N", part) for part in text.split(", "))))
+    torch.set_num_threads(CORES)
+    found = {" ".join(form[1:]) for form in forms}
+    wanted = "W_ih in N.* W_hh in N" if best in ("amx", "avx512_bf16") else "W_ih packed W_hh packed"
+    for how in ("chunks of steps batch split", "chunks of steps hidden units split", "inside the tile batch split"):
+        assert any(re.search(f"{wanted}.*{how}", f) for f in found), (wanted, how, found)
 
 
 def test_every_instruction_set_was_really_forced():

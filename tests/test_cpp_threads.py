@@ -13,7 +13,8 @@ import threading
 import pytest
 import torch
 from common import assert_close
-from cpp_worker import OPS, Shape, build, in_float64, in_process
+from cpp_cases import BOTH, OPS, Shape, build, in_float64
+from cpp_worker import in_process
 
 from rnnkernels import LSTM, backends, reference
 
@@ -21,12 +22,12 @@ if backends.EXTENSION_ERROR is not None:
     pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)
 
 TIMEOUT = 90
-BOTH = (False, True)
 HIDDEN = [Shape(cell, T=20, B=1, I=64, H=330) for cell in ("rnn", "lstm", "gru")]  # split by hidden units: barriers
 BATCH = [Shape(cell, T=9, B=64, I=20, H=72) for cell in ("rnn", "lstm", "gru")]  # split by batch
 TWO = [Shape(cell, T=9, B=b, I=20, H=136, reverse=BOTH, lengths="ragged") for cell in ("lstm", "gru") for b in (2, 30)]
 PROJECTED = [Shape("lstm", T=9, B=2, I=64, H=256, P=100)]
-SHAPES = HIDDEN + BATCH + TWO + PROJECTED
+TILES = [Shape(cell, T=9, B=b, I=40, H=150) for cell in ("lstm", "gru") for b in (17, 40)]  # split by either, with AMX
+SHAPES = HIDDEN + BATCH + TWO + PROJECTED + TILES
 
 
 class Case:
@@ -97,6 +98,7 @@ def busy_neighbours():
     spin = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     try:
         check_all(2)
+        check_all(4, times=1)
     finally:
         for process in spin:
             process.kill()
@@ -117,6 +119,33 @@ def python_threads():
             failed.append(str(e))
 
     workers = [threading.Thread(target=work, args=(3 * i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not failed, failed[0]
+
+
+def other_matrices():
+    """Products of torch in bf16, which use matrix registers too, in turn with ours: neither disturbs the other."""
+    torch.set_num_threads(2)
+    cases, failed = [Case(s) for s in TILES], []
+    bf16 = [Case(Shape("lstm", torch.bfloat16, T=9, B=40, I=40, H=96))]
+    a, b = torch.randn(77, 200).bfloat16(), torch.randn(200, 150).bfloat16()
+    product = a.double() @ b.double()
+
+    def work(first):
+        torch.set_num_threads(2)
+        try:
+            for n in range(12):
+                assert_close("torch's product", a @ b, product, 4e-3)
+                (cases + bf16)[(first + n) % 5].check()
+                assert_close("torch's product, after ours", a @ b, product, 4e-3)
+        except AssertionError as e:
+            failed.append(str(e))
+
+    work(0)
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(3)]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -234,6 +263,7 @@ NEEDS_GOMP = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
         (fewer_threads_than_asked, {"OMP_DYNAMIC": "true"}),
         (busy_neighbours, {}),
         (python_threads, {}),
+        (other_matrices, {}),
         pytest.param(fork, {}, marks=NEEDS_FORK),
         pytest.param(torch_multiprocessing, {}, marks=NEEDS_FORK),
         pytest.param(data_loader, {}, marks=NEEDS_FORK),

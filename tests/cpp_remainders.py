@@ -1,0 +1,59 @@
+"""Any sizes at all against the reference, drawn and, where a case fails, made small by hypothesis.
+
+For the processes of cpp_worker.py: functions that yield what failed. Letters as in ops.py.
+"""
+
+import torch
+from common import TOLERANCES
+from cpp_cases import BOTH, HALVES, Shape, compare
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rnnkernels.cells import CELLS
+
+DIRECTIONS = st.sampled_from([(False,), (True,), BOTH])
+
+
+@st.composite
+def shapes(draw, dtype, T, B, I, H, threads):  # noqa: E741 - the letter of ops.py
+    """Any case whose sizes lie in these ranges."""
+    cell, n, hidden = draw(st.sampled_from(list(CELLS))), draw(st.integers(1, threads)), draw(st.integers(*H))
+    relu = cell == "rnn" and dtype not in HALVES  # see build: 16 bits go astray at relu's corner
+    return Shape(
+        cell, dtype, draw(st.integers(*T)), draw(st.integers(*B)), draw(st.integers(*I)), hidden,
+        P=draw(st.integers(0, hidden)) if cell == "lstm" else 0, reverse=draw(DIRECTIONS), bias=draw(st.booleans()),
+        activation=draw(st.sampled_from([None, "relu"])) if relu else None,
+        lengths=draw(st.sampled_from([None, "ragged"])), states=draw(st.booleans()), dlast=draw(st.booleans()),
+        threads=n,
+    )  # fmt: skip
+
+
+def failures(dtype, examples, **ranges):
+    """What hypothesis finds, as a list of at most one text."""
+
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, report_multiple_bugs=False,
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    @given(shape=shapes(dtype, **ranges), seed=st.integers(0, 99))
+    def agrees(shape, seed):
+        found = compare(shape, seed)
+        assert not found, f"{found} in: {shape}, seed {seed}"
+
+    try:
+        agrees()
+    except AssertionError as e:
+        return [str(e)]
+    return []
+
+
+def small(dtypes=TOLERANCES):
+    """Every remainder of rows, units, inputs and steps (16 bits: gradients of a few units alone may cancel out)."""
+    for dtype in dtypes:
+        yield from failures(dtype, 120, T=(1, 5), B=(1, 20), I=(1, 20), H=(8 if dtype in HALVES else 1, 70), threads=1)
+
+
+def large(dtypes=(torch.float32, torch.bfloat16, torch.float16)):
+    """The same for sizes that are multiplied in bf16 parts, where the machine does that, on up to four threads."""
+    for dtype in dtypes:
+        yield from failures(dtype, 60, T=(1, 5), B=(4, 70), I=(32, 70), H=(32, 140), threads=4)

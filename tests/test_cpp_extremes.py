@@ -1,0 +1,120 @@
+"""Numbers that have no bf16 parts, or none that are any good: infinite, huge, tiny, NaN. Letters as in ops.py.
+
+An instruction set whose products are of bf16 parts must give what the vectors give: NaN, infinity and zero in the same
+places, other numbers to rounding. Every instruction set runs the same cases in a process of its own and leaves its
+results in a file.
+"""
+
+import os
+from functools import cache
+
+import pytest
+import torch
+from common import TOLERANCES
+from cpp_cases import OPS, Shape, build
+from cpp_worker import WORKER, in_process, instruction_sets
+
+from rnnkernels.cells import CELLS
+
+INF, NAN = float("inf"), float("nan")
+SETS = instruction_sets()
+WITH_PARTS = [isa for isa in SETS if isa in ("amx", "avx512_bf16")]
+PLAIN = "avx512"  # the same kernels, all in vectors
+if not WITH_PARTS:
+    pytest.skip("no instruction set of this machine has products of bf16 parts", allow_module_level=True)
+SIZES = dict(T=4, B=18, I=33, H=65, reverse=(False, True))
+VALUES = {
+    "inf": INF, "-inf": -INF, "NaN": NAN, "largest": 3.4e38, "-3.39e38": -3.39e38, "2^63": 2.0**63, "2^62": 2.0**62,
+    "denormal": 1e-40, "smallest normal": 1.2e-38,
+}  # fmt: skip
+
+
+def put(shape, place, value, seed=0):
+    """The tensors of a case with a value in three places of one of them."""
+    call, dy, dlast, _ = build(shape, seed)
+    tensors = {"x": call[1], "h0": call[2][0], "c0": call[2][-1], "dy": dy, "dh_n": dlast[0]}
+    tensors |= dict(
+        zip(["w_ih", "w_hh", "b_ih"], call[3][len(call[3]) // 2 :], strict=False)
+    )  # of the second direction
+    flat = tensors[place].view(-1)
+    flat[torch.tensor([3, flat.numel() // 2, flat.numel() - 2])] = value
+    return call, dy, dlast
+
+
+def results(call, dy, dlast):
+    y, last, saved = OPS.layer(*call, True)
+    dx, dstates, dweights, _ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 3)
+    return [y, *last, dx, *dstates, *dweights]
+
+
+def cases():
+    """The name and the tensors of each."""
+    for cell in CELLS:
+        for place in ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "dy", "dh_n"):
+            for name, value in VALUES.items():
+                if name == "2^62" and place not in ("x", "dy", "dh_n"):
+                    continue  # as a weight it makes rounding large
+                yield f"{cell} {name} in {place}", put(Shape(cell, **SIZES), place, value)
+        for dtype in (torch.bfloat16, torch.float16):
+            for name in ("inf", "NaN"):
+                yield f"{cell} {dtype} {name} in x", put(Shape(cell, dtype, **SIZES), "x", VALUES[name])
+                yield f"{cell} {dtype} {name} in dy", put(Shape(cell, dtype, **SIZES), "dy", VALUES[name])
+        # Products beyond the largest number: their parts' products are infinities of both signs.
+        call, dy, dlast = put(Shape(cell, **SIZES), "x", 1e30)
+        call[3][0] *= 1e15
+        yield f"{cell} infinite products", (call, dy, dlast)
+        call, dy, dlast = put(Shape(cell, **SIZES), "dy", 1e25)
+        yield f"{cell} huge gradients", (call, dy * 1e10, [d * 1e36 for d in dlast])
+        # What lies behind the end of a sequence is not looked at.
+        call, dy, dlast, _ = build(Shape(cell, **SIZES, lengths="ragged"), 1)
+        call[1].nan_to_num_(INF), dy.nan_to_num_(-INF)
+        yield f"{cell} infinity behind the end", (call, dy, dlast)
+    for rate in (30.0, 1e4, 1e7):  # beyond all numbers after many steps, after some, and soon
+        for shape in (Shape("rnn", **SIZES), Shape("rnn", B=17, I=33, H=64)):
+            shape = shape._replace(T=30, activation="relu", bias=False)
+            call, dy, dlast, _ = build(shape, 2)
+            call[3][1] *= rate  # of the first direction only
+            yield f"relu that explodes by {rate:g}, {shape}", (call, dy, dlast)
+
+
+def run():
+    """For a process of cpp_worker.py: all cases, on one thread and on two in turn, into the file that RESULTS names."""
+    found = {}
+    for n, (name, tensors) in enumerate(cases()):
+        torch.set_num_threads(n % 2 + 1)
+        found[f"{name}, {n % 2 + 1} threads"] = results(*tensors)
+    torch.save(found, os.environ["RESULTS"])
+    return []
+
+
+@cache
+def found(isa, folder):
+    path = folder / f"{isa}.pt"
+    output, trouble = in_process(str(WORKER), "test_cpp_extremes.run", RNNKERNELS_ISA=isa, RESULTS=str(path))
+    assert not trouble, trouble
+    return torch.load(path)
+
+
+def differs(actual, expected):
+    """What is different, or None."""
+    for name, test in (("NaN", torch.isnan), ("inf", torch.isposinf), ("-inf", torch.isneginf)):
+        if not torch.equal(test(actual), test(expected)):
+            return f"{name} in {int(test(actual).sum())} places, not {int(test(expected).sum())}"
+    a, e = (t.double().nan_to_num(0, 0, 0) for t in (actual, expected))
+    # Row by row, so that a huge number does not hide others. What AMX takes for zero is below 2^-126.
+    e_most = e.abs().amax(-1)
+    excess = (a - e).abs().amax(-1) - TOLERANCES[actual.dtype] * e_most
+    return None if (excess <= 1e-36).all() else f"relative error {(excess / e_most).max():.1e}"
+
+
+@pytest.mark.parametrize("isa", WITH_PARTS)
+def test_same_as_in_vectors(isa, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp()
+    actual, expected = found(isa, folder), found(PLAIN, folder)
+    assert actual.keys() == expected.keys()
+    failed = []
+    for name, tensors in expected.items():
+        for i, (a, e) in enumerate(zip(actual[name], tensors, strict=True)):
+            if text := differs(a, e):
+                failed.append(f"{name}: result {i}: {text}")
+    assert not failed, "\n".join([f"{len(failed)} of {len(expected)} cases", *failed[:40]])
