@@ -206,6 +206,8 @@ struct Forward {
     const int k = input ? 0 : 1;
     for (int g = 0; g < G; ++g) {
       const int64_t first = g * H + u * WIDTH, count = std::min<int64_t>(WIDTH, H - u * WIDTH);
+      for (int64_t m = 0; count < WIDTH && m < n; ++m)  // what pads a panel may become a factor
+        std::fill_n(sums + m * sums_row + g * WIDTH + count, WIDTH - count, A(0));
       if (!call.quantized()) {
         dot_product(n, left.a, left.row, port(call.weight(d, k)), first * K, count, K, sums + g * WIDTH, sums_row);
       } else if constexpr (sizeof(A) == 4) {
