@@ -24,13 +24,13 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   s.chunked = call.T > 1 && rows < 16;  // few rows: their tiles would be poorly filled
   if (few_steps || (call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Form::in_place;
-  if (takes_quads(call)) {  // packing is cheap, and pays for one row too as long as the weights stay in the cache
-    static const bool tiles = has_amx_int8();
-    s.level = level == Level::tiles && tiles ? Level::tiles : Level::pairs;
-    s.ih = call.T * B <= 8 ? Form::in_place : Form::quads;
-    s.hh = call.T * rows <= 8 || (rows == 1 && call.cell->gates * call.H * call.P > kNearBytes) ? Form::in_place
-                                                                                                : Form::quads;
-    if (call.T > 1) s.chunked = rows < 32;
+  if (takes_quads(call)) {  // packing pays sooner, and for a single row too as long as the weights stay in the cache
+    static const bool has_tiles = has_amx_int8();
+    const int64_t row = call.cell->gates * call.H, few = row * (call.I + call.P) > kNearBytes ? 8 : 3;
+    s.level = level == Level::tiles && has_tiles ? Level::tiles : Level::pairs;
+    s.ih = call.T * B <= few ? Form::in_place : Form::quads;
+    s.hh = call.T * rows <= few || (rows == 1 && row * call.P > kNearBytes) ? Form::in_place : Form::quads;
+    s.chunked = call.T > 1 && rows < 32;
     return s;
   }
   // Pairs in vectors pay for bf16 itself. Matrix registers take a float in three parts and still win, if there are rows
