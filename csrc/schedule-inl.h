@@ -9,9 +9,10 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
   if (threads > D) {
-    // Parts of the batch never wait for each other, but want full tiles; units wait at every step, so steps must be
-    // long.
-    const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / 6);
+    // Parts of the batch never wait for each other, but want full tiles, and each reads all weights; units wait at
+    // every step, so steps must be long.
+    const int64_t full = call.cell->gates * call.H * call.P * int64_t(sizeof(A)) > kNearBytes ? 24 : 6;
+    const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / full);
     const int64_t by_units = std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / 1e5)});
     if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = by_batch;
     else if (by_units > 1) s.members = by_units;
