@@ -28,7 +28,8 @@ inline void pause_briefly() {
 // parts, so the results are the same bits.
 class Crowd {
  public:
-  static constexpr std::chrono::microseconds kPatience{400};  // a wait that a machine of our own does not know
+  // A wait that a machine of our own does not know: longer than it takes to wake a thread, shorter than its turn.
+  static constexpr std::chrono::microseconds kPatience{2000};
 
   static bool here() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
 
