@@ -34,7 +34,7 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
     if (caller == &here) done = Clock::now();
   });
   const auto waited = Clock::now() - done;  // for the others
-  if (waited > Crowd::kPatience && waited > done - start) Crowd::noticed();
+  if (waited > Crowd::kPatience && 2 * waited > done - start) Crowd::noticed();
 }
 
 namespace {

@@ -29,7 +29,7 @@ inline void pause_briefly() {
 class Crowd {
  public:
   // A wait that a machine of our own does not know: longer than it takes to wake a thread, shorter than its turn.
-  static constexpr std::chrono::microseconds kPatience{2000};
+  static constexpr std::chrono::microseconds kPatience{1000};
 
   static bool here() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
 
