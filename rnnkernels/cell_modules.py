@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .cells import CELLS
-from .functional import check_placement, check_weights
+from .checks import check_placement, check_weights
 
 
 class RecurrentCell(nn.RNNCellBase):

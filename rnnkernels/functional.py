@@ -1,4 +1,4 @@
-"""``rnn``, ``lstm`` and ``gru`` as functions of tensors: validation in torch's words, the loop over layers, dropout.
+"""``rnn``, ``lstm`` and ``gru`` as functions of tensors: how the layers are run, and dropout between them.
 
 Letters: T time, B batch, D directions, G gates, H hidden, S states, I input, L layers, P output of a step (H, or
 proj_size where there is one).
@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from . import ops
-from .autograd import autocast_enabled
 from .cells import CELLS
+from .checks import check, check_lengths, check_reset
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
-DTYPE_NAMES = {
-    torch.float64: "Double", torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16",
-    torch.int64: "Long", torch.int32: "Int", torch.bool: "Bool",
-}  # fmt: skip
 
 
 def rnn(
@@ -210,110 +206,3 @@ def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, dr
         cell, drop(x, dropout, True) if dropout and i else x, states, weights, reverse=reverse, bias=bias,
         project=project, activation=activation, lengths=lengths, reset=reset,
     )  # fmt: skip
-
-
-def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P):  # noqa: E741
-    """Whether all tensors fit together, x (T, B, I) being three-dimensional; the errors are torch's.
-
-    Everything that kernels rely on is checked here, weights included: they can be anything by the time of a call.
-    """
-    dtype, device, weight = x.dtype, x.device, weights[0]
-    if dtype != weight.dtype and not autocast_enabled(device.type):
-        raise ValueError(
-            f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype}). "
-            f"Convert input: input.to({weight.dtype}), or convert model: model.to({dtype})"
-        )
-    check_sizes(x, states, num_layers, D, I, H, P)
-    check_placement(dtype, device, states, weights)
-    check_weights(weights, num_layers, D, bias, project, CELLS[cell].gates * H, I, H, P)
-    check_steps(x)
-
-
-def check_sizes(x, states, num_layers, D, I, H, P):  # noqa: E741
-    """Whether the states fit the input, and the input the layers."""
-    if x.size(2) != I:
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {I}, got {x.size(2)}")
-    for k, s in enumerate(states):
-        expected = (num_layers * D, x.size(1), H if k else P)
-        if s.shape != expected:
-            name = "hidden size" if len(states) == 1 else f"hidden[{k}] size"
-            raise RuntimeError(f"Expected {name} {expected}, got {list(s.shape)}")
-
-
-def check_steps(x):
-    """Whether there is a step at all."""
-    if x.size(0) == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-
-
-def check_placement(dtype, device, states, weights):
-    """Whether states and weights are on the device of the input and, outside autocast, of its dtype."""
-    for tensor in (*weights, *states):
-        if tensor.dtype != dtype or tensor.device != device:
-            break
-    else:
-        return
-    for name, tensors in (("hidden", states), ("parameter", weights)):
-        for tensor in tensors:
-            if tensor.device != device:
-                raise RuntimeError(
-                    f"Input and {name} tensors are not at the same device, found input tensor at {device} "
-                    f"and {name} tensor at {tensor.device}"
-                )
-    dtypes = (dtype, *(t.dtype for t in (*states, *weights)))
-    if autocast_enabled(device.type) and all(d.is_floating_point and d != torch.float64 for d in dtypes):
-        return  # autocast makes all of them the same, but leaves float64 alone
-    left = next((s.dtype for s in states if s.dtype != weights[0].dtype), dtype)
-    right = next((w.dtype for w in weights if w.dtype != left), weights[0].dtype)
-    left, right = (DTYPE_NAMES.get(d, str(d)) for d in (left, right))
-    raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {left} and {right}")
-
-
-def check_weights(weights, num_layers, D, bias, project, rows, I, H, P):  # noqa: E741
-    """Whether every weight has the shape that its place in the list asks for."""
-    rest = [(rows, P), (rows,), (rows,)] if bias else [(rows, P)]
-    if project:
-        rest.append((P, H))
-    expected = [(rows, I), *rest] * D + [(rows, D * P), *rest] * (D * (num_layers - 1))
-    if [w.shape for w in weights] != expected:
-        n = next(n for n, w in enumerate(weights) if w.shape != expected[n])
-        raise RuntimeError(f"Expected RNN parameter {n} of shape {expected[n]}, got {tuple(weights[n].shape)}")
-
-
-def check_lengths(lengths, x):
-    """``lengths`` as int64 on the device of x (T, B, I)."""
-    if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, dtype=torch.int64)
-    T, B = x.shape[:2]
-    if lengths.dim() != 1 or lengths.dtype.is_floating_point or lengths.dtype in (torch.bool, torch.complex64):
-        kind = DTYPE_NAMES.get(lengths.dtype, str(lengths.dtype))
-        raise ValueError(f"Expected 'lengths' to be a 1D integer tensor, but got {lengths.dim()}D {kind} tensor")
-    n = lengths.size(0)
-    if n != B:
-        raise ValueError(f"Expected `len(lengths)` to be equal to batch_size, but got {n} (batch_size={B})")
-    if lengths.device.type == "cpu" and B > 0 and not _symbolic():
-        low, high = lengths.min().item(), lengths.max().item()
-        if low < 0:
-            raise ValueError(f"Length of all samples has to be at least 0, but found {low} in 'lengths'")
-        if high > T:
-            raise ValueError(f"Length of all samples has to be at most {T}, the number of steps, but found {high}")
-    return lengths.to(device=x.device, dtype=torch.int64)
-
-
-def _symbolic():
-    """Whether the values of tensors cannot be looked at: while compiling or exporting, and under ``torch.func``."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-
-
-def check_reset(reset, input, batch_first, bidirectional):
-    """``reset`` as (T, B)."""
-    if bidirectional:
-        raise ValueError("reset is not defined for a bidirectional RNN: a state cannot restart from both sides")
-    if reset.dtype != torch.bool or reset.shape != input.shape[:2]:
-        raise ValueError(
-            f"Expected 'reset' to be a bool tensor of shape {tuple(input.shape[:2])}, "
-            f"but got {reset.dtype} of shape {tuple(reset.shape)}"
-        )
-    if reset.device != input.device:
-        raise ValueError(f"Expected 'reset' on {input.device}, the device of the input, but got {reset.device}")
-    return reset.transpose(0, 1) if batch_first else reset

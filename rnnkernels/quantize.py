@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from . import backends, ops
+from .checks import DTYPE_NAMES, check_inference, check_sizes, check_steps
 from .convert import TO_OURS
-from .functional import BOTH, DTYPE_NAMES, FORWARD, check_sizes, check_steps, layers
+from .functional import BOTH, FORWARD, layers
 from .modules import GRU, LSTM, MODES, RNN, Recurrent
 from .reference import dequantized
 
@@ -96,14 +97,10 @@ class QuantizedRecurrent(nn.Module):
 
     def _layers(self, x, states, lengths=None, drop=None):
         """Check and run all layers on x (T, B, I)."""
-        for t in (x, *states):
+        for name, t in zip(("input", "h_0", "c_0"), (x, *states), strict=False):
             if t.dtype != torch.float32:
                 raise ValueError(f"{type(self).__name__} takes float32, but got {DTYPE_NAMES.get(t.dtype, t.dtype)}")
-            if t.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    f"{type(self).__name__} is for inference and has no gradients, but its input requires one: "
-                    "call it under torch.no_grad(), or detach the input"
-                )
+            check_inference(f"a {type(self).__name__}", name, t)
         L, D, H, P = self.num_layers, 1 + self.bidirectional, self.hidden_size, self.proj_size
         check_sizes(x, states, L, D, self.input_size, H, P or H)
         check_steps(x)

@@ -12,7 +12,7 @@ from torch.compiler import is_compiling
 
 from . import backends
 from .cells import CELLS, accumulate_dtype
-from .functional import check_weights
+from .checks import check_inference, check_weights
 from .modules import MODES
 from .stepper_runners import Cpp, Reference, run_cpp
 
@@ -245,11 +245,7 @@ class Stepper:
             raise ValueError(f"RNN {role} dtype ({t.dtype}) does not match weight dtype ({self._dtype})")
         if t.layout != torch.strided:
             raise ValueError(f"Expected {name} to be a dense tensor, but got layout {t.layout}")
-        if t.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError(
-                f"a Stepper is for inference only, but {name} requires a gradient; use {name}.detach() or "
-                "torch.no_grad()"
-            )
+        check_inference("a Stepper", name, t)
 
     def _check_out(self, x, out):
         """Whether out can take the result of x; that they do not overlap is seen to later."""

@@ -98,7 +98,7 @@ def test_errors():
         rnnkernels.quantize_dynamic(module)
     with pytest.warns(UserWarning, match=r"quantize_dynamic left subclasses alone: 0 \(Own\)"):
         assert type(rnnkernels.quantize_dynamic(nn.Sequential(Own(3, 4)))[0]) is Own
-    with pytest.raises(RuntimeError, match="QuantizedLSTM is for inference and has no gradients"):
+    with pytest.raises(RuntimeError, match="a QuantizedLSTM is for inference only, but input requires a gradient"):
         q(x.clone().requires_grad_())
     for wrong, kind, words in (
         ((x.double(),), ValueError, "QuantizedLSTM takes float32, but got Double"),
