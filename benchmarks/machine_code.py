@@ -45,7 +45,7 @@ def disassemble(tool, compiled, *options):
 
 def listing(compiled):
     """The machine code as text."""
-    return compiled.asm["amdgcn"] if "amdgcn" in compiled.asm else disassemble("nvdisasm", compiled, "-c")
+    return compiled.asm["amdgcn"] if "amdgcn" in compiled.asm else disassemble("nvdisasm", compiled, "-c", "-ndf")
 
 
 def loops(lines):

@@ -8,6 +8,7 @@ from global memory, barriers. `--check` exits with 1 where a budget is broken. N
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -24,24 +25,15 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 
 from benchmarks import machine
 from benchmarks.chips import ARCHS, Gpu
+from benchmarks.model import ARITHMETICS, Layer, arithmetics, kind_of, layers, step
 from benchmarks.run import RESULTS, listed
 from benchmarks.tables import markdown_table
 from benchmarks.workloads import Workload, select
 from rnnkernels.triton import schedules
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
 PASSES = ("inference", "training forward", "backward")
 PROCESSES = 2
-
-
-def kind_of(arithmetic: str) -> str:
-    """The row of the chooser's tables: "half", "tf32" or "ieee"."""
-    return "half" if arithmetic in ("bf16", "fp16") else arithmetic
-
-
-def arithmetics(gpu: Gpu) -> list[str]:
-    """Those that the chip has."""
-    return [name for name in DTYPES if name != "tf32" or gpu.chip.backend == "cuda"]
+CACHE = machine.ROOT / "build" / "machine-code"
 
 
 def weight_bytes(cell, tiles: schedules.Tiles, kind: str, width: int) -> int:
@@ -78,23 +70,33 @@ def problems(row: dict, gpu: Gpu) -> list[str]:
     return found
 
 
-def row_of(launched: list, arithmetic: str, w: Workload) -> dict:
-    """What the launches of one pass of one layer show."""
-    from benchmarks.machine_code import facts
-    from rnnkernels.triton.cells import CELLS
+def facts(compiled) -> dict:
+    """The facts of a kernel, kept in a file: to disassemble takes longer than to compile."""
+    from benchmarks import machine_code
 
+    reader = hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()[:16]
+    path = CACHE / reader / f"{compiled.hash}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, json.dumps(machine_code.facts(compiled)))
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def row_of(gpu: Gpu, launched: list, layer: Layer) -> tuple[dict, dict]:
+    """What the launches of one pass of one layer show, and what depends on the workload: grid and prediction."""
     kernels = {each.compiled.hash: each for each in launched}
     most = kernels[Counter(each.compiled.hash for each in launched).most_common(1)[0][0]]
     tiles, main, all_facts = most.tiles, facts(most.compiled), [facts(each.compiled) for each in kernels.values()]
-    streamed = tiles.schedule == "stepwise"
-    again = not streamed and reloads(CELLS[w.cell], tiles, kind_of(arithmetic), w.H, most.backward, main)
+    streamed, predicted = tiles.schedule == "stepwise", step(gpu, layer, tiles)
+    own = {"grid": list(most.grid), "predicted_us": round(1e6 * predicted.seconds, 2), "limited_by": predicted.by}
+    again = not streamed and reloads(layer.cell, tiles, layer.kind, layer.K, layer.backward, main)
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
-        "stages": tiles.stages, "reason": tiles.reason, "grid": most.grid, "kernels": sorted(kernels),
+        "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),
         **{name: max(found[name] for found in all_facts) for name in ("registers", "stack", "shared")},
         **{name: main[name] for name in ("tensor", "instructions", "loads", "load_bytes", "barriers", "atomics")},
         "weights": "streamed" if streamed else "loaded again" if again else "on chip",
-    }  # fmt: skip
+    }, own  # fmt: skip
 
 
 def rows_of(arch: str, arithmetic: str, w: Workload) -> list[dict]:
@@ -106,17 +108,18 @@ def rows_of(arch: str, arithmetic: str, w: Workload) -> list[dict]:
     rows = []
     for reverse in [(False,), (True,)] if w.alternating else [(False, True)[: w.D]]:
         name = w.name + (", reverse layers" if reverse == (True,) else "")
-        sizes = (ARCHS[arch], w.cell, DTYPES[arithmetic], w.T, w.B, w.H, 0, reverse, w.heads, False)
-        for passes in (PASSES[:1], PASSES[1:]):  # without and with what training saves
+        sizes = (ARCHS[arch], w.cell, ARITHMETICS[arithmetic], w.T, w.B, w.H, 0, reverse, w.heads, False)
+        for mode, passes in (("infer", PASSES[:1]), ("train", PASSES[1:])):
             try:
-                note, launched = "", dry.launches(*sizes, asked, len(passes) > 1, arithmetic)
+                note, launched = "", dry.launches(*sizes, asked, mode == "train", arithmetic)
             except NotImplementedError as error:
                 note = f"compiled without {', '.join(asked)}: {str(error).rpartition(': ')[2]}"
-                launched = dry.launches(*sizes, (), len(passes) > 1, arithmetic)
-            for this in passes:
-                row = row_of([each for each in launched if each.backward == (this == "backward")], arithmetic, w)
-                head = {"arch": arch, "arithmetic": arithmetic, "pass": this, "note": note}
-                rows.append(head | {"workloads": {name: row.pop("grid")}} | row)
+                launched = dry.launches(*sizes, (), mode == "train", arithmetic)
+            for this, layer in zip(passes, layers(w, arithmetic, mode), strict=True):
+                these = [each for each in launched if each.backward == layer.backward]
+                row, own = row_of(ARCHS[arch], these, layer)
+                head = {"arch": arch, "arithmetic": arithmetic, "pass": this, "note": note, "workloads": {name: own}}
+                rows.append(head | row)
     return rows
 
 
@@ -133,18 +136,23 @@ def merged(rows: Iterable[dict]) -> list[dict]:
 
 
 HEAD = ["workloads", "pass", "dtype", "schedule", "units x rows x K", "warps, stages", "grid", "registers", "stack"]
-HEAD += ["shared", "weights", "tensor-core", "loads", "KiB", "barriers", "atomics", "kernels"]
+HEAD += ["shared", "weights", "tensor-core", "loads", "KiB", "barriers", "atomics", "kernels", "model: µs a step"]
 
 
 def line(row: dict) -> list[str]:
-    grids = [" x ".join(map(str, grid)) for grid in row["workloads"].values()]
+    own = list(row["workloads"].values())
     broken = "; ".join(row["broken"])
+
+    def each(texts: list[str]) -> str:
+        return texts[0] if len(set(texts)) == 1 else ", ".join(texts)
+
     values = [
         ", ".join(row["workloads"]) + (" (1)" if row["note"] else ""), row["pass"], row["arithmetic"], row["schedule"],
         " x ".join(map(str, row["tiles"])), f"{row['warps']}, {row['stages']}",
-        grids[0] if len(set(grids)) == 1 else ", ".join(grids), row["registers"], row["stack"],
+        each([" x ".join(map(str, o["grid"])) for o in own]), row["registers"], row["stack"],
         f"{row['shared'] / 1024:.0f} KiB", row["weights"] + (f" **{broken}**" if broken else ""), row["tensor"],
         row["loads"], f"{row['load_bytes'] / 1024:.1f}", row["barriers"], row["atomics"], len(row["kernels"]),
+        each([f"{o['predicted_us']:.2f} ({o['limited_by']})" for o in own]),
     ]  # fmt: skip
     return [str(value) for value in values]
 
@@ -180,7 +188,8 @@ the launches of a pass are several kernels (the first and the last step differ f
 shared memory are the largest of them, and the rest is that of the most frequent one. Stack is spilled registers. Of the
 time loop, as its instructions stand there (those of a loop inside it once): tensor-core instructions, loads from global
 memory and what all threads of a program ask for with them in KiB, barriers of a program, atomics. *weights*: on chip
-(the loads of the loop are fewer than the weights would need), or streamed at each step.
+(the loads of the loop are fewer than the weights would need), or streamed at each step. The last column is a model with
+assumed latencies (benchmarks/model.py), not a measurement, and names the largest part of a step.
 {"".join(f"{chr(10)}(1) {note}" for note in notes)}
 
 {len(rows)} rows, {len({kernel for row in rows for kernel in row["kernels"]})} kernels; budgets broken: {len(broken)}.
@@ -188,16 +197,21 @@ memory and what all threads of a program ask for with them in KiB, barriers of a
 {"".join(parts)}"""
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file in one go: a killed run leaves whole files."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def write(results: dict, out: Path) -> list[Path]:
     """JSON with a row a line, and Markdown."""
     rows = ",\n".join(json.dumps(row) for row in results["rows"])
     text = f'{{"machine": {json.dumps(results["machine"])},\n"rows": [\n{rows}\n]}}\n'
     paths = [out.with_name(out.name + suffix) for suffix in (".json", ".md")]
+    out.parent.mkdir(parents=True, exist_ok=True)
     for path, content in zip(paths, (text, markdown(results)), strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, path)
+        replace(path, content)
     return paths
 
 
@@ -222,7 +236,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p = argparse.ArgumentParser(prog="python -m benchmarks.offline", description=__doc__.splitlines()[0])
     p.add_argument("--arch", type=listed(list(ARCHS)), default=list(ARCHS), help=f"of {', '.join(ARCHS)}")
     p.add_argument("--only", type=listed(), default=[], help="names or shell patterns of GPU workloads")
-    p.add_argument("--dtype", type=listed(list(DTYPES)), default=list(DTYPES), help=f"of {', '.join(DTYPES)}")
+    p.add_argument(
+        "--dtype", type=listed(list(ARITHMETICS)), default=list(ARITHMETICS), help=f"of {', '.join(ARITHMETICS)}"
+    )
     p.add_argument("--check", action="store_true", help="exit with 1 where a budget is broken")
     p.add_argument("--processes", type=int, choices=(1, 2), default=PROCESSES)
     p.add_argument("--out", type=Path, default=RESULTS / "offline", help="results without suffix")

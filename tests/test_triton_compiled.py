@@ -21,6 +21,8 @@ from benchmarks.machine_code import facts
 from rnnkernels.triton import schedules
 from rnnkernels.triton.cells import CELLS
 
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
+
 KINDS = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "double": torch.float64}
 
 
