@@ -140,13 +140,15 @@ def layers(w: Workload, arithmetic: str, mode: str) -> list[Layer]:
 
 def products(gpu: Gpu, w: Workload, arithmetic: str, mode: str) -> float:
     """Seconds of the products outside the time loop: inputs before it, in training gradients after it."""
-    kind, D = kind_of(arithmetic), w.D * w.heads
-    each = sum(2.0 * w.T * w.B * D * GATES[w.cell] * w.H * size for size in inputs(w))
-    recurrent = 2.0 * w.T * w.B * D * GATES[w.cell] * w.H * w.H * w.L
-    total = each if mode == "infer" else 3 * each + recurrent
-    passes = 1 if mode == "infer" else 4
-    moved = passes * w.L * w.T * w.B * D * GATES[w.cell] * w.H * schedules.BYTES[kind]
-    return max(total / (gpu.rates[kind] * REACHED), moved / gpu.memory)
+    kind, D, size = kind_of(arithmetic), w.D * w.heads, schedules.BYTES[kind_of(arithmetic)]
+    gates, rows = D * GATES[w.cell] * w.H, w.T * w.B
+    w_ih, w_hh = gates * sum(inputs(w)), gates * w.H * w.L
+    x = rows * w.heads * sum(inputs(w))
+    total, moved = 2.0 * rows * w_ih, x + w_ih + rows * gates * w.L
+    if mode == "train":  # dx and dW_ih; dW_hh; each reads the gradients of the gates
+        total += 4.0 * rows * w_ih + 2.0 * rows * w_hh
+        moved += 3 * rows * gates * w.L + 2 * x + 2 * w_ih + w_hh + rows * D * w.H * w.L
+    return max(total / (gpu.rates[kind] * REACHED), moved * size / gpu.memory)
 
 
 def predict(gpu: Gpu, w: Workload, arithmetic: str, mode: str, graph: bool = True) -> dict:
@@ -161,7 +163,10 @@ def predict(gpu: Gpu, w: Workload, arithmetic: str, mode: str, graph: bool = Tru
             "seconds": found.seconds,
             "by": found.by,
         }
-        total += w.L * w.T * found.seconds
+        first = (
+            layer.D * layer.cell.gates * layer.H * layer.K * layer.size / gpu.memory
+        )  # weights come from memory once
+        total += w.L * (w.T * found.seconds + first)
     return {"seconds": total, "steps": passes}
 
 

@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import json
 import multiprocessing
-import os
 import shlex
 import sys
 from collections import Counter
@@ -26,6 +25,7 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedC
 from benchmarks import machine
 from benchmarks.chips import ARCHS, Gpu
 from benchmarks.model import ARITHMETICS, Layer, arithmetics, kind_of, layers, step
+from benchmarks.report import replace
 from benchmarks.run import RESULTS, listed
 from benchmarks.tables import markdown_table
 from benchmarks.workloads import Workload, select
@@ -195,13 +195,6 @@ assumed latencies (benchmarks/model.py), not a measurement, and names the larges
 {len(rows)} rows, {len({kernel for row in rows for kernel in row["kernels"]})} kernels; budgets broken: {len(broken)}.
 {chr(10).join(broken)}
 {"".join(parts)}"""
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file in one go: a killed run leaves whole files."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 def write(results: dict, out: Path) -> list[Path]:
