@@ -17,15 +17,15 @@ PEAKS = {"float64": ("float64",), "float32": ("float32",)}
 PEAKS |= {dtype: ("float32", dtype) for dtype in ("bfloat16", "float16", "int8")}
 
 
-def _inputs(w: Workload) -> list[int]:
-    """I of each layer."""
-    return [w.I if n == 0 else w.D * w.H for n in range(w.L)]
+def inputs(w: Workload) -> list[int]:
+    """I of each layer, of one head."""
+    return [w.I // w.heads if n == 0 else w.D * w.H for n in range(w.L)]
 
 
 def flops(w: Workload, mode: str) -> float:
-    """2 T B D G H (I + H) for each layer; a training step is three times that: y, dx and dh, dW."""
-    forward = sum(2.0 * w.T * w.B * w.D * GATES[w.cell] * w.H * (size + w.H) for size in _inputs(w))
-    return forward * (3 if mode == "train" else 1)
+    """2 T B D G H (I + H) for each layer and head; a training step is three times that: y, dx and dh, dW."""
+    forward = sum(2.0 * w.T * w.B * w.D * GATES[w.cell] * w.H * (size + w.H) for size in inputs(w))
+    return w.heads * forward * (3 if mode == "train" else 1)
 
 
 def weight_reads(w: Workload, dtype: str, mode: str) -> list[tuple[float, float]]:
@@ -35,13 +35,13 @@ def weight_reads(w: Workload, dtype: str, mode: str) -> list[tuple[float, float]
     once, for all steps, and between two calls every weight has to be held; a single step reads W_hh that way too. A
     training step reads all of it twice (forward, backward) and writes as many gradients once.
     """
-    itemsize, rows = WEIGHT_BYTES[dtype], w.D * GATES[w.cell] * w.H
+    itemsize, rows = WEIGHT_BYTES[dtype], w.heads * w.D * GATES[w.cell] * w.H
     w_hh = rows * w.H * w.L * itemsize
-    w_ih = rows * sum(_inputs(w)) * itemsize
+    w_ih = rows * sum(inputs(w)) * itemsize
     passes = 2 if mode == "train" else 1
     each_step, each_call = (w_hh * w.T, w_ih) if w.T > 1 else (0, w_hh + w_ih)
     written = w_hh + w_ih if mode == "train" else 0
-    found = [(passes * each_step, w_hh / (w.L * w.D)), (passes * each_call + written, w_hh + w_ih)]
+    found = [(passes * each_step, w_hh / (w.L * w.D * w.heads)), (passes * each_call + written, w_hh + w_ih)]
     return [(float(read), float(held)) for read, held in found if read]
 
 

@@ -25,7 +25,7 @@ def _cpuinfo(*fields: str) -> str:
     return ""
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -82,8 +82,8 @@ def describe(device: str, command: str) -> dict:
         "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "peers": ", ".join(f"{name} {_version(name)}" for name in ("onnxruntime", "openvino", "jax")),
+        "triton": version("triton"),
+        "peers": ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino", "jax")),
         **_library(),
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

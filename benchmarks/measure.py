@@ -104,34 +104,72 @@ def check(tensors: dict[str, Tensor], truth: Truth, dtype: str) -> dict:
     return {"error": found[worst], "error_of": worst}
 
 
-class Subject:
-    """One provider on one case: admitted if it is right, then timed."""
+Timer = Callable[[Callable[[], object], int], tuple[float, float]]
 
-    def __init__(self, provider: Provider, workload: Workload, dtype: str, mode: str, threads: int) -> None:
+
+def wall_time(run: Callable[[], object], calls: int) -> tuple[float, float]:
+    """Seconds of wall time and of processor time for each of so many calls, one after the other."""
+    busy, start = time.process_time(), time.perf_counter()
+    for _ in range(calls):
+        run()
+    end = time.perf_counter()
+    return (end - start) / calls, (time.process_time() - busy) / calls
+
+
+def event_time(run: Callable[[], object], calls: int, cuda=torch.cuda) -> tuple[float, float]:
+    """Seconds of the GPU's time between two events around so many calls, for each; and of processor time."""
+    first, last = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+    cuda.synchronize()
+    busy = time.process_time()
+    first.record()
+    for _ in range(calls):
+        run()
+    last.record()
+    busy = time.process_time() - busy
+    cuda.synchronize()
+    return first.elapsed_time(last) / 1e3 / calls, busy / calls
+
+
+class Subject:
+    """One provider on one case: admitted if it is right, then timed. A case that is there already can be given."""
+
+    def __init__(
+        self, provider: Provider, workload: Workload, dtype: str, mode: str, threads: int,
+        timer: Timer | None = None, case: Case | None = None,
+    ) -> None:  # fmt: skip
         self.provider, self.workload, self.dtype, self.mode, self.threads = provider, workload, dtype, mode, threads
+        self.timer = timer or (event_time if workload.device == "cuda" else wall_time)
+        self.given = case
         self.job: Job | None = None
         self.estimate = 0.0  # seconds a call
         torch.set_num_threads(threads)
 
     def _case(self, workload: Workload) -> Case:
+        if self.given is not None and workload is self.workload:
+            return self.given
         return Case(workload, self.dtype, self.mode, self.threads)
 
     def _admitted(self, truth: Truth, with_memory: bool) -> dict:
         if truth.tensors is None:
             self.provider.job(self._case(self.workload))
             return {"reason": "nothing to check it against"}
-        measure = memory.cuda_growth if self.workload.device == "cuda" else memory.rss_growth
+        cuda = self.workload.device == "cuda"
+        measure = memory.cuda_growth if cuda else memory.rss_growth
+        # Resident memory of a process does not shrink again: its first call of this size counts, after one step that
+        # loads libraries and starts threads. torch counts a GPU's own memory, so there the second call does.
+        first = with_memory and not cuda and self.workload.T > 1
         peak = None
         with torch.inference_mode(self.mode == "infer"):
-            if with_memory and self.workload.T > 1:  # one step first: it loads libraries and starts threads
+            if first:
                 self.provider.job(self._case(replace(self.workload, T=1))).run()
             job = self.provider.job(self._case(self.workload))
-            if with_memory and self.workload.T > 1:
+            if first:
                 peak, result = measure(job.run)
             else:
                 result = job.run()
             facts = check(job.read(result), truth, self.dtype)
-            if with_memory and self.workload.T == 1:
+            if with_memory and not first:
+                del result
                 peak = measure(job.run)[0]
         if with_memory:
             facts["peak_bytes"] = peak
@@ -151,26 +189,16 @@ class Subject:
             lines = str(error).strip().splitlines() or [""]
             return {"reason": f"{type(error).__name__}: {lines[0]}", "red": True}
 
-    def _synchronize(self) -> None:
-        if self.workload.device == "cuda":
-            torch.cuda.synchronize()
-
     def time(self, calls: int) -> tuple[float, float]:
-        """Seconds of wall time and of processor time for each of so many calls, one after the other."""
+        """Seconds, by the timer, and of processor time for each of so many calls, one after the other."""
         run, collected = self.job.run, gc.isenabled()
         gc.disable()
         try:
             with torch.inference_mode(self.mode == "infer"):
                 if self.estimate < WARM:
                     run()
-                self._synchronize()
-                busy, start = time.process_time(), time.perf_counter()
-                for _ in range(calls):
-                    run()
-                self._synchronize()
-                end = time.perf_counter()
-                self.estimate = (end - start) / calls
-                return self.estimate, (time.process_time() - busy) / calls
+                self.estimate, busy = self.timer(run, calls)
+                return self.estimate, busy
         finally:
             if collected:
                 gc.enable()

@@ -22,14 +22,20 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 PLOTS = {"-ratio.png": plots.ratios, "-roofline.png": plots.roofline}
 
 
+def replace(path: Path, text: str) -> None:
+    """Write a file in one go: a killed run leaves whole files."""
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
 def write(results: dict, out: Path, with_plots: bool = False) -> list[Path]:
-    """JSON and Markdown, each replaced in one go: a killed run leaves whole files. The plots where asked for."""
+    """JSON and Markdown, and the plots where asked for."""
     written = []
     texts = {".json": json.dumps(results, indent=1) + "\n", ".md": markdown(results)}
     for suffix, text in texts.items():
-        part, path = out.with_name(f"{out.name}{suffix}.part"), out.with_name(out.name + suffix)
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
+        path = out.with_name(out.name + suffix)
+        replace(path, text)
         written.append(path)
     for suffix, draw in PLOTS.items() if with_plots else ():
         path = out.with_name(out.name + suffix)

@@ -38,6 +38,22 @@ def derive(row: dict) -> dict:
     return row
 
 
+def head(w: Workload, dtype: str, mode: str, threads: int) -> dict:
+    """What a row says of its workload and how it was computed."""
+    shape = {"workload": w.name, "kind": w.kind, "source": w.source}
+    shape |= {letter: getattr(w, letter) for letter in "TBIHL"}
+    how = {"device": w.device, "dtype": dtype, "own_dtype": dtype == w.dtype, "mode": mode}
+    return {**shape, **how, "threads": threads}
+
+
+def summed_up(values: list[tuple[float, float]]) -> dict:
+    """Median and quartiles of the times of a provider, and the processors that it kept busy."""
+    walls, busies = np.array(values).T
+    low, median, high = np.percentile(walls, (25, 50, 75)).tolist()
+    found = {"seconds": median, "seconds_25": low, "seconds_75": high, "samples": len(values)}
+    return found | {"cores": float(busies.sum() / walls.sum())}
+
+
 def _guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]:
     """Times the worker. One that breaks meanwhile is so slow from then on that it leaves, and its facts say why."""
 
@@ -93,14 +109,7 @@ class Rows:
                     disturbed = alternate({"rnnkernels": runs["rnnkernels"]}, seconds / 4, BUSY_ROUNDS)["rnnkernels"]
                 facts["rnnkernels"]["busy_seconds"] = float(np.median([wall for wall, _ in disturbed]))
         for name, values in samples.items():
-            if "reason" in facts[name]:
-                continue
-            walls, busies = np.array(values).T
-            low, median, high = np.percentile(walls, (25, 50, 75)).tolist()
-            facts[name] |= {"seconds": median, "seconds_25": low, "seconds_75": high, "samples": len(values)}
-            facts[name]["cores"] = float(busies.sum() / walls.sum())
-        shape = {"workload": w.name, "kind": w.kind, "source": w.source}
-        shape |= {letter: getattr(w, letter) for letter in "TBIHL"}
-        how = {"device": w.device, "dtype": self.dtype, "own_dtype": self.dtype == w.dtype, "mode": self.mode}
-        how |= {"threads": threads, "bound": bound(w, self.dtype, self.mode, threads, self.roofs)}
-        return derive({**shape, **how, "providers": facts})
+            if "reason" not in facts[name]:
+                facts[name] |= summed_up(values)
+        limit = bound(w, self.dtype, self.mode, threads, self.roofs)
+        return derive({**head(w, self.dtype, self.mode, threads), "bound": limit, "providers": facts})

@@ -20,7 +20,7 @@ class Reached(NamedTuple):
     good: bool
 
 
-def _extreme(
+def extreme(
     target: str, threads: int, pairs: Iterable[tuple[str, float]], limit: float, form: str, most: bool = False
 ) -> list[Reached]:
     """The worst of (workload, value) pairs against a least value (or the most that is allowed)."""
@@ -47,7 +47,7 @@ def _ratios(rows: list[dict], threads: int) -> list[Reached]:
             text = f"{mode}, ratio to {against}: geometric mean ≥ {mean}"
             found.append(Reached(text, threads, f"{m.mean:.2f} over {m.count} workloads", m.mean >= mean))
             text = f"{mode}, ratio to {against}: no workload < {least}"
-            found += _extreme(text, threads, pairs, least, "{:.2f}")
+            found += extreme(text, threads, pairs, least, "{:.2f}")
     return found
 
 
@@ -59,8 +59,8 @@ def _shares(rows: list[dict], threads: int) -> list[Reached]:
     batch = shares(lambda r: r["B"] >= 16 and r["H"] >= 128)
     single = shares(lambda r: r["B"] == 1 and r["H"] <= 512 and r["T"] > 1)  # single steps have a target of their own
     return [
-        *_extreme("infer, B ≥ 16, H ≥ 128: share of the bound ≥ 85 %", threads, batch, 85, "{:.0f} %"),
-        *_extreme("infer, B = 1, H ≤ 512, T > 1: share of the bound ≥ 70 %", threads, single, 70, "{:.0f} %"),
+        *extreme("infer, B ≥ 16, H ≥ 128: share of the bound ≥ 85 %", threads, batch, 85, "{:.0f} %"),
+        *extreme("infer, B = 1, H ≤ 512, T > 1: share of the bound ≥ 70 %", threads, single, 70, "{:.0f} %"),
     ]
 
 
@@ -73,11 +73,11 @@ def _steps(rows: list[dict], threads: int) -> list[Reached]:
 
     ratios = [(r["workload"], ours(r)["ratio"]) for r in steps if ours(r).get("ratio")]
     return [
-        *_extreme(
+        *extreme(
             "one step through the module: ≤ 12 µs above the bound", threads, above("rnnkernels"), 12, "{:.1f} µs", True
         ),
-        *_extreme("one step through the module: ratio to torch.nn ≥ 2.5", threads, ratios, 2.5, "{:.2f}"),
-        *_extreme("one step through Stepper: ≤ 3 µs above the bound", threads, above("stepper"), 3, "{:.1f} µs", True),
+        *extreme("one step through the module: ratio to torch.nn ≥ 2.5", threads, ratios, 2.5, "{:.2f}"),
+        *extreme("one step through Stepper: ≤ 3 µs above the bound", threads, above("stepper"), 3, "{:.1f} µs", True),
     ]
 
 
@@ -89,8 +89,8 @@ def _memory_and_neighbour(rows: list[dict], all_rows: list[dict], threads: int) 
             memory.append((r["workload"], mine / torchs))
     busy = [(f"{r['workload']}, {r['mode']}", ratio) for r in rows if (ratio := busy_ratio(r, all_rows))]
     return [
-        *_extreme("train, peak memory over torch's ≤ 1 (from 1 MiB on)", threads, memory, 1.0, "{:.2f}", True),
-        *_extreme("busy neighbour: time over the undisturbed one-thread time ≤ 3", threads, busy, 3.0, "{:.2f}", True),
+        *extreme("train, peak memory over torch's ≤ 1 (from 1 MiB on)", threads, memory, 1.0, "{:.2f}", True),
+        *extreme("busy neighbour: time over the undisturbed one-thread time ≤ 3", threads, busy, 3.0, "{:.2f}", True),
     ]
 
 
@@ -110,10 +110,10 @@ def _narrow(rows: list[dict], threads: int) -> list[Reached]:
         if peer and "rms_error" in ours(r):
             errors.append((r["workload"], ours(r)["rms_error"] / peer))
     return [
-        *_extreme("infer, bfloat16 over our float32, B ≥ 16, H ≥ 256: ≥ 1.6", threads, batch, 1.6, "{:.2f}"),
-        *_extreme("infer, bfloat16 over our float32, B = 1, H ≥ 512: ≥ 1.5", threads, single, 1.5, "{:.2f}"),
-        *_extreme("int8, ratio to the fastest int8 peer ≥ 1.0", threads, ratios, 1.0, "{:.2f}"),
-        *_extreme("int8, error (rms) over that peer's ≤ 1", threads, errors, 1.0, "{:.2f}", True),
+        *extreme("infer, bfloat16 over our float32, B ≥ 16, H ≥ 256: ≥ 1.6", threads, batch, 1.6, "{:.2f}"),
+        *extreme("infer, bfloat16 over our float32, B = 1, H ≥ 512: ≥ 1.5", threads, single, 1.5, "{:.2f}"),
+        *extreme("int8, ratio to the fastest int8 peer ≥ 1.0", threads, ratios, 1.0, "{:.2f}"),
+        *extreme("int8, error (rms) over that peer's ≤ 1", threads, errors, 1.0, "{:.2f}", True),
     ]
 
 

@@ -26,7 +26,8 @@ class Workload:
     bidirectional: bool = False
     alternating: bool = False  # odd layers walk backwards in time
     resets: float = 0.0  # fraction of the (T, B) steps at which the state restarts
-    heads: int = 1  # independent block-diagonal recurrences, H of each
+    heads: int = 1  # independent block-diagonal recurrences: H units of each, and I / heads of the input
+    packed: bool = False  # rows have lengths of their own
 
     @property
     def D(self) -> int:
@@ -41,6 +42,7 @@ class Workload:
         cell += " alternating" if self.alternating else ""
         cell += f" x{self.heads} heads" if self.heads > 1 else ""
         cell += f", {self.resets:.0%} resets" if self.resets else ""
+        cell += ", packed" if self.packed else ""
         return cell
 
 
@@ -88,6 +90,7 @@ WORKLOADS: list[Workload] = [
     *_row("cuda", "flashrnn", "lstm gru", 1024, 16, (768, 768), 1, "FlashRNN's plot"),
     *_row("cuda", "rnnt-decode", "lstm", 1, 16, (640, 640), 1, "NeMo"),
     *_row("cuda", "dreamer", "gru", 64, 16, (8192, 1024), 1, "DreamerV3", heads=8),
+    *_row("cuda", "packed", "lstm", 500, 64, (256, 256), 1, "rows as in pytorch issue 149194", packed=True),
     *_row("cuda", "amp", "lstm", 32768, 16, (1, 18), 1, "Neural Amp Modeler"),
 ]
 

@@ -3,19 +3,23 @@
 import copy
 import importlib.util
 import os
+import sys
+import types
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import machine, worker
 from benchmarks.measure import Subject, truth_of
-from benchmarks.providers import OURS, PROVIDERS, Case, Job, Provider, Unsupported
-from benchmarks.providers.case import directions
+from benchmarks.providers import OURS, PROVIDERS, Case, Job, Provider, Unsupported, flash, torch_rl
+from benchmarks.providers.case import directions, split_and_pad
 from benchmarks.workloads import Workload
 
 SMALL = Workload("small", "cpu", "lstm", T=5, B=3, I=4, H=6, L=2)
 EXTRAS = {"plain": {}, "bi": {"bidirectional": True}, "alternating": {"alternating": True}, "step": {"T": 1, "L": 1}}
 CELLS = ("rnn", "lstm", "gru")
+SPECIAL = {"resets": {"resets": 0.3}, "heads": {"heads": 2, "L": 1}, "packed": {"packed": True}}
 
 
 def facts_of(name: str, cases: list[tuple[Workload, str, str]]) -> list[dict]:
@@ -41,6 +45,71 @@ def test_every_provider_gives_what_torch_gives(name):
         cases = [(w, "float32", "train") for w in shapes] + [(w, "float32", "infer") for w in shapes[:: len(EXTRAS)]]
     for case, facts in zip(cases, checked(name, cases), strict=True):
         assert "reason" not in facts and facts["error"] < 2e-5, (case, facts)
+
+
+@pytest.mark.parametrize("name", ["torch", "rnnkernels"])
+@pytest.mark.parametrize("special", SPECIAL)
+def test_resets_heads_and_lengths_are_what_ours_and_torch_s_way_agree_on(name, special):
+    """torch splits and pads, packs, loops over heads; ours has arguments. Both against torch's way in float64."""
+    shapes = [replace(SMALL, cell=cell, **SPECIAL[special]) for cell in ("lstm", "gru")]
+    cases = [(w, "float32", mode) for w in shapes for mode in ("infer", "train")]
+    for case, facts in zip(cases, checked(name, cases), strict=True):
+        assert "reason" not in facts and facts["error"] < 2e-5, (case, facts)
+
+
+def test_split_and_pad_is_a_loop_that_restarts():
+    w = replace(SMALL, cell="gru", T=9, L=1, resets=0.3)
+    case = Case(w, "float64", "infer")
+    module = case.module.double()
+    h, y = torch.zeros(1, w.B, w.H, dtype=torch.float64), []
+    for x, reset in zip(case.x, case.reset, strict=True):
+        h = module(x[None], h * ~reset[None, :, None])[1]
+        y.append(h[0])
+    assert case.reset[1:].any() and torch.allclose(split_and_pad(module, case.reset, case.x)[0], torch.stack(y))
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_flashrnn_gets_gates_in_its_own_order(cell, monkeypatch):
+    """With a stand-in for the package (it needs CUDA), written after its documented equations."""
+
+    def flashrnn(gates, r, b, function, backend, dtype):
+        (B, _, _, heads, H), S = gates.shape, 2 if function == "lstm" else 1
+        state, out = gates.new_zeros(S, B, heads, H), []
+        for x in gates.unbind(1):
+            q = torch.einsum("bnk,gnhk->gbnh", state[0], r)
+            x = x.transpose(0, 1)
+            if function == "lstm":
+                i, f, z, o = x + q + b[:, None]
+                c = f.sigmoid() * state[1] + i.sigmoid() * z.tanh()
+                state = torch.stack([o.sigmoid() * c.tanh(), c])
+            elif function == "gru":
+                reset, u = (x[:2] + q[1:] + b[1:3, None]).sigmoid()
+                n = (x[2] + b[3] + reset * (q[0] + b[0])).tanh()
+                state = (u * state[0] + (1 - u) * n)[None]
+            else:
+                state = (x + q + b[:, None]).tanh()
+            out.append(state)
+        return torch.stack(out, 2), state
+
+    monkeypatch.setitem(sys.modules, "flashrnn", types.SimpleNamespace(flashrnn=flashrnn))
+    provider = Provider(lambda case: flash.flashrnn_job(case, "vanilla"), "torch")
+    for mode in ("infer", "train"):
+        case = replace(SMALL, cell=cell, L=1), "float32", mode
+        facts = Subject(provider, *case, 1).admit(truth_of(Case(*case)))
+        assert "reason" not in facts and facts["error"] < 2e-5, facts
+
+
+def test_torchrl_says_what_it_is_measured_on():
+    for extra in ({}, {"resets": 0.1, "cell": "rnn"}, {"resets": 0.1, "bidirectional": True}):
+        with pytest.raises(Unsupported):
+            torch_rl.torchrl_job(Case(replace(SMALL, **extra), "float32", "infer"), "scan")
+    if PROVIDERS["torchrl_scan"].missing():
+        pytest.skip(f"torchrl {PROVIDERS['torchrl_scan'].missing()}")
+    provider = Provider(lambda case: torch_rl.torchrl_job(case, "pad"), "torchrl")
+    for mode in ("infer", "train"):
+        case = replace(SMALL, L=1, resets=0.3), "float32", mode
+        facts = Subject(provider, *case, 1).admit(truth_of(Case(*case)))
+        assert "reason" not in facts and facts["error"] < 2e-5, facts
 
 
 @pytest.mark.parametrize("name", ["torch_compile", "stepper"])
@@ -82,7 +151,9 @@ def test_int8_weights_are_near_or_refused_with_a_reason(name):
 def test_what_a_peer_cannot_do_is_a_reason_not_an_error(name):
     if PROVIDERS[name].missing():
         pytest.skip(f"{name} {PROVIDERS[name].missing()}")
-    for extra in ({"resets": 0.1}, {"heads": 2}, {"device": "mars"}):
+    for extra in ({"resets": 0.1}, {"heads": 2}, {"packed": True}, {"device": "mars"}):
+        if name == "torch" and "device" not in extra:  # it has a way of its own
+            continue
         with pytest.raises(Unsupported):
             provider = PROVIDERS[name]
             case = Case(replace(SMALL, T=1, L=1), "float32", "infer")

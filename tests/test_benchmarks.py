@@ -78,11 +78,13 @@ def test_names_are_unique_and_select_finds_names_families_and_patterns():
     assert len(select("cpu", [])) + len(select("cuda", [])) == len(WORKLOADS)
 
 
-@pytest.mark.parametrize("extra, word", [({"resets": 0.03}, "reset"), ({"heads": 8}, "heads")])
-def test_what_the_modules_cannot_do_has_a_reason(extra, word):
-    bench = Bench(replace(SMALL, **extra), "float32", "infer", ["torch", "rnnkernels"])
-    assert not bench.jobs
-    for name in ("torch", "rnnkernels"):
+@pytest.mark.parametrize(
+    "extra, word", [({"resets": 0.03}, "reset"), ({"heads": 2}, "heads"), ({"packed": True}, "len")]
+)
+def test_what_a_provider_cannot_do_has_a_reason(extra, word):
+    bench = Bench(replace(SMALL, T=1, L=1, **extra), "float32", "infer", ["torch_compile", "stepper", "torch"])
+    assert list(bench.jobs) == ["torch"]
+    for name in ("torch_compile", "stepper"):
         assert word in bench.facts[name]["reason"] and not bench.facts[name].get("red")
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks.workloads import Workload
 
@@ -46,15 +48,22 @@ class Case:
     threads: int = 1  # for the providers that are told when they are built; torch's own number is set beside
     module: nn.Module = field(init=False)  # torch.nn, in float32 on the CPU: the source of the weights
     x: Tensor = field(init=False)  # (T, B, I)
-    dy: Tensor = field(init=False)  # (T, B, D * H), the gradient that training starts from
+    dy: Tensor = field(init=False)  # (T, B, D * H), the gradient that training starts from; all heads side by side
+    reset: Tensor | None = field(init=False, default=None)  # (T, B): the steps at which the state restarts from zero
+    lengths: Tensor | None = field(init=False, default=None)  # (B,), on the CPU, where torch wants them
 
     def __post_init__(self) -> None:
         w = self.workload
         torch.manual_seed(SEED)
-        self.module = build(torch.nn, replace(w, resets=0.0, heads=1))
+        self.module = build(torch.nn, w)
         kind = {"device": w.device, "dtype": TORCH_DTYPES[self.dtype]}
         self.x = torch.randn(w.T, w.B, w.I).to(**kind)
-        self.dy = torch.randn(w.T, w.B, w.H * w.D).to(**kind)
+        self.dy = torch.randn(w.T, w.B, w.H * w.D * w.heads).to(**kind)
+        if w.resets:
+            self.reset = (torch.rand(w.T, w.B) < w.resets).to(w.device)
+        if w.packed:
+            self.lengths = torch.randint(1, w.T + 1, (w.B,))
+            self.lengths[0] = w.T
 
 
 class Alternating(nn.ModuleList):
@@ -66,24 +75,63 @@ class Alternating(nn.ModuleList):
         return y, None
 
 
+class Heads(nn.ModuleList):
+    """Modules side by side, each with its part of the input and of the output."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        parts = x.chunk(len(self), -1)
+        return torch.cat([head(part)[0] for head, part in zip(self, parts, strict=True)], -1), None
+
+
 def refuse_extras(name: str, w: Workload) -> None:
-    """Raise Unsupported for what torch.nn's layers, and those made after them, do not have."""
+    """Raise Unsupported for what libraries with torch.nn's layers do not have."""
     if w.resets:
         raise Unsupported(f"{name} takes no reset mask")
     if w.heads > 1:
         raise Unsupported(f"{name} has no heads")
+    if w.packed:
+        raise Unsupported(f"{name} takes no lengths here")
 
 
 def build(library: Any, w: Workload) -> nn.Module:
     """The workload's module, from a library with torch.nn's classes: torch.nn itself, or rnnkernels."""
-    name = getattr(library, "__name__", str(library))
-    refuse_extras(name, w)
     cls = getattr(library, w.cell.upper(), None)
     if cls is None:
-        raise Unsupported(f"{name} has no {w.cell.upper()}")
+        raise Unsupported(f"{getattr(library, '__name__', library)} has no {w.cell.upper()}")
     if w.alternating:
         return Alternating(cls(w.I if n == 0 else w.H, w.H) for n in range(w.L))
+    if w.heads > 1:
+        return Heads(cls(w.I // w.heads, w.H, w.L) for _ in range(w.heads))
     return cls(w.I, w.H, w.L, bidirectional=w.bidirectional)
+
+
+def split_and_pad(module: nn.Module, reset: Tensor, x: Tensor) -> tuple[Tensor, None]:
+    """torch.nn's way with resets: each piece between two of them becomes a row of a longer batch, padded with zeros."""
+    T, B = reset.shape
+    starts = reset.clone()
+    starts[0] = True
+    starts_BT = starts.t().flatten()
+    piece = starts_BT.cumsum(0) - 1
+    first = starts_BT.nonzero().squeeze(1)
+    at = torch.arange(B * T, device=x.device) - first[piece]
+    rows = x.new_zeros(int(at.max()) + 1, len(first), x.size(2))
+    y = module(rows.index_put((at, piece), x.transpose(0, 1).flatten(0, 1)))[0]
+    return y[at, piece].unflatten(0, (B, T)).transpose(0, 1), None
+
+
+def packed(module: nn.Module, lengths: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """torch.nn's way with rows of different lengths; zeros behind their ends."""
+    y = module(pack_padded_sequence(x, lengths, enforce_sorted=False))[0]
+    return pad_packed_sequence(y, total_length=x.size(0))
+
+
+def torch_call(module: nn.Module, case: Case) -> Callable[[Tensor], tuple]:
+    """What computes the case with a module that has torch.nn's abilities."""
+    if case.reset is not None:
+        return partial(split_and_pad, module, case.reset)
+    if case.lengths is not None:
+        return partial(packed, module, case.lengths)
+    return module
 
 
 class Direction(NamedTuple):
@@ -117,8 +165,8 @@ def module_of(library: Any, case: Case, dtype: str | None = None) -> nn.Module:
 
 
 def job_of(module: nn.Module, case: Case, call: Callable | None = None, dtype: str | None = None) -> Job:
-    """A job on a module that is called as torch.nn's are; `call` stands in for the module's own (a compiled one)."""
-    call = module if call is None else call
+    """A job on a module that is called as torch.nn's are; `call` stands in for that (a compiled one)."""
+    call = torch_call(module, case) if call is None else call
     kind = {"device": case.workload.device, "dtype": TORCH_DTYPES[dtype or case.dtype]}
     x, dy = case.x.to(**kind), case.dy.to(**kind)
     if case.mode == "infer":

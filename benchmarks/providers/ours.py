@@ -1,32 +1,85 @@
-"""Our own providers: the modules of rnnkernels, and for single steps its Stepper, which packs the weights once."""
+"""Our own providers: the modules of rnnkernels, and for single steps its Stepper, which packs the weights once.
+
+Resets and lengths are arguments of `rnnkernels.functional`; heads are `vmap` over stacked weights.
+"""
 
 from __future__ import annotations
 
 import importlib
+from functools import partial
 
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
 from benchmarks.providers.case import (
     TORCH_DTYPES,
     Case,
+    Heads,
     Job,
     Unsupported,
     int8,
     job_of,
-    module_job,
     module_of,
     provider,
+    refuse_extras,
 )
+
+
+class StackedHeads(nn.Module):
+    """The heads of a case as one call of one module, by vmap over its weights."""
+
+    def __init__(self, heads: Heads) -> None:
+        super().__init__()
+        self.one = [heads[0]]  # in a list: its own weights are no parameters of this
+        self.names = list(dict(heads[0].named_parameters()))
+        each = [dict(head.named_parameters()) for head in heads]
+        self.stacked = nn.ParameterList(
+            nn.Parameter(torch.stack([p[name].detach() for p in each])) for name in self.names
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        weights = dict(zip(self.names, self.stacked, strict=True))
+        x_XTBI = x.unflatten(-1, (len(self.stacked[0]), -1)).permute(2, 0, 1, 3)
+        y_XTBH = vmap(lambda p, part: functional_call(self.one[0], p, (part,))[0])(weights, x_XTBI)
+        return y_XTBH.permute(1, 2, 0, 3).flatten(2), None
+
+    def separate(self, read):
+        """What ``read`` gives, with the gradients by the names that they have in the case's module."""
+
+        def named(out) -> dict[str, Tensor]:
+            found = {}
+            for name, tensor in read(out).items():
+                if not name.startswith("dstacked."):
+                    found[name] = tensor
+                    continue
+                parameter = self.names[int(name.removeprefix("dstacked."))]
+                found |= {f"d{n}.{parameter}": part for n, part in enumerate(tensor)}
+            return found
+
+        return named
 
 
 @provider("rnnkernels", package="rnnkernels", devices=("cpu", "cuda"))
 def ours(case: Case) -> Job:
-    return module_job(importlib.import_module("rnnkernels"), case)
+    library, w = importlib.import_module("rnnkernels"), case.workload
+    module = module_of(library, case)
+    if w.heads > 1:
+        stacked = StackedHeads(module).train(module.training)
+        job = job_of(stacked, case)
+        return Job(job.run, stacked.separate(job.read))
+    if case.reset is None and case.lengths is None:
+        return job_of(module, case)
+    lengths = None if case.lengths is None else case.lengths.to(w.device)
+    extras = {"num_layers": w.L, "bidirectional": w.bidirectional, "lengths": lengths, "reset": case.reset}
+    layers = partial(getattr(library.functional, w.cell), hx=None, params=list(module.parameters()), **extras)
+    return job_of(module, case, call=layers)
 
 
 @int8("rnnkernels")
 def ours_int8(case: Case) -> Job:
     library = importlib.import_module("rnnkernels")
+    refuse_extras("quantize_dynamic", case.workload)
     if not hasattr(library, "quantize_dynamic"):
         raise Unsupported(f"rnnkernels {library.__version__} has no quantize_dynamic")
     try:
@@ -40,6 +93,7 @@ def ours_int8(case: Case) -> Job:
 def stepper(case: Case) -> Job:
     """One `step_` into a tensor that is there; the state goes on from call to call, as it does in a stream."""
     w = case.workload
+    refuse_extras("the Stepper", w)
     if w.T != 1 or case.mode != "infer":
         raise Unsupported("for inference of single steps (T = 1)")
     library = importlib.import_module("rnnkernels")

@@ -7,7 +7,18 @@ import warnings
 import torch
 from torch import nn
 
-from benchmarks.providers.case import Case, Job, Unsupported, compiled, int8, job_of, module_job, module_of, provider
+from benchmarks.providers.case import (
+    Case,
+    Job,
+    Unsupported,
+    compiled,
+    int8,
+    job_of,
+    module_job,
+    module_of,
+    provider,
+    refuse_extras,
+)
 
 DEVICES = ("cpu", "cuda")
 # torch.compile unrolls a recurrent layer, about a second of compilation for each step of each layer and direction.
@@ -22,6 +33,7 @@ def torch_nn(case: Case) -> Job:
 @int8("torch")
 def torch_int8(case: Case) -> Job:
     """torch.ao's dynamic quantisation, with its default engine and per-tensor weights."""
+    refuse_extras("torch.ao's layer", case.workload)
     if case.workload.cell == "rnn":
         raise Unsupported("torch.ao has no quantised RNN")
     with warnings.catch_warnings():
@@ -36,6 +48,7 @@ def torch_int8(case: Case) -> Job:
 def torch_compile(case: Case) -> Job:
     """torch.compile of torch.nn's module, told to enter recurrent layers: left alone it gives them back to torch."""
     w = case.workload
+    refuse_extras("the compiled module", w)
     if w.T * w.L * w.D > LONGEST_COMPILED:
         raise Unsupported(
             f"torch.compile leaves nn.{w.cell.upper()} to torch; with dynamo's allow_rnn it unrolls every step, "

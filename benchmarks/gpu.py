@@ -1,0 +1,255 @@
+"""Everything that is to be known of a GPU, in ten minutes: `python -m benchmarks.gpu`.
+
+Facts of the machine, the tests that need a GPU, the GPU workloads against torch (cuDNN), TorchRL and FlashRNN,
+schedules forced at several sizes, and the targets. Written to benchmarks/results/gpu-<chip>.json and .md after each
+item; a run that is stopped, or out of time, goes on with `--resume`. The rows are like those of `benchmarks.run`, which
+takes a process for each provider, and hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks import chips, gpu_experiments, gpu_report, gpu_rows, gpu_tests, machine, report, tables
+from benchmarks.gpu_targets import reached
+from benchmarks.measure import Timer, event_time, wall_time
+from benchmarks.model import ARITHMETICS
+from benchmarks.providers import PROVIDERS
+from benchmarks.run import RESULTS, listed, resumed
+from benchmarks.workloads import Workload, select
+from rnnkernels.triton import schedules
+
+# What each step may take of the time; what it leaves goes to the ones after it.
+SHARES = {"tests": 0.35, "rows": 0.5, "experiments": 0.15}
+TINY = {"T": 3, "B": 2, "I": 8, "H": 4, "L": 1}  # the sizes of every workload in a quick run
+
+
+class Budget:
+    """The time of a run, and until when each step may begin something."""
+
+    def __init__(self, seconds: float, steps: list[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.start = clock, clock()
+        whole, used = sum(SHARES[step] for step in steps), 0.0
+        self.ends = {}
+        for step in steps:
+            used += SHARES[step] / whole
+            self.ends[step] = self.start + used * seconds
+
+    def left(self, step: str) -> float:
+        return self.ends[step] - self.clock()
+
+
+def warm(gpu: chips.Gpu, arithmetic: str, w: Workload) -> None:
+    """Compile what a workload will launch, in a process of its own, into Triton's cache on disk."""
+    from benchmarks import dry
+
+    stages = tuple(name for name, used in (("lengths", w.packed), ("reset", w.resets > 0)) if used)
+    for reverse in [(False,), (True,)] if w.alternating else [(False, True)[: w.D]]:
+        for train in (False, True):
+            dtype = ARITHMETICS[arithmetic]
+            dry.launches(gpu, w.cell, dtype, w.T, w.B, w.H, 0, reverse, w.heads, False, stages, train, arithmetic)
+
+
+def facts(asked: argparse.Namespace, command: str) -> dict:
+    """The machine, with the versions and switches that decide what is compared."""
+    found = machine.describe(asked.device, command)
+    found["device"] = found.get("gpu", found["cpu"])
+    found["timer"] = "CUDA events" if asked.device == "cuda" else "the wall clock"
+    found["peers"] = ", ".join(f"{name} {machine.version(name)}" for name in ("torchrl", "flashrnn"))
+    if asked.device == "cuda":
+        found["cudnn"], found["cuda"] = torch.backends.cudnn.version(), torch.version.cuda or torch.version.hip
+        query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+        try:
+            said = subprocess.run(
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, timeout=30
+            )
+            found["nvidia-smi"] = "; ".join(said.stdout.split("\n")[:2])
+        except (OSError, subprocess.TimeoutExpired) as error:
+            found["nvidia-smi"] = str(error)
+    found["float32 in RNNs, in products"] = (
+        f"{torch.backends.cudnn.rnn.fp32_precision}, {torch.backends.cuda.matmul.fp32_precision}"
+    )
+    return found
+
+
+def started(asked: argparse.Namespace, command: str) -> dict:
+    """Results without anything measured, or those that are resumed."""
+    fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": None, "rows": []}
+    fresh |= {"experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
+    path = asked.out.with_name(f"{asked.out.name}.json")
+    return resumed(path, fresh) | {"cut": []} if asked.resume and path.exists() else fresh
+
+
+def write(results: dict, out: Path) -> list[Path]:
+    paths = [out.with_name(out.name + suffix) for suffix in (".json", ".md")]
+    for path, text in zip(paths, (json.dumps(results, indent=1) + "\n", gpu_report.markdown(results)), strict=True):
+        report.replace(path, text)
+    return paths
+
+
+def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None) -> None:
+    """The tests, and beside them the compilation of what the rows will launch."""
+    cores = os.cpu_count() or 1
+    pending: list[Future] = []
+    pool = None
+    if asked.device == "cuda" and gpu is not None and "rows" in asked.steps:
+        pool = ProcessPoolExecutor(max(1, cores // 2), mp_context=multiprocessing.get_context("spawn"))
+        for dtype in asked.dtype:
+            pending += [pool.submit(warm, gpu, gpu_rows.arithmetic_of(dtype), w) for w in asked.workloads]
+    if results["tests"] is None or results["tests"]["unfinished"]:
+        results["tests"] = gpu_tests.run(max(1.0, budget.left("tests")), max(1, cores // 2))
+    if pool is not None:
+        for future in pending:
+            try:
+                future.result(max(0.1, budget.left("tests")))
+            except Exception as error:  # it costs time in the rows, where the same error would show
+                print(f"not compiled ahead: {type(error).__name__}: {error}", file=sys.stderr)
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def run_rows(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None, told: Callable) -> None:
+    plan = gpu_rows.ordered(asked.workloads, asked.dtype, asked.modes)
+    there = {(row["workload"], row["dtype"], row["mode"]) for row in results["rows"]}
+    results["planned"] = len(plan)
+    for done, (w, dtype, mode) in enumerate(plan):
+        if (w.name, dtype, mode) in there:
+            continue
+        told(f"{w.name}, {dtype}, {mode}", done, len(plan))
+        if budget.left("rows") < 0:
+            results["cut"].append(f"{len(plan) - len(results['rows'])} rows")
+            break
+        try:
+            row = gpu_rows.measured(
+                w, dtype, mode, asked.providers, gpu, asked.seconds, 3 if asked.quick else 5, asked.timer
+            )
+            print(tables.line(row))
+        except RuntimeError as error:  # a row that cannot be checked, as one without memory, costs itself only
+            first = (str(error).strip().splitlines() or [""])[0]
+            row = {**gpu_rows.head(w, dtype, mode, 1), "providers": {}, "reason": f"{type(error).__name__}: {first}"}
+        gpu_rows.forget()
+        results["rows"].append(row)
+        results["done"] = len(results["rows"])
+        write(results, asked.out)
+
+
+def run_experiments(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None, told: Callable):
+    plan = gpu_experiments.sizes(asked.quick)
+    there = {(r["purpose"], r["H"], r["B"], r["T"]) for r in results["experiments"]}
+    for done, (purpose, size) in enumerate(plan):
+        if (purpose, *size) in there:
+            continue
+        told(f"{purpose}, {size}", done, len(plan))
+        if budget.left("experiments") < 0:
+            results["cut"].append(f"{len(plan) - done} experiments")
+            break
+        results["experiments"] += gpu_experiments.measured(purpose, size, asked.device, asked.timer)
+        lines = gpu_experiments.lines_through(results["experiments"])
+        results["lines"] = lines if gpu is None else gpu_experiments.with_waits(lines, gpu)
+        write(results, asked.out)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    names = [name for name, provider in PROVIDERS.items() if "cuda" in provider.devices]
+    p = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
+    p.add_argument("--minutes", type=float, default=10.0, help="when nothing new is begun any more (default: 10)")
+    p.add_argument("--steps", type=listed(list(SHARES)), default=list(SHARES), help=f"of {', '.join(SHARES)}")
+    p.add_argument("--only", type=listed(), default=[], help="names or shell patterns of GPU workloads")
+    p.add_argument("--dtype", type=listed(list(gpu_rows.DTYPES)), default=list(gpu_rows.DTYPES))
+    p.add_argument("--mode", choices=(*gpu_rows.MODES, "both"), default="both")
+    p.add_argument("--providers", type=listed(names), help=f"of {', '.join(names)} (default: all that are installed)")
+    p.add_argument("--seconds", type=float, default=0.4, help="time to spend on each row, once it is checked")
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: with --quick, to see that it works")
+    p.add_argument("--quick", action="store_true", help="tiny sizes of everything")
+    p.add_argument("--out", type=Path, help="results without suffix (default: benchmarks/results/gpu-<chip>)")
+    p.add_argument("--resume", action="store_true", help="go on with what is in the results; rows there are kept")
+    asked = p.parse_args(arguments)
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        p.error("no GPU here (torch.cuda.is_available() is False); --device cpu --quick shows that it works")
+    if asked.device == "cpu" and not (asked.quick and asked.out):
+        p.error("--device cpu: only with --quick and --out")
+    for name in asked.providers or ():
+        if PROVIDERS[name].missing():
+            p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
+    if not asked.providers:
+        asked.providers = [n for n in names if asked.device in PROVIDERS[n].devices and not PROVIDERS[n].missing()]
+    asked.workloads = select("cuda", asked.only)
+    if not asked.workloads:
+        p.error(f"--only: no such workload; there are {', '.join(w.name for w in select('cuda', []))}")
+    if asked.quick:
+        asked.seconds = min(asked.seconds, 0.01)
+        asked.workloads = [replace(w, device=asked.device, **TINY | {"T": min(w.T, 3)}) for w in asked.workloads]
+    if asked.out is None:
+        chip = re.sub(r"^(nvidia|amd)-", "", re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))
+        asked.out = RESULTS / f"gpu-{chip}"
+    asked.modes = gpu_rows.MODES if asked.mode == "both" else (asked.mode,)
+    return asked
+
+
+def figures(device: str) -> chips.Gpu | None:
+    """The figures of the GPU that is here, with what the chooser of schedules sees of it."""
+    if device != "cuda":
+        return None
+    found = chips.of_device(torch.cuda.get_device_name())
+    return found and found._replace(chip=schedules.chip_of(torch.device("cuda", torch.cuda.current_device())))
+
+
+def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
+    """``timer`` stands in for CUDA events, or for the clock on a CPU."""
+    asked = parse(arguments)
+    asked.timer = timer or (event_time if asked.device == "cuda" else wall_time)
+    words = sys.argv[1:] if arguments is None else arguments
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        results = started(asked, shlex.join(["python", "-m", "benchmarks.gpu", *words]))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"python -m benchmarks.gpu: --resume: {error}", file=sys.stderr)
+        return 2
+    budget, gpu, ended = Budget(60 * asked.minutes, asked.steps), figures(asked.device), False
+    bar = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        write(results, asked.out)
+        with Progress(*bar, console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
+            task = progress.add_task("")
+
+            def told(what: str, done: int, total: int) -> None:
+                progress.update(task, description=what, completed=done, total=total)
+
+            if "tests" in asked.steps:
+                told("tests, and compiling ahead", 0, 1)
+                run_tests(asked, results, budget, gpu)
+                write(results, asked.out)
+            if "rows" in asked.steps:
+                run_rows(asked, results, budget, gpu, told)
+            if "experiments" in asked.steps:
+                run_experiments(asked, results, budget, gpu, told)
+        ended = True
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
+    for path in write(results, asked.out):
+        print(f"written: {path}")
+    for r in reached([row for row in results["rows"] if row["providers"]]):
+        print(f"{'reached' if r.good else 'missed '}  {r.target}: {r.value}")
+    tests = results["tests"] or {}
+    bad = [p for row in results["rows"] for p in row["providers"].values() if p.get("red")]
+    bad += [row for row in results["rows"] if "reason" in row]
+    return 0 if ended and not bad and not any(tests.get(k) for k in ("failures", "errors", "unfinished")) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Experiments on a GPU: each schedule forced at several batch sizes, and what a step costs as a sequence grows.
+
+T time, B batch, H hidden. One layer of an LSTM, inference, in bfloat16. Each size is measured by itself, so that what
+is there when the time is over can be used.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from benchmarks.chips import Gpu
+from benchmarks.measure import Timer
+from benchmarks.model import Layer, chosen, step
+from rnnkernels.triton import schedules
+from rnnkernels.triton.launch import cell_of
+
+ROUNDS = 5
+
+
+class Size(NamedTuple):
+    H: int
+    B: int
+    T: int
+
+
+CROSSOVER = [Size(H, B, 256) for H in (512, 1024, 256) for B in (1, 16, 32, 64, 128)]
+SCALING = [Size(H, B, T) for H, B in ((64, 16), (512, 16), (1024, 1)) for T in (128, 512, 2048)]
+
+
+def sizes(quick: bool) -> list[tuple[str, Size]]:
+    """Which sizes are measured, and for what; two tiny ones to see that it works."""
+    if quick:
+        return [("crossover", Size(8, 2, 3)), ("scaling", Size(8, 2, 3)), ("scaling", Size(8, 2, 6))]
+    return [("crossover", size) for size in CROSSOVER] + [("scaling", size) for size in SCALING]
+
+
+def seconds(size: Size, device: str, timer: Timer) -> float:
+    """The median time of a call."""
+    import rnnkernels
+
+    torch.manual_seed(0)
+    module = rnnkernels.LSTM(16, size.H).to(device, torch.bfloat16).eval()
+    x = torch.randn(size.T, size.B, 16).to(device, torch.bfloat16)
+    with torch.inference_mode():
+        run = partial(module, x)
+        run()
+        return statistics.median(timer(run, 3)[0] for _ in range(ROUNDS))
+
+
+def measured(purpose: str, size: Size, device: str, timer: Timer) -> Iterator[dict]:
+    """A result for each schedule that can be forced, or the reason why it does not run."""
+    for name in schedules.NAMES:
+        result = {"purpose": purpose, "schedule": name, **size._asdict()}
+        try:
+            with schedules.force(name):
+                took = seconds(size, device, timer)
+        except RuntimeError as error:
+            yield result | {"reason": str(error).strip().splitlines()[0]}
+        else:
+            yield result | {"seconds": took, "us_per_step": 1e6 * took / size.T}
+
+
+def crossovers(results: list[dict]) -> list[dict]:
+    """For each H: the fastest schedule at each B."""
+    found: dict[tuple[int, int], dict] = {}
+    for result in results:
+        if result["purpose"] == "crossover" and "seconds" in result:
+            times = found.setdefault((result["H"], result["B"]), {})
+            times[result["schedule"]] = result["us_per_step"]
+    return [{"H": H, "B": B, "fastest": min(times, key=times.__getitem__), **times} for (H, B), times in found.items()]
+
+
+def lines_through(results: list[dict]) -> list[dict]:
+    """For each schedule and size: what a call costs by itself and what each step adds, by least squares over T."""
+    groups: dict[tuple, list[tuple[int, float]]] = {}
+    for result in results:
+        if result["purpose"] == "scaling" and "seconds" in result:
+            key = (result["schedule"], result["H"], result["B"])
+            groups.setdefault(key, []).append((result["T"], 1e6 * result["seconds"]))
+    found = []
+    for (schedule, H, B), points in groups.items():
+        if len(points) > 1:
+            slope, offset = np.polyfit(*zip(*points, strict=True), 1)
+            found.append({"schedule": schedule, "H": H, "B": B, "us_per_call": offset, "us_per_step": slope})
+    return found
+
+
+def with_waits(lines: list[dict], gpu: Gpu) -> list[dict]:
+    """The same lines with what a step waits for the others, by difference: a step as measured, less the model's step
+    without barrier and without launch."""
+    found = []
+    for line in lines:
+        layer = Layer(cell_of("lstm"), line["B"], 1, line["H"], line["H"], "half")
+        with schedules.force(line["schedule"]):
+            predicted = step(gpu, layer, chosen(gpu, "bf16", layer))
+        rest = predicted.seconds - predicted.parts["barrier"] - predicted.parts["launch"]
+        found.append(line | {"us_waiting": line["us_per_step"] - 1e6 * rest, "us_model": 1e6 * predicted.seconds})
+    return found

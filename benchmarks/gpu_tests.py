@@ -1,0 +1,70 @@
+"""The tests that need a GPU, run by pytest in several processes, with what they gave.
+
+Most of their time is compilation, on the CPU; and kernels that race show it sooner when others run beside them.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+from benchmarks.machine import ROOT
+
+TESTS = ROOT / "tests" / "test_gpu.py"
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+COUNTS = ("tests", "failures", "errors", "skipped")
+
+
+def collected(path: Path, limit: float) -> list[str]:
+    """The tests in a file; none where it skips itself."""
+    command = [*PYTEST, "--collect-only", str(path)]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit).stdout
+    return [line for line in said.splitlines() if "::" in line and not line.startswith(("ERROR", "FAILED"))]
+
+
+def summary(path: Path) -> dict:
+    """Counts, and the names of what failed with the first line of why, from a JUnit file."""
+    suite = ElementTree.parse(path).getroot().find("testsuite")
+    found: dict = {name: int(suite.get(name)) for name in COUNTS}
+    found["failed"] = [
+        f"{case.get('name')}: {(bad.get('message') or '').splitlines()[0] if bad.get('message') else bad.tag}"
+        for case in suite.iter("testcase")
+        for bad in (*case.findall("failure"), *case.findall("error"))
+    ]
+    return found
+
+
+def run(seconds: float, processes: int, path: Path = TESTS) -> dict:
+    """{"tests", "failures", "errors", "skipped", "failed": [...], "exit": [...], "unfinished", "seconds"}: what had not
+    ended in time is killed, and counted as unfinished."""
+    start = time.monotonic()
+    names = collected(path, seconds)
+    parts = [names[n::processes] for n in range(min(processes, len(names)))] or [[str(path)]]
+    total: dict = {**dict.fromkeys(COUNTS, 0), "failed": [], "exit": [], "unfinished": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{n}.xml" for n in range(len(parts))]
+        running = [
+            subprocess.Popen(
+                [*PYTEST, *part, f"--junitxml={file}"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )
+            for part, file in zip(parts, files, strict=True)
+        ]  # fmt: skip
+        for part, file, process in zip(parts, files, running, strict=True):
+            try:
+                total["exit"].append(process.wait(max(1.0, start + seconds - time.monotonic())))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+                total["exit"].append(None)
+            if not file.exists():
+                total["unfinished"] += len(part)
+                continue
+            found = summary(file)
+            total = total | {name: total[name] + found[name] for name in (*COUNTS, "failed")}
+    return total | {"seconds": time.monotonic() - start}

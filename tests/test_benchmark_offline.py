@@ -1,0 +1,148 @@
+"""`python -m benchmarks.offline`: what it compiles, what it reads in machine code, and what it takes for broken."""
+
+import json
+import os
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("compiles kernels: needs a process without TRITON_INTERPRET=1", allow_module_level=True)
+
+from benchmarks import dry, machine_code, offline
+from benchmarks.chips import ARCHS, GPUS, of_device
+from benchmarks.workloads import Workload
+from rnnkernels.triton import schedules
+from rnnkernels.triton.cells import CELLS
+
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
+
+SASS = """
+.text.kernel:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   LDG.E.128 R4, [R2.64] ;
+.L_x_1:
+        /*0020*/              @!P0 LDGSTS.E.BYPASS.LTC128B.64 [R1], [R2.64] ;
+        /*0030*/                   HMMA.16816.F32 R4, R4, R8, RZ ;
+        /*0040*/               @P1 BRA `(.L_x_1) ;
+        /*0050*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+        /*0060*/              @UP0 LDG.E.U16 R4, [R2.64] ;
+        /*0070*/               @P1 BRA `(.L_x_0) ;
+        /*0080*/                   EXIT ;
+"""
+GCN = """
+.LBB0_1:
+	buffer_load_dwordx4 v[0:3], v4, s[0:3], 0 offen
+	v_mfma_f32_16x16x16_bf16 a[0:3], v[0:1], v[2:3], a[0:3]
+	s_barrier
+	s_cbranch_scc1 .LBB0_1
+	s_endpgm
+"""  # noqa: E101, W191
+
+
+def test_loops_and_opcodes_of_both_machine_codes():
+    lines = SASS.splitlines()
+    assert machine_code.loops(lines) == [(5, 8), (3, 11)]
+    names = machine_code.names_of(machine_code.opcodes(lines[3:12]))
+    assert names == {"LDG": 2, "LDGSTS": 1, "HMMA": 1, "BRA": 2, "BAR": 1}
+    assert machine_code.chunked(lines, 3, 11) and not machine_code.chunked(lines, 5, 8)
+    (span,) = machine_code.loops(GCN.splitlines())
+    names = machine_code.names_of(machine_code.opcodes(GCN.splitlines()[span[0] : span[1]]))
+    assert machine_code.count(names, machine_code.TENSOR_CORE) == machine_code.count(names, machine_code.BARRIER) == 1
+
+
+@pytest.mark.parametrize(
+    "opcode, size",
+    [
+        ("LDG.E.128.CONSTANT", 16), ("LDGSTS.E.BYPASS.LTC128B.64", 8), ("LDG.E.STRONG.GPU", 4), ("LDG.E.U16", 2),
+        ("LDS.128", 0), ("STG.E.128", 0), ("global_load_dwordx2", 8), ("buffer_load_ushort", 2),
+        ("global_load_short_d16_hi", 2), ("buffer_load_dword", 4), ("ds_read_b128", 0), ("s_load_dwordx4", 0),
+    ],
+)  # fmt: skip
+def test_bytes_of_a_load(opcode, size):
+    assert machine_code.loaded(opcode) == size
+
+
+def test_a_workload_is_compiled_and_written(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(offline, "CACHE", tmp_path / "cache")
+    asked = ["--arch", "sm_90", "--only", "amp", "--dtype", "bf16", "--check", "--processes", "1"]
+    assert offline.main([*asked, "--out", str(tmp_path / "offline")]) == 0
+    results, text = json.loads((tmp_path / "offline.json").read_text()), (tmp_path / "offline.md").read_text()
+    assert [row["pass"] for row in results["rows"]] == list(offline.PASSES)
+    for row in results["rows"]:
+        assert row["workloads"]["amp"]["grid"] == [2, 1, 1] and 0 < row["workloads"]["amp"]["predicted_us"] < 10
+        assert row["schedule"] == "resident" and row["tiles"][0] == 32
+        assert row["stack"] == 0 < row["registers"] and row["shared"] < ARCHS["sm_90"].chip.shared
+        assert row["tensor"] > 0 < row["loads"] and row["weights"] == "on chip" and row["broken"] == []
+        assert len(row["kernels"]) == 1 and row["load_bytes"] >= 18 * 8 * 2
+    assert text.count("| amp |") == 3 and "budgets broken: 0" in text and "triton: " in text
+    assert "3 rows, 0 with a broken budget" in capsys.readouterr().out
+
+
+def test_weights_in_the_loop_are_noticed():
+    """A kernel that streams its weights, taken for one that keeps them."""
+    found = dry.launches(ARCHS["sm_90"], "lstm", torch.bfloat16, 1, 16, 256)
+    for launch in found:
+        assert launch.tiles.schedule == "stepwise"
+        taken = launch.tiles._replace(schedule="cooperative")
+        facts = machine_code.facts(launch.compiled)
+        assert offline.reloads(CELLS["lstm"], taken, "half", 256, launch.backward, facts)
+        assert not offline.reloads(CELLS["lstm"], taken, "half", 256, launch.backward, facts | {"load_bytes": 16_384})
+
+
+GOOD = {"arch": "sm_80", "arithmetic": "bf16", "pass": "backward", "note": ""}
+GOOD |= {"stack": 0, "shared": 1024, "tensor": 8, "weights": "on chip", "kernels": ["k"]}
+OWN = {"grid": [1, 1, 1], "predicted_us": 1.0, "limited_by": "pointwise"}
+GOOD["workloads"] = {"a": OWN}
+
+
+@pytest.mark.parametrize(
+    "change, word",
+    [({"stack": 8}, "8 bytes of stack"), ({"shared": 1 << 20}, "shared memory"), ({"tensor": 0}, "tensor-core"),
+     ({"weights": "loaded again"}, "loaded again")],
+)  # fmt: skip
+def test_a_broken_budget_is_named_and_the_check_fails(change, word, monkeypatch, tmp_path, capsys):
+    rest = dict.fromkeys(("schedule", "warps", "stages", "registers", "loads", "load_bytes", "barriers", "atomics"), 0)
+    row = GOOD | rest | {"tiles": [1, 2, 3]}
+    assert offline.problems(row, ARCHS["sm_80"]) == []
+    assert offline.problems(row | {"tensor": 0, "arithmetic": "ieee"}, ARCHS["sm_80"]) == []
+    monkeypatch.setattr(offline, "rows_of", lambda arch, arithmetic, w: [row | change])
+    asked = ["--arch", "sm_80", "--only", "amp", "--dtype", "bf16", "--processes", "1", "--out", str(tmp_path / "o")]
+    assert offline.main(asked) == 0 and offline.main([*asked, "--check"]) == 1
+    assert word in capsys.readouterr().out and word in (tmp_path / "o.md").read_text()
+
+
+def test_the_same_kernels_are_one_row():
+    other = GOOD | {"workloads": {"b": OWN}}
+    (row,) = offline.merged([GOOD | {"workloads": {"a": OWN}}, other])
+    assert row["workloads"] == {"a": OWN, "b": OWN} and GOOD["workloads"] == {"a": OWN}
+    assert len(offline.merged([GOOD, other | {"kernels": ["other"]}, other | {"pass": "inference"}])) == 3
+
+
+def test_what_the_kernels_lack_is_noted(monkeypatch, tmp_path):
+    monkeypatch.setattr(offline, "CACHE", tmp_path)
+    w = Workload("w", "cuda", "lstm", T=2, B=1, I=1, H=16, resets=0.5)
+    rows = offline.rows_of("sm_80", "bf16", w)
+    lacks = "reset" not in dry.launch.STAGES
+    assert all(("compiled without reset" in row["note"]) == lacks for row in rows)
+
+
+def test_every_chip_is_one_that_the_chooser_knows():
+    assert set(ARCHS) == {"sm_80", "sm_86", "sm_90", "sm_100", "gfx942"}
+    for gpu in GPUS.values():
+        for dtype in offline.ARITHMETICS.values():
+            assert schedules.choose(dtype, CELLS["gru"], 4, 1, 64, 64, False, gpu.chip).schedule in schedules.NAMES
+    assert of_device("NVIDIA H200") is GPUS["H200"] and of_device("NVIDIA A100-SXM4-80GB") is GPUS["A100"]
+    assert of_device("NVIDIA GeForce RTX 3090") is GPUS["RTX 3090"] and of_device("abacus") is None
+
+
+@pytest.mark.parametrize(
+    "arguments, word",
+    [(["--arch", "sm_70"], "unknown 'sm_70'"), (["--only", "nothing"], "no such workload"), (["--dtype", "x"], "bf16")],
+)
+def test_a_bad_argument_is_status_2(arguments, word, capsys):
+    with pytest.raises(SystemExit) as exit:
+        offline.main(arguments)
+    assert exit.value.code == 2 and word in capsys.readouterr().err.splitlines()[-1]
