@@ -90,7 +90,7 @@ class Triton:
     """Triton kernels: GPUs."""
 
     name = "triton"
-    STAGES = frozenset({"lengths", "project"})
+    STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
 
     @staticmethod
     def layer(*args):

@@ -7,7 +7,7 @@ Needs a process of its own, with the variable that the kernels look at when they
 
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -56,7 +56,24 @@ def interpreter(monkeypatch):
     torch.use_deterministic_algorithms(False)
 
 
-def arguments(cell, lengths=None, groups=0, activation=None, batch_first=False, **shape):
+def stages_of(cell, x, states, weights, D, stages):
+    """Random ``reset, reset_states, h_mask, zone`` where the stages name them, with zeros and ones among the zones."""
+    (T, B), P, H = x.shape[-3:-1], weights[1].size(1), weights[1].size(0) // CELLS[cell].gates
+    random = torch.Generator().manual_seed(9)
+    shapes = [(D, B, P), (D, B, H)][: CELLS[cell].states]
+    chance = lambda *shape: torch.rand(*shape, generator=random)  # noqa: E731
+    reset = chance(*x.shape[:-1]) < 0.4 if {"reset", "restart"} & set(stages) else None
+    given = [torch.randn(s, generator=random).to(x.dtype) for s in shapes] if "restart" in stages else []
+    h_mask = ((chance(D, B, P) < 0.6) / 0.8).to(x.dtype) if "h_mask" in stages else None
+    zone = []
+    if "zone" in stages:
+        zone = [(chance(T, *s).mul(3).floor() / 2).clamp(max=1).to(x.dtype) for s in shapes]
+    if "expected zone" in stages:
+        zone = [torch.tensor(p, dtype=x.dtype).view(1, 1, 1, 1) for p in (0.25, 0.5)][: len(shapes)]
+    return reset, given, h_mask, zone
+
+
+def arguments(cell, lengths=None, groups=0, activation=None, batch_first=False, stages=(), **shape):
     """The op's arguments up to eps, as a list."""
     case = make_case(cell, **shape)
     x, states, weights = case.split(case.detached())
@@ -72,9 +89,11 @@ def arguments(cell, lengths=None, groups=0, activation=None, batch_first=False, 
     if batch_first:
         x = x.transpose(0, 1).contiguous().transpose(0, 1)
     settings = case.settings
+    D = len(settings["reverse"]) * max(1, groups)
+    reset, given, h_mask, zone = stages_of(cell, x, states, weights, D, stages)
     return [
         cell, x, states, weights, list(settings["reverse"]), settings["bias"], settings["project"], activation, None,
-        lengths if lengths is None else torch.tensor(lengths), None, [], None, [], False, 1e-5,
+        lengths if lengths is None else torch.tensor(lengths), reset, given, h_mask, zone, False, 1e-5,
     ]  # fmt: skip
 
 
@@ -84,7 +103,15 @@ def doubled(value):
     return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 
 
-def check(cell, schedule=None, **options):
+@contextmanager
+def running(schedule=None, seed=0):
+    """Force a schedule; programs that wait for each other run at once, in an order that the seed decides."""
+    with schedules.force(schedule) if schedule else nullcontext():
+        with triton_shim.concurrent_grid(seed) if schedule == "cooperative" else nullcontext():
+            yield
+
+
+def check(cell, schedule=None, seed=0, **options):
     """Outputs, saved cell states and every gradient of a call, each by its name, against the reference in float64."""
     args = arguments(cell, **options)
     x, lengths = args[1], args[9]
@@ -100,7 +127,7 @@ def check(cell, schedule=None, **options):
         if lengths is not None:  # beyond its length a row has no cell states
             live = torch.arange(T)[:, None] < lengths.view(-1, 1, B)
             dcells *= live.repeat_interleave(D // live.size(0), 0)[..., None]
-    with schedules.force(schedule) if schedule else nullcontext():
+    with running(schedule, seed):
         y, last, saved = launch.layer(*args, True)
         inferred = launch.layer(*args, False)
         grads = launch.layer_backward(dy, dlast, dcells, *args, y, saved, [True] * 3)
@@ -116,11 +143,12 @@ def check(cell, schedule=None, **options):
         ("dx", grads[0], expected[0]),
         *zip([f"d{s}0" for s in states], grads[1], expected[1], strict=True),
         *zip([f"d{n}" for n in names], grads[2], expected[2], strict=True),
+        *zip([f"dreset_states[{n}]" for n in (0, 1)], grads[3], expected[3], strict=False),
     ]
     for name, actual, wanted in compared:
         assert actual.dtype == x.dtype, name
         assert_close(name, actual, wanted)
-    assert all(tensor.isfinite().all() for tensor in saved) and grads[3] == []
+    assert all(tensor.isfinite().all() for tensor in saved) and len(grads[3]) == len(expected[3])
     assert y.shape == (T, B, y64.size(-1)) and len(saved) == len(saved64) and D == last[0].size(0)
 
 
@@ -145,6 +173,32 @@ def test_groups_with_inputs_of_their_own(cell, schedule):
     args = dict(T=3, B=2, H=20, reverse=BOTH, groups=2, dtype=torch.float32)
     check(cell, schedule, **args)
     check(cell, schedule, lengths=[[3, 0], [1, 2]], **args)
+
+
+STAGES = ["reset", "restart", "h_mask", "zone", "expected zone", "reset h_mask", "restart zone", "h_mask zone"]
+
+
+@pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_stages(cell, schedule, stages):
+    """Every stage alone and in pairs, with lengths and both directions."""
+    stages = [stages] if stages == "expected zone" else stages.split()
+    check(cell, schedule, T=4, B=3, H=20, dtype=torch.float32, reverse=BOTH, stages=stages, lengths=[4, 0, 3])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+def test_all_stages(schedule, dtype):
+    options = dict(T=4, B=3, H=20, dtype=DTYPES[dtype], stages=["restart", "h_mask", "zone"])
+    check("lstm", schedule, states=False, **options)
+    check("gru", schedule, reverse=BOTH, groups=2, **options)
+
+
+@pytest.mark.parametrize("stages", STAGES)
+def test_stages_of_a_projection(stages):
+    stages = [stages] if stages == "expected zone" else stages.split()
+    check("lstm", T=4, B=3, H=20, P=7, dtype=torch.float32, reverse=BOTH, stages=stages, lengths=[4, 0, 3])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

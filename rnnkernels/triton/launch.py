@@ -16,7 +16,7 @@ from ..cells import CELLS
 from . import schedules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-STAGES = frozenset({"lengths", "project"})
+STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
 
 
 def unsupported(call):
@@ -57,7 +57,7 @@ def schedule(call):
     said = []
     for backward in (False, True) if call.training else (False,):
         tiles = schedules.choose(
-            call.dtype, cell_of(call.cell), call.B, call.D, call.H, call.P, "project" in call.stages,
+            call.dtype, cell_of(call.cell), call.T, call.B, call.D, call.H, call.P, "project" in call.stages,
             schedules.chip_of(call.device), backward,
         )  # fmt: skip
         name = "backward" if backward else "forward"
@@ -92,19 +92,20 @@ def layer(
     lengths, reset, reset_states, h_mask, zone, layer_norm, eps, save,
 ):  # fmt: skip
     """``rnnkernels::layer``: returns ``y, last, saved``."""
-    from . import passes, products
+    from . import graphs, passes, products
+    from .problem import problem_of
 
     refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm)
-    problem = passes.problem_of(cell, x, weights, reverse, bias, project, activation, lengths)
-    D, T, B, H, P = problem.D, problem.T, problem.B, problem.H, problem.P
-    y = problem.empty(T, B, D * P)
-    last = [problem.empty(D, B, P if k == 0 else H) for k in range(problem.cell.states)]
-    gates = problem.empty(D, T, B, problem.cell.kept, H) if save and problem.cell.kept else None
-    cells = problem.empty(D, T, B, H, dtype=problem.accumulate) if save and problem.cell.states > 1 else None
-    if B > 0:
-        passes.forward(
-            problem, products.project_inputs(problem, x), [s.contiguous() for s in states], y, last, gates, cells
-        )
+    problem = problem_of(
+        cell, x, weights, reverse, bias, project, activation, lengths, reset, reset_states, h_mask, zone
+    )
+    if problem.B == 0:
+        y, last, gates, cells = passes.outputs(problem, save)
+    else:
+        y, last, gates, cells = graphs.run(
+            passes.forward, problem.launches(backward=False), problem.recurrent(),
+            products.project_inputs(problem, x), [s.contiguous() for s in states], bool(save),
+        )  # fmt: skip
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
 
@@ -114,22 +115,25 @@ def layer_backward(
     lengths, reset, reset_states, h_mask, zone, layer_norm, eps, y, saved, needs,
 ):  # fmt: skip
     """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states``."""
-    from . import passes, products
+    from . import graphs, passes, products
+    from .problem import problem_of
 
     refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm)
-    problem = passes.problem_of(cell, x, weights, reverse, bias, project, activation, lengths)
+    problem = problem_of(
+        cell, x, weights, reverse, bias, project, activation, lengths, reset, reset_states, h_mask, zone
+    )
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
-                 zip(((x,), states, weights), needs, strict=True)]  # fmt: skip
-        return (zeros[0][0] if needs[0] else x.new_empty(0)), zeros[1], zeros[2], []
+                 zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip
+        return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
     states = [s.contiguous() for s in states]
     gates = saved[0] if problem.cell.kept else None
     cells = saved[-1] if problem.cell.states > 1 else None
-    found = passes.backward(
-        problem, dy.contiguous(), [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(),
-        states, y, gates, cells,
+    found = graphs.run(
+        passes.backward, problem.launches(backward=True), problem.recurrent(), dy.contiguous(),
+        [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), states, y, gates, cells,
     )  # fmt: skip
     dx = products.input_gradient(problem, x, found) if needs[0] else x.new_empty(0)
-    dstates = products.state_gradients(problem, states, found) if needs[1] else []
+    dstates, dreset = products.state_gradients(problem, found) if needs[1] else ([], [])
     dweights = products.weight_gradients(problem, x, states, y, gates, cells, found) if needs[2] else []
-    return dx, dstates, dweights, []
+    return dx, dstates if states else [], dweights, dreset

@@ -2,9 +2,9 @@
 
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, P output of a step.
 
-Resident: one launch. Stepwise: one launch per step; what one step leaves for the next (states, and the vector that the
-product reads) lies in a pair of buffers that take turns, because a program may still read the old one. A projection is
-a second launch of the same loop within each step, with a cell of its own that has no input.
+Resident and cooperative: one launch. Stepwise: one launch per step; the states lie in buffers in between, and the
+recurrent product reads the output of the step before. A projection is a second launch of the same loop within each
+step, with a cell of its own that has no input; the output and the first state are its.
 """
 
 from typing import Any, NamedTuple
@@ -12,140 +12,12 @@ from typing import Any, NamedTuple
 import torch
 import triton.language as tl
 
-from ..cells import accumulate_dtype
-from . import loop, schedules
-from .cells import CELLS, PROJECTION, Cell
-
-
-class Problem(NamedTuple):
-    """One layer call: its sizes and settings, and the weights by kind."""
-
-    cell: Cell
-    T: int
-    B: int
-    D: int
-    H: int
-    P: int
-    reverse: list[bool]
-    activation: str
-    lengths: Any
-    dtype: torch.dtype
-    device: torch.device
-    chip: schedules.Chip
-    precision: str
-    w_ih: list
-    w_hh: list
-    b_ih: list
-    b_hh: list
-    w_hr: list
-
-    @property
-    def accumulate(self):
-        return accumulate_dtype(self.dtype)
-
-    def empty(self, *shape, dtype=None):
-        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
-
-    def zeros(self, *shape):
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
-
-    def group(self, d):
-        """The input group that direction d belongs to."""
-        return d // len(self.reverse)
-
-    def tiles(self, backward):
-        return schedules.choose(
-            self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward
-        )  # fmt: skip
-
-    def run(self, kernel, function, cell, tiles, units, width, begin, end, lengths=True, **arguments):
-        """Launch a loop over the steps begin..end-1 for a cell with ``units`` units and a product ``width`` long."""
-        shared = self.lengths is not None and lengths
-        kernel[(-(-self.B // tiles.BB), -(-units // tiles.BH), self.D)](
-            lengths=self.lengths if shared else None,
-            length_x=self.B if shared and self.lengths.dim() == 2 else 0,
-            begin=begin, end=end, T=self.T, B=self.B, D=self.D, CELL=function, ACTIVATION=self.activation,
-            S=cell.states, KEPT=cell.kept, H=units, K=width, BH=tiles.BH, BB=tiles.BB, BK=tiles.BK,
-            REVERSE=-1 if all(self.reverse) else sum(flag << at for at, flag in enumerate(self.reverse)),
-            DIRECTIONS=len(self.reverse),
-            RESIDENT=tiles.schedule == "resident", ACC=tl.float64 if self.dtype == torch.float64 else tl.float32,
-            PRECISION=self.precision, STAGES=tiles.stages, num_warps=tiles.warps, **arguments,
-        )  # fmt: skip
-
-
-def problem_of(cell, x, weights, reverse, bias, project, activation, lengths):
-    """Sort the arguments of the op."""
-    D = len(reverse) * (x.size(0) if x.dim() == 4 else 1)
-    kinds, each = CELLS[cell], len(weights) // D
-    w_ih, w_hh, *rest = ([weights[d * each + n] for d in range(D)] for n in range(each))
-    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else ([], [])
-    chip = schedules.chip_of(x.device)
-    return Problem(
-        kinds, x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
-        activation or "tanh", None if lengths is None else lengths.to(x.device).contiguous(), x.dtype, x.device,
-        chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, rest.pop(0) if project else [],
-    )  # fmt: skip
-
-
-def stacked(tensors):
-    """One contiguous tensor of all directions; no copy for a single one."""
-    return tensors[0][None].contiguous() if len(tensors) == 1 else torch.stack(tensors)
-
-
-class Turns:
-    """The states between steps: reads the first, writes the last, and a pair of buffers in between."""
-
-    def __init__(self, problem, first, last, steps, widths, dtype):
-        self.first, self.last, self.steps = first, last, steps
-        shape = (problem.D, problem.B)
-        between = 2 if steps > 1 else 0
-        self.pair = [tuple(problem.empty(*shape, n, dtype=dtype) for n in widths) for _ in range(between)]
-
-    def at(self, step):
-        """What the step-th step (in the order of execution) reads and writes."""
-        read = self.first if step == 0 else self.pair[step % 2]
-        return read, self.last if step == self.steps - 1 else self.pair[(step + 1) % 2]
-
-
-def forward(problem, inputs, states, y, last, gates, cells):
-    """Run the steps of the layer, into y, last, gates and cells."""
-    cell, T, H, P = problem.cell, problem.T, problem.H, problem.P
-    tiles = problem.tiles(backward=False)
-    w, bias = stacked(problem.w_hh), None
-    if cell.recurrent_bias and problem.b_hh:
-        bias = stacked([b[-H:] for b in problem.b_hh])
-    x = dict(x=inputs, x_d=inputs.stride(0), x_t=inputs.stride(1), x_b=inputs.stride(2))
-    nothing = dict(x=None, x_d=0, x_t=0, x_b=0)
-
-    def run(of, units, width, begin, end, **arguments):
-        problem.run(loop.scan_forward, of.forward, of, tiles, units, width, begin, end, G=of.gates, **arguments)
-
-    if tiles.schedule == "resident":
-        run(cell, H, P, 0, T, **x, w=w, bias=bias, s_in=tuple(states) or None, s_out=tuple(last),
-            h_in=None, h_out=None, y=y, gates=gates, cells=cells)  # fmt: skip
-        return
-    exchange = Turns(
-        problem, (states[0] if states else problem.zeros(problem.D, problem.B, P),), (None,), T, [P], problem.dtype
-    )  # fmt: skip
-    if not problem.w_hr:
-        carried = Turns(problem, tuple(states) or None, tuple(last), T, [H] * cell.states, problem.accumulate)
-        for t in range(T):
-            (s_in, s_out), ((h_in,), (h_out,)) = carried.at(t), exchange.at(t)
-            run(cell, H, P, t, t + 1, **x, w=w, bias=bias, s_in=s_in, s_out=s_out, h_in=h_in, h_out=h_out,
-                y=y, gates=gates, cells=cells)  # fmt: skip
-        return
-    w_hr = stacked(problem.w_hr)
-    hidden, unused = problem.empty(problem.D, problem.B, H), problem.zeros(problem.D, problem.B, H)
-    first = (unused, *states[1:]) if states else None
-    carried = Turns(problem, first, (torch.empty_like(unused), *last[1:]), T, [H] * cell.states, problem.accumulate)
-    projected = Turns(problem, tuple(states[:1]) or None, (last[0],), T, [P], problem.accumulate)
-    for t in range(T):
-        (s_in, s_out), ((h_in,), (h_out,)) = carried.at(t), exchange.at(t)
-        run(cell, H, P, t, t + 1, **x, w=w, bias=bias, s_in=s_in, s_out=s_out, h_in=h_in, h_out=hidden,
-            y=None, gates=gates, cells=cells)  # fmt: skip
-        s_in, s_out = projected.at(t)
-        run(PROJECTION, P, H, t, t + 1, **nothing, w=w_hr, bias=None, s_in=s_in, s_out=s_out, h_in=hidden, h_out=h_out,
-            y=y, gates=None, cells=None)  # fmt: skip
+from . import backward as backward_loop
+from . import forward as forward_loop
+from . import schedules
+from .cells import PROJECTION
+from .problem import stacked, turned
+from .products import first_index
 
 
 class Gradients(NamedTuple):
@@ -159,47 +31,161 @@ class Gradients(NamedTuple):
     """Whether that part is in already."""
     projected: Any
     """(D, T, B, 1, P): gradients of the projected output; None without a projection."""
+    reset_states: list
+    """Gradients of the states that rows restart from, with the same exception; empty if there are none."""
+
+
+class Loop(NamedTuple):
+    """A kernel and all its arguments that are the same for every launch of a pass."""
+
+    kernel: Any
+    grid: tuple
+    arguments: dict
+    options: dict
+
+    def __call__(self, begin, end, **arguments):
+        self.kernel[self.grid](begin=begin, end=end, **self.arguments, **arguments, **self.options)
+
+
+def loop_of(problem, kernel, function, cell, tiles, units, width, states, lengths=True, **arguments):
+    """A loop for a cell with ``units`` units and a product ``width`` long, whose states are the op's ``states``."""
+    grid = (-(-problem.B // tiles.BB), -(-units // tiles.BH), problem.D)
+    cooperative = tiles.schedule == "cooperative"
+    arguments |= dict(
+        lengths=problem.lengths if lengths else None, length_x=problem.apart(problem.lengths, 2),
+        reset=problem.reset, reset_x=problem.apart(problem.reset, 3),
+        s_reset=problem.restart(states), T=problem.T, B=problem.B, D=problem.D, CELL=function,
+        ACTIVATION=problem.activation, S=cell.states, KEPT=cell.kept, H=units, K=width,
+        BH=tiles.BH, BB=tiles.BB, BK=tiles.BK, SPLIT=tiles.warps,
+        PIECES=schedules.pieces(width, tiles.warps, tiles.BK) if cooperative else (),
+        counters=problem.zeros(problem.D, grid[0], dtype=torch.int32) if cooperative else None,
+        REVERSE=-1 if all(problem.reverse) else sum(flag << at for at, flag in enumerate(problem.reverse)),
+        DIRECTIONS=len(problem.reverse), SCHEDULE=tiles.schedule,
+        ACC=tl.float64 if problem.dtype == torch.float64 else tl.float32, PRECISION=problem.precision,
+        STAGES=tiles.stages, **problem.zoneout(states, units),
+    )  # fmt: skip
+    options = dict(num_warps=tiles.warps) | (dict(launch_cooperative_grid=True, maxnreg=224) if cooperative else {})
+    return Loop(kernel, grid, arguments, options)
+
+
+class Carried:
+    """States between the launches of a pass: the first launch reads ``first``, the last writes ``last``."""
+
+    def __init__(self, problem, first, last, launches, widths):
+        self.first, self.last, self.launches = first, last, launches
+        empty = [problem.empty(problem.D, problem.B, n, dtype=problem.accumulate) if n else None for n in widths]
+        self.between = tuple(empty) if launches > 1 else None
+
+    def at(self, launch):
+        """What a launch reads and writes; a program reads and writes its own tiles only."""
+        read = self.first if launch == 0 else self.between
+        return read, self.last if launch == self.launches - 1 else self.between
+
+
+def outputs(problem, save):
+    """Uninitialised memory for ``y, last, gates, cells``; the last two are None unless they are saved."""
+    cell, D, T, B, H, P = problem.cell, problem.D, problem.T, problem.B, problem.H, problem.P
+    y, last = problem.empty(T, B, D * P), [problem.empty(D, B, P if k == 0 else H) for k in range(cell.states)]
+    gates = problem.empty(D, T, B, cell.kept, H) if save and cell.kept else None
+    cells = problem.empty(D, T, B, H, dtype=problem.accumulate) if save and cell.states > 1 else None
+    return y, last, gates, cells
+
+
+def forward(problem, inputs, states, save):
+    """Run the steps of the layer into its ``outputs``."""
+    cell, D, T, B, H, P = problem.cell, problem.D, problem.T, problem.B, problem.H, problem.P
+    tiles, project = problem.tiles(backward=False), bool(problem.w_hr)
+    y, last, gates, cells = outputs(problem, save)
+    bias = stacked([b[-H:] for b in problem.b_hh]) if cell.recurrent_bias and problem.b_hh else None
+    hidden = problem.empty(D, B, H) if project else None
+    own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
+    first, ring = (None, None) if tiles.schedule == "resident" else exchange(problem, states)
+    run = loop_of(
+        problem, forward_loop.scan_forward, cell.forward, cell, tiles, H, P, own, x=inputs, x_d=inputs.stride(0),
+        x_t=inputs.stride(1), x_b=inputs.stride(2), w=stacked(problem.w_hh), bias=bias, v_first=first,
+        vector=y if ring is None else ring, RING=ring is not None, v_out=None if project else ring,
+        h_mask=None if project else problem.h_mask, h_out=hidden, y=None if project else y, gates=gates, cells=cells,
+        G=cell.gates,
+    )  # fmt: skip
+    launches = T if tiles.schedule == "stepwise" else 1
+    carried = Carried(problem, pick(states, own), pick(last, own), launches, [0 if n is None else H for n in own])
+    if not project:
+        for t in range(launches):
+            s_in, s_out = carried.at(t)
+            run(t, T if launches == 1 else t + 1, s_in=s_in, s_out=s_out)
+        return y, last, gates, cells
+    out = loop_of(
+        problem, forward_loop.scan_forward, PROJECTION.forward, PROJECTION, tiles, P, H, (0,), x=None, x_d=0, x_t=0,
+        x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, v_out=ring,
+        h_mask=problem.h_mask, h_out=None, y=y, gates=None, cells=None, G=1,
+    )  # fmt: skip
+    projected = Carried(problem, pick(states, (0,)), pick(last, (0,)), T, [P])
+    for t in range(T):
+        for launch, turns in ((run, carried), (out, projected)):
+            s_in, s_out = turns.at(t)
+            launch(t, t + 1, s_in=s_in, s_out=s_out)
+    return y, last, gates, cells
 
 
 def backward(problem, dy, dlast, dcells, states, y, gates, cells):
     """Run the steps of the layer backwards."""
     cell, T, H, P, D, B = problem.cell, problem.T, problem.H, problem.P, problem.D, problem.B
-    tiles = problem.tiles(backward=True)
-    w, planes = stacked(problem.w_hh), problem.empty(D, T, B, cell.planes, H)
-    saved = (y, cells)[: cell.states]
-    dfirst = [problem.empty(D, B, P if k == 0 else H, dtype=problem.accumulate) for k in range(cell.states)]
-    through = dict(source=planes, SOURCE=cell.planes, READS=cell.recurrent, LAG=1, w=w)
+    tiles, project = problem.tiles(backward=True), bool(problem.w_hr)
+    own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
+    planes, saved = problem.empty(D, T, B, cell.planes, H), (y, cells)[: cell.states]
+    widths = [P if k == 0 else H for k in range(cell.states)]
+    dfirst = [problem.empty(D, B, n, dtype=problem.accumulate) for n in widths]
+    dreset = [problem.zeros(D, B, n, dtype=problem.accumulate) for n in widths] if problem.reset_states else []
+    through = dict(
+        source=planes, SOURCE=cell.planes, READS=cell.recurrent, LAG=1, w=turned(problem.w_hh, cell.gates),
+        h_mask=problem.h_mask,
+    )  # fmt: skip
 
-    def run(of, units, width, begin, end, **arguments):
-        problem.run(
-            loop.scan_backward, of.backward, of, tiles, units, width, begin, end,
-            PLANES=of.planes, NEW=of.new, OLD=of.old, **arguments,
+    def loop(of, units, width, states_of, **arguments):
+        old = tuple(o or (n and bool(problem.zone)) for n, o in zip(of.new, of.old, strict=True))
+        return loop_of(
+            problem, backward_loop.scan_backward, of.backward, of, tiles, units, width, states_of, RENEW=of.renew,
+            PLANES=of.planes, NEW=of.new, OLD=old, s_first=pick(states, states_of),
+            ds_reset=pick(dreset, states_of), **arguments,
         )  # fmt: skip
 
-    if tiles.schedule == "resident":
-        run(cell, H, P, 0, T, **through, dy=dy, dcells=dcells, gates=gates, saved=saved, s_first=tuple(states) or None,
-            ds_in=tuple(dlast) or None, ds_out=tuple(dfirst), planes=planes)  # fmt: skip
-        return Gradients(planes, dfirst, True, None)
-    if not problem.w_hr:
-        carried = Turns(problem, tuple(dlast) or None, tuple(dfirst), T, [H] * cell.states, problem.accumulate)
-        for step, t in enumerate(reversed(range(T))):
-            ds_in, ds_out = carried.at(step)
-            run(cell, H, P, t, t + 1, **through, dy=dy, dcells=dcells, gates=gates, saved=saved,
-                s_first=tuple(states) or None, ds_in=ds_in, ds_out=ds_out, planes=planes)  # fmt: skip
-        return Gradients(planes, dfirst, False, None)
-    w_hr, unused = stacked(problem.w_hr), problem.zeros(D, B, H)
+    launches = T if tiles.schedule == "stepwise" else 1
+    inner = Carried(problem, pick(dlast, own), pick(dfirst, own), launches, [0 if n is None else H for n in own])
+    if not project:
+        run = loop(cell, H, P, own, **through, dy=dy, dcells=dcells, gates=gates, saved=saved, planes=planes)
+        for launch, t in enumerate(reversed(range(launches))):
+            ds_in, ds_out = inner.at(launch)
+            run(t, T if launches == 1 else t + 1, ds_in=ds_in, ds_out=ds_out)
+        return Gradients(planes, dfirst, tiles.schedule == "resident", None, dreset)
     projected = problem.empty(D, T, B, 1, P)
-    outer = Turns(problem, tuple(dlast[:1]) or None, (dfirst[0],), T, [P], problem.accumulate)
-    inner = Turns(
-        problem, (unused, *dlast[1:]) if dlast else None, (torch.empty_like(unused), *dfirst[1:]), T,
-        [H] * cell.states, problem.accumulate,
+    out = loop(
+        PROJECTION, P, H, (0,), **through, dy=dy, dcells=None, gates=None, saved=(y,), planes=projected
     )  # fmt: skip
-    for step, t in enumerate(reversed(range(T))):
-        ds_in, ds_out = outer.at(step)
-        run(PROJECTION, P, H, t, t + 1, **through, dy=dy, dcells=None, gates=None, saved=(y,), s_first=None,
-            ds_in=ds_in, ds_out=ds_out, planes=projected)  # fmt: skip
-        ds_in, ds_out = inner.at(step)
-        run(cell, H, P, t, t + 1, source=projected, SOURCE=1, READS=(0,), LAG=0, w=w_hr, dy=None, dcells=dcells,
-            gates=gates, saved=saved, s_first=(unused, *states[1:]) if states else None,
-            ds_in=ds_in, ds_out=ds_out, planes=planes)  # fmt: skip
-    return Gradients(planes, dfirst, False, projected)
+    run = loop(
+        cell, H, P, own, source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None, dy=None,
+        dcells=dcells, gates=gates, saved=saved, planes=planes,
+    )  # fmt: skip
+    outer = Carried(problem, pick(dlast, (0,)), pick(dfirst, (0,)), T, [P])
+    for launch, t in enumerate(reversed(range(T))):
+        for go, turns in ((out, outer), (run, inner)):
+            ds_in, ds_out = turns.at(launch)
+            go(t, t + 1, ds_in=ds_in, ds_out=ds_out)
+    return Gradients(planes, dfirst, False, projected, dreset)
+
+
+def exchange(problem, states):
+    """The vector that enters the first step, and a pair of buffers for the others'; None where these are outputs."""
+    D, B, P = problem.D, problem.B, problem.P
+    first = states[0] if states else problem.zeros(D, B, P)
+    if problem.reset is None and problem.h_mask is None:
+        return first, None
+    if problem.reset is not None:
+        again = torch.stack([problem.group_reset(d)[first_index(problem, d)] for d in range(D)])[..., None] != 0
+        first = torch.where(again, problem.reset_states[0] if problem.reset_states else 0, first)
+    first = first if problem.h_mask is None else first * problem.h_mask
+    return first, problem.empty(2, B, D, P)
+
+
+def pick(tensors, numbers):
+    """The tensors with these numbers, None for the number None; None if there are no tensors."""
+    return tuple(None if n is None else tensors[n] for n in numbers) if tensors else None

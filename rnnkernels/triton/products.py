@@ -52,14 +52,14 @@ def input_planes(problem, found, d):
     return found.planes[d].flatten(2).flatten(0, 1)[:, : problem.cell.gates * problem.H]
 
 
-def first_rows(problem, tensor_TB, d):
-    """The rows (B, ...) of the step that direction d takes first."""
+def first_index(problem, d):
+    """The index of (T, B, ...) that selects the rows (B, ...) of the step that direction d takes first."""
     if not problem.reverse[d % len(problem.reverse)]:
-        return tensor_TB[0]
+        return 0
     if problem.lengths is None:
-        return tensor_TB[-1]
+        return -1
     lengths = problem.lengths if problem.lengths.dim() == 1 else problem.lengths[problem.group(d)]
-    return tensor_TB[(lengths - 1).clamp(min=0), torch.arange(problem.B, device=problem.device)]
+    return (lengths - 1).clamp(min=0), torch.arange(problem.B, device=problem.device)
 
 
 def input_gradient(problem, x, found):
@@ -74,16 +74,22 @@ def input_gradient(problem, x, found):
     return dx
 
 
-def state_gradients(problem, states, found):
-    """The gradients of the initial states."""
-    if not states:
-        return []
-    out = list(found.states)
+def state_gradients(problem, found):
+    """The gradients of the initial states, and of those that rows restart from: two lists, the latter may be empty."""
+    first, restarted = list(found.states), list(found.reset_states)
     if not found.whole:
         for d in range(problem.D):
-            rows = first_rows(problem, found.planes[d], d)[:, list(problem.cell.recurrent)].flatten(1)
-            out[0][d] += torch.mm(rows, problem.w_hh[d])
-    return [g.to(problem.dtype) for g in out]
+            rows = found.planes[d][first_index(problem, d)][:, list(problem.cell.recurrent)].flatten(1)
+            dh = torch.mm(rows, problem.w_hh[d]).to(problem.accumulate)
+            if problem.h_mask is not None:
+                dh *= problem.h_mask[d]
+            if problem.reset is not None:
+                again = problem.group_reset(d)[first_index(problem, d)][:, None] != 0
+                if restarted:
+                    restarted[0][d] += dh * again
+                dh = dh.masked_fill(again, 0)
+            first[0][d] += dh
+    return [g.to(problem.dtype) for g in first], [g.to(problem.dtype) for g in restarted]
 
 
 def weight_gradients(problem, x, states, y, gates, cells, found):
@@ -98,21 +104,50 @@ def weight_gradients(problem, x, states, y, gates, cells, found):
             out.append(db[: problem.cell.gates].flatten())
             out.append(torch.cat([db[plane : plane + n] for _, plane, n in runs(problem.cell.recurrent)]).flatten())
         if problem.w_hr:
-            hidden = problem.cell.output(gates[d], cells[d], problem.activation)
+            hidden = problem.cell.output(gates[d], own_cells(problem, states, gates, cells, d), problem.activation)
             out.append(torch.mm(found.projected[d].view(-1, problem.P).t(), hidden.view(-1, problem.H)))
     return out
 
 
+def entered(problem, after, first, restart, d):
+    """The state (T, B, ...) that entered each step of direction d, from the states after the steps."""
+    before, backward = torch.zeros_like(after), problem.reverse[d % len(problem.reverse)]
+    if backward:
+        before[:-1] = after[1:]
+    else:
+        before[1:] = after[:-1]
+    before[first_index(problem, d)] = 0 if first is None else first.to(after.dtype)
+    if problem.reset is None:
+        return before
+    given = before.new_zeros(()) if restart is None else restart.to(after.dtype)
+    return torch.where(problem.group_reset(d)[:, :, None] != 0, given, before)
+
+
+def own_cells(problem, states, gates, cells, d):
+    """The cell states as the cell made them, before zoneout."""
+    if not problem.zone:
+        return cells[d]
+    restart = problem.reset_states[1][d] if problem.reset_states else None
+    old = entered(problem, cells[d], states[1][d] if states else None, restart, d)
+    return problem.cell.new_cells(gates[d], old)
+
+
 def recurrent_weight_gradient(problem, states, y, planes_TB, d):
-    """dW_hh: the sum over steps of the recurrent gradients' outer product with the h that entered the step."""
+    """dW_hh: the sum over steps of the recurrent gradients' outer product with the vector that entered the step."""
     P, H, backward = problem.P, problem.H, problem.reverse[d % len(problem.reverse)]
-    h_TBP = y[..., d * P : (d + 1) * P]
-    h, later = (h_TBP[1:], planes_TB[:-1]) if backward else (h_TBP[:-1], planes_TB[1:])
-    h, later, first = h.flatten(0, 1), later.flatten(0, 1), first_rows(problem, planes_TB, d)
+    h_TBP, first = y[..., d * P : (d + 1) * P], states[0][d] if states else None
+    if problem.reset is not None or problem.h_mask is not None:
+        h = entered(problem, h_TBP, first, problem.reset_states[0][d] if problem.reset_states else None, d)
+        if problem.h_mask is not None:
+            h *= problem.h_mask[d]
+        later, first = planes_TB, None
+    else:
+        h, later = (h_TBP[1:], planes_TB[:-1]) if backward else (h_TBP[:-1], planes_TB[1:])
+    h, later, earliest = h.flatten(0, 1), later.flatten(0, 1), planes_TB[first_index(problem, d)]
     out = problem.empty(problem.cell.gates * H, P)
     for gate, plane, n in runs(problem.cell.recurrent):
         into, columns = out[gate * H : (gate + n) * H], slice(plane * H, (plane + n) * H)
         torch.mm(later[:, columns].t(), h, out=into)
-        if states:
-            into.addmm_(first[:, columns].t(), states[0][d])
+        if first is not None:
+            into.addmm_(earliest[:, columns].t(), first)
     return out

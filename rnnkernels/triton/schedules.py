@@ -1,30 +1,22 @@
-"""Which schedule runs a layer on which chip, in two tables, with the reasons. Knows neither Triton nor arithmetic.
+"""Which schedule runs a layer on which chip, in three tables, with the reasons. Knows neither Triton nor arithmetic.
 
-*resident*   one program per batch tile and direction keeps the recurrent weights on chip and walks the whole sequence;
-*stepwise*   one launch per time step; its programs share the hidden units and stream the weights through shared memory.
+*resident*     one program per batch tile and direction keeps the recurrent weights on chip for the whole sequence;
+*cooperative*  programs that run at once share the hidden units, keep their weights on chip for the whole sequence, and
+               wait for each other at every step;
+*stepwise*     one launch per time step; its programs share the hidden units and stream the weights through shared
+               memory.
 """
 
-import functools
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 
-NAMES = ("resident", "stepwise")
+from .chips import Chip, chip_of  # noqa: F401 - one place to look for all that is chosen
+
+NAMES = ("resident", "cooperative", "stepwise")
 _forced = None
-
-
-class Chip(NamedTuple):
-    """What the chooser has to know of a GPU."""
-
-    name: str
-    backend: str  # "cuda" or "hip"
-    capability: int  # 80, 90, ...; 0 for hip
-    shared: int  # bytes of shared memory that one program may have
-    processors: int
-
-
-A100 = Chip("no GPU here, as for an A100", "cuda", 80, 166_912, 108)
+_x3 = False
 
 
 class Tiles(NamedTuple):
@@ -46,6 +38,16 @@ class Limit(NamedTuple):
     BB: int
     warps: int
     passes: str = "both"
+
+
+class Share(NamedTuple):
+    """Tiles of a cooperative launch, for products up to K wide forward and up to K_back wide backward."""
+
+    BH: int
+    BB: int
+    warps: int
+    K: int
+    K_back: int
 
 
 class Step(NamedTuple):
@@ -74,6 +76,13 @@ RESIDENT = {
     ("mfma", "ieee"): (Limit(64, 16, 4),),
     "ieee": (Limit(16, 16, 4),),
 }
+COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
+    "half": (Share(8, 16, 4, 512, 256), Share(8, 16, 8, 1024, 1024), Share(16, 16, 8, 1024, 1024), Share(16, 32, 8, 512, 512)),
+    "tf32": (Share(8, 16, 8, 1024, 1024), Share(16, 16, 8, 640, 640)),
+    "tf32x3": (Share(8, 16, 8, 512, 512),),
+    "ieee": (Share(8, 16, 8, 512, 512),),
+}
+PIECE = {"half": 8192, "tf32": 16_384, "tf32x3": 16_384, "ieee": 16_384}  # bytes of a piece of a cooperative product
 STEPWISE = {  # the largest that still gives every processor a program, else the last
     ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
     ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 4), Step(32, 16, 16, 2)),
@@ -85,24 +94,16 @@ STEPWISE = {  # the largest that still gives every processor a program, else the
     "ieee": (Step(32, 16, 16, 8),),
     "double": (Step(16, 8, 16, 4),),
 }
-BYTES = {"half": 2, "tf32": 4, "ieee": 4, "double": 8}
-
-
-@functools.lru_cache
-def chip_of(device):
-    """The chip of a torch device; figures of an A100 where there is no GPU (the interpreter, offline compilation)."""
-    if device.type != "cuda":
-        return A100
-    found = torch.cuda.get_device_properties(device)
-    if torch.version.hip:
-        return Chip(found.name, "hip", 0, 65_536, found.multi_processor_count)
-    capability = 10 * found.major + found.minor
-    return Chip(found.name, "cuda", capability, found.shared_memory_per_block_optin, found.multi_processor_count)
+BYTES = {"half": 2, "tf32": 4, "tf32x3": 4, "ieee": 4, "double": 8}
 
 
 @contextmanager
 def force(name):
-    """Within this context every layer runs with the named schedule ("resident" or "stepwise"), or raises."""
+    """Within this context every layer runs with the named schedule, or raises.
+
+    Raises:
+        ValueError: for a name that is none of "resident", "cooperative" and "stepwise".
+    """
     global _forced
     if name not in NAMES:
         raise ValueError(f"Expected a schedule out of {', '.join(NAMES)}, but got {name!r}")
@@ -119,10 +120,26 @@ def forced():
 
 
 def precision(dtype, chip):
-    """How float32 products round their inputs, by PyTorch's own switch for RNNs: "tf32" or "ieee"."""
+    """How float32 products round their inputs: "tf32" or "ieee" by PyTorch's own switch for RNNs, or "tf32x3"."""
     if dtype != torch.float32 or chip.backend != "cuda" or chip.capability < 80:
         return "ieee"
+    if _x3:
+        return "tf32x3"
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+
+
+@contextmanager
+def tf32x3(enabled=True):
+    """Within this context a float32 product on the GPU is the sum of three tf32 products: most of its digits, on tensor cores.
+
+    Only those of the recurrence: the others follow ``torch.backends.cuda.matmul.fp32_precision``.
+    """
+    global _x3
+    before, _x3 = _x3, bool(enabled)
+    try:
+        yield
+    finally:
+        _x3 = before
 
 
 def arithmetic(dtype, precision):
@@ -185,6 +202,44 @@ def shared_bytes(kind, gates, reads, tiles):
     return tiles.BH * (gates * tiles.BK * BYTES[kind] + tiles.BB * ((gates + 1) * BYTES[kind] + ahead))
 
 
+def pieces(width, parts, widest):
+    """Cut a product's width into (start, width of a part): powers of two from 16 on, the last padded."""
+    unit, start, found = 16 * parts, 0, []
+    total = -(-width // unit) * unit
+    while start < total:
+        size = min(widest, 1 << (((total - start) // parts).bit_length() - 1))
+        found.append((start, size))
+        start += parts * size
+    return tuple(found)
+
+
+def cooperative(kind, gates, B, D, H, K, chip, backward):
+    """The tiles with which the programs of a chip keep everything together, or the reason why they cannot."""
+    if chip.backend == "hip":
+        return "programs that wait for each other are only proved on NVIDIA's memory model"
+    found = f"no tiles for {kind} arithmetic"
+    for share in COOPERATIVE.get(kind, ()):
+        programs, most = -(-H // share.BH) * -(-B // share.BB) * D, share.K_back if backward else share.K
+        widest = PIECE[kind] // (share.warps * share.BB * BYTES[kind])
+        tiles = Tiles("cooperative", share.BH, share.BB, widest, share.warps, 1, "")
+        if K > most:
+            found = f"a product {K} wide takes more registers than a program has"
+        elif programs > chip.processors:
+            found = f"{programs} programs do not run at once on {chip.processors} processors"
+        elif cooperative_bytes(kind, gates, K, tiles) > chip.shared:
+            found = f"a program's share of the weights does not fit the shared memory of {chip.name}"
+        else:
+            kept = gates * share.BH * K * BYTES[kind] // 1024
+            return tiles._replace(reason=f"{programs} programs keep {kept} KB of weights each and wait at every step")
+    return found
+
+
+def cooperative_bytes(kind, gates, K, tiles):
+    """What a cooperative program takes at most: weights, the vector, and the parts of the product."""
+    width = sum(tiles.warps * size for _, size in pieces(K, tiles.warps, tiles.BK))
+    return (gates * tiles.BH + tiles.BB) * width * BYTES[kind] + 4 * gates * tiles.warps * tiles.BB * tiles.BH
+
+
 def stepwise(kind, B, D, H, K, chip, reason):
     """Tiles for one launch per step: as large as still gives every processor a program."""
     steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
@@ -194,19 +249,28 @@ def stepwise(kind, B, D, H, K, chip, reason):
     return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason)
 
 
-def choose(dtype, cell, B, D, H, K, project, chip, backward=False):
+def choose(dtype, cell, T, B, D, H, K, project, chip, backward=False):
     """The tiles of one pass of a layer with H units whose recurrent product reads K = P values.
 
     Raises:
         RuntimeError: if a schedule is forced that cannot run it.
     """
     kind = arithmetic(dtype, precision(dtype, chip))
-    reads = bytes_read(cell, kind, backward)
-    tiles = "a projection stands between the steps"
-    if not project:
-        tiles = resident(kind, cell.gates, reads, H, chip, backward)
-    if isinstance(tiles, str):
-        if _forced == "resident":
-            raise RuntimeError(f"the schedule 'resident' is forced but cannot run this layer: {tiles}")
-        return stepwise(kind, B, D, H, K, chip, tiles)
-    return stepwise(kind, B, D, H, K, chip, "forced") if _forced == "stepwise" else tiles
+    ways = {}
+    if project:
+        ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
+    else:
+        ways["resident"] = resident(kind, cell.gates, bytes_read(cell, kind, backward), H, chip, backward)
+        ways["cooperative"] = cooperative(kind, cell.gates, B, D, H, K, chip, backward)
+        if T == 1 and _forced is None and isinstance(ways["cooperative"], Tiles):
+            ways["cooperative"] = "a single step has nothing to keep weights for"
+    if _forced in ways:
+        if isinstance(ways[_forced], str):
+            raise RuntimeError(f"the schedule {_forced!r} is forced but cannot run this layer: {ways[_forced]}")
+        return ways[_forced]._replace(reason="forced")
+    if _forced is None:
+        fitting = next((tiles for tiles in ways.values() if isinstance(tiles, Tiles)), None)
+        if fitting is not None:
+            return fitting
+    reason = "forced" if _forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
+    return stepwise(kind, B, D, H, K, chip, reason)

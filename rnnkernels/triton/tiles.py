@@ -1,4 +1,4 @@
-"""The parts of the time loops: where things lie, tiles of states and weights, and the recurrent products.
+"""The tiles of the time loops: where things lie, and loading and storing them.
 
 Letters as in loop.py. Tiles are (units, batch); tuples of them are one tile per gate, plane or state.
 """
@@ -9,11 +9,20 @@ import triton.language as tl
 
 @triton.jit
 def time_at(i, n, reverse, LENGTHS: tl.constexpr):
-    """The time at which step i happens; n is T, or the lengths (1, BB) of the rows."""
+    """The time at which step i happens; n is T, or the lengths of the rows in the shape of a tile."""
     if LENGTHS:
         return tl.where((i < n) & reverse, n - 1 - i, i)
     else:
         return tl.where(reverse, n - 1 - i, i).to(tl.int64)
+
+
+@triton.jit
+def lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS: tl.constexpr):
+    """The lengths of rows b: T where there are none."""
+    if lengths is None:
+        return T
+    else:
+        return tl.load(lengths + (d // DIRECTIONS) * length_x + b, mask=b < B, other=0)
 
 
 @triton.jit
@@ -26,23 +35,38 @@ def load_tiles(at, plane, mask, N: tl.constexpr, ACC: tl.constexpr):
 
 
 @triton.jit
+def store_tiles(at, plane, tiles, mask, N: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, JOIN: tl.constexpr):
+    """N tiles, ``plane`` elements apart; JOIN: four of them as one, in one trip through shared memory and not four."""
+    if JOIN and N == 4:
+        four = tl.join(tl.join(tiles[0], tiles[2]), tl.join(tiles[1], tiles[3]))
+        four = tl.reshape(four, (BH, BB, 4)).to(at.dtype.element_ty)
+        tl.store(at[:, :, None] + tl.arange(0, 4)[None, None, :] * plane, four, mask=mask[:, :, None])
+    else:
+        for n in tl.static_range(N):
+            tl.store(at + n * plane, tiles[n].to(at.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def load_states(
     at, S: tl.constexpr, H: tl.constexpr, mask, j, b, d, B, BH: tl.constexpr, BB: tl.constexpr, ACC: tl.constexpr
 ):
     """The tiles of the states (D, B, H); zeros where there are none."""
     states = ()
-    for k in tl.static_range(S):
+    for v in tl.static_range(S):
         if at is None:
             states = states + (tl.zeros((BH, BB), ACC),)
+        elif at[v] is None:
+            states = states + (tl.zeros((BH, BB), ACC),)
         else:
-            states = states + (tl.load(at[k] + (d * B + b) * H + j, mask=mask, other=0.0).to(ACC),)
+            states = states + (tl.load(at[v] + (d * B + b) * H + j, mask=mask, other=0.0).to(ACC),)
     return states
 
 
 @triton.jit
 def store_states(at, states, S: tl.constexpr, H: tl.constexpr, mask, j, b, d, B):
-    for k in tl.static_range(S):
-        tl.store(at[k] + (d * B + b) * H + j, states[k].to(at[k].dtype.element_ty), mask=mask)
+    for v in tl.static_range(S):
+        if at[v] is not None:
+            tl.store(at[v] + (d * B + b) * H + j, states[v].to(at[v].dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -64,59 +88,37 @@ def replaced(tiles, at: tl.constexpr, tile, N: tl.constexpr):
 
 
 @triton.jit
-def load_weights(
-    w, out_stride, in_stride, j, k, OUT: tl.constexpr, IN: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr
-):
-    """One gate's tile (BH, BK) of weights, zero outside (OUT, IN)."""
-    at = w + j * out_stride + k * in_stride
-    if OUT % BH == 0 and IN % BK == 0:
+def chosen(condition, yes, no, N: tl.constexpr):
+    """``tl.where`` of N tiles each."""
+    out = ()
+    for n in tl.static_range(N):
+        out = out + (tl.where(condition, yes[n], no[n]),)
+    return out
+
+
+@triton.jit
+def added(a, b, N: tl.constexpr):
+    """The sums of N tiles each."""
+    out = ()
+    for n in tl.static_range(N):
+        out = out + (a[n] + b[n],)
+    return out
+
+
+@triton.jit
+def live_only(live, tiles, N: tl.constexpr):
+    """The N tiles with zeros in rows that are not live."""
+    out = ()
+    for n in tl.static_range(N):
+        out = out + (tl.where(live, tiles[n], 0.0),)
+    return out
+
+
+@triton.jit
+def load_weights(w, j, k, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr):
+    """One gate's tile (BH, BK) of weights, zero outside (H, K)."""
+    at = w + j * K + k
+    if H % BH == 0 and K % BK == 0:
         return tl.load(at)
     else:
-        return tl.load(at, mask=(j < OUT) & (k < IN), other=0.0)
-
-
-@triton.jit
-def product_resident(weights, h, G: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
-    """For every gate: weights[g] @ h, both on chip."""
-    r = ()
-    h = h.to(weights[0].dtype)
-    for g in tl.static_range(G):
-        r = r + (tl.dot(weights[g], h, input_precision=PRECISION, out_dtype=ACC),)
-    return r
-
-
-@triton.jit
-def product_forward(
-    w, h, j, b, B, G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr,
-    BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """For every gate: w[g, j, :] @ h[b, :], weights and h streamed from memory."""
-    r = ()
-    for _g in tl.static_range(G):
-        r = r + (tl.zeros((BH, BB), ACC),)
-    for start in tl.range(0, K, BK, num_stages=STAGES):
-        k = start + tl.arange(0, BK)
-        inside = (b < B) if K % BK == 0 else (b < B) & (k[:, None] < K)
-        part = tl.load(h + b * K + k[:, None], mask=inside, other=0.0)
-        longer = ()
-        for g in tl.static_range(G):
-            tile = load_weights(w + g * H * K, K, 1, j, k[None, :], H, K, BH, BK)
-            longer = longer + (tl.dot(tile, part, acc=r[g], input_precision=PRECISION, out_dtype=ACC),)
-        r = longer
-    return r
-
-
-@triton.jit
-def product_backward(
-    w, rows, dh, j, in_batch, stop, READS: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr,
-    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """dh + the sum over gates of w[g, :, j] @ rows[b, READS[g], :], weights and gradients streamed from memory."""
-    for start in tl.range(0, stop, BK, num_stages=STAGES):
-        k = start + tl.arange(0, BK)
-        inside = in_batch if K % BK == 0 else in_batch & (k[:, None] < K)
-        for g in tl.static_range(len(READS)):
-            part = tl.load(rows + (READS[g] * K + k[:, None]), mask=inside, other=0.0)
-            tile = load_weights(w + g * H * K, 1, H, j, k[None, :], H, K, BH, BK)
-            dh = tl.dot(tile, part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
-    return dh
+        return tl.load(at, mask=(j < H) & (k < K), other=0.0)

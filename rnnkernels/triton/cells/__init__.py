@@ -26,6 +26,12 @@ class Cell(NamedTuple):
     recurrent_bias: bool = False
     """Whether the last gate's b_hh belongs to its recurrent product alone; any other b_hh is merged with b_ih."""
 
+    renew: Any = None
+    """``renew(old, kept)`` gives the new states that zoneout has overwritten; None: they are not needed."""
+
+    new_cells: Any = None
+    """``new_cells(gates, old)``: the same for the last state, of all steps at once and in torch."""
+
     output: Any = None
     """``output(gates, cells, activation)``: h before a projection, from what is kept; None: no projection."""
 
@@ -38,7 +44,8 @@ def cell(name, module, **layout):
 CELLS = {
     "rnn": cell("rnn", rnn, planes=1, recurrent=(0,), new=(True,), old=(False,)),
     "lstm": cell(
-        "lstm", lstm, planes=4, recurrent=(0, 1, 2, 3), new=(False, True), old=(False, True), output=lstm.output
+        "lstm", lstm, planes=4, recurrent=(0, 1, 2, 3), new=(False, True), old=(False, True), renew=lstm.renew,
+        new_cells=lstm.new_cells, output=lstm.output
     ),
     "gru": cell("gru", gru, planes=4, recurrent=(0, 1, 3), new=(False,), old=(True,), recurrent_bias=True),
 }  # fmt: skip

@@ -29,7 +29,20 @@ def backward(ds, new, old, kept, ACTIVATION: tl.constexpr):
     return (di, df, dg, do), (tl.zeros_like(dc), dc * f)
 
 
+@triton.jit
+def renew(old, kept):
+    """The new states from the old ones and what is kept; h is not needed."""
+    i, f, g, o = kept
+    return old[0], f * old[1] + i * g
+
+
 def output(gates, cells, activation):
-    """h' of every step (T, B, H) from the kept planes (T, B, 4, H) and cell states (T, B, H), as torch tensors."""
+    """h' of every step (T, B, H) from the kept planes (T, B, 4, H) and the new c (T, B, H), as torch tensors."""
     a = torch.relu(cells) if activation == "relu" else torch.tanh(cells)
     return (gates[:, :, 3] * a).to(gates.dtype)
+
+
+def new_cells(gates, old):
+    """The new c of every step (T, B, H) from the kept planes and the c that entered the steps."""
+    i, f, g, _ = gates.unbind(2)
+    return f * old + i * g

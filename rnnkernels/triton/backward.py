@@ -1,0 +1,166 @@
+"""The time loop backward: the gradients of the pre-activations of every step, and of the initial states.
+
+Letters, schedules and lengths as in forward.py. Steps are walked from end-1 down to begin. At step i the gradient of
+the states after it, which came from step i+1, is joined by that of the output and by the recurrent product: the
+weights times the gradients of the recurrent pre-activations of step i+1. Resident programs have these on chip and
+multiply at the end of step i+1; others read them from the result at the beginning of step i, so that the product of
+step 0, which only the initial state needs, is left to the launcher.
+"""
+
+import triton
+import triton.language as tl
+
+from .dots import arrive, gradient_cooperative, gradient_streamed, load_pieces, wait
+from .forward import PLAIN
+from .stages import entering, load_keep, masked, resets_at, unzoned
+from .tiles import (
+    added,
+    chosen,
+    lengths_of,
+    live_only,
+    load_states,
+    load_tiles,
+    load_weights,
+    replaced,
+    state_offset,
+    store_states,
+    store_tiles,
+    time_at,
+)
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def scan_backward(
+    dy, dcells,  # gradients of y (T, B, D, H) and of the cell states (D, T, B, H), or None
+    w,  # (D, G, H, K): the weights of the product that read this cell's output, transposed
+    gates, saved,  # as kept by the forward pass; saved: the states after every step, y and, if S = 2, cells
+    s_first,  # the S initial states (D, B, H), or None for zeros
+    lengths, reset, s_reset, zone, zone_at,  # as in the forward pass
+    h_mask,  # (D, B, H): the mask of the product that reads this cell's output, or None
+    ds_in, ds_out,  # gradients of the S states (D, B, H); ds_in may be None for zeros
+    ds_reset,  # S sums (D, B, H) that the gradients of the states that rows restart from are added to; or None
+    source,  # (D, T, B, SOURCE, K): gradients that the product reads; not read if resident
+    planes,  # (D, T, B, PLANES, H): the gradients of the pre-activations, the result
+    counters,  # (D, batch tiles) zeros: the barriers, if cooperative
+    begin, end, T, B, D, length_x, reset_x,
+    CELL: tl.constexpr, RENEW: tl.constexpr, ACTIVATION: tl.constexpr, S: tl.constexpr, KEPT: tl.constexpr,
+    PLANES: tl.constexpr,
+    NEW: tl.constexpr, OLD: tl.constexpr,  # which states after and before the step are read
+    SOURCE: tl.constexpr, READS: tl.constexpr, LAG: tl.constexpr,  # planes of the product, LAG steps later
+    H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
+    SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    SCHEDULE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    LENGTHS: tl.constexpr = lengths is not None
+    RESIDENT: tl.constexpr = SCHEDULE == "resident"
+    COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
+    G: tl.constexpr = len(READS)
+    d = tl.program_id(2).to(tl.int64)
+    reverse = ((REVERSE >> (d % DIRECTIONS)) & 1) != 0
+    rows = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)
+    b = rows[None, :]
+    j = (tl.program_id(1) * BH + tl.arange(0, BH))[:, None]
+    mask = (b < B) if H % BH == 0 else (b < B) & (j < H)
+    n = lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS)
+    vb = rows[None, :, None] if COOPERATIVE else b
+    vn = lengths_of(lengths, length_x, T, B, vb, d, DIRECTIONS) if COOPERATIVE else n
+    w += d * (G * H * K)
+    if RESIDENT:
+        k = tl.arange(0, BK)
+        weights = ()
+        for g in tl.static_range(G):
+            weights = weights + (load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK),)
+    if COOPERATIVE:
+        weights = ()
+        for g in tl.static_range(G):
+            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT),)
+        counters += d * tl.num_programs(0) + tl.program_id(0)
+    keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
+    ds = load_states(ds_in, S, H, mask, j, b, d, B, BH, BB, ACC)
+    restarted = load_states(ds_reset, S, H, mask, j, b, d, B, BH, BB, ACC)
+    first = load_states(s_first, S, H, mask & (begin == 0), j, b, d, B, BH, BB, ACC)
+    after = ()
+    for v in tl.static_range(S):
+        at = saved[v] + state_offset(v, time_at(end - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
+        after = after + (tl.load(at, mask=mask, other=0.0).to(ACC) if NEW[v] and OLD[v] else first[v],)
+    for up in tl.range(begin, end, num_stages=STAGES if RESIDENT else 1):
+        i = begin + end - 1 - up
+        t = time_at(i, n, reverse, LENGTHS)
+        row = (d * T + t) * B + b
+        again = resets_at(reset, reset_x, t, b, d, B, DIRECTIONS) if reset is not None else None
+        kept = load_tiles(gates + (row * (KEPT * H) + j), H, mask, KEPT, ACC) if KEPT > 0 else ()
+        new = ()
+        before = ()
+        for v in tl.static_range(S):
+            if OLD[v]:
+                at = saved[v] + state_offset(v, time_at(i - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
+                value = tl.load(at, mask=mask & (i > 0), other=0.0).to(ACC)
+                before = before + (tl.where(i > 0, value, first[v]),)
+            else:
+                before = before + (first[v],)
+            if NEW[v] and not OLD[v]:
+                at = saved[v] + state_offset(v, t, b, j, d, B, D, T, H)
+                new = new + (tl.load(at, mask=mask, other=0.0).to(ACC),)
+            else:
+                new = new + (after[v],)
+        old = entering(before, again, s_reset, S, H, mask, j, b, d, B)
+        after = before
+        stay = ds
+        arriving = ds
+        if dy is not None:
+            value = tl.load(dy + state_offset(0, t, b, j, d, B, D, T, H), mask=mask, other=0.0)
+            arriving = replaced(arriving, 0, arriving[0] + value.to(ACC), S)
+        if dcells is not None:
+            value = tl.load(dcells + row * H + j, mask=mask, other=0.0)
+            arriving = replaced(arriving, S - 1, arriving[S - 1] + value.to(ACC), S)
+        if not RESIDENT:
+            later = time_at(i + LAG, vn, reverse, LENGTHS)
+            read = source + ((d * T + later) * B + vb) * (SOURCE * K)
+            if COOPERATIVE:
+                tl.static_assert(LAG == 1)
+                wait(counters, (T - 1 - i) * tl.num_programs(1))
+                dh = gradient_cooperative(
+                    weights, read, (vb < B) & (i + 1 < T), READS, K, BH, BB, PIECES, SPLIT, ACC, PRECISION
+                )  # fmt: skip
+            else:
+                stop = tl.where(i + LAG < T, K, 0)
+                dh = gradient_streamed(
+                    w, read, j, b < B, stop, READS, H, K, BH, BB, BK, ACC, PRECISION, STAGES
+                )  # fmt: skip
+            if LAG == 1:
+                dh = masked(dh, keep)
+                if reset is not None:  # of the step that the product belongs to
+                    earlier_again = (i + 1 < T) & resets_at(
+                        reset, reset_x, time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS), b, d, B, DIRECTIONS
+                    )  # fmt: skip
+                    restarted = replaced(restarted, 0, restarted[0] + tl.where(earlier_again, dh, 0.0), S)
+                    dh = tl.where(earlier_again, 0.0, dh)
+            arriving = replaced(arriving, 0, arriving[0] + dh, S)
+        if zone is not None:
+            new, arriving, direct = unzoned(new, old, arriving, zone, zone_at, S, NEW, ZONE_J, t, b, j, d, mask, ACC)
+            if RENEW is not None:
+                new = RENEW(old, kept)
+        emitted, earlier = CELL(arriving, new, old, kept, ACTIVATION)
+        if LENGTHS:
+            emitted = live_only(i < n, emitted, PLANES)
+        store_tiles(planes + (row * (PLANES * H) + j), H, emitted, mask, PLANES, BH, BB, COOPERATIVE)
+        if COOPERATIVE:
+            arrive(counters)
+        if RESIDENT:
+            dh = tl.zeros((BH, BB), ACC) if keep is not None else earlier[0]
+            for g in tl.static_range(G):
+                part = emitted[READS[g]].to(w.dtype.element_ty)
+                dh = tl.dot(weights[g], part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
+            earlier = replaced(earlier, 0, earlier[0] + masked(dh, keep) if keep is not None else dh, S)
+        if zone is not None:
+            earlier = added(earlier, direct, S)
+        if reset is not None:
+            at_once = again & (i < n)
+            restarted = added(restarted, live_only(at_once, earlier, S), S)
+            earlier = live_only(~at_once, earlier, S)
+        if LENGTHS:
+            earlier = chosen(i < n, earlier, stay, S)
+        ds = earlier
+    store_states(ds_out, ds, S, H, mask, j, b, d, B)
+    if ds_reset is not None:
+        store_states(ds_reset, restarted, S, H, mask, j, b, d, B)

@@ -1,0 +1,139 @@
+"""The time loop forward, of every cell, stage and schedule.
+
+Letters: T time, B batch, D directions, G gates, H hidden units of the cell, S states, K width of the vector that the
+recurrent product reads (H again, except next to a projection). A program owns BH hidden units of BB rows of the batch
+in one direction and walks the steps begin..end-1. Tiles are (units, batch).
+
+*resident*     one program owns all hidden units; weights and states stay on chip from the first step to the last, and
+               what the next steps read from memory is on its way STAGES-1 steps ahead.
+*cooperative*  programs own a few units each and keep their weights; they read the vector from the output of the step
+               before, when all programs with the same rows have arrived at a barrier.
+*stepwise*     one launch per step; weights are streamed, and the vector is read from the output of the step before.
+
+A row of length n is live at steps 0..n-1; a dead row keeps its states and writes zeros. A reverse direction stands at
+time n-1-i at its live step i, and at time i at a dead one: so every time is written exactly once.
+"""
+
+import triton
+import triton.language as tl
+
+from .dots import arrive, load_pieces, product_cooperative, product_resident, product_streamed, wait
+from .stages import entering, load_keep, masked, resets_at, zoned
+from .tiles import (
+    chosen,
+    lengths_of,
+    live_only,
+    load_states,
+    load_tiles,
+    load_weights,
+    replaced,
+    state_offset,
+    store_states,
+    store_tiles,
+    time_at,
+)
+
+PLAIN = ["begin", "end", "T", "B", "length_x", "reset_x"]  # numbers that kernels are not compiled anew for
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def scan_forward(
+    x,  # (D, T, B, G, H) by the strides x_d, x_t, x_b: input pre-activations with their biases; None for a projection
+    w,  # (D, G, H, K)
+    bias,  # (D, H): bias of the last gate's recurrent product, for the GRU; else None
+    lengths,  # (B,) or (X, B) by the stride length_x; or None
+    reset,  # (T, B) or (X, T, B) by the stride reset_x, uint8: the stages of stages.py; or None
+    s_reset,  # S states (D, B, H) that rows restart from, each or None for zeros
+    h_mask,  # (D, B, H), or None
+    zone, zone_at,  # per state (T, D, B, H) or None, and its strides by t, d and b; or None
+    s_in, s_out,  # S states (D, B, H), each or None for zeros, or for nothing to store
+    v_first,  # (D, B, K): the vector of step 0; not read if resident
+    vector,  # (T, B, D, K): outputs, each the vector of the next step; (2, B, D, K) if RING; None: v_first is for all
+    v_out,  # (2, B, D, H): where a step leaves the next one's vector in turns, if that is not its output; or None
+    h_out,  # (D, B, H): where a step leaves h for a projection, or None
+    y,  # (T, B, D, H), or None
+    gates, cells,  # (D, T, B, KEPT, H), (D, T, B, H): kept for the backward pass, or None
+    counters,  # (D, batch tiles) zeros: the barriers, if cooperative
+    begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
+    CELL: tl.constexpr, ACTIVATION: tl.constexpr, G: tl.constexpr, S: tl.constexpr, KEPT: tl.constexpr,
+    H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
+    SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    RING: tl.constexpr, SCHEDULE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    LENGTHS: tl.constexpr = lengths is not None
+    RESIDENT: tl.constexpr = SCHEDULE == "resident"
+    COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
+    d = tl.program_id(2).to(tl.int64)
+    reverse = ((REVERSE >> (d % DIRECTIONS)) & 1) != 0
+    rows = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)
+    b = rows[None, :]
+    j = (tl.program_id(1) * BH + tl.arange(0, BH))[:, None]
+    mask = (b < B) if H % BH == 0 else (b < B) & (j < H)
+    n = lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS)
+    vb = rows[None, :, None] if COOPERATIVE else b  # the rows as an axis of what the product reads
+    vn = lengths_of(lengths, length_x, T, B, vb, d, DIRECTIONS) if COOPERATIVE else n
+    w += d * (G * H * K)
+    if RESIDENT:
+        k = tl.arange(0, BK)
+        weights = ()
+        for g in tl.static_range(G):
+            weights = weights + (load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK),)
+    if COOPERATIVE:
+        weights = ()
+        for g in tl.static_range(G):
+            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT),)
+        counters += d * tl.num_programs(0) + tl.program_id(0)
+    if bias is not None:
+        last_bias = tl.load(bias + d * H + j, mask=j < H, other=0.0).to(ACC)
+    keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
+    s = load_states(s_in, S, H, mask, j, b, d, B, BH, BB, ACC)
+    if x is not None:
+        x += d * x_d
+    for i in tl.range(begin, end, num_stages=STAGES if RESIDENT else 1):
+        t = time_at(i, n, reverse, LENGTHS)
+        xs = load_tiles(x + t * x_t + (b * x_b + j), H, mask, G, ACC) if x is not None else ()
+        again = resets_at(reset, reset_x, t, b, d, B, DIRECTIONS) if reset is not None else None
+        old = entering(s, again, s_reset, S, H, mask, j, b, d, B)
+        if RESIDENT:
+            r = product_resident(weights, masked(old[0], keep), G, ACC, PRECISION)
+        else:
+            read = v_first + (d * B + vb) * K
+            if vector is not None:
+                slot = i % 2 if RING else time_at(i - 1, vn, reverse, LENGTHS)
+                row = tl.where(i > 0, slot * (B * D * K) + (vb * D + d) * K, (d * B + vb) * K)
+                read = tl.where(i > 0, vector, v_first) + row
+            if COOPERATIVE:
+                wait(counters, i * tl.num_programs(1))
+                r = product_cooperative(weights, read, vb < B, G, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)
+            else:
+                r = product_streamed(w, read, j, b < B, G, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+        if bias is not None:
+            r = replaced(r, G - 1, r[G - 1] + last_bias, G)
+        new, kept = CELL(xs, r, old, ACTIVATION)
+        new = zoned(new, old, zone, zone_at, S, ZONE_J, t, b, j, d, mask, ACC)
+        out = new[0]
+        if LENGTHS:
+            out = tl.where(i < n, out, 0.0)
+            new = chosen(i < n, new, s, S)
+            kept = live_only(i < n, kept, KEPT)
+        s = new
+        if y is not None:
+            tl.store(y + state_offset(0, t, b, j, d, B, D, T, H), out.to(y.dtype.element_ty), mask=mask)
+        if v_out is not None:
+            again = None
+            if reset is not None:
+                after = time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS)
+                again = resets_at(reset, reset_x, after, b, d, B, DIRECTIONS)
+            h = masked(entering(s, again, s_reset, 1, H, mask, j, b, d, B)[0], keep)
+            at = v_out + (i + 1) % 2 * (B * D * H) + ((b * D + d) * H + j)
+            tl.store(at, h.to(v_out.dtype.element_ty), mask=mask)
+        if COOPERATIVE:
+            arrive(counters)
+        row_kept = (d * T + t) * B + b
+        if gates is not None:
+            store_tiles(gates + (row_kept * (KEPT * H) + j), H, kept, mask, KEPT, BH, BB, True)
+        if cells is not None:
+            tl.store(cells + row_kept * H + j, s[S - 1], mask=mask)
+    store_states(s_out, s, S, H, mask, j, b, d, B)
+    if h_out is not None:
+        tl.store(h_out + (d * B + b) * H + j, s[0].to(h_out.dtype.element_ty), mask=mask)

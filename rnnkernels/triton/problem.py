@@ -1,0 +1,120 @@
+"""One layer call: its sizes, settings and stages, and its weights by kind.
+
+Letters: T time, B batch, D directions, X input groups, G gates, H hidden, P output of a step.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from ..cells import accumulate_dtype
+from . import schedules
+from .cells import CELLS, Cell
+
+
+class Problem(NamedTuple):
+    cell: Cell
+    T: int
+    B: int
+    D: int
+    H: int
+    P: int
+    reverse: list[bool]
+    activation: str
+    dtype: torch.dtype
+    device: torch.device
+    chip: schedules.Chip
+    precision: str
+    w_ih: list
+    w_hh: list
+    b_ih: list
+    b_hh: list
+    w_hr: list
+    lengths: Any = None
+    """int64 (B,) or (X, B), as the next: contiguous and on the device."""
+    reset: Any = None
+    """uint8 (T, B) or (X, T, B)."""
+    reset_states: Any = ()
+    h_mask: Any = None
+    zone: Any = ()
+
+    @property
+    def accumulate(self):
+        return accumulate_dtype(self.dtype)
+
+    def empty(self, *shape, dtype=None):
+        return torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def zeros(self, *shape, dtype=None):
+        return torch.zeros(shape, dtype=dtype or self.dtype, device=self.device)
+
+    def group(self, d):
+        """The input group that direction d belongs to."""
+        return d // len(self.reverse)
+
+    def group_reset(self, d):
+        """The reset mask (T, B) of direction d."""
+        return self.reset if self.reset.dim() == 2 else self.reset[self.group(d)]
+
+    def apart(self, tensor, dims):
+        """How many elements the groups' parts of a tensor are apart; 0 where all groups share one."""
+        return tensor.stride(0) if tensor is not None and tensor.dim() == dims else 0
+
+    def tiles(self, backward):
+        return schedules.choose(
+            self.dtype, self.cell, self.T, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward
+        )
+
+    def launches(self, backward):
+        """How many kernels a pass launches."""
+        steps = self.T if self.tiles(backward).schedule == "stepwise" else 1
+        return 2 * steps if self.w_hr else steps
+
+    def recurrent(self):
+        """The problem without what only the products outside the time loop read."""
+        return self._replace(w_ih=[], b_ih=[])
+
+    def restart(self, states):
+        """What the named states restart from: None for zeros; None altogether without the stage."""
+        if self.reset is None:
+            return None
+        return tuple(self.reset_states[n] if n is not None and self.reset_states else None for n in states)
+
+    def zoneout(self, states, units):
+        """The zoneout arguments of the loops for the named states of ``units`` units."""
+        if not self.zone:
+            return dict(zone=None, zone_at=None, ZONE_J=())
+        whole = [None if n is None else self.zone[n].expand(self.T, self.D, self.B, units) for n in states]
+        whole = [z if z is None or z.stride(3) in (0, 1) else z.contiguous() for z in whole]
+        return dict(
+            zone=tuple(whole), zone_at=tuple((0, 0, 0) if z is None else z.stride()[:3] for z in whole),
+            ZONE_J=tuple(0 if z is None else z.stride(3) for z in whole),
+        )  # fmt: skip
+
+
+def problem_of(
+    cell, x, weights, reverse, bias, project, activation, lengths, reset, reset_states, h_mask, zone
+):  # fmt: skip
+    """Sort the arguments of the op."""
+    D = len(reverse) * (x.size(0) if x.dim() == 4 else 1)
+    kinds, each = CELLS[cell], len(weights) // D
+    w_ih, w_hh, *rest = ([weights[d * each + n] for d in range(D)] for n in range(each))
+    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else ([], [])
+    chip = schedules.chip_of(x.device)
+    return Problem(
+        kinds, x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
+        activation or "tanh", x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh,
+        rest.pop(0) if project else [], None if lengths is None else lengths.to(x.device).contiguous(),
+        None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
+        [s.contiguous() for s in reset_states], None if h_mask is None else h_mask.contiguous(), zone,
+    )  # fmt: skip
+
+
+def stacked(tensors):
+    """One contiguous tensor of all directions; no copy for a single one."""
+    return tensors[0][None].contiguous() if len(tensors) == 1 else torch.stack(tensors)
+
+
+def turned(tensors, gates):
+    """The weights of all directions, each gate's transposed: (D, G, K, H) from (G*H, K) each."""
+    return torch.stack([w.unflatten(0, (gates, -1)).transpose(1, 2) for w in tensors])
