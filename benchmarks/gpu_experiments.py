@@ -96,7 +96,7 @@ def with_waits(lines: list[dict], gpu: Gpu) -> list[dict]:
     without barrier and without launch."""
     found = []
     for line in lines:
-        layer = Layer(cell_of("lstm"), line["B"], 1, line["H"], line["H"], "half")
+        layer = Layer(cell_of("lstm"), 2048, line["B"], 1, line["H"], line["H"], "half")
         with schedules.force(line["schedule"]):
             predicted = step(gpu, layer, chosen(gpu, "bf16", layer))
         rest = predicted.seconds - predicted.parts["barrier"] - predicted.parts["launch"]

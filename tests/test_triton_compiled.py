@@ -80,6 +80,31 @@ def test_resident(arch, kind, name, H):
         assert not offline.reloads(cell, tiles, kind, H, backward, found), found
 
 
+def cooperative_cases():
+    """Every row of the table on sm_90; elsewhere the last, which has most registers."""
+    for arch, kinds in (("sm_90", ("half", "tf32", "ieee")), ("sm_80", ("half", "tf32")), ("sm_100", ("half", "tf32"))):
+        for kind in kinds:
+            shares = schedules.row(schedules.COOPERATIVE, kind, ARCHS[arch].chip)
+            for at in range(len(shares)) if arch == "sm_90" else [len(shares) - 1]:
+                yield pytest.param(arch, kind, at, id=f"{arch}-{kind}-{at}")
+
+
+@pytest.mark.parametrize("arch, kind, at", list(cooperative_cases()))
+def test_cooperative(arch, kind, at, monkeypatch):
+    """The widest product of a row, forward and backward: no spills, within the estimate, weights on chip; the programs
+    are told to run at once, and wait by one atomic operation."""
+    share, chip = schedules.row(schedules.COOPERATIVE, kind, ARCHS[arch].chip)[at], ARCHS[arch].chip
+    monkeypatch.setattr(schedules, "COOPERATIVE", {kind: (share,)})
+    for H in sorted({share.K, share.K_back}):
+        rows = schedules.cooperative(kind, 4, 1, 1, H, H, chip._replace(processors=1024), H <= share.K_back)
+        assert isinstance(rows, schedules.Tiles), rows
+        for launch in compiled(arch, "lstm", kind, H, tiles=rows, train=H <= share.K_back):
+            found = check(launch, arch, kind != "ieee")
+            assert found["shared"] <= schedules.cooperative_bytes(kind, 4, H, rows)
+            assert not offline.reloads(CELLS["lstm"], rows, kind, H, launch.backward, found), found
+            assert launch.compiled.metadata.launch_cooperative_grid and found["atomics"] == 1
+
+
 def stepwise_cases():
     for arch, kinds in KINDS_OF.items():
         for kind in kinds:
@@ -112,7 +137,7 @@ def test_inference_in_fp16():
 
 
 @pytest.mark.parametrize("cell, T, H, P, launches, kernels", [
-    ("gru", 9, 64, 0, 2, 2), ("lstm", 18, 200, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
+    ("gru", 9, 64, 0, 2, 2), ("gru", 9, 200, 0, 2, 2), ("lstm", 18, 2000, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
 ])  # fmt: skip
 def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
     """One launch, or one per step, of kernels that do not multiply with T."""
@@ -127,26 +152,27 @@ def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
     [
         (64, torch.bfloat16, 16, "resident"),
         (128, torch.float16, 16, "resident"),
-        (129, torch.float16, 16, "stepwise"),
+        (129, torch.float16, 16, "cooperative"),
+        (129, torch.float16, 256, "stepwise"),
         (64, torch.float32, 16, "resident"),
-        (128, torch.float32, 16, "stepwise"),
+        (128, torch.float32, 16, "cooperative"),
         (16, torch.float64, 16, "stepwise"),
     ],
 )
 def test_chooser(H, dtype, B, schedule, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
-    tiles = schedules.choose(dtype, CELLS["lstm"], B, 1, H, H, False, ARCHS["sm_90"].chip)
+    tiles = schedules.choose(dtype, CELLS["lstm"], 9, B, 1, H, H, False, ARCHS["sm_90"].chip)
     assert tiles.schedule == schedule and tiles.reason
 
 
 def test_chooser_gives_every_processor_a_program():
-    large = schedules.choose(torch.bfloat16, CELLS["lstm"], 1024, 1, 512, 512, False, ARCHS["sm_90"].chip)
-    small = schedules.choose(torch.bfloat16, CELLS["lstm"], 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
+    large = schedules.choose(torch.bfloat16, CELLS["lstm"], 9, 1024, 1, 512, 512, False, ARCHS["sm_90"].chip)
+    small = schedules.choose(torch.bfloat16, CELLS["lstm"], 1, 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
     assert (large.BH, large.BB) == (64, 32) and (small.BH, small.BB) == (32, 16)
 
 
 def test_forced_schedule_that_cannot_run():
     with schedules.force("resident"), pytest.raises(RuntimeError, match="forced but cannot run this layer: forward"):
-        schedules.choose(torch.float64, CELLS["gru"], 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
-    with pytest.raises(ValueError, match="Expected a schedule out of resident, stepwise"):
+        schedules.choose(torch.float64, CELLS["gru"], 9, 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
+    with pytest.raises(ValueError, match="Expected a schedule out of resident, cooperative, stepwise"):
         schedules.force("persistent").__enter__()
