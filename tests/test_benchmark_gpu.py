@@ -1,6 +1,8 @@
 """`python -m benchmarks.gpu` without a GPU: tiny sizes on the CPU, stand-ins for the clock and for CUDA events."""
 
 import json
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -19,7 +21,17 @@ SMALL = Workload("small", "cpu", "lstm", T=5, B=3, I=4, H=6, L=2)
 QUICK = ["--device", "cpu", "--quick", "--providers", "torch,rnnkernels"]
 
 
-def benchmark(tmp_path, *arguments, timer=None):
+def dies(run, calls):
+    """A timer that ends its process, as a fault does."""
+    os._exit(7)
+
+
+def hangs(run, calls):
+    time.sleep(600)
+
+
+def benchmark(tmp_path, *arguments, timer=wall_time):
+    """In this process, so that what is replaced here is replaced there; without a timer in one of its own."""
     status = gpu.main([*QUICK, "--out", str(tmp_path / "gpu"), *arguments], timer=timer)
     return status, json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
 
@@ -56,6 +68,32 @@ def test_every_kind_of_workload_is_measured_and_written(tmp_path, capsys):
     assert {r["schedule"] for r in results["experiments"]} == set(gpu_experiments.schedules.NAMES)
     assert len(results["lines"]) == len(gpu_experiments.schedules.NAMES)
     assert "ratio" in capsys.readouterr().out or "slower" in text or "| 1." in text
+
+
+def test_all_is_measured_in_a_process_of_its_own_unless_a_timer_is_given(tmp_path):
+    arguments = ["--only", "amp", "--dtype", "bfloat16", "--steps", "rows,experiments", "--mode", "infer"]
+    status, results, _ = benchmark(tmp_path, *arguments, timer=None)
+    assert status == 0 and results["rows"][0]["providers"]["rnnkernels"]["seconds"] > 0 and results["lines"]
+
+
+def test_a_process_that_ends_or_hangs_costs_one_answer():
+    for timer, limit, word in ((dies, 60, "status 7"), (hangs, 8, "no answer in 8 s")):
+        apart = gpu_rows.Apart("cpu", ["torch"], None, 0.0, 3, timer)
+        with pytest.raises(RuntimeError, match=word):
+            apart.ask(limit, "row", SMALL, "float32", "infer")
+        assert apart.worker is None
+    apart = gpu_rows.Apart("cpu", ["torch"], None, 0.0, 3, wall_time)
+    assert apart.ask(60, "row", SMALL, "float32", "infer")["providers"]["torch"]["seconds"] > 0
+    assert apart.worker is not None
+    apart.close()
+    assert apart.worker is None
+
+
+def test_after_an_error_of_cuda_the_process_is_not_used_again():
+    row = {"providers": {"torch": {"seconds": 1.0}, "rnnkernels": {"reason": "RuntimeError: CUDA error: misaligned"}}}
+    assert gpu_rows.broken(row) and gpu_rows.broken([{"reason": "AcceleratorError: illegal"}])
+    row["providers"]["rnnkernels"]["reason"] = "wrong y: error 1e-1"
+    assert not gpu_rows.broken(row) and not gpu_rows.broken([{"seconds": 1.0}])
 
 
 def test_a_run_out_of_time_says_so_and_is_resumed(tmp_path, capsys):
