@@ -67,6 +67,7 @@ def test_every_kind_of_workload_is_measured_and_written(tmp_path, capsys):
         assert words in text
     assert {r["schedule"] for r in results["experiments"]} == set(gpu_experiments.schedules.NAMES)
     assert len(results["lines"]) == len(gpu_experiments.schedules.NAMES)
+    assert "a CUDA graph needs a GPU" in text
     assert "ratio" in capsys.readouterr().out or "slower" in text or "| 1." in text
 
 
@@ -303,7 +304,11 @@ def test_lines_and_crossovers_of_the_experiments():
     assert line["us_per_call"] == pytest.approx(20) and line["us_per_step"] == pytest.approx(3.5)
     (waited,) = gpu_experiments.with_waits([line], GPUS["H200"])
     assert waited["us_waiting"] == pytest.approx(3.5 - waited["us_model"] + 1.5, abs=1e-6)  # the model's graph node
-    text = gpu_report._experiments(results[:3], [waited])
+    seen = [
+        {"schedule": "stepwise", "H": 512, "B": 16, "captured": same, "purpose": "capture"} for same in (True, False)
+    ]
+    text = gpu_report._experiments(results[:3] + seen, [waited])
+    assert "CUDA graph, the same bits" in text and "**other bits**" in text
     assert "| 512 | 16 | 3.00 | 2.00 | resident |" in text and "| stepwise | 512 | 16 | 20.00 | 3.50 |" in text
 
 
