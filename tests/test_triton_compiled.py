@@ -77,7 +77,7 @@ def test_resident(arch, kind, name, H):
         found = check(launch, arch, kind in ("half", "tf32"))
         reads = schedules.bytes_read(cell, kind, backward)
         assert found["shared"] <= schedules.shared_bytes(kind, cell.gates, reads, tiles) or arch == "gfx942"
-        assert not offline.reloads(cell, tiles, kind, H, backward, found), found
+        assert not offline.reloads(cell, tiles, kind, H, H, backward, found), found
 
 
 def cooperative_cases():
@@ -101,7 +101,7 @@ def test_cooperative(arch, kind, at, monkeypatch):
         for launch in compiled(arch, "lstm", kind, H, tiles=rows, train=H <= share.K_back):
             found = check(launch, arch, kind != "ieee")
             assert found["shared"] <= schedules.cooperative_bytes(kind, 4, H, rows)
-            assert not offline.reloads(CELLS["lstm"], rows, kind, H, launch.backward, found), found
+            assert not offline.reloads(CELLS["lstm"], rows, kind, H, H, launch.backward, found), found
             assert launch.compiled.metadata.launch_cooperative_grid and found["atomics"] == 1
 
 
