@@ -130,11 +130,12 @@ def layer_calls(module, x, hx, lengths, reset):
     options, weights = module._options or PLAIN, module._flat_weights
     cell, activation, gate = settings(*MODES[module.mode], options)
     D, N = 1 + module.bidirectional, options.heads
+    first = weights[: len(weights) // module.num_layers]
     call = facts(
-        x_TBI, weights if N == 1 else split_weights(weights[: len(weights) // module.num_layers], D, CELLS[cell].gates, N),
-        cell=cell, reverse=[r for r in (BOTH if D == 2 else FORWARD) for _ in range(N)], project=module.proj_size > 0,
-        activation=activation, recurrent_activation=gate, lengths=lengths,
-        reset=reset, h_mask=True if module.training and options.recurrent_dropout else None,
+        x_TBI, first if N == 1 else split_weights(first, D, CELLS[cell].gates, N), cell=cell,
+        reverse=[r for r in (BOTH if D == 2 else FORWARD) for _ in range(N)], project=module.proj_size > 0,
+        activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
+        h_mask=True if module.training and options.recurrent_dropout else None,
         zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm,
     )  # fmt: skip
     return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)

@@ -3,7 +3,8 @@
 They derive from ``torch.nn.RNNBase`` and not from ``nn.LSTM``, because TorchDynamo refuses the subclasses of that. A
 plain layer holds no state beyond what torch.nn's have, so that :func:`rnnkernels.convert` can turn one into the other
 in place. All read their parameters by name at every forward: parametrizations, weight norm, weight drop, tied weights
-and ``functional_call`` are seen at once. Letters: T time, B batch, D directions, H hidden, I input, L layers, P projection.
+and ``functional_call`` are seen at once. Letters: T time, B batch, D directions, H hidden, I input, L layers, N heads,
+P projection.
 """
 
 import torch

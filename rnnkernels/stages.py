@@ -10,6 +10,9 @@ from .cells import CELLS
 from .checks import check
 from .options import PLAIN, settings
 
+EPS = 1e-5
+"""What layer norms add to a variance, as in ``torch.nn.LayerNorm``."""
+
 
 def layers(
     cell, x, states, weights, num_layers, reverse, bias, project, I, H, P, activation, options, train,  # noqa: E741
@@ -74,7 +77,7 @@ def layer(
     y, last, *cells = call(
         cell, x, states, weights, reverse=tuple(r for r in reverse for _ in range(N)), bias=bias, project=project,
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset, reset_states=reset_states,
-        h_mask=h_mask, zone=zone if any(options.zones(S)) else (), layer_norm=options.layer_norm,
+        h_mask=h_mask, zone=zone if any(options.zones(S)) else (), layer_norm=options.layer_norm, eps=EPS,
         return_cells=return_cells, recompute=options.recompute,
     )  # fmt: skip
     if N > 1:
