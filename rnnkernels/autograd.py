@@ -54,9 +54,11 @@ def implementation(backend, name):
 
 def run_layer(plan, tensors):
     """``y, last, saved`` of a call that a backward pass may follow."""
-    save = not plan.recompute or CELLS[plan.cell].states > 1
-    y, last, saved = implementation(plan.backend, "layer")(*plan.arguments(tensors), save)
-    return y, last, recompute.without_gates(plan.cell, saved) if plan.recompute else saved
+    forward = implementation(plan.backend, "layer")
+    if not plan.recompute:
+        return forward(*plan.arguments(tensors), True)
+    y, last, saved = forward(*plan.arguments(tensors), CELLS[plan.cell].states > 1)
+    return y, last, recompute.without_gates(plan.cell, saved)
 
 
 def gates_again(arguments, y, saved):

@@ -182,16 +182,17 @@ def _run(
     if reset is not None:
         reset, restart = check_reset(reset, input, batch_first, bidirectional)
         restart = (restart,) if isinstance(restart, Tensor) else restart
-    facts = (
-        cell, x, states, params, num_layers, reverse, bias, project, params[0].size(1), H, P if project else H,
-        activation,
-    )  # fmt: skip
-    dropout = dropout if train else 0.0
+    I, P, dropout = params[0].size(1), P if project else H, dropout if train else 0.0  # noqa: E741
     if options is None and not restart:
-        y, last = layers(*facts, dropout, lengths, reset)
+        y, last = layers(
+            cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, dropout, lengths, reset
+        )
     else:
         check_heads(1 if options is None else options.heads, H, project)
-        y, last = stages.layers(*facts, options, train, dropout, lengths, reset, restart)
+        y, last = stages.layers(
+            cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, options, train, dropout,
+            lengths, reset, restart,
+        )  # fmt: skip
     return y.transpose(0, 1) if batch_first else y, *last
 
 
