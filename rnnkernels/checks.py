@@ -118,7 +118,7 @@ def check_reset(reset, input, batch_first, bidirectional):
     if isinstance(reset, (tuple, list)):
         if len(reset) != 2:
             raise ValueError(f"Expected 'reset' to be a mask or a pair (mask, states), but got {len(reset)} elements")
-        reset, states = reset
+        reset, states = reset[0], () if reset[1] is None else reset[1]
     if bidirectional:
         raise ValueError("reset is not defined for a bidirectional RNN: a state cannot restart from both sides")
     if not isinstance(reset, Tensor):

@@ -182,6 +182,8 @@ def _run(
     if reset is not None:
         reset, restart = check_reset(reset, input, batch_first, bidirectional)
         restart = (restart,) if isinstance(restart, Tensor) else restart
+        if len(restart) not in (0, spec.states):
+            raise RuntimeError(f"{cell} expects {spec.states} states to restart from, got {len(restart)}")
     I, P, dropout = params[0].size(1), P if project else H, dropout if train else 0.0  # noqa: E741
     if options is None and not restart:
         y, last = layers(

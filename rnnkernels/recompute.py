@@ -1,5 +1,7 @@
 """``recompute``: what a backward pass needs of the forward pass, from its results, by one large product over all steps.
 
+The gates of one layer at a time are there for a while: in the backward pass, and in the forward pass of a cell with c.
+
 Letters as in reference.py.
 """
 

@@ -20,7 +20,7 @@ MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm"
 
 
 class Recurrent(nn.RNNBase):
-    """What the three have in common: everything but the constructor and the form of ``hx``."""
+    """What the three have in common: everything but the form of ``hx``."""
 
     _wrong_input: str  # what torch.nn says of an input with a wrong number of dimensions
     _options = None  # ``Options`` where there are any: a plain layer pays for looking, and no more

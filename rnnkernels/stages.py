@@ -61,12 +61,12 @@ def layer(
 ):  # fmt: skip
     """One layer: ``y, last`` or ``y, last, cells (D, T, B, H)``."""
     D, N, S, (T, B) = len(reverse), options.heads, CELLS[cell].states, x.shape[:2]
-    zone = [torch.full((1, 1, 1, 1), p, dtype=x.dtype, device=x.device) for p in options.zones(S)]
-    h_mask = None
+    h_mask, zone = None, []
     if train and options.recurrent_dropout:
         h_mask = torch.dropout(torch.ones(D, B, P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True)
-    if train:
-        for k, p in enumerate(options.zones(S)):
+    if any(options.zones(S)):
+        zone = [torch.full((1, 1, 1, 1), p, dtype=x.dtype, device=x.device) for p in options.zones(S)]
+        for k, p in enumerate(options.zones(S) if train else ()):
             if p:
                 zone[k] = torch.bernoulli(zone[k].expand(T, D, B, H if k else P))
     cell, activation, gate = settings(cell, activation, options)
@@ -77,7 +77,7 @@ def layer(
     y, last, *cells = call(
         cell, x, states, weights, reverse=tuple(r for r in reverse for _ in range(N)), bias=bias, project=project,
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset, reset_states=reset_states,
-        h_mask=h_mask, zone=zone if any(options.zones(S)) else (), layer_norm=options.layer_norm, eps=EPS,
+        h_mask=h_mask, zone=zone, layer_norm=options.layer_norm, eps=EPS,
         return_cells=return_cells, recompute=options.recompute,
     )  # fmt: skip
     if N > 1:

@@ -174,7 +174,7 @@ BAD_CALLS = {
     "reset shape": (lambda m: m(r(6, 3, 4), reset=MASK.T), ValueError, r"of shape \(6, 3\), but got .* \(3, 6\)"),
     "reset unbatched": (lambda m: m(r(6, 4), reset=MASK), ValueError, r"of shape \(6,\)"),
     "reset device": (lambda m: m(r(6, 3, 4), reset=MASK.to("meta")), ValueError, "Expected 'reset' on cpu"),
-    "reset list": (lambda m: m(r(6, 3, 4), reset=[MASK, MASK, MASK]), ValueError, "a mask or a pair .mask, states."),
+    "reset of three": (lambda m: m(r(6, 3, 4), reset=[MASK, MASK, MASK]), ValueError, "a mask or a pair"),
     "reset number": (lambda m: m(r(6, 3, 4), reset=3), TypeError, "Expected 'reset' to be a bool tensor, but got int"),
     "reset state shape": (
         lambda m: m(r(6, 3, 4), reset=(MASK, r(1, 2, 5))), RuntimeError,
@@ -207,7 +207,19 @@ def test_wrong_calls(name, options):
     assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn, so nothing was computed
 
 
+def test_a_pair_without_states_restarts_from_zero():
+    for module in (rnnkernels.GRU(4, 5), rnnkernels.LSTM(4, 5)):
+        x, mask = r(6, 3, 4), torch.rand(6, 3) < 0.4
+        expected = module(x, reset=mask)[0]
+        assert torch.equal(module(x, reset=(mask, None))[0], expected)
+        function = getattr(rnnkernels.functional, module._cell)
+        assert torch.equal(function(x, None, list(module.parameters()), reset=(mask, None))[0], expected)
+
+
 def test_other_wrong_calls():
+    weights = list(rnnkernels.LSTM(4, 5).parameters())
+    with pytest.raises(RuntimeError, match="lstm expects 2 states to restart from, got 1"):
+        rnnkernels.functional.lstm(r(6, 3, 4), None, weights, reset=(MASK, r(1, 3, 5)))
     module = rnnkernels.GRU(4, 5, bidirectional=True)
     with pytest.raises(ValueError, match="reset is not defined for a bidirectional RNN"):
         module(r(6, 3, 4), reset=MASK)

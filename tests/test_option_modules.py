@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from common import assert_close
+from conftest import CPU_BACKENDS
 from test_modules import flat
 from test_options import CELLS, FEATURES, B, H, I, T, build, run
 from torch import nn
@@ -386,6 +387,41 @@ def test_quantized_modules_take_lengths():
         rnnkernels.quantize_dynamic(nn.GRU(3, 4))(x, reset=torch.zeros(5, 2, dtype=torch.bool))
 
 
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("T, B", [(1, 1), (1, 3), (4, 0)])
+def test_small_and_empty_batches(name, T, B):
+    """Forward and backward of one step, one row, and no row at all; an unbatched input is a batch of one."""
+    module = make(name)
+    x = torch.randn(T, B, 3, dtype=torch.float64).requires_grad_()
+    y, *last = seeded(module, x)
+    assert y.shape[:2] == (T, B) and all(s.size(1) == B for s in last)
+    (y.sum() + sum(s.sum() for s in last)).backward()
+    assert x.grad.shape == x.shape and all(p.grad.isfinite().all() for p in module.parameters())
+    if B == 1:
+        assert all(torch.equal(a, e.squeeze(1)) for a, e in zip(seeded(module, x[:, 0]), (y, *last), strict=True))
+
+
+def test_strides_do_not_matter():
+    module = make("LSTM").eval()
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    apart = torch.empty(2, 3, 5, 2, dtype=torch.float64)[..., 0].permute(2, 0, 1).copy_(x)
+    reset = (torch.rand(2, 5) < 0.4).T
+    for a, e in zip(flat(module(apart)), flat(module(x)), strict=True):
+        assert torch.equal(a, e)
+    module = make("RNN").eval()
+    assert torch.equal(module(apart, reset=reset)[0], module(x, reset=reset.contiguous())[0])
+
+
+def test_meta_device():
+    for name in MODULES:
+        module = make(name).to("meta")
+        x, lengths = torch.randn(5, 2, 3, device="meta", dtype=torch.float64), torch.ones(2, device="meta").long()
+        y = module(x, lengths=lengths)[0]
+        assert y.shape[:2] == (5, 2) and y.is_meta
+        y.sum().backward()
+        assert all(p.grad.shape == p.shape for p in module.parameters())
+
+
 def test_explain():
     module, x = make("LSTM"), torch.randn(5, 2, 3, dtype=torch.float64)
     first, second = rnnkernels.explain(module, x, lengths=[1, 2]).layers
@@ -403,7 +439,7 @@ def test_explain():
     assert not rnnkernels.explain(module.eval(), x).layers[0].call.stages  # no masks are drawn
     for name in MODULES:  # what it says is what happens
         module = make(name)
-        for backend in backends.available():
+        for backend in CPU_BACKENDS:
             with backends.force(backend):
                 if all(a.backend for a in rnnkernels.explain(module, x).layers):
                     module(x)

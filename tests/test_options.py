@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from common import assert_close
+from conftest import CPU_BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from options_cases import plain
@@ -143,7 +144,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.parametrize("name", [n for n in backends.available() if n != "triton"])
+@pytest.mark.parametrize("name", CPU_BACKENDS)
 @pytest.mark.parametrize("cell, features", PAIRS, ids=[f"{c}-{'+'.join(p)}" for c, p in PAIRS])
 def test_features_alone_and_in_pairs(cell, features, name):
     module, x, hx, call = build(cell, features, layers=2 if len(features) == 1 or "dropout" in features else 1)
