@@ -25,7 +25,7 @@ import triton_shim
 from common import assert_close, make_case
 
 from rnnkernels import backends, reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import ONE_PHASE as CELLS
 from rnnkernels.triton import backward, dots, forward, launch, schedules
 
 BOTH = (False, True)
