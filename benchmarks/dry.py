@@ -107,7 +107,7 @@ def launches(
         P: size of a projection, 0 for none.
         groups: X, each with an input of its own (heads).
         states: whether initial states are given, and gradients come to the final ones.
-        stages: of "lengths" and "reset".
+        stages: of "lengths", "reset", "restart" (with "reset", from given states), "h_mask" and "zone".
 
     Raises:
         NotImplementedError: if the backend lacks a stage.
@@ -122,10 +122,14 @@ def launches(
     per_direction = [(G * H, I), (G * H, P or H), (G * H,), (G * H,)] + [(P, H)] * (P > 0)
     lengths = empty(*group, B, dtype=torch.int64) if "lengths" in stages else None
     reset = empty(*group, T, B, dtype=torch.bool) if "reset" in stages else None
-    first = [empty(D, B, P or H if k == 0 else H) for k in range(S)] if states else []
+    widths = [P or H if k == 0 else H for k in range(S)]
+    h_mask = empty(D, B, P or H) if "h_mask" in stages else None
+    zone = [empty(T, D, B, n) for n in widths] if "zone" in stages else []
+    first = [empty(D, B, n) for n in widths] if states else []
+    given = first if "restart" in stages else []
     call = (
         cell, empty(*group, T, B, I), first, [empty(*shape) for shape in per_direction * D], list(reverse), True, P > 0,
-        None, None, lengths, reset, [], None, [], False, 1e-5,
+        None, None, lengths, reset, given, h_mask, zone, False, 1e-5,
     )  # fmt: skip
     with compiling(gpu, arithmetic, tiles) as found:
         y, last, saved = launch.layer(*call, train)

@@ -123,9 +123,9 @@ def chosen(gpu: Gpu, arithmetic: str, layer: Layer) -> schedules.Tiles:
     """The chooser's tiles."""
     switch, before = torch.backends.cudnn.rnn, torch.backends.cudnn.rnn.fp32_precision
     switch.fp32_precision = "tf32" if arithmetic == "tf32" else "ieee"
-    sizes = layer.T, layer.B, layer.D, layer.H, layer.K
+    sizes = layer.B, layer.D, layer.H, layer.K
     try:
-        return schedules.choose(ARITHMETICS[arithmetic], layer.cell, *sizes, False, gpu.chip, backward=layer.backward)
+        return schedules.choose(ARITHMETICS[arithmetic], layer.cell, *sizes, False, gpu.chip, layer.backward, T=layer.T)
     finally:
         switch.fp32_precision = before
 

@@ -1,12 +1,13 @@
 """Fused LSTM, GRU and RNN layers: drop-in replacements of ``torch.nn``'s on C++ (CPU) and Triton (GPU) kernels."""
 
-from . import backends, functional
+from . import backends, functional, keras
 from ._version import __version__
 from .convert import convert, revert
 from .explain import explain
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .quantize import quantize_dynamic
 from .stepper import Stepper
+from .trace import trace
 
 __all__ = [
     "GRU",
@@ -21,6 +22,8 @@ __all__ = [
     "convert",
     "explain",
     "functional",
+    "keras",
     "quantize_dynamic",
     "revert",
+    "trace",
 ]

@@ -13,7 +13,7 @@ from torch._C._functorch import TransformType, is_legacy_batchedtensor
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
-from . import backends, batching, reference
+from . import backends, batching, recompute, reference
 from .cells import CELLS
 from .plan import Plan, Pull
 
@@ -52,17 +52,28 @@ def implementation(backend, name):
     return without_autocast(getattr(backends.BACKENDS[backend], name))
 
 
-def run_layer(plan, tensors, save):
-    return implementation(plan.backend, "layer")(*plan.arguments(tensors), save)
+def run_layer(plan, tensors):
+    """``y, last, saved`` of a call that a backward pass may follow."""
+    forward = implementation(plan.backend, "layer")
+    if not plan.recompute:
+        return forward(*plan.arguments(tensors), True)
+    y, last, saved = forward(*plan.arguments(tensors), CELLS[plan.cell].states > 1)
+    return y, last, recompute.without_gates(plan.cell, saved)
+
+
+def gates_again(arguments, y, saved):
+    """What ``recompute`` did not save; y comes first so that autocast is switched off for its device."""
+    return without_autocast(lambda y: recompute.with_gates(arguments, y, saved))(y)
 
 
 def run_layer_backward(pull, *tensors):
     """The needed gradients as a flat tuple."""
     (dy, *dlast), inputs, (y, *saved) = pull.split(tensors)
     dcells = dlast.pop() if pull.has_cells else None
-    out = implementation(pull.plan.backend, "layer_backward")(
-        dy, dlast, dcells, *pull.plan.arguments(inputs), y, saved, list(pull.needs)
-    )
+    arguments = pull.plan.arguments(inputs)
+    if pull.plan.recompute:
+        saved = gates_again(arguments, y, saved)
+    out = implementation(pull.plan.backend, "layer_backward")(dy, dlast, dcells, *arguments, y, saved, list(pull.needs))
     return (*((out[0],) if pull.needs[0] else ()), *chain(*out[1:]))
 
 
@@ -139,7 +150,7 @@ class EagerBackward(torch.autograd.Function):
 class Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, *tensors):
-        y, last, saved = run_layer(plan, tensors, True)
+        y, last, saved = run_layer(plan, tensors)
         ctx.plan, ctx.n_in = plan, len(tensors)
         ctx.save_for_backward(*tensors, y, *saved)
         ctx.set_materialize_grads(False)
@@ -186,7 +197,7 @@ class Transform(torch.autograd.Function):
 
     @staticmethod
     def forward(plan, *tensors):
-        y, last, saved = run_layer(plan, tensors, True)
+        y, last, saved = run_layer(plan, tensors)
         return (y, *last, *saved)
 
     @staticmethod

@@ -218,7 +218,7 @@ def facts(cell, x, weights, reverse, project, activation, recurrent_activation,
     spec = CELLS[cell]
     stages = {
         "lengths": lengths is not None, "reset": reset is not None, "h_mask": h_mask is not None,
-        "zone": bool(zone), "layer_norm": layer_norm, "project": project,
+        "zone": bool(zone), "layer_norm": layer_norm, "project": project, "second_product": spec.phases > 1,
     }  # fmt: skip
     return Call(
         cell, x.device, x.dtype, x.size(-3), x.size(-2), x.size(-1), weights[1].size(0) // spec.gates,

@@ -133,7 +133,7 @@ def plan_of(cell, x, states, weights, reverse, bias, project, activation, recurr
             lengths, reset, reset_states, h_mask, zone, layer_norm, eps):  # fmt: skip
     return Plan(
         "dispatch", cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
-        activation, recurrent_activation, layer_norm, eps, False,
+        activation, recurrent_activation, layer_norm, eps, False, False,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The cells: one line each. Letters: G gates, S states, K planes of (T, B, H) that training keeps for the backward."""
+"""The cells: one line each. Letters: G gates, H hidden, S states, K planes of (T, B, H) that training keeps."""
 
 from typing import NamedTuple
 
@@ -11,17 +11,26 @@ class CellSpec(NamedTuple):
     """G: pre-activations per hidden unit; ``weight_ih`` has G*H rows."""
     states: int
     """S: state tensors; the first is the hidden state h, which is also the output."""
-    kept: int
-    """K: planes of ``gates`` (D, T, B, K, H) saved in training; 0 where the output is enough."""
+    planes: tuple[str, ...]
+    """What training saves, as the planes of ``gates`` (D, T, B, K, H); none where the output is enough."""
     activations: tuple[str, ...] = ("tanh",)
     """What the C++ and Triton cells offer as activation; the first is the default."""
+    phases: int = 1
+    """Products in a step: with 2, that of the last gate waits for the other gates."""
+
+    @property
+    def kept(self):
+        """K."""
+        return len(self.planes)
 
 
 CELLS = {
-    "rnn": CellSpec("rnn", gates=1, states=1, kept=0, activations=("tanh", "relu")),
-    "lstm": CellSpec("lstm", gates=4, states=2, kept=4),  # kept: i, f, g, o
-    "gru": CellSpec("gru", gates=3, states=1, kept=4),  # kept: r, z, n and q = W_hn h + b_hn
+    "rnn": CellSpec("rnn", gates=1, states=1, planes=(), activations=("tanh", "relu")),
+    "lstm": CellSpec("lstm", gates=4, states=2, planes=("i", "f", "g", "o")),
+    "gru": CellSpec("gru", gates=3, states=1, planes=("r", "z", "n", "q")),  # q = W_hn h + b_hn
+    "gru_reset_before": CellSpec("gru_reset_before", gates=3, states=1, planes=("r", "z", "n"), phases=2),
 }
+ONE_PHASE = {name: spec for name, spec in CELLS.items() if spec.phases == 1}
 
 
 def accumulate_dtype(dtype):

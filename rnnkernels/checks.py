@@ -5,6 +5,7 @@ from torch import Tensor
 
 from .autograd import autocast_enabled
 from .cells import CELLS
+from .options import PLAIN, norm_parameters
 
 DTYPE_NAMES = {
     torch.float64: "Double", torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16",
@@ -12,7 +13,7 @@ DTYPE_NAMES = {
 }  # fmt: skip
 
 
-def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P):  # noqa: E741
+def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, options=PLAIN, reset_states=()):  # noqa: E741
     """Whether all tensors fit together, x (T, B, I) being three-dimensional; the errors are torch's.
 
     Everything that kernels rely on is checked here, weights included: they can be anything by the time of a call.
@@ -25,19 +26,23 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P):  # n
         )
     check_sizes(x, states, num_layers, D, I, H, P)
     check_placement(dtype, device, states, weights)
-    check_weights(weights, num_layers, D, bias, project, CELLS[cell].gates * H, I, H, P)
+    if reset_states:
+        check_sizes(x, reset_states, num_layers, D, I, H, P, "reset state")
+        check_placement(dtype, device, reset_states, weights, "reset state")
+    norms = norm_parameters(cell, H).values() if options.layer_norm else ()
+    check_weights(weights, num_layers, D, bias, project, CELLS[cell].gates * H, I, H, P, options.heads, norms)
     check_steps(x)
 
 
-def check_sizes(x, states, num_layers, D, I, H, P):  # noqa: E741
+def check_sizes(x, states, num_layers, D, I, H, P, name="hidden"):  # noqa: E741
     """Whether the states fit the input, and the input the layers."""
     if x.size(2) != I:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {I}, got {x.size(2)}")
     for k, s in enumerate(states):
         expected = (num_layers * D, x.size(1), H if k else P)
         if s.shape != expected:
-            name = "hidden size" if len(states) == 1 else f"hidden[{k}] size"
-            raise RuntimeError(f"Expected {name} {expected}, got {list(s.shape)}")
+            name = name if len(states) == 1 else f"{name}[{k}]"
+            raise RuntimeError(f"Expected {name} size {expected}, got {list(s.shape)}")
 
 
 def check_steps(x):
@@ -46,14 +51,14 @@ def check_steps(x):
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
-def check_placement(dtype, device, states, weights):
+def check_placement(dtype, device, states, weights, role="hidden"):
     """Whether states and weights are on the device of the input and, outside autocast, of its dtype."""
     for tensor in (*weights, *states):
         if tensor.dtype != dtype or tensor.device != device:
             break
     else:
         return
-    for name, tensors in (("hidden", states), ("parameter", weights)):
+    for name, tensors in ((role, states), ("parameter", weights)):
         for tensor in tensors:
             if tensor.device != device:
                 raise RuntimeError(
@@ -69,11 +74,13 @@ def check_placement(dtype, device, states, weights):
     raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {left} and {right}")
 
 
-def check_weights(weights, num_layers, D, bias, project, rows, I, H, P):  # noqa: E741
+def check_weights(weights, num_layers, D, bias, project, rows, I, H, P, N=1, norms=()):  # noqa: E741
     """Whether every weight has the shape that its place in the list asks for."""
-    rest = [(rows, P), (rows,), (rows,)] if bias else [(rows, P)]
+    w_hh = (rows, P) if N == 1 else (N, rows // N, H // N)
+    rest = [w_hh, (rows,), (rows,)] if bias else [w_hh]
     if project:
         rest.append((P, H))
+    rest += norms
     expected = [(rows, I), *rest] * D + [(rows, D * P), *rest] * (D * (num_layers - 1))
     if [w.shape for w in weights] != expected:
         n = next(n for n, w in enumerate(weights) if w.shape != expected[n])
@@ -106,17 +113,24 @@ def symbolic():
 
 
 def check_reset(reset, input, batch_first, bidirectional):
-    """``reset`` as (T, B)."""
+    """``reset`` as a mask (T, B) and the states to restart from, none for zeros; these are checked later."""
+    states = ()
+    if isinstance(reset, (tuple, list)):
+        if len(reset) != 2:
+            raise ValueError(f"Expected 'reset' to be a mask or a pair (mask, states), but got {len(reset)} elements")
+        reset, states = reset[0], () if reset[1] is None else reset[1]
     if bidirectional:
         raise ValueError("reset is not defined for a bidirectional RNN: a state cannot restart from both sides")
-    if reset.dtype != torch.bool or reset.shape != input.shape[:2]:
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"Expected 'reset' to be a bool tensor, but got {type(reset).__name__}")
+    if reset.dtype != torch.bool or reset.shape != input.shape[:-1]:
         raise ValueError(
-            f"Expected 'reset' to be a bool tensor of shape {tuple(input.shape[:2])}, "
+            f"Expected 'reset' to be a bool tensor of shape {tuple(input.shape[:-1])}, "
             f"but got {reset.dtype} of shape {tuple(reset.shape)}"
         )
     if reset.device != input.device:
         raise ValueError(f"Expected 'reset' on {input.device}, the device of the input, but got {reset.device}")
-    return reset.transpose(0, 1) if batch_first else reset
+    return reset.transpose(0, 1) if batch_first else reset, states
 
 
 def check_inference(who, name, tensor):

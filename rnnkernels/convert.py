@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .modules import GRU, LSTM, RNN
+from .recurrent import Recurrent
 
 TO_OURS = {
     nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU, nn.RNNCell: RNNCell, nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell
@@ -45,7 +46,17 @@ def revert(model: nn.Module) -> nn.Module:
 
     Returns:
         ``model``, the same object.
+
+    Raises:
+        ValueError: for a module with an option that torch.nn does not have; nothing is reverted then.
     """
+    for name, module in model.named_modules():
+        options = isinstance(module, Recurrent) and module._options
+        if options:
+            raise ValueError(
+                f"revert: torch.nn has no {options.changed()}, which {name or 'the model itself'} "
+                f"({type(module).__name__}) has"
+            )
     left = _swap(model, TO_TORCH)
     if left:
         warnings.warn(f"revert left subclasses alone: {', '.join(left)}", stacklevel=2)

@@ -14,9 +14,12 @@ from torch.nn.utils.rnn import PackedSequence
 from . import backends
 from .autograd import autocast_enabled
 from .cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell
+from .cells import CELLS
 from .convert import TO_OURS
 from .functional import BOTH, FORWARD
-from .modules import MODES, Recurrent
+from .options import PLAIN, settings
+from .recurrent import MODES, Recurrent
+from .stages import split_weights
 
 CELL_MODES = {RNNCell: "rnn", LSTMCell: "lstm", GRUCell: "gru"}
 
@@ -68,7 +71,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None) -> Explanation:
+def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, lengths=None, reset=None) -> Explanation:
     """Say which backend and schedule would run each layer of a module, and why every other backend would not.
 
     Nothing is computed. What is in force now counts as it would in the call: ``torch.no_grad``, autocast,
@@ -78,6 +81,7 @@ def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None) -> Exp
         module: an ``rnnkernels`` RNN, LSTM, GRU, RNNCell, LSTMCell or GRUCell.
         x: an input that the module takes: batched, unbatched or packed.
         hx: the initial states, as for the module. It decides only whether the call has to save for a backward pass.
+        lengths, reset: as for the module; only whether they are given counts.
 
     Returns:
         An :class:`Explanation`: ``layers`` for programs, ``str()`` (or ``print``) for people.
@@ -93,7 +97,10 @@ def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None) -> Exp
         else:
             hint = "for a model that holds some, call rnnkernels.convert(model) and explain its recurrent modules"
         raise TypeError(f"Expected an rnnkernels RNN, LSTM, GRU or one of their cells, but got {name}; {hint}")
-    calls = cell_calls(module, x, hx) if isinstance(module, RecurrentCell) else layer_calls(module, x, hx)
+    if isinstance(module, RecurrentCell):
+        calls = cell_calls(module, x, hx)
+    else:
+        calls = layer_calls(module, x, hx, lengths, reset)
     return Explanation(str(module), backends.forced(), tuple(describe(n, call) for n, call in enumerate(calls)))
 
 
@@ -105,12 +112,12 @@ def cell_calls(module, x, hx):
     activation = "relu" if getattr(module, "nonlinearity", None) == "relu" else None
     weights = [getattr(module, f"{kind}_{at}") for kind in ("weight", "bias") for at in ("ih", "hh")]
     x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
-    return calls_of(cell, x_1BI, hx, weights, 1, FORWARD, False, activation, None)
+    call = facts(x_1BI, weights, cell=cell, reverse=FORWARD, activation=activation)
+    return calls_of(call, x_1BI, hx, weights, 1, 1)
 
 
-def layer_calls(module, x, hx):
+def layer_calls(module, x, hx, lengths, reset):
     """The calls of all layers of a module."""
-    lengths = None
     if isinstance(x, PackedSequence):
         data, sizes = x.data, x.batch_sizes
         T, B = sizes.size(0), int(sizes[0])
@@ -120,17 +127,32 @@ def layer_calls(module, x, hx):
         x_TBI = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
     else:
         raise ValueError(module._wrong_input.format(x.dim()))
-    cell, activation = MODES[module.mode]
-    reverse, project = BOTH if module.bidirectional else FORWARD, module.proj_size > 0
-    weights = module._flat_weights
-    return calls_of(cell, x_TBI, hx, weights, module.num_layers, reverse, project, activation, lengths)
+    options, weights = module._options or PLAIN, module._flat_weights
+    cell, activation, gate = settings(*MODES[module.mode], options)
+    D, N = 1 + module.bidirectional, options.heads
+    first = weights[: len(weights) // module.num_layers]
+    call = facts(
+        x_TBI, first if N == 1 else split_weights(first, D, CELLS[cell].gates, N), cell=cell,
+        reverse=[r for r in (BOTH if D == 2 else FORWARD) for _ in range(N)], project=module.proj_size > 0,
+        activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
+        h_mask=True if module.training and options.recurrent_dropout else None,
+        zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm,
+    )  # fmt: skip
+    return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)
 
 
-def calls_of(cell, x_TBI, hx, weights, num_layers, reverse, project, activation, lengths):
-    """The facts of the op calls of all layers, one after the other."""
+def facts(x, weights, *, cell, reverse, project=False, activation=None, recurrent_activation=None, lengths=None,
+          reset=None, h_mask=None, zone=(), layer_norm=False):  # fmt: skip
+    """``backends.facts``, with defaults."""
+    return backends.facts(
+        cell, x, weights, reverse, project, activation, recurrent_activation, lengths, reset, h_mask, zone, layer_norm
+    )
+
+
+def calls_of(call, x_TBI, hx, weights, num_layers, width):
+    """The calls of all layers, from that of the first; ``width`` is the I of the others."""
     states = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
     training = any(t.requires_grad for t in (x_TBI, *states))
-    call = backends.facts(cell, x_TBI, weights, reverse, project, activation, None, lengths, None, None, (), False)
     device = x_TBI.device.type
     if autocast_enabled(device) and call.dtype != torch.float64:
         call = call._replace(dtype=torch.get_autocast_dtype(device))
@@ -139,7 +161,7 @@ def calls_of(cell, x_TBI, hx, weights, num_layers, reverse, project, activation,
     for k in range(num_layers):  # what a layer has to save for depends on the layers below it too
         training = training or any(w is not None and w.requires_grad for w in weights[k * n : (k + 1) * n])
         calls.append(call._replace(training=training and torch.is_grad_enabled()))
-        call = call._replace(I=len(reverse) * call.P)
+        call = call._replace(I=width)
     return calls
 
 

@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import ops
+from . import ops, stages
 from .cells import CELLS
 from .checks import check, check_lengths, check_reset
+from .options import check_heads, norm_parameters, take_options
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
 
@@ -29,7 +30,8 @@ def rnn(
     *,
     nonlinearity: str = "tanh",
     lengths: Tensor | None = None,
-    reset: Tensor | None = None,
+    reset: Tensor | tuple | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor]:
     """Elman network (Elman 1990, "Finding structure in time"): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
 
@@ -48,22 +50,25 @@ def rnn(
         lengths: integers (B,) from 0 to T: row b ends after lengths[b] steps. ``output`` is zero from there on, and
             ``h_n`` is the state after the last step of the row (the initial one for length 0). Default: all T.
         reset: bool (T, B), or (B, T) with ``batch_first``: the state that enters a flagged step is zero, in every
-            layer. Not with ``bidirectional``.
+            layer; or a pair of that and of the states to restart from, like ``hx``. Not with ``bidirectional``.
+        **options: ``recurrent_dropout``, ``zoneout``, ``layer_norm``, ``recompute`` and ``heads`` of
+            :class:`rnnkernels.RNN`, with masks drawn where ``train``. With ``layer_norm`` every direction in ``params``
+            ends with ln_x_weight and ln_h_weight (H,); with N heads w_hh is (N, H/N, H/N).
 
     Returns:
         ``output`` (T, B, D*H), or (B, T, D*H) with ``batch_first``, and ``h_n`` (L*D, B, H).
 
     Raises:
-        ValueError: for an input whose dtype is not that of the weights, a wrong ``nonlinearity``, wrong ``lengths`` or
-            ``reset`` (the values of ``lengths`` are looked at on the CPU only).
+        ValueError: for an input whose dtype is not that of the weights, a wrong ``nonlinearity`` or option, wrong
+            ``lengths`` or ``reset`` (the values of ``lengths`` are looked at on the CPU only).
         RuntimeError: for shapes, devices and dtypes that do not fit together, and for T = 0.
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     activation = None if nonlinearity == "tanh" else nonlinearity
     return _run(
-        "rnn", input, () if hx is None else (hx,), params, has_biases, num_layers, dropout if train else 0.0,
-        bidirectional, batch_first, lengths, reset, activation,
+        "rnn", input, () if hx is None else (hx,), params, has_biases, num_layers, dropout, train,
+        bidirectional, batch_first, lengths, reset, options, activation,
     )  # fmt: skip
 
 
@@ -79,7 +84,8 @@ def lstm(
     batch_first: bool = False,
     *,
     lengths: Tensor | None = None,
-    reset: Tensor | None = None,
+    reset: Tensor | tuple | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
@@ -92,6 +98,8 @@ def lstm(
         params: for every layer, and in it for every direction: w_ih (4*H, I or D*P), w_hh (4*H, P), with ``has_biases``
             b_ih (4*H,), b_hh (4*H,), and for an LSTM with projections w_hr (P, H).
         has_biases, num_layers, dropout, train, bidirectional, batch_first, lengths, reset: as for :func:`rnn`.
+        **options: those of :class:`rnnkernels.LSTM`. With ``layer_norm`` every direction in ``params`` ends with
+            ln_x_weight, ln_h_weight (4*H,), ln_c_weight, ln_c_bias (H,); with N heads w_hh is (N, 4*H/N, H/N).
 
     Returns:
         ``output`` (T, B, D*P), or (B, T, D*P) with ``batch_first``; ``h_n`` (L*D, B, P); ``c_n`` (L*D, B, H).
@@ -100,8 +108,8 @@ def lstm(
         ValueError, RuntimeError: as for :func:`rnn`.
     """
     return _run(
-        "lstm", input, () if hx is None else hx, params, has_biases, num_layers, dropout if train else 0.0,
-        bidirectional, batch_first, lengths, reset,
+        "lstm", input, () if hx is None else hx, params, has_biases, num_layers, dropout, train,
+        bidirectional, batch_first, lengths, reset, options,
     )  # fmt: skip
 
 
@@ -117,7 +125,8 @@ def gru(
     batch_first: bool = False,
     *,
     lengths: Tensor | None = None,
-    reset: Tensor | None = None,
+    reset: Tensor | tuple | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor]:
     """Gated recurrent unit (Cho et al. 2014, in the variant of cuDNN and torch: the reset comes after the product).
 
@@ -129,6 +138,8 @@ def gru(
         params: for every layer, and in it for every direction: w_ih (3*H, I or D*H), w_hh (3*H, H), and with
             ``has_biases`` b_ih (3*H,), b_hh (3*H,).
         has_biases, num_layers, dropout, train, bidirectional, batch_first, lengths, reset: as for :func:`rnn`.
+        **options: those of :class:`rnnkernels.GRU`. With ``layer_norm`` every direction in ``params`` ends with
+            ln_x_weight and ln_h_weight (3*H,); with N heads w_hh is (N, 3*H/N, H/N).
 
     Returns:
         ``output`` (T, B, D*H), or (B, T, D*H) with ``batch_first``, and ``h_n`` (L*D, B, H).
@@ -137,21 +148,27 @@ def gru(
         ValueError, RuntimeError: as for :func:`rnn`.
     """
     return _run(
-        "gru", input, () if hx is None else (hx,), params, has_biases, num_layers, dropout if train else 0.0,
-        bidirectional, batch_first, lengths, reset,
+        "gru", input, () if hx is None else (hx,), params, has_biases, num_layers, dropout, train,
+        bidirectional, batch_first, lengths, reset, options,
     )  # fmt: skip
 
 
 def _run(
-    cell, input, states, params, bias, num_layers, dropout, bidirectional, batch_first, lengths, reset, activation=None
-):
+    cell, input, states, params, bias, num_layers, dropout, train, bidirectional, batch_first, lengths, reset, given,
+    activation=None,
+):  # fmt: skip
     """What the three functions have in common: read H, P and the projection off the weights, check, run."""
     spec, reverse = CELLS[cell], BOTH if bidirectional else FORWARD
+    options = take_options(cell, given) if given else None
+    if given:
+        raise TypeError(f"{cell}() got an unexpected keyword argument {next(iter(given))!r}")
     if input.dim() != 3:
         raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
     if len(states) not in (0, spec.states) or isinstance(states, Tensor):
         raise RuntimeError(f"{cell} expects {('one hidden state', 'two hidden states')[spec.states - 1]}")
     per_direction, odd = divmod(len(params), num_layers * len(reverse))
+    if options is not None and options.layer_norm:
+        per_direction -= len(norm_parameters(cell, 1))
     project = spec.states == 2 and per_direction == (5 if bias else 3)
     if odd or per_direction != (4 if bias else 2) + project:
         raise RuntimeError(
@@ -159,13 +176,25 @@ def _run(
             f"bidirectional={bidirectional}, has_biases={bias}"
         )
     x = input.transpose(0, 1) if batch_first else input
-    H, P = params[1].size(0) // spec.gates, params[1].size(1)
+    w_hh, restart = params[1], ()
+    H, P = (w_hh.size(0) // spec.gates, w_hh.size(1)) if w_hh.dim() != 3 else (w_hh.size(0) * w_hh.size(2),) * 2
     lengths = None if lengths is None else check_lengths(lengths, x)
-    reset = None if reset is None else check_reset(reset, input, batch_first, bidirectional)
-    y, last = layers(
-        cell, x, states, params, num_layers, reverse, bias, project, params[0].size(1), H, P if project else H,
-        activation, dropout, lengths, reset,
-    )  # fmt: skip
+    if reset is not None:
+        reset, restart = check_reset(reset, input, batch_first, bidirectional)
+        restart = (restart,) if isinstance(restart, Tensor) else restart
+        if len(restart) not in (0, spec.states):
+            raise RuntimeError(f"{cell} expects {spec.states} states to restart from, got {len(restart)}")
+    I, P, dropout = params[0].size(1), P if project else H, dropout if train else 0.0  # noqa: E741
+    if options is None and not restart:
+        y, last = layers(
+            cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, dropout, lengths, reset
+        )
+    else:
+        check_heads(1 if options is None else options.heads, H, project)
+        y, last = stages.layers(
+            cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, options, train, dropout,
+            lengths, reset, restart,
+        )  # fmt: skip
     return y.transpose(0, 1) if batch_first else y, *last
 
 

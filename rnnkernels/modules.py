@@ -1,118 +1,16 @@
-"""``RNN``, ``LSTM`` and ``GRU``: torch.nn's layers, with the same parameters, arguments, results and errors.
+"""``RNN``, ``LSTM`` and ``GRU``: torch.nn's layers, with the same parameters, arguments, results and errors, and more.
 
-They derive from ``torch.nn.RNNBase`` and not from ``nn.LSTM``, because TorchDynamo refuses the subclasses of that. They
-hold no state beyond what torch.nn's have, so that :func:`rnnkernels.convert` can turn one into the other in place, and
-they read their parameters by name at every forward: parametrizations, weight norm, weight drop, tied weights and
-``functional_call`` are seen at once. Letters: T time, B batch, D directions, H hidden, I input, L layers, P projection.
+How a call is carried out is in recurrent.py. Letters: T time, B batch, D directions, G gates, H hidden, I input,
+L layers, N heads, P projection.
 """
 
-import torch
-from torch import _VF, nn
-from torch.nn.utils.rnn import PackedSequence
+from torch import nn
 
 from .cell_modules import GRUCell, LSTMCell, RNNCell
-from .functional import BOTH, FORWARD, layers
+from .options import Option
+from .recurrent import Recurrent
 
 __all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
-
-MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm", None), "GRU": ("gru", None)}
-
-
-class Recurrent(nn.RNNBase):
-    """What the three have in common: everything but the constructor and the form of ``hx``."""
-
-    _wrong_input: str  # what torch.nn says of an input with a wrong number of dimensions
-
-    __setattr__ = nn.Module.__setattr__  # nn.RNNBase's copies weights into ``_flat_weights``
-    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
-
-    @property
-    def _flat_weights(self):
-        """The weights as they are now. What other code assigns to this is not kept: the weights are read by name."""
-        return [getattr(self, name, None) for name in self._flat_weights_names]
-
-    @_flat_weights.setter
-    def _flat_weights(self, value):
-        pass
-
-    def _init_flat_weights(self):
-        """Nothing to do: there is no list of weights to keep."""
-
-    def _update_flat_weights(self):
-        """Nothing to do: there is no list of weights to keep."""
-
-    def flatten_parameters(self):
-        """Nothing to do: the kernels take the weights wherever they are."""
-
-    def _states(self, hx, dims=None):
-        """``hx`` as a tuple of states; where ``dims`` is given, they are checked to have as many dimensions."""
-        if dims and hx.dim() != dims:
-            kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx.dim()}-D tensor")
-        return (hx,)
-
-    @staticmethod
-    def _hidden(last):
-        """The final states in the form that ``hx`` has."""
-        return last[0]
-
-    def forward(self, input, hx=None):
-        """Run the layers over a sequence; see the class."""
-        if isinstance(input, PackedSequence):
-            if torch.compiler.is_compiling():  # the sizes are data: a graph break, as with torch.nn
-                return torch.compiler.disable(self._forward_packed)(input, hx)
-            return self._forward_packed(input, hx)
-        dims = input.dim()
-        if dims != 3 and dims != 2:
-            raise ValueError(self._wrong_input.format(dims))
-        states = () if hx is None else self._states(hx, dims)
-        batch_first = self.batch_first
-        if dims == 2:
-            y, last = self._layers(input.unsqueeze(1), [s.unsqueeze(1) for s in states])
-            return y.squeeze(1), self._hidden([s.squeeze(1) for s in last])
-        y, last = self._layers(input.transpose(0, 1) if batch_first else input, states)
-        return y.transpose(0, 1) if batch_first else y, self._hidden(last)
-
-    def _layers(self, x, states, lengths=None, drop=torch.dropout):
-        """Check and run all layers on x (T, B, I)."""
-        parameters, names, H, P = self._parameters, self._flat_weights_names, self.hidden_size, self.proj_size
-        try:
-            weights = [parameters[name] for name in names]
-        except KeyError:  # something else than a parameter has taken the name
-            weights = [getattr(self, name) for name in names]
-        cell, activation = MODES[self.mode]
-        return layers(
-            cell, x, states, weights, self.num_layers, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
-            self.input_size, H, P or H, activation, self.dropout if self.training else 0.0, lengths, None, drop,
-        )  # fmt: skip
-
-    def _forward_packed(self, packed, hx):
-        """Pad, run with lengths, pack again: the kernels skip the padding, and rows stay in their packed order."""
-        data, batch_sizes, sorted_indices, unsorted_indices = packed
-        if data.dim() != 2:
-            raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-        T, B = batch_sizes.size(0), int(batch_sizes[0])
-        if hx is None:
-            states = ()
-        else:
-            states = self._states(hx)
-            if sorted_indices is not None:  # the rows of hx are in the order in which the user gave the sequences
-                states = [s.index_select(1, sorted_indices) for s in states]
-        if int(batch_sizes[-1]) == B:  # every row has all T steps
-            y, last = self._layers(data.view(T, B, data.size(1)), states)
-            y = y.flatten(0, 1)
-        else:
-            x, lengths = _VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
-
-            def drop(y, p, train):  # draws for the packed rows only, as torch does
-                mask = torch.dropout(y.new_ones(data.size(0), y.size(2)), p, train)
-                return y * _VF._pad_packed_sequence(mask, batch_sizes, False, 0.0, T)[0]
-
-            y, last = self._layers(x, states, lengths.to(x.device), drop)
-            y = _VF._pack_padded_sequence(y, lengths, False)[0]
-        if unsorted_indices is not None:
-            last = [s.index_select(1, unsorted_indices) for s in last]
-        return PackedSequence(y, batch_sizes, sorted_indices, unsorted_indices), self._hidden(last)
 
 
 class RNN(Recurrent):
@@ -130,15 +28,40 @@ class RNN(Recurrent):
         bidirectional: D = 2 directions instead of 1. Default: False
         device, dtype: of the parameters: float64, float32, bfloat16 or float16.
 
-    ``forward(input, hx=None)``:
+    What torch.nn does not have, keyword-only. Probabilities are from 0 to below 1, and can be assigned later:
+        recurrent_dropout: probability of zeroing an element of h before the recurrent product, in training, with one
+            mask per sequence and layer (Gal & Ghahramani 2016, "A theoretically grounded application of dropout in
+            recurrent neural networks"); what stays is scaled by 1 / (1 - p), as in Keras. Default: 0
+        zoneout: probability of a state to stay as it was before the step (Krueger et al. 2017, "Zoneout: regularizing
+            RNNs by randomly preserving hidden activations"), drawn anew for every step and unit in training; in eval
+            ``p * old + (1 - p) * new``. The next step and the output see that state. Default: 0
+        layer_norm: normalise what enters the cell (Ba et al. 2016, "Layer normalization"): ``LN(W_ih x) * g_x`` and
+            ``LN(W_hh h) * g_h`` in the place of the two products, over the G*H units of all gates of a layer and
+            direction, before the biases. Adds ``ln_x_weight_l0`` and ``ln_h_weight_l0`` (G*H) and so on. Default: False
+        recompute: save only the output (and c) for the backward pass, which computes the gates again by one product
+            over all steps (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Default: False
+        heads: N, cuts h into N parts that do not see each other in the recurrent product (the block-diagonal
+            recurrence of Beck et al. 2024, "xLSTM", and of DreamerV3): ``weight_hh`` is (N, G*H/N, H/N), and all else,
+            the order of the gates in ``weight_ih`` (G*H, I) included, is as before: head n has the units n*H/N to
+            (n+1)*H/N of each gate. Not with ``layer_norm`` or ``proj_size``. Default: 1
+
+    ``forward(input, hx=None, *, lengths=None, reset=None, return_cell_states=False)``:
         input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a ``PackedSequence``.
         hx: (L*D, B, H), or (L*D, H) without a batch. Default: zeros
+        lengths: integers (B,) from 0 to T in any order, on the CPU or the input's device: row b ends after lengths[b]
+            steps. The output is zero from there on, and the final state is that after the row's last step (the initial
+            one for length 0): the results of packing, without packing. Not with a ``PackedSequence``. Default: all T
+        reset: bool (T, B), (B, T) with ``batch_first`` or (T,) without a batch: in every layer the state that enters a
+            flagged step is zero; or a pair of that and of the states to restart from, like ``hx``. No gradient crosses
+            it. Not with ``bidirectional`` or a ``PackedSequence``. Default: none
+        return_cell_states: for LSTM.
 
     Returns:
         ``output`` (T, B, D*H) in the layout of the input (a ``PackedSequence`` for one), and ``h_n`` like ``hx``.
 
     Raises:
-        ValueError, RuntimeError, TypeError: where ``torch.nn.RNN`` does, in its words.
+        ValueError, RuntimeError, TypeError: where ``torch.nn.RNN`` does, in its words, and for what is said above.
+            The values of ``lengths`` are looked at on the CPU only.
     """
 
     _wrong_input = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
@@ -160,9 +83,18 @@ class GRU(Recurrent):
     ``r, z = sigmoid(W_i x + b_i + W_h h + b_h)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
     ``h' = (1 - z) n + z h``.
 
-    Arguments, inputs, outputs and errors are those of :class:`RNN`, without ``nonlinearity``.
+    Arguments, inputs, outputs and errors are those of :class:`RNN`, without ``nonlinearity``, and with
+
+    Args:
+        reset_after: False for the GRU of Cho et al. 2014 and of the textbooks, which resets before the product:
+            ``n = tanh(W_in x + b_in + W_hn (r h) + b_hn)``. With ``layer_norm`` its two products are normalised apart,
+            r and z together as in Ba et al. 2016. Default: True
+        activation: of the candidate n: ``"tanh"``, ``"relu"``, ``"sigmoid"``, ``"hard_sigmoid"`` (x/6 + 1/2 between 0
+            and 1, as in torch and Keras 3) or ``"linear"``. Default: ``"tanh"``
+        recurrent_activation: of the gates r and z: one of the same. Default: ``"sigmoid"``
     """
 
+    reset_after, activation, recurrent_activation = Option(), Option(), Option()
     _wrong_input = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
     def __init__(self, *args, **kwargs):
@@ -180,9 +112,18 @@ class LSTM(Recurrent):
 
     Args:
         proj_size: P, the size of h where it is projected; 0 for none. Default: 0
+        zoneout: p, or a pair of them for h and for c.
+        layer_norm: normalises c on its way to the output too, ``o tanh(LN(c') * g_c + b_c)``, with ``ln_c_weight_l0``
+            and ``ln_c_bias_l0`` (H); as in haste and in TorchScript's example.
+        activation: of g and of c' in the output; as for :class:`GRU`. Default: ``"tanh"``
+        recurrent_activation: of i, f and o; as for :class:`GRU`. Default: ``"sigmoid"``
 
-    ``hx`` and the final state are pairs ``(h (L*D, B, P or H), c (L*D, B, H))``.
+    ``hx`` and the final state are pairs ``(h (L*D, B, P or H), c (L*D, B, H))``. With ``return_cell_states`` the result
+    is ``(output, (h_n, c_n), c)``: c after every step of the last layer, (T, B, D*H) laid out like the output, and zero
+    past ``lengths`` (as R2D2 and models of hydrology want it).
     """
+
+    activation, recurrent_activation = Option(), Option()
 
     _wrong_input = "LSTM: Expected input to be 2D or 3D, got {}D instead"
 

@@ -43,7 +43,7 @@ from .autograd import (
     transform_in_graph,
     without_autocast,
 )
-from .cells import CELLS, accumulate_dtype
+from .cells import CELLS, ONE_PHASE, accumulate_dtype
 from .plan import Plan
 
 ARGUMENTS = (
@@ -188,8 +188,11 @@ def layer(
     layer_norm=False,
     eps=1e-5,
     return_cells=False,
+    recompute=False,
 ):
     """One layer through the backend that fits, with autograd, vmap and autocast; arguments as in the op.
+
+    With ``recompute`` the gates are not kept for the backward pass, which computes them again.
 
     Returns:
         ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H), for cells with two states).
@@ -198,11 +201,12 @@ def layer(
     if autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
-        reset_states = autocast_to(dtype, reset_states)
+        reset_states, zone = autocast_to(dtype, reset_states), autocast_to(dtype, zone)
+        h_mask = None if h_mask is None else h_mask.to(dtype)
     if (
         device == "cpu" and reset is None and h_mask is None and not zone and not layer_norm
         and recurrent_activation is None and (activation is None or activation in CELLS[cell].activations)
-        and backends.forced() is None
+        and cell in ONE_PHASE and backends.forced() is None
     ):  # fmt: skip
         backend = "dispatch"  # the extension has all that such a call needs
     else:
@@ -218,7 +222,7 @@ def layer(
             refuse_forward_mode(tensors)
         plan = Plan(
             backend, cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
-            activation, recurrent_activation, layer_norm, eps, return_cells,
+            activation, recurrent_activation, layer_norm, eps, return_cells, recompute,
         )  # fmt: skip
         if transform:
             y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)

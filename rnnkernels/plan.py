@@ -23,6 +23,8 @@ class Plan(NamedTuple):
     layer_norm: bool
     eps: float
     return_cells: bool
+    recompute: bool
+    """Whether the gates are not saved and computed again in the backward pass: see recompute.py."""
 
     def sizes(self):
         """How many tensors x, states, weights and reset_states have in the flat list."""

@@ -14,7 +14,9 @@ from . import backends, ops
 from .checks import DTYPE_NAMES, check_inference, check_sizes, check_steps
 from .convert import TO_OURS
 from .functional import BOTH, FORWARD, layers
-from .modules import GRU, LSTM, MODES, RNN, Recurrent
+from .modules import GRU, LSTM, RNN
+from .options import refuse_options
+from .recurrent import MODES, Recurrent
 from .reference import dequantized
 
 
@@ -41,7 +43,8 @@ def quantize_dynamic(model: nn.Module) -> nn.Module:
         A copy, with a :class:`QuantizedRNN`, :class:`QuantizedLSTM` or :class:`QuantizedGRU` for each layer.
 
     Raises:
-        ValueError: for weights that are not float32, or not finite.
+        ValueError: for weights that are not float32, or not finite, and for a layer with an option that torch.nn does
+            not have and that counts in inference.
     """
     quantized, left = {}, []
     for name, module in model.named_modules():
@@ -72,10 +75,12 @@ class QuantizedRecurrent(nn.Module):
     Made by :func:`quantize_dynamic`.
     """
 
-    forward, _forward_packed, extra_repr = Recurrent.forward, Recurrent._forward_packed, nn.RNNBase.extra_repr
+    forward, _forward_more, _forward_packed = Recurrent.forward, Recurrent._forward_more, Recurrent._forward_packed
+    extra_repr = nn.RNNBase.extra_repr
     dropout = 0.0
 
     def __init__(self, module: nn.RNNBase):
+        refuse_options(f"a {type(self).__name__}", module)
         super().__init__()
         for name in (
             "mode", "input_size", "hidden_size", "proj_size", "num_layers", "bias", "batch_first", "bidirectional"
@@ -95,8 +100,10 @@ class QuantizedRecurrent(nn.Module):
             self.register_buffer(name, weight.clone())
         self.train(module.training)
 
-    def _layers(self, x, states, lengths=None, drop=None):
+    def _layers(self, x, states, lengths=None, drop=None, reset=None, more=None):
         """Check and run all layers on x (T, B, I)."""
+        if reset is not None or more:
+            raise ValueError(f"a {type(self).__name__} has no reset and no return_cell_states")
         for name, t in zip(("input", "h_0", "c_0"), (x, *states), strict=False):
             if t.dtype != torch.float32:
                 raise ValueError(f"{type(self).__name__} takes float32, but got {DTYPE_NAMES.get(t.dtype, t.dtype)}")

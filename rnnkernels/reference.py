@@ -2,7 +2,10 @@
 
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step,
 K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``ops.py``).
-Differentiable to any order, because it is made of torch operations; slow, because it is.
+A cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before the
+step, and of four functions: the two activations, the norm of the output, and ``again`` for a second product inside the
+step. It gives the new states and the planes to keep. Differentiable to any order, because it is made of torch
+operations; slow, because it is.
 """
 
 from contextlib import contextmanager
@@ -22,12 +25,12 @@ ACTIVATIONS = {
 }
 
 
-def rnn(x_BGH, r_BGH, s, act, gate, norm):
+def rnn(x_BGH, r_BGH, s, act, gate, norm, again=None):
     """h' = act(x + r)  (Elman 1990); x = W_ih x_t + b_ih, r = W_hh h + b_hh."""
     return (act(x_BGH[:, 0] + r_BGH[:, 0]),), ()
 
 
-def lstm(x_BGH, r_BGH, s, act, gate, norm):
+def lstm(x_BGH, r_BGH, s, act, gate, norm, again=None):
     """i, f, o = gate(x + r);  g = act(x + r);  c' = f c + i g;  h' = o act(c')
 
     (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o as in torch.)
@@ -39,7 +42,7 @@ def lstm(x_BGH, r_BGH, s, act, gate, norm):
     return (o * act(norm(c)), c), (i, f, g, o)
 
 
-def gru(x_BGH, r_BGH, s, act, gate, norm):
+def gru(x_BGH, r_BGH, s, act, gate, norm, again=None):
     """r, z = gate(x + r);  n = act(x_n + r q), q = W_hn h + b_hn;  h' = (1 - z) n + z h
 
     (Cho et al. 2014 in the variant of cuDNN and torch, which resets after the product; gate order r, z, n.)
@@ -52,7 +55,23 @@ def gru(x_BGH, r_BGH, s, act, gate, norm):
     return (n + z * (h - n),), (r, z, n, q)
 
 
-CELL_FUNCTIONS = {"rnn": rnn, "lstm": lstm, "gru": gru}
+def gru_reset_before(x_BGH, r_BGH, s, act, gate, norm, again):
+    """r, z = gate(x + r);  n = act(x_n + W_hn (r h) + b_hn);  h' = (1 - z) n + z h
+
+    (Cho et al. 2014, which resets before the product; gate order r, z, n. ``r_BGH`` has r and z only.)
+    """
+    h = s[0]
+    r, z = gate(x_BGH[:, :2] + r_BGH).unbind(1)
+    n = act(x_BGH[:, 2] + again(r))
+    return (n + z * (h - n),), (r, z, n)
+
+
+CELL_FUNCTIONS = {"rnn": rnn, "lstm": lstm, "gru": gru, "gru_reset_before": gru_reset_before}
+
+
+def functions(activation, recurrent_activation):
+    """The two activations of a call."""
+    return ACTIVATIONS[activation or "tanh"], ACTIVATIONS[recurrent_activation or "sigmoid"]
 
 
 def dequantized(weights, scales):
@@ -83,22 +102,45 @@ def zero_states(cell, x, weights, reverse, project):
     return [x.new_zeros(D, x.size(-2), P if k == 0 else H) for k in range(CELLS[cell].states)]
 
 
+class Direction:
+    """What a direction does with its weights, as functions of tensors of any number of leading dimensions."""
+
+    def __init__(self, cell, weights, bias, project, norm_eps):
+        G, H = CELLS[cell].gates, weights[1].size(0) // CELLS[cell].gates
+        self.w_ih, self.w_hh, *rest = weights
+        self.b_ih, self.b_hh = (rest.pop(0), rest.pop(0)) if bias else (None, None)
+        self.w_hr = rest.pop(0) if project else None
+        self.ln_x, self.ln_h, *self.ln_c = rest if norm_eps is not None else (None, None)
+        self.H, self.eps = H, norm_eps
+        self.first = (G - 1) * H if CELLS[cell].phases > 1 else G * H  # the rows of w_hh in the first product
+
+    def affine(self, v, w, b, weight):
+        v = v @ w.T
+        v = v if weight is None else F.layer_norm(v, v.shape[-1:], weight, None, self.eps)
+        return v if b is None else v + b
+
+    def inputs(self, x):
+        """The gates' input pre-activations (..., G, H)."""
+        return self.affine(x, self.w_ih, self.b_ih, self.ln_x).unflatten(-1, (-1, self.H))
+
+    def recurrent(self, h):
+        """The recurrent pre-activations of all gates in the first product (..., G or G - 1, H)."""
+        rows = [w if w is None else w[: self.first] for w in (self.w_hh, self.b_hh, self.ln_h)]
+        return self.affine(h, *rows).unflatten(-1, (-1, self.H))
+
+    def again(self, h):
+        """The recurrent pre-activation of the last gate (..., H), for a cell with a second product."""
+        return self.affine(h, *(w if w is None else w[self.first :] for w in (self.w_hh, self.b_hh, self.ln_h)))
+
+    def norm(self, c):
+        """c as it enters the output."""
+        return F.layer_norm(c, c.shape[-1:], *self.ln_c, self.eps) if self.ln_c else c
+
+
 def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, reset, reset_s, h_mask, zone, norm_eps):
     """One direction: returns y_TBP, the last states, the cell states c_TBH and the kept gates (T, B, K, H)."""
-    spec, T, norm = CELLS[cell], x_TBI.size(0), norm_eps is not None
-    w_ih, w_hh, *rest = weights
-    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else (0.0, 0.0)
-    w_hr = rest.pop(0) if project else None
-    G, H = spec.gates, w_hh.size(0) // spec.gates
-
-    def normed(v, weight):
-        return F.layer_norm(v, v.shape[-1:], weight, None, norm_eps) if norm else v
-
-    def norm_c(c):
-        return F.layer_norm(c, c.shape[-1:], rest[2], rest[3], norm_eps) if norm else c
-
-    ln_x, ln_h = rest[:2] if norm else (None, None)
-    x_TBGH = (normed(x_TBI @ w_ih.T, ln_x) + b_ih).unflatten(-1, (G, H))
+    spec, T, own = CELLS[cell], x_TBI.size(0), Direction(cell, weights, bias, project, norm_eps)
+    x_TBGH = own.inputs(x_TBI)
     ys, cs, kept = [None] * T, [None] * T, [None] * T
     for t in reversed(range(T)) if backward else range(T):
         old = s
@@ -106,10 +148,10 @@ def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, r
             at = reset[t][:, None]
             old = tuple(torch.where(at, reset_s[k] if reset_s else 0.0, v) for k, v in enumerate(old))
         h = old[0] if h_mask is None else old[0] * h_mask
-        r_BGH = (normed(h @ w_hh.T, ln_h) + b_hh).unflatten(-1, (G, H))
-        new, gates = CELL_FUNCTIONS[cell](x_TBGH[t], r_BGH, old, act, gate, norm_c)
+        again = lambda r, h=h: own.again(r * h)  # noqa: E731
+        new, gates = CELL_FUNCTIONS[cell](x_TBGH[t], own.recurrent(h), old, act, gate, own.norm, again)
         if project:
-            new = (new[0] @ w_hr.T, *new[1:])
+            new = (new[0] @ own.w_hr.T, *new[1:])
         if zone:
             new = tuple(z[t] * o + (1 - z[t]) * n for z, o, n in zip(zone, old, new, strict=True))
         y = new[0]
@@ -129,7 +171,7 @@ def layer(
     """One layer, all its directions: the reference of ``rnnkernels::layer``. Returns ``y, last, saved``."""
     spec, dtype, acc = CELLS[cell], x.dtype, accumulate_dtype(x.dtype)
     D = directions_of(x, reverse)
-    act, gate = ACTIVATIONS[activation or "tanh"], ACTIVATIONS[recurrent_activation or "sigmoid"]
+    act, gate = functions(activation, recurrent_activation)
     states = states or zero_states(cell, x, weights, reverse, project)
     x, states, weights, reset_states, zone = (
         x.to(acc), [s.to(acc) for s in states], [w.to(acc) for w in weights],

@@ -13,7 +13,8 @@ from torch.compiler import is_compiling
 from . import backends
 from .cells import CELLS, accumulate_dtype
 from .checks import check_inference, check_weights
-from .modules import MODES
+from .options import refuse_options
+from .recurrent import MODES
 from .stepper_runners import Cpp, Reference, run_cpp
 
 
@@ -37,7 +38,8 @@ class Stepper:
 
     Raises:
         TypeError: for a module of another kind.
-        ValueError: for a bidirectional module, a device or dtype other than those above, a batch size below 1.
+        ValueError: for a bidirectional module, one with an option that torch.nn does not have and that counts in
+            inference, a device or dtype other than those above, a batch size below 1.
         RuntimeError: for weights whose shapes do not fit the module, and if a backend is forced that cannot do this.
     """
 
@@ -53,6 +55,7 @@ class Stepper:
                 "Expected a module with one direction, but got a bidirectional one: its second direction starts at the "
                 "end of the sequence, which a stream does not have yet"
             )
+        refuse_options("a Stepper", module)
         B = operator.index(batch_size)
         if B < 1:
             raise ValueError(f"Expected batch_size to be at least 1, but got {B}")

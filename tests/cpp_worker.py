@@ -22,7 +22,7 @@ from cpp_tiles import tiles
 
 import rnnkernels
 from rnnkernels import backends
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import ONE_PHASE as CELLS
 
 
 def sizes(dtype):

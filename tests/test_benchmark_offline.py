@@ -136,7 +136,7 @@ def test_every_chip_is_one_that_the_chooser_knows():
     assert set(ARCHS) == {"sm_80", "sm_86", "sm_90", "sm_100", "gfx942"}
     for gpu in GPUS.values():
         for dtype in offline.ARITHMETICS.values():
-            assert schedules.choose(dtype, CELLS["gru"], 9, 4, 1, 64, 64, False, gpu.chip).schedule in schedules.NAMES
+            assert schedules.choose(dtype, CELLS["gru"], 4, 1, 64, 64, False, gpu.chip).schedule in schedules.NAMES
     assert of_device("NVIDIA H200") is GPUS["H200"] and of_device("NVIDIA A100-SXM4-80GB") is GPUS["A100"]
     assert of_device("NVIDIA GeForce RTX 3090") is GPUS["RTX 3090"] and of_device("abacus") is None
 

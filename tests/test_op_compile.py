@@ -109,9 +109,10 @@ def test_compiled_with_packed_input():
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_compiled_functional_with_lengths(cell):
-    function = getattr(rnnkernels.functional, cell)
-    weights = list(make(cell.upper(), dtype=torch.float64).parameters())
-    run = lambda x, lengths: function(x, None, weights, lengths=lengths)  # noqa: E731
+    name = cell.removesuffix("_reset_before")
+    function, more = getattr(rnnkernels.functional, name), {"reset_after": False} if name != cell else {}
+    weights = list(make(name.upper(), dtype=torch.float64).parameters())
+    run = lambda x, lengths: function(x, None, weights, lengths=lengths, **more)  # noqa: E731
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=True)
     x, lengths = torch.randn(4, 3, 3, dtype=torch.float64), torch.tensor([2, 0, 4])
     compare(lambda x: run(x, lengths), lambda x: compiled(x, lengths), x)

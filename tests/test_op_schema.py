@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from common import make_case
+from common import make_case, op
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnkernels
@@ -26,10 +26,10 @@ def test_opcheck(cell, variant):
     )  # fmt: skip
     # no autograd in the op: see autograd.py
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    op, backward = torch.ops.rnnkernels.layer.default, torch.ops.rnnkernels.layer_backward.default
+    forward, backward = op("layer", cell), op("layer_backward", cell)
     for save in (False, True):
-        torch.library.opcheck(op, (*call, save), test_utils=checks)
-    y, last, saved = op(*call, True)
+        torch.library.opcheck(forward, (*call, save), test_utils=checks)
+    y, last, saved = forward(*call, True)
     for needs in ([True] * 3, [False, False, True]):
         torch.library.opcheck(backward, (torch.randn_like(y), last, None, *call, y, saved, needs), test_utils=checks)
 
@@ -74,12 +74,12 @@ def test_fakes_tell_the_truth(backend, cell, dtype):
     """Shapes, dtypes and strides of both ops on meta tensors are those of the real ones."""
     case = make_case(cell, reverse=BOTH, dtype=dtype)
     x, states, weights = case.split(case.detached())
-    op, backward = torch.ops.rnnkernels.layer, torch.ops.rnnkernels.layer_backward
+    forward, backward = op("layer", cell), op("layer_backward", cell)
 
     def run(device):
         move = lambda tensors: [t.to(device) for t in tensors]  # noqa: E731
         call = (cell, x.to(device), move(states), move(weights), BOTH, True, False, *[None] * 4, [], None, [])
-        y, last, saved = op(*call, False, 1e-5, True)
+        y, last, saved = forward(*call, False, 1e-5, True)
         dx, *lists = backward(torch.ones_like(y), last, None, *call, False, 1e-5, y, saved, [True] * 3)
         return [y, *last, *saved, dx, *(t for v in lists for t in v)]
 

@@ -21,9 +21,13 @@ EPS = 1e-3
 def step(cell, x, h, state, w, act, gate, norm):
     """One step; h is what enters the recurrent product, ``state`` what was kept."""
     gx, gh = x @ w[0].T, h @ w[1].T
-    if norm:
-        gx, gh = (F.layer_norm(v, v.shape[-1:], ln, None, EPS) for v, ln in ((gx, w[4]), (gh, w[5])))
-    gx, gh = gx + w[2], gh + w[3]
+    normed = lambda v, ln: F.layer_norm(v, v.shape[-1:], ln, None, EPS) if norm else v  # noqa: E731
+    if cell == "gru_reset_before":  # two products, normalised apart
+        rz, n = normed(h @ w[1][: 2 * H].T, norm and w[5][: 2 * H]) + w[3][: 2 * H], slice(2 * H, None)
+        xr, xz, xn = (normed(gx, norm and w[4]) + w[2]).chunk(3, -1)
+        r, z = gate(xr + rz[:H]), gate(xz + rz[H:])
+        return ((1 - z) * act(xn + normed((r * h) @ w[1][n].T, norm and w[5][n]) + w[3][n]) + z * state[0],)
+    gx, gh = normed(gx, norm and w[4]) + w[2], normed(gh, norm and w[5]) + w[3]
     if cell == "rnn":
         return (act(gx + gh),)
     if cell == "lstm":

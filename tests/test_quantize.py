@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
 from rnnkernels import backends, quantize, reference
-from rnnkernels.modules import MODES
+from rnnkernels.recurrent import MODES
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 OPS = torch.ops.rnnkernels

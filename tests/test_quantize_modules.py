@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations
 
 import rnnkernels
 from rnnkernels import backends, ops
-from rnnkernels.modules import MODES
+from rnnkernels.recurrent import MODES
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
 from rnnkernels import backends, ops
-from rnnkernels.modules import MODES
+from rnnkernels.recurrent import MODES
 
 if backends.EXTENSION_ERROR is not None or backends.forced() is not None:
     pytest.skip("stack is for the C++ backend where it is not forced", allow_module_level=True)

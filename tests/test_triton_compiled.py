@@ -80,35 +80,46 @@ def test_resident(arch, kind, name, H):
         assert not offline.reloads(cell, tiles, kind, H, H, backward, found), found
 
 
+ALL_STAGES = ("lengths", "reset", "restart", "h_mask", "zone")
+
+
+def shared_tiles(share, kind):
+    return schedules.Tiles("cooperative", *share[:2], schedules.widest(share, kind), share.warps, 1, "")
+
+
 def cooperative_cases():
-    """Every row of the table on sm_90; elsewhere the last, which has most registers."""
-    for arch, kinds in (("sm_90", ("half", "tf32", "ieee")), ("sm_80", ("half", "tf32")), ("sm_100", ("half", "tf32"))):
-        for kind in kinds:
-            shares = schedules.row(schedules.COOPERATIVE, kind, ARCHS[arch].chip)
-            for at in range(len(shares)) if arch == "sm_90" else [len(shares) - 1]:
-                yield pytest.param(arch, kind, at, id=f"{arch}-{kind}-{at}")
+    """Every row of the table at the widest product of each pass that fits the chip, and at one of odd pieces."""
+    for arch in ("sm_80", "sm_86", "sm_90", "sm_100"):
+        for kind in ("half", "tf32", "tf32x3", "ieee") if arch == "sm_90" else ("half", "tf32"):
+            for share in schedules.COOPERATIVE[kind]:
+                for backward, most in ((False, share.K), (True, share.K_back)):
+                    for H in (most, most * 5 // 8) if arch == "sm_90" else (most,):
+                        bytes_ = schedules.cooperative_bytes(kind, 4, H, shared_tiles(share, kind))
+                        if bytes_ <= ARCHS[arch].chip.shared:
+                            name = "backward" if backward else "forward"
+                            case = f"{arch}-{kind}-{share.BH}x{share.BB}x{share.warps}-{name}-{H}"
+                            yield pytest.param(arch, kind, "lstm", share, H, backward, id=case)
+    share = schedules.COOPERATIVE["half"][1]
+    for cell, H in (("gru", 1000), ("rnn", 1000)):
+        for backward in (False, True):
+            yield pytest.param("sm_90", "half", cell, share, H, backward, id=f"sm_90-{cell}-{backward}-{H}")
 
 
-@pytest.mark.parametrize("arch, kind, at", list(cooperative_cases()))
-def test_cooperative(arch, kind, at, monkeypatch):
-    """The widest product that a row is chosen for, in both passes: no spills, within the estimate, weights on chip; the
-    programs are told to run at once, and wait by one atomic operation."""
-    share, chip = schedules.row(schedules.COOPERATIVE, kind, ARCHS[arch].chip)[at], ARCHS[arch].chip
-    monkeypatch.setattr(schedules, "COOPERATIVE", {kind: (share,)})
-
-    def tiles_for(H, backward):
-        return schedules.cooperative(kind, 4, 1, 1, H, H, chip._replace(processors=1024), backward)
-
-    for backward in (False, True):
-        H = share.K_back if backward else share.K
-        while isinstance(tiles := tiles_for(H, backward), str):
-            H -= 16  # more weights than fit
-        for launch in compiled(arch, "lstm", kind, H, tiles=tiles, train=backward):
-            if launch.backward == backward:
-                found = check(launch, arch, kind != "ieee")
-                assert found["shared"] <= schedules.cooperative_bytes(kind, 4, H, tiles)
-                assert not offline.reloads(CELLS["lstm"], tiles, kind, H, H, backward, found), found
-                assert launch.compiled.metadata.launch_cooperative_grid and found["atomics"] == 1
+@pytest.mark.parametrize("arch, kind, cell, share, H, backward", list(cooperative_cases()))
+def test_cooperative(arch, kind, cell, share, H, backward):
+    """No spills, within the estimate, no weights loaded in the loop; an arrival, and a wait, at each step."""
+    tiles = shared_tiles(share, kind)
+    for stages in ((), ALL_STAGES):
+        (launch,) = (
+            each
+            for each in compiled(arch, cell, kind, H, stages=stages, tiles=tiles, reverse=(False,))
+            if each.backward == backward
+        )
+        found = check(launch, arch, kind != "ieee")
+        assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles)
+        if not stages:
+            assert not offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found), found
+        assert found["atomics"] == 1 and "CCTL" in found["opcodes"], "an arrival that releases, a wait that acquires"
 
 
 def stepwise_cases():
@@ -143,7 +154,7 @@ def test_inference_in_fp16():
 
 
 @pytest.mark.parametrize("cell, T, H, P, launches, kernels", [
-    ("gru", 9, 64, 0, 2, 2), ("gru", 9, 200, 0, 2, 2), ("lstm", 18, 2000, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
+    ("gru", 9, 64, 0, 2, 2), ("lstm", 18, 200, 0, 2, 2), ("lstm", 18, 2000, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
 ])  # fmt: skip
 def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
     """One launch, or one per step, of kernels that do not multiply with T."""
@@ -159,7 +170,10 @@ def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
         (64, torch.bfloat16, 16, "resident"),
         (128, torch.float16, 16, "resident"),
         (129, torch.float16, 16, "cooperative"),
-        (129, torch.float16, 256, "stepwise"),
+        (1000, torch.bfloat16, 16, "cooperative"),
+        (1024, torch.bfloat16, 32, "cooperative"),
+        (1024, torch.bfloat16, 96, "stepwise"),
+        (2048, torch.bfloat16, 1, "stepwise"),
         (64, torch.float32, 16, "resident"),
         (128, torch.float32, 16, "cooperative"),
         (16, torch.float64, 16, "stepwise"),
@@ -167,18 +181,46 @@ def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
 )
 def test_chooser(H, dtype, B, schedule, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
-    tiles = schedules.choose(dtype, CELLS["lstm"], 9, B, 1, H, H, False, ARCHS["sm_90"].chip)
+    tiles = schedules.choose(dtype, CELLS["lstm"], B, 1, H, H, False, ARCHS["sm_90"].chip)
     assert tiles.schedule == schedule and tiles.reason
 
 
 def test_chooser_gives_every_processor_a_program():
-    large = schedules.choose(torch.bfloat16, CELLS["lstm"], 9, 1024, 1, 512, 512, False, ARCHS["sm_90"].chip)
-    small = schedules.choose(torch.bfloat16, CELLS["lstm"], 1, 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
-    assert (large.BH, large.BB) == (64, 32) and (small.BH, small.BB) == (32, 16)
+    def tiles(B, H):
+        return schedules.choose(torch.bfloat16, CELLS["lstm"], B, 1, H, H, False, ARCHS["sm_90"].chip)
+
+    large, small = tiles(1024, 512), tiles(1, 2048)
+    assert (large.schedule, large.BH, large.BB) == ("stepwise", 64, 32)
+    assert (small.schedule, small.BH, small.BB) == ("stepwise", 32, 16)
+    assert [tiles(B, 512)[1:3] for B in (16, 48, 128)] == [(8, 16), (16, 16), (16, 32)]
+
+
+def test_chooser_says_why_not():
+    """The properties of a chip decide: the same layer on a chip with fewer processors, less memory, or from AMD."""
+    chip = ARCHS["sm_90"].chip
+    for other, why in (
+        (chip, "programs keep 64 KB of weights each"),
+        (chip._replace(processors=50), "64 programs do not run at once on 50 processors"),
+        (chip._replace(shared=64 << 10), "share of the weights does not fit the shared memory"),
+        (ARCHS["gfx942"].chip, "only proved on NVIDIA's memory model"),
+    ):
+        tiles = schedules.choose(torch.bfloat16, CELLS["lstm"], 16, 1, 1024, 1024, False, other)
+        assert why in tiles.reason, tiles
+
+
+@pytest.mark.parametrize("parts", [4, 8])
+@pytest.mark.parametrize("width", [16, 20, 127, 192, 640, 768, 1000, 1024])
+def test_pieces_cover_a_product_once(width, parts):
+    """Powers of two that follow each other, and no more padding than a multiple of 16 times the parts needs."""
+    found, at = schedules.pieces(width, parts, 64), 0
+    for start, size in found:
+        assert start == at and size in (16, 32, 64)
+        at += parts * size
+    assert width <= at < width + 16 * parts
 
 
 def test_forced_schedule_that_cannot_run():
     with schedules.force("resident"), pytest.raises(RuntimeError, match="forced but cannot run this layer: forward"):
-        schedules.choose(torch.float64, CELLS["gru"], 9, 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
+        schedules.choose(torch.float64, CELLS["gru"], 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
     with pytest.raises(ValueError, match="Expected a schedule out of resident, cooperative, stepwise"):
         schedules.force("persistent").__enter__()

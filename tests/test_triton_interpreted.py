@@ -25,8 +25,8 @@ import triton_shim
 from common import assert_close, make_case
 
 from rnnkernels import backends, reference
-from rnnkernels.cells import CELLS
-from rnnkernels.triton import launch, schedules
+from rnnkernels.cells import ONE_PHASE as CELLS
+from rnnkernels.triton import backward, dots, forward, launch, schedules
 
 BOTH = (False, True)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -244,12 +244,45 @@ def test_only_the_needed_gradients():
 def test_programs_do_not_depend_on_each_other(seed):
     """The programs of a launch in any order, interleaved at every memory access: the same bits."""
     args = arguments("gru", T=2, B=18, H=40, reverse=BOTH, dtype=torch.float32)
-    for schedule in schedules.NAMES:
+    for schedule in ("resident", "stepwise"):
         with schedules.force(schedule):
             expected = launch.layer(*args, True)[0]
             with triton_shim.concurrent_grid(seed) as grid:
                 assert torch.equal(launch.layer(*args, True)[0], expected)
         assert grid.switches > 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("cell", CELLS)
+def test_programs_that_wait_for_each_other(cell, seed):
+    """Five interleavings of programs that share units, in two batch tiles and two directions."""
+    check(cell, "cooperative", seed, T=3, B=17, H=20, reverse=BOTH, dtype=torch.float32, stages=["reset", "h_mask"])
+
+
+@triton.jit
+def no_wait(counter, target):
+    pass
+
+
+@triton.jit
+def short_wait(counter, target):
+    dots.wait(counter, target - 1)
+
+
+@triton.jit
+def double_arrival(counter):
+    dots.arrive(counter)
+    dots.arrive(counter)
+
+
+@pytest.mark.parametrize("part, sabotage", [("wait", no_wait), ("wait", short_wait), ("arrive", double_arrival)])
+@pytest.mark.parametrize("loop", [forward, backward])
+def test_a_sabotaged_barrier_is_found(loop, part, sabotage, monkeypatch):
+    """The test of the test: without the barrier, or with one that opens too early, some interleaving shows it."""
+    monkeypatch.setattr(loop, part, sabotage)
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            check("lstm", "cooperative", seed, T=4, B=3, H=40, dtype=torch.float32)
 
 
 def call(**changes):
@@ -264,7 +297,7 @@ def call(**changes):
     [
         ({"device": torch.device("meta")}, "it runs on GPUs, and the input is on meta"),
         ({"dtype": torch.int64}, "dtype torch.int64 is not one of"),
-        ({"stages": frozenset({"reset", "h_mask"})}, "it has no stage for h_mask, reset yet"),
+        ({"stages": frozenset({"reset", "layer_norm"})}, "it has no stage for layer_norm yet"),
         ({"activation": "relu"}, "activation 'relu' of lstm is not one of tanh"),
         ({"recurrent_activation": "hard_sigmoid"}, "recurrent_activation 'hard_sigmoid' is not sigmoid"),
         ({"cell": "gru", "stages": frozenset({"project"})}, "gru has no projection"),
@@ -282,14 +315,16 @@ def test_without_triton(monkeypatch):
 
 def test_a_stage_that_is_missing_is_refused():
     args = arguments("lstm", H=20, dtype=torch.float32)
-    args[10] = torch.zeros(3, 2, dtype=torch.bool)
-    with pytest.raises(NotImplementedError, match="it has no stage for reset yet"):
+    args[14] = True
+    with pytest.raises(NotImplementedError, match="it has no stage for layer_norm yet"):
         launch.layer(*args, False)
 
 
 def test_schedule_says_why():
-    said = launch.schedule(call(H=512, P=512))
+    said = launch.schedule(call(H=1100, P=1100))
     assert "forward stepwise" in said and "backward stepwise" in said and "up to 64 units" in said
+    assert "no registers for a product 1100 wide" in said
+    assert "keep 64 KB of weights each" in launch.schedule(call(H=512, P=512))
     assert "stay in shared memory" in launch.schedule(call(training=False))
 
 

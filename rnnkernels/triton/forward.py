@@ -43,10 +43,10 @@ def scan_forward(
     bias,  # (D, H): bias of the last gate's recurrent product, for the GRU; else None
     lengths,  # (B,) or (X, B) by the stride length_x; or None
     reset,  # (T, B) or (X, T, B) by the stride reset_x, uint8: the stages of stages.py; or None
-    s_reset,  # S states (D, B, H) that rows restart from, each or None for zeros
+    s_reset,  # S states (D, B, H) that rows restart from, or None for zeros
     h_mask,  # (D, B, H), or None
-    zone, zone_at,  # per state (T, D, B, H) or None, and its strides by t, d and b; or None
-    s_in, s_out,  # S states (D, B, H), each or None for zeros, or for nothing to store
+    zone, zone_at,  # per state (T, D, B, H), and its strides by t, d and b; or None
+    s_in, s_out,  # S states (D, B, H); s_in may be None for zeros
     v_first,  # (D, B, K): the vector of step 0; not read if resident
     vector,  # (T, B, D, K): outputs, each the vector of the next step; (2, B, D, K) if RING; None: v_first is for all
     v_out,  # (2, B, D, H): where a step leaves the next one's vector in turns, if that is not its output; or None

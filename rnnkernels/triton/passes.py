@@ -54,7 +54,7 @@ def loop_of(problem, kernel, function, cell, tiles, units, width, states, length
     arguments |= dict(
         lengths=problem.lengths if lengths else None, length_x=problem.apart(problem.lengths, 2),
         reset=problem.reset, reset_x=problem.apart(problem.reset, 3),
-        s_reset=problem.restart(states), T=problem.T, B=problem.B, D=problem.D, CELL=function,
+        s_reset=problem.named(problem.reset_states, states, units), T=problem.T, B=problem.B, D=problem.D, CELL=function,
         ACTIVATION=problem.activation, S=cell.states, KEPT=cell.kept, H=units, K=width,
         BH=tiles.BH, BB=tiles.BB, BK=tiles.BK, SPLIT=tiles.warps,
         PIECES=schedules.pieces(width, tiles.warps, tiles.BK) if cooperative else (),
@@ -71,10 +71,10 @@ def loop_of(problem, kernel, function, cell, tiles, units, width, states, length
 class Carried:
     """States between the launches of a pass: the first launch reads ``first``, the last writes ``last``."""
 
-    def __init__(self, problem, first, last, launches, widths):
-        self.first, self.last, self.launches = first, last, launches
-        empty = [problem.empty(problem.D, problem.B, n, dtype=problem.accumulate) if n else None for n in widths]
-        self.between = tuple(empty) if launches > 1 else None
+    def __init__(self, problem, first, last, launches):
+        self.first, self.last, self.launches = first and tuple(first), tuple(last), launches
+        between = [torch.empty_like(s, dtype=problem.accumulate) for s in last] if launches > 1 else []
+        self.between = tuple(between)
 
     def at(self, launch):
         """What a launch reads and writes; a program reads and writes its own tiles only."""
@@ -108,7 +108,7 @@ def forward(problem, inputs, states, save):
         G=cell.gates,
     )  # fmt: skip
     launches = T if tiles.schedule == "stepwise" else 1
-    carried = Carried(problem, pick(states, own), pick(last, own), launches, [0 if n is None else H for n in own])
+    carried = Carried(problem, problem.named(states, own, H), problem.named(last, own, H), launches)
     if not project:
         for t in range(launches):
             s_in, s_out = carried.at(t)
@@ -119,7 +119,7 @@ def forward(problem, inputs, states, save):
         x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, v_out=ring,
         h_mask=problem.h_mask, h_out=None, y=y, gates=None, cells=None, G=1,
     )  # fmt: skip
-    projected = Carried(problem, pick(states, (0,)), pick(last, (0,)), T, [P])
+    projected = Carried(problem, states[:1] or None, last[:1], T)
     for t in range(T):
         for launch, turns in ((run, carried), (out, projected)):
             s_in, s_out = turns.at(t)
@@ -145,12 +145,12 @@ def backward(problem, dy, dlast, dcells, states, y, gates, cells):
         old = tuple(o or (n and bool(problem.zone)) for n, o in zip(of.new, of.old, strict=True))
         return loop_of(
             problem, backward_loop.scan_backward, of.backward, of, tiles, units, width, states_of, RENEW=of.renew,
-            PLANES=of.planes, NEW=of.new, OLD=old, s_first=pick(states, states_of),
-            ds_reset=pick(dreset, states_of), **arguments,
+            PLANES=of.planes, NEW=of.new, OLD=old, s_first=problem.named(states, states_of, units),
+            ds_reset=problem.named(dreset, states_of, units), **arguments,
         )  # fmt: skip
 
     launches = T if tiles.schedule == "stepwise" else 1
-    inner = Carried(problem, pick(dlast, own), pick(dfirst, own), launches, [0 if n is None else H for n in own])
+    inner = Carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), launches)
     if not project:
         run = loop(cell, H, P, own, **through, dy=dy, dcells=dcells, gates=gates, saved=saved, planes=planes)
         for launch, t in enumerate(reversed(range(launches))):
@@ -165,7 +165,7 @@ def backward(problem, dy, dlast, dcells, states, y, gates, cells):
         cell, H, P, own, source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None, dy=None,
         dcells=dcells, gates=gates, saved=saved, planes=planes,
     )  # fmt: skip
-    outer = Carried(problem, pick(dlast, (0,)), pick(dfirst, (0,)), T, [P])
+    outer = Carried(problem, dlast[:1] or None, dfirst[:1], T)
     for launch, t in enumerate(reversed(range(T))):
         for go, turns in ((out, outer), (run, inner)):
             ds_in, ds_out = turns.at(launch)
@@ -184,8 +184,3 @@ def exchange(problem, states):
         first = torch.where(again, problem.reset_states[0] if problem.reset_states else 0, first)
     first = first if problem.h_mask is None else first * problem.h_mask
     return first, problem.empty(2, B, D, P)
-
-
-def pick(tensors, numbers):
-    """The tensors with these numbers, None for the number None; None if there are no tensors."""
-    return tuple(None if n is None else tensors[n] for n in numbers) if tensors else None

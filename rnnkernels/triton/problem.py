@@ -62,7 +62,7 @@ class Problem(NamedTuple):
 
     def tiles(self, backward):
         return schedules.choose(
-            self.dtype, self.cell, self.T, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward
+            self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward, self.T
         )
 
     def launches(self, backward):
@@ -74,22 +74,21 @@ class Problem(NamedTuple):
         """The problem without what only the products outside the time loop read."""
         return self._replace(w_ih=[], b_ih=[])
 
-    def restart(self, states):
-        """What the named states restart from: None for zeros; None altogether without the stage."""
-        if self.reset is None:
-            return None
-        return tuple(self.reset_states[n] if n is not None and self.reset_states else None for n in states)
+    def named(self, tensors, states, units):
+        """The named ones of the states' tensors; None names one that nobody reads. None where there are no tensors."""
+        unread = self.zeros(self.D, self.B, units) if tensors and None in states else None
+        return tuple(unread if n is None else tensors[n] for n in states) if tensors else None
 
     def zoneout(self, states, units):
-        """The zoneout arguments of the loops for the named states of ``units`` units."""
+        """The zoneout arguments of the loops for the named states of ``units`` units; for None, no zoneout."""
         if not self.zone:
             return dict(zone=None, zone_at=None, ZONE_J=())
-        whole = [None if n is None else self.zone[n].expand(self.T, self.D, self.B, units) for n in states]
-        whole = [z if z is None or z.stride(3) in (0, 1) else z.contiguous() for z in whole]
+        whole = [self.zeros(1, 1, 1, 1) if n is None else self.zone[n] for n in states]
+        whole = [z.expand(self.T, self.D, self.B, units) for z in whole]
+        whole = [z if z.stride(3) in (0, 1) else z.contiguous() for z in whole]
         return dict(
-            zone=tuple(whole), zone_at=tuple((0, 0, 0) if z is None else z.stride()[:3] for z in whole),
-            ZONE_J=tuple(0 if z is None else z.stride(3) for z in whole),
-        )  # fmt: skip
+            zone=tuple(whole), zone_at=tuple(z.stride()[:3] for z in whole), ZONE_J=tuple(z.stride(3) for z in whole)
+        )
 
 
 def problem_of(

@@ -130,7 +130,7 @@ def precision(dtype, chip):
 
 @contextmanager
 def tf32x3(enabled=True):
-    """Within this context a float32 product on the GPU is the sum of three tf32 products: most of its digits, on tensor cores.
+    """Within this context float32 products on the GPU are sums of three of tf32: most of the digits, on tensor cores.
 
     Only those of the recurrence: the others follow ``torch.backends.cuda.matmul.fp32_precision``.
     """
@@ -213,18 +213,21 @@ def pieces(width, parts, widest):
     return tuple(found)
 
 
+def widest(share, kind):
+    """The width of the widest part of a piece."""
+    return PIECE[kind] // (share.warps * share.BB * BYTES[kind])
+
+
 def cooperative(kind, gates, B, D, H, K, chip, backward):
     """The tiles with which the programs of a chip keep everything together, or the reason why they cannot."""
     if chip.backend == "hip":
         return "programs that wait for each other are only proved on NVIDIA's memory model"
-    found = f"no tiles for {kind} arithmetic"
-    for share in COOPERATIVE.get(kind, ()):
-        programs, most = -(-H // share.BH) * -(-B // share.BB) * D, share.K_back if backward else share.K
-        widest = PIECE[kind] // (share.warps * share.BB * BYTES[kind])
-        tiles = Tiles("cooperative", share.BH, share.BB, widest, share.warps, 1, "")
-        if K > most:
-            found = f"a product {K} wide takes more registers than a program has"
-        elif programs > chip.processors:
+    shares = [share for share in COOPERATIVE.get(kind, ()) if K <= (share.K_back if backward else share.K)]
+    found = f"in {kind} arithmetic a program has no registers for a product {K} wide"
+    for share in shares:
+        programs = -(-H // share.BH) * -(-B // share.BB) * D
+        tiles = Tiles("cooperative", share.BH, share.BB, widest(share, kind), share.warps, 1, "")
+        if programs > chip.processors:
             found = f"{programs} programs do not run at once on {chip.processors} processors"
         elif cooperative_bytes(kind, gates, K, tiles) > chip.shared:
             found = f"a program's share of the weights does not fit the shared memory of {chip.name}"
@@ -249,7 +252,7 @@ def stepwise(kind, B, D, H, K, chip, reason):
     return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason)
 
 
-def choose(dtype, cell, T, B, D, H, K, project, chip, backward=False):
+def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
     """The tiles of one pass of a layer with H units whose recurrent product reads K = P values.
 
     Raises:

@@ -24,7 +24,7 @@ def entering(s, again, s_reset, S: tl.constexpr, H: tl.constexpr, mask, j, b, d,
         out = ()
         for v in tl.static_range(S):
             given = tl.zeros_like(s[v])
-            if s_reset[v] is not None:
+            if s_reset is not None:
                 given = tl.load(s_reset[v] + (d * B + b) * H + j, mask=mask & again, other=0.0).to(s[v].dtype)
             out = out + (tl.where(again, given, s[v]),)
         return out
@@ -60,11 +60,8 @@ def zoned(new, old, zone, zone_at, S: tl.constexpr, ZONE_J: tl.constexpr, t, b, 
     else:
         out = ()
         for v in tl.static_range(S):
-            if zone[v] is None:
-                out = out + (new[v],)
-            else:
-                z = load_zone(zone, zone_at, v, ZONE_J, t, b, j, d, mask, ACC)
-                out = out + (z * old[v] + (1 - z) * new[v],)
+            z = load_zone(zone, zone_at, v, ZONE_J, t, b, j, d, mask, ACC)
+            out = out + (z * old[v] + (1 - z) * new[v],)
         return out
 
 
@@ -79,16 +76,11 @@ def unzoned(
     """
     own, through, direct = (), (), ()
     for v in tl.static_range(S):
-        if zone[v] is None:
-            own = own + (new[v],)
-            through = through + (ds[v],)
-            direct = direct + (tl.zeros_like(ds[v]),)
+        z = load_zone(zone, zone_at, v, ZONE_J, t, b, j, d, mask, ACC)
+        if NEW[v]:
+            own = own + (tl.where(z < 1, (new[v] - z * old[v]) / tl.where(z < 1, 1 - z, 1), 0.0),)
         else:
-            z = load_zone(zone, zone_at, v, ZONE_J, t, b, j, d, mask, ACC)
-            if NEW[v]:
-                own = own + (tl.where(z < 1, (new[v] - z * old[v]) / tl.where(z < 1, 1 - z, 1), 0.0),)
-            else:
-                own = own + (new[v],)
-            through = through + ((1 - z) * ds[v],)
-            direct = direct + (z * ds[v],)
+            own = own + (new[v],)
+        through = through + ((1 - z) * ds[v],)
+        direct = direct + (z * ds[v],)
     return own, through, direct

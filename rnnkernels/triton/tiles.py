@@ -55,8 +55,6 @@ def load_states(
     for v in tl.static_range(S):
         if at is None:
             states = states + (tl.zeros((BH, BB), ACC),)
-        elif at[v] is None:
-            states = states + (tl.zeros((BH, BB), ACC),)
         else:
             states = states + (tl.load(at[v] + (d * B + b) * H + j, mask=mask, other=0.0).to(ACC),)
     return states
@@ -65,8 +63,7 @@ def load_states(
 @triton.jit
 def store_states(at, states, S: tl.constexpr, H: tl.constexpr, mask, j, b, d, B):
     for v in tl.static_range(S):
-        if at[v] is not None:
-            tl.store(at[v] + (d * B + b) * H + j, states[v].to(at[v].dtype.element_ty), mask=mask)
+        tl.store(at[v] + (d * B + b) * H + j, states[v].to(at[v].dtype.element_ty), mask=mask)
 
 
 @triton.jit
