@@ -26,6 +26,7 @@ from rnnkernels.triton import launch, schedules
 
 # Kernels are the same for every T; so many launches of a step each cost only time.
 STEPS = 64
+STAGES = ("lengths", "reset", "restart", "h_mask", "zone")
 
 
 class Launch(NamedTuple):
@@ -121,7 +122,7 @@ def launches(
     I = 16  # noqa: E741 - no kernel sees the input's width
     per_direction = [(G * H, I), (G * H, P or H), (G * H,), (G * H,)] + [(P, H)] * (P > 0)
     lengths = empty(*group, B, dtype=torch.int64) if "lengths" in stages else None
-    reset = empty(*group, T, B, dtype=torch.bool) if "reset" in stages else None
+    reset = empty(*group, T, B, dtype=torch.bool) if {"reset", "restart"} & set(stages) else None
     widths = [P or H if k == 0 else H for k in range(S)]
     h_mask = empty(D, B, P or H) if "h_mask" in stages else None
     zone = [empty(T, D, B, n) for n in widths] if "zone" in stages else []

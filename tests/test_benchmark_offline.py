@@ -124,6 +124,17 @@ def test_the_same_kernels_are_one_row():
     assert len(offline.merged([GOOD, other | {"kernels": ["other"]}, other | {"pass": "inference"}])) == 3
 
 
+def test_each_stage_is_another_kernel_and_an_unknown_one_is_refused():
+    def hashes(*stages):
+        found = dry.launches(ARCHS["sm_80"], "gru", torch.bfloat16, 3, 4, 16, stages=stages, train=False)
+        return {launch.compiled.hash for launch in found}
+
+    kernels = [hashes(*stages) for stages in ((), *((name,) for name in dry.STAGES))]
+    assert all(len(these) == 1 for these in kernels) and len(set.union(*kernels)) == len(kernels)
+    with pytest.raises(ValueError, match="Expected stages out of lengths, .* but got dropout"):
+        hashes("dropout")
+
+
 def test_what_the_kernels_lack_is_noted(monkeypatch, tmp_path):
     monkeypatch.setattr(offline, "CACHE", tmp_path)
     w = Workload("w", "cuda", "lstm", T=2, B=1, I=1, H=16, resets=0.5)
