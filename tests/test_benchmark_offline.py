@@ -129,8 +129,9 @@ def test_each_stage_is_another_kernel_and_an_unknown_one_is_refused():
         found = dry.launches(ARCHS["sm_80"], "gru", torch.bfloat16, 3, 4, 16, stages=stages, train=False)
         return {launch.compiled.hash for launch in found}
 
-    kernels = [hashes(*stages) for stages in ((), *((name,) for name in dry.STAGES))]
-    assert all(len(these) == 1 for these in kernels) and len(set.union(*kernels)) == len(kernels)
+    apart = [hashes(*stages) for stages in ((), ("lengths",), ("reset",), ("h_mask",), ("zone",), dry.STAGES)]
+    assert all(len(these) == 1 for these in apart) and len(set.union(*apart)) == len(apart)
+    assert hashes("restart") != hashes()
     with pytest.raises(ValueError, match="Expected stages out of lengths, .* but got dropout"):
         hashes("dropout")
 

@@ -23,7 +23,8 @@ from rnnkernels.triton.cells import CELLS
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 
-KINDS = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32, "double": torch.float64}
+KINDS = {"half": torch.bfloat16, "double": torch.float64}
+KINDS |= dict.fromkeys(("tf32", "tf32x3", "ieee"), torch.float32)
 
 
 def compiled(arch, cell, kind, H, T=2, **more):
