@@ -10,6 +10,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles kernels: needs a process without TRITON_INTERPRET=1", allow_module_level=True)
 
+from common import make_case
+
 from benchmarks import dry, machine_code, offline
 from benchmarks.chips import ARCHS, GPUS, of_device
 from benchmarks.workloads import Workload
@@ -122,6 +124,19 @@ def test_the_same_kernels_are_one_row():
     (row,) = offline.merged([GOOD | {"workloads": {"a": OWN}}, other])
     assert row["workloads"] == {"a": OWN, "b": OWN} and GOOD["workloads"] == {"a": OWN}
     assert len(offline.merged([GOOD, other | {"kernels": ["other"]}, other | {"pass": "inference"}])) == 3
+
+
+@pytest.mark.parametrize("cell, H", [("gru", 40), ("lstm", 200)])
+def test_tensors_without_memory_launch_the_kernels_that_real_ones_do(cell, H):
+    case = make_case(cell, T=3, B=5, I=16, H=H, states=False, dtype=torch.bfloat16)
+    x, states, weights = case.split(case.detached())
+    args = (cell, x, states, weights, [False], True, False, None, None, None, None, [], None, [], False, 1e-5)
+    with dry.compiling(ARCHS["sm_90"]) as real:
+        y, _, saved = dry.launch.layer(*args, True)
+        dry.launch.layer_backward(y, [], None, *args, y, saved, [True] * 3)
+    found = dry.launches(ARCHS["sm_90"], cell, torch.bfloat16, 3, 5, H)
+    assert [launch.compiled.hash for launch in found] == [launch.compiled.hash for launch in real] and len(found) == 2
+    assert [launch.backward for launch in found] == [False, True]
 
 
 def test_each_stage_is_another_kernel_and_an_unknown_one_is_refused():
