@@ -76,7 +76,10 @@ def measured(
         facts[name] |= summed_up(values)
         facts[name]["us_per_step"] = 1e6 * facts[name]["seconds"] / (w.T * w.L)
     row = {**head(w, dtype, mode, 1), "bound": {"reason": "no figures of this chip"}, "providers": facts}
-    row["schedule"] = schedule_of(case)
+    try:
+        row["schedule"] = schedule_of(case)
+    except (RuntimeError, TypeError, ValueError) as error:  # what was measured is worth more than this
+        row["schedule"] = f"explain: {type(error).__name__}: {error}"
     if gpu is not None:
         arithmetic = arithmetic_of(dtype)
         row["bound"] = model.bound(gpu, w, arithmetic, mode)
@@ -99,8 +102,8 @@ class Measuring:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def experiment(self, purpose: str, size: gpu_experiments.Size) -> list[dict]:
-        return list(gpu_experiments.measured(purpose, size, self.device, self.timer))
+    def experiment(self, purpose: str, schedule: str, size: gpu_experiments.Size) -> dict:
+        return gpu_experiments.measured(purpose, schedule, size, self.device, self.timer)
 
 
 class Here:
@@ -145,7 +148,7 @@ class Apart:
             self.worker = None
 
 
-def broken(answer: dict | list[dict]) -> bool:
-    """Whether some provider met an error after which a process can use the GPU no more."""
-    parts = answer if isinstance(answer, list) else answer["providers"].values()
+def broken(answer: dict) -> bool:
+    """Whether a provider, or an experiment, met an error after which a process can use the GPU no more."""
+    parts = [answer, *answer.get("providers", {}).values()]
     return any("CUDA error" in part.get("reason", "") or "AcceleratorError" in part.get("reason", "") for part in parts)

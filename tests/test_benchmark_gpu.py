@@ -92,9 +92,9 @@ def test_a_process_that_ends_or_hangs_costs_one_answer():
 
 def test_after_an_error_of_cuda_the_process_is_not_used_again():
     row = {"providers": {"torch": {"seconds": 1.0}, "rnnkernels": {"reason": "RuntimeError: CUDA error: misaligned"}}}
-    assert gpu_rows.broken(row) and gpu_rows.broken([{"reason": "AcceleratorError: illegal"}])
+    assert gpu_rows.broken(row) and gpu_rows.broken({"reason": "AcceleratorError: illegal"})
     row["providers"]["rnnkernels"]["reason"] = "wrong y: error 1e-1"
-    assert not gpu_rows.broken(row) and not gpu_rows.broken([{"seconds": 1.0}])
+    assert not gpu_rows.broken(row) and not gpu_rows.broken({"seconds": 1.0})
 
 
 def test_a_run_out_of_time_says_so_and_is_resumed(tmp_path, capsys):
@@ -132,6 +132,10 @@ def test_what_breaks_costs_its_own_cell_or_row(tmp_path, monkeypatch):
     camels, amp = results["rows"]
     assert status == 1 and camels["reason"] == "OutOfMemoryError: no memory" and camels["providers"] == {}
     assert amp["providers"]["torch_compile"]["red"] and "seconds" in amp["providers"]["rnnkernels"]
+    monkeypatch.setattr(gpu_rows, "truth_of", whole)
+    _, again, _ = benchmark(tmp_path, *arguments, "--providers", "torch_compile,rnnkernels", "--resume")
+    assert [r["workload"] for r in again["rows"]] == ["amp", "camels"] and again["rows"][0] == amp
+    assert "seconds" in again["rows"][1]["providers"]["rnnkernels"]
     assert "torch_compile: wrong y" in text and "- camels, float32, train: OutOfMemoryError: no memory" in text
 
 
@@ -146,6 +150,30 @@ def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_rows, "measured", stopped)
     status, results, _ = benchmark(tmp_path, "--only", "unmix,camels", "--dtype", "float32", "--steps", "rows")
     assert status == 1 and [row["workload"] for row in results["rows"]] == ["unmix"]
+
+
+def test_an_experiment_that_hangs_costs_itself(tmp_path, monkeypatch):
+    whole = gpu_rows.Here.ask
+
+    def ask(self, limit, method, *given):
+        if method == "experiment" and given[1] == "cooperative":
+            raise RuntimeError("no answer in 150 s")
+        return whole(self, limit, method, *given)
+
+    monkeypatch.setattr(gpu_rows.Here, "ask", ask)
+    status, results, text = benchmark(tmp_path, "--steps", "experiments")
+    assert {"resident", "stepwise"} == {line["schedule"] for line in results["lines"]}
+    assert "- cooperative, H 8, B 2: no answer in 150 s" in text and len(results["experiments"]) == 12
+    assert status == 0
+
+
+def test_an_explanation_that_breaks_does_not_cost_what_was_measured(monkeypatch):
+    def breaks(case):
+        raise ValueError("no")
+
+    monkeypatch.setattr(gpu_rows, "schedule_of", breaks)
+    row = gpu_rows.measured(SMALL, "float32", "infer", ["torch"], None, 0.0, 3, wall_time)
+    assert row["schedule"] == "explain: ValueError: no" and row["providers"]["torch"]["seconds"] > 0
 
 
 def test_what_a_step_leaves_of_its_time_goes_to_the_next():
