@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def warm(gpu: chips.Gpu, arithmetic: str, w: Workload) -> None:
             dry.launches(gpu, w.cell, dtype, w.T, w.B, w.H, 0, reverse, w.heads, False, stages, train, arithmetic)
 
 
+def warm_experiment(gpu: chips.Gpu, schedule: str, size: gpu_experiments.Size) -> None:
+    """The same for an experiment; what cannot be forced says so when it is measured."""
+    from benchmarks import dry
+
+    with schedules.force(schedule), suppress(RuntimeError):
+        dry.launches(gpu, "lstm", torch.bfloat16, size.T, size.B, size.H, train=False)
+
+
 def facts(asked: argparse.Namespace, command: str) -> dict:
     """The machine, with the versions and switches that decide what is compared."""
     found = machine.describe(asked.device, command)
@@ -112,10 +121,12 @@ def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chi
     cores = os.cpu_count() or 1
     pending: list[Future] = []
     pool = None
-    if asked.device == "cuda" and gpu is not None and "rows" in asked.steps:
+    if gpu is not None:
         pool = ProcessPoolExecutor(max(1, cores // 2), mp_context=multiprocessing.get_context("spawn"))
-        for dtype in asked.dtype:
-            pending += [pool.submit(warm, gpu, gpu_rows.arithmetic_of(dtype), w) for w in asked.workloads]
+        kinds = [gpu_rows.arithmetic_of(dtype) for dtype in asked.dtype] if "rows" in asked.steps else []
+        pending = [pool.submit(warm, gpu, kind, w) for kind in kinds for w in asked.workloads]
+        plan = gpu_experiments.planned(asked.quick) if "experiments" in asked.steps else []
+        pending += [pool.submit(warm_experiment, gpu, schedule, size) for _, schedule, size in plan]
     if results["tests"] is None or results["tests"]["unfinished"]:
         results["tests"] = gpu_tests.run(max(1.0, budget.left("tests")), max(1, cores // 2))
     if pool is not None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("compiles kernels: needs a process without TRITON_INTERPRET=1", allow_module_level=True)
 
-from benchmarks import gpu, gpu_experiments, gpu_report, gpu_rows, gpu_targets, gpu_tests, measure
+from benchmarks import dry, gpu, gpu_experiments, gpu_report, gpu_rows, gpu_targets, gpu_tests, measure
 from benchmarks.chips import GPUS
 from benchmarks.measure import Subject, event_time, wall_time
 from benchmarks.providers import PROVIDERS, Provider
@@ -18,6 +20,7 @@ from benchmarks.rows import derive
 from benchmarks.workloads import Workload, select
 
 SMALL = Workload("small", "cpu", "lstm", T=5, B=3, I=4, H=6, L=2)
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 QUICK = ["--device", "cpu", "--quick", "--providers", "torch,rnnkernels"]
 
 
@@ -270,6 +273,43 @@ def test_where_there_is_no_gpu_the_tests_skip_themselves(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_tests, "TESTS", path)
     status, results, text = benchmark(tmp_path, "--steps", "tests")
     assert status == 0 and results["tests"]["exit"] == [5] and "1 tests in" in text
+
+
+def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
+    """The pool's work done here, for a GPU that is not there; the tests themselves are not run."""
+    compiled = []
+    whole = dry.launches
+
+    def launches(*arguments, **more):
+        found = whole(*arguments, **more)
+        compiled.append((arguments[1], [launch.tiles.schedule for launch in found]))
+        return found
+
+    class Pool:
+        def __init__(self, processes, mp_context):
+            pass
+
+        def submit(self, function, *arguments):
+            future = gpu.Future()
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+        def shutdown(self, wait, cancel_futures):
+            assert cancel_futures
+
+    monkeypatch.setattr(dry, "launches", launches)
+    monkeypatch.setattr(gpu, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(gpu_tests, "run", lambda seconds, processes: {"unfinished": 0, "given": seconds})
+    asked = gpu.parse([*QUICK, "--out", "x", "--only", "rl-bench", "--dtype", "bfloat16"])
+    results = {"tests": None}
+    gpu.run_tests(asked, results, gpu.Budget(600, asked.steps), GPUS["H200"])
+    assert 0 < results["tests"]["given"] <= 210
+    assert [cell for cell, _ in compiled[:4]] == ["gru", "gru", "lstm", "lstm"]
+    named = {name for _, names in compiled[4:] for name in names}
+    assert named == set(gpu_experiments.schedules.NAMES)
 
 
 def row(name="w", kind="LSTM", dtype="bfloat16", mode="infer", ours=1.0, torch=2.0, H=256, B=16, L=1, **peers):
