@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnkernels.triton.schedules import Chip
+from rnnkernels.triton.chips import Chip
 
 
 class Gpu(NamedTuple):
@@ -32,7 +32,7 @@ class Gpu(NamedTuple):
 
 def _gpu(arch, name, capability, shared, processors, clock, memory, l2, l2_mb, half, tf32, vector, double):
     chip = Chip(name, "cuda" if arch.startswith("sm_") else "hip", capability, shared, processors)
-    rates = {"half": half, "tf32": tf32, "ieee": vector, "double": double}
+    rates = {"half": half, "tf32": tf32, "tf32x3": tf32 / 3, "ieee": vector, "double": double}
     figures = ({kind: rate * 1e12 for kind, rate in rates.items()}, vector * 1e12)
     return Gpu(arch, chip, clock * 1e9, memory * 1e12, l2 * 1e12, l2_mb << 20, *figures)
 

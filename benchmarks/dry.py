@@ -68,7 +68,7 @@ def replaced(owner: Any, name: str, value: Any):
 def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None = None):
     """Within this context the Triton backend's launches are compiled for a chip and collected in the list it gives.
 
-    float32 products are as ``arithmetic`` ("tf32" or "ieee") says; ``tiles`` stands in for the chooser's.
+    float32 products are as ``arithmetic`` ("tf32", "tf32x3" or "ieee") says; ``tiles`` stands in for the chooser's.
     """
     found: list[Launch] = []
     chosen: dict[str, Any] = {}
@@ -87,6 +87,7 @@ def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None 
 
     switch = "tf32" if arithmetic == "tf32" else "ieee"
     with (
+        schedules.tf32x3(arithmetic == "tf32x3"),
         replaced(schedules, "chip_of", lambda device: gpu.chip),
         replaced(schedules, "choose", noted),
         replaced(JITFunction, "run", compile_only),

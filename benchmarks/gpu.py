@@ -37,6 +37,7 @@ from rnnkernels.triton import schedules
 
 # What each step may take of the time; what it leaves goes to the ones after it.
 SHARES = {"tests": 0.35, "rows": 0.5, "experiments": 0.15}
+LIMIT, GRACE = 150, 30  # seconds for one row; and beyond the end of its step, when it has begun
 TINY = {"T": 3, "B": 2, "I": 8, "H": 4, "L": 1}  # the sizes of every workload in a quick run
 
 
@@ -123,7 +124,8 @@ def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chi
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run_rows(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None, told: Callable) -> None:
+def run_rows(asked: argparse.Namespace, results: dict, budget: Budget, measuring, told: Callable) -> None:
+    """The rows that are not there yet, as long as there is time to begin one."""
     plan = gpu_rows.ordered(asked.workloads, asked.dtype, asked.modes)
     there = {(row["workload"], row["dtype"], row["mode"]) for row in results["rows"]}
     results["planned"] = len(plan)
@@ -135,20 +137,19 @@ def run_rows(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chip
             results["cut"].append(f"{len(plan) - len(results['rows'])} rows")
             break
         try:
-            row = gpu_rows.measured(
-                w, dtype, mode, asked.providers, gpu, asked.seconds, 3 if asked.quick else 5, asked.timer
-            )
+            row = measuring.ask(min(LIMIT, budget.left("rows") + GRACE), "row", w, dtype, mode)
             print(tables.line(row))
         except RuntimeError as error:  # a row that cannot be checked, as one without memory, costs itself only
-            first = (str(error).strip().splitlines() or [""])[0]
-            row = {**gpu_rows.head(w, dtype, mode, 1), "providers": {}, "reason": f"{type(error).__name__}: {first}"}
-        gpu_rows.forget()
+            row = {**gpu_rows.head(w, dtype, mode, 1), "providers": {}, "reason": str(error)}
         results["rows"].append(row)
         results["done"] = len(results["rows"])
         write(results, asked.out)
 
 
-def run_experiments(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None, told: Callable):
+def run_experiments(
+    asked: argparse.Namespace, results: dict, budget: Budget, measuring, told: Callable, gpu: chips.Gpu | None
+) -> None:
+    """The experiments that are not there yet, as long as there is time to begin one."""
     plan = gpu_experiments.sizes(asked.quick)
     there = {(r["purpose"], r["H"], r["B"], r["T"]) for r in results["experiments"]}
     for done, (purpose, size) in enumerate(plan):
@@ -158,7 +159,13 @@ def run_experiments(asked: argparse.Namespace, results: dict, budget: Budget, gp
         if budget.left("experiments") < 0:
             results["cut"].append(f"{len(plan) - done} experiments")
             break
-        results["experiments"] += gpu_experiments.measured(purpose, size, asked.device, asked.timer)
+        try:
+            results["experiments"] += measuring.ask(
+                min(LIMIT, budget.left("experiments") + GRACE), "experiment", purpose, size
+            )
+        except RuntimeError as error:  # it hung, or its process ended
+            failed = {"purpose": purpose, "schedule": "one of them", **size._asdict(), "reason": str(error)}
+            results["experiments"].append(failed)
         lines = gpu_experiments.lines_through(results["experiments"])
         results["lines"] = lines if gpu is None else gpu_experiments.with_waits(lines, gpu)
         write(results, asked.out)
@@ -210,7 +217,7 @@ def figures(device: str) -> chips.Gpu | None:
 
 
 def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
-    """``timer`` stands in for CUDA events, or for the clock on a CPU."""
+    """``timer`` stands in for CUDA events, or for the clock on a CPU; then all is measured in this process."""
     asked = parse(arguments)
     asked.timer = timer or (event_time if asked.device == "cuda" else wall_time)
     words = sys.argv[1:] if arguments is None else arguments
@@ -221,6 +228,8 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
         print(f"python -m benchmarks.gpu: --resume: {error}", file=sys.stderr)
         return 2
     budget, gpu, ended = Budget(60 * asked.minutes, asked.steps), figures(asked.device), False
+    how = (asked.device, asked.providers, gpu, asked.seconds, 3 if asked.quick else 5)
+    measuring = (gpu_rows.Here if timer else gpu_rows.Apart)(*how, asked.timer)
     bar = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         write(results, asked.out)
@@ -235,12 +244,14 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
                 run_tests(asked, results, budget, gpu)
                 write(results, asked.out)
             if "rows" in asked.steps:
-                run_rows(asked, results, budget, gpu, told)
+                run_rows(asked, results, budget, measuring, told)
             if "experiments" in asked.steps:
-                run_experiments(asked, results, budget, gpu, told)
+                run_experiments(asked, results, budget, measuring, told, gpu)
         ended = True
     except KeyboardInterrupt:
         print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
+    finally:
+        measuring.close()
     for path in write(results, asked.out):
         print(f"written: {path}")
     for r in reached([row for row in results["rows"] if row["providers"]]):

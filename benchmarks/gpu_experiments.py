@@ -1,4 +1,5 @@
-"""Experiments on a GPU: each schedule forced at several batch sizes, and what a step costs as a sequence grows.
+"""Experiments on a GPU: each schedule forced at several batch sizes, what a step costs as a sequence grows, and whether
+a call can be recorded in a CUDA graph.
 
 T time, B batch, H hidden. One layer of an LSTM, inference, in bfloat16. Each size is measured by itself, so that what
 is there when the time is over can be used.
@@ -30,27 +31,49 @@ class Size(NamedTuple):
 
 
 CROSSOVER = [Size(H, B, 256) for H in (512, 1024, 256) for B in (1, 16, 32, 64, 128)]
+CAPTURE = [Size(64, 16, 32), Size(512, 16, 32)]
 SCALING = [Size(H, B, T) for H, B in ((64, 16), (512, 16), (1024, 1)) for T in (128, 512, 2048)]
 
 
 def sizes(quick: bool) -> list[tuple[str, Size]]:
     """Which sizes are measured, and for what; two tiny ones to see that it works."""
     if quick:
-        return [("crossover", Size(8, 2, 3)), ("scaling", Size(8, 2, 3)), ("scaling", Size(8, 2, 6))]
-    return [("crossover", size) for size in CROSSOVER] + [("scaling", size) for size in SCALING]
+        return [
+            (purpose, Size(8, 2, T))
+            for purpose, T in (("capture", 3), ("crossover", 3), ("scaling", 3), ("scaling", 6))
+        ]
+    found = {"capture": CAPTURE, "crossover": CROSSOVER, "scaling": SCALING}
+    return [(purpose, size) for purpose, these in found.items() for size in these]
 
 
-def seconds(size: Size, device: str, timer: Timer) -> float:
-    """The median time of a call."""
+def call_of(size: Size, device: str) -> partial:
+    """A call of a layer of that size."""
     import rnnkernels
 
     torch.manual_seed(0)
     module = rnnkernels.LSTM(16, size.H).to(device, torch.bfloat16).eval()
-    x = torch.randn(size.T, size.B, 16).to(device, torch.bfloat16)
-    with torch.inference_mode():
-        run = partial(module, x)
-        run()
-        return statistics.median(timer(run, 3)[0] for _ in range(ROUNDS))
+    return partial(module, torch.randn(size.T, size.B, 16).to(device, torch.bfloat16))
+
+
+def timed(size: Size, device: str, timer: Timer) -> dict:
+    """The median time of a call."""
+    run = call_of(size, device)
+    run()
+    took = statistics.median(timer(run, 3)[0] for _ in range(ROUNDS))
+    return {"seconds": took, "us_per_step": 1e6 * took / size.T}
+
+
+def captured(size: Size, device: str, timer: Timer) -> dict:
+    """Whether a call can be recorded in a CUDA graph, and a replay gives the same bits."""
+    if device == "cpu":
+        raise RuntimeError("a CUDA graph needs a GPU")
+    run = call_of(size, device)
+    expected = run()[0]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = run()[0]
+    graph.replay()
+    return {"captured": torch.equal(y, expected)}
 
 
 def measured(purpose: str, size: Size, device: str, timer: Timer) -> Iterator[dict]:
@@ -58,12 +81,10 @@ def measured(purpose: str, size: Size, device: str, timer: Timer) -> Iterator[di
     for name in schedules.NAMES:
         result = {"purpose": purpose, "schedule": name, **size._asdict()}
         try:
-            with schedules.force(name):
-                took = seconds(size, device, timer)
+            with schedules.force(name), torch.inference_mode():
+                yield result | (captured if purpose == "capture" else timed)(size, device, timer)
         except RuntimeError as error:
             yield result | {"reason": str(error).strip().splitlines()[0]}
-        else:
-            yield result | {"seconds": took, "us_per_step": 1e6 * took / size.T}
 
 
 def crossovers(results: list[dict]) -> list[dict]:
@@ -96,7 +117,7 @@ def with_waits(lines: list[dict], gpu: Gpu) -> list[dict]:
     without barrier and without launch."""
     found = []
     for line in lines:
-        layer = Layer(cell_of("lstm"), line["B"], 1, line["H"], line["H"], "half")
+        layer = Layer(cell_of("lstm"), 2048, line["B"], 1, line["H"], line["H"], "half")
         with schedules.force(line["schedule"]):
             predicted = step(gpu, layer, chosen(gpu, "bf16", layer))
         rest = predicted.seconds - predicted.parts["barrier"] - predicted.parts["launch"]

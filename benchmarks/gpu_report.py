@@ -83,8 +83,14 @@ def _experiments(results: list[dict], lines: list[dict]) -> str:
             "waiting: step less the model's rest",
         ]
         parts.append("A line through the time over T:\n\n" + markdown_table(head, rows))
-    refused = {f"- {r['schedule']}, H {r['H']}, B {r['B']}: {r['reason']}" for r in results if "reason" in r}
-    return "\n\n".join([*parts, "\n".join(sorted(refused))])
+    texts = {f"- {r['schedule']}, H {r['H']}, B {r['B']}: {r['reason']}" for r in results if "reason" in r}
+    told = {True: "the same bits", False: "**other bits**"}
+    texts |= {
+        f"- {r['schedule']}, H {r['H']}, B {r['B']}: replayed from a CUDA graph, {told[r['captured']]}"
+        for r in results
+        if "captured" in r
+    }
+    return "\n\n".join([*parts, "\n".join(sorted(texts))])
 
 
 def markdown(results: dict) -> str:

@@ -1,22 +1,25 @@
-"""Rows of the GPU benchmark: a workload in one dtype and mode by every provider, in this one process.
+"""Rows of the GPU benchmark: a workload in one dtype and mode by every provider, all in one process.
 
-Processes of their own, as on the CPU, would spend the time on starting: here nothing spins between calls, torch counts
-memory by itself, and CUDA events time the GPU.
+A process for each, as on the CPU, would spend the time on starting: here nothing spins between calls, torch counts
+memory by itself, and CUDA events time the GPU. That one process is not ours: a kernel that hangs, or breaks the GPU's
+context, costs its row and another start.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Iterable
 
 import torch
 
-from benchmarks import model
+from benchmarks import gpu_experiments, machine, model
 from benchmarks.chips import Gpu
 from benchmarks.measure import Subject, Timer, alternate, truth_of
 from benchmarks.providers import PROVIDERS, Case
 from benchmarks.providers.case import TORCH_DTYPES, build
 from benchmarks.rows import derive, head, summed_up
+from benchmarks.worker import Worker
 from benchmarks.workloads import Workload
 
 MODES = ("train", "infer")
@@ -57,18 +60,15 @@ def schedule_of(w: Workload, dtype: str, mode: str) -> str:
 
 def measured(
     w: Workload, dtype: str, mode: str, providers: list[str], gpu: Gpu | None, seconds: float, rounds: int,
-    timer: Timer | None = None, say: Callable[[str], None] = lambda name: None,
+    timer: Timer | None = None,
 ) -> dict:  # fmt: skip
-    """The row. ``gpu``: the figures for bound and prediction, if there are any; ``say`` is told each provider."""
+    """The row. ``gpu``: the figures for bound and prediction, if there are any."""
     case = Case(w, dtype, mode)
     truth = truth_of(case)
     subjects = {
         name: Subject(PROVIDERS[name], w, dtype, mode, torch.get_num_threads(), timer, case) for name in providers
     }
-    facts = {}
-    for name, subject in subjects.items():
-        say(name)
-        facts[name] = subject.admit(truth, with_memory=True)
+    facts = {name: subject.admit(truth, with_memory=True) for name, subject in subjects.items()}
     del truth
     samples = alternate({name: s.time for name, s in subjects.items() if s.job is not None}, seconds, rounds)
     for name, values in samples.items():
@@ -83,8 +83,68 @@ def measured(
     return derive(row)
 
 
-def forget() -> None:
-    """Give back what the last row held."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+class Measuring:
+    """Measures what it is asked for; lives in a process of its own (`Apart`), or in this one (`Here`)."""
+
+    def __init__(self, device: str, providers: list[str], gpu: Gpu | None, seconds: float, rounds: int, timer: Timer):
+        self.device, self.timer = device, timer
+        self.how = (providers, gpu, seconds, rounds, timer)
+
+    def row(self, w: Workload, dtype: str, mode: str) -> dict:
+        try:
+            return measured(w, dtype, mode, *self.how)
+        finally:
+            gc.collect()
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+
+    def experiment(self, purpose: str, size: gpu_experiments.Size) -> list[dict]:
+        return list(gpu_experiments.measured(purpose, size, self.device, self.timer))
+
+
+class Here:
+    """Asked in this process. Raises RuntimeError with what was raised, as a worker does."""
+
+    def __init__(self, *arguments) -> None:
+        self.measuring = Measuring(*arguments)
+
+    def ask(self, limit: float, method: str, *given):
+        try:
+            return getattr(self.measuring, method)(*given)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise RuntimeError(f"{type(error).__name__}: {lines[0]}") from error
+
+    def close(self) -> None:
+        """Nothing is to be ended here."""
+
+
+class Apart:
+    """Asked in a process of its own, which is started again when it was lost or its GPU context may be broken."""
+
+    def __init__(self, *arguments) -> None:
+        self.arguments, self.worker = arguments, None
+
+    def ask(self, limit: float, method: str, *given):
+        if self.worker is None:
+            self.worker = Worker(machine.cores(os.cpu_count() or 1), Measuring, *self.arguments)
+        self.worker.limit = limit
+        try:
+            answer = self.worker.ask(method, *given)
+        except RuntimeError:
+            self.close()
+            raise
+        if broken(answer):
+            self.close()
+        return answer
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.close()
+            self.worker = None
+
+
+def broken(answer: dict | list[dict]) -> bool:
+    """Whether some provider met an error after which a process can use the GPU no more."""
+    parts = answer if isinstance(answer, list) else answer["providers"].values()
+    return any("CUDA error" in part.get("reason", "") or "AcceleratorError" in part.get("reason", "") for part in parts)

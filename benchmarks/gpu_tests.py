@@ -16,15 +16,19 @@ from pathlib import Path
 from benchmarks.machine import ROOT
 
 TESTS = ROOT / "tests" / "test_gpu.py"
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+# Without the plugins that are installed, and the options that are for them: they take seconds to load.
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=")
+ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
 COUNTS = ("tests", "failures", "errors", "skipped")
 
 
 def collected(path: Path, limit: float) -> list[str]:
     """The tests in a file; none where it skips itself."""
     command = [*PYTEST, "--collect-only", str(path)]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit).stdout
-    return [line for line in said.splitlines() if "::" in line and not line.startswith(("ERROR", "FAILED"))]
+    env = {**os.environ, **ENVIRONMENT}
+    said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit).stdout
+    prefix = f"{path.name}::"
+    return [f"{path}::{line.partition('::')[2]}" for line in said.splitlines() if prefix in line.partition("[")[0]]
 
 
 def summary(path: Path) -> dict:
@@ -39,10 +43,10 @@ def summary(path: Path) -> dict:
     return found
 
 
-def run(seconds: float, processes: int, path: Path = TESTS) -> dict:
+def run(seconds: float, processes: int, path: Path | None = None) -> dict:
     """{"tests", "failures", "errors", "skipped", "failed": [...], "exit": [...], "unfinished", "seconds"}: what had not
     ended in time is killed, and counted as unfinished."""
-    start = time.monotonic()
+    start, path = time.monotonic(), path or TESTS
     names = collected(path, seconds)
     parts = [names[n::processes] for n in range(min(processes, len(names)))] or [[str(path)]]
     total: dict = {**dict.fromkeys(COUNTS, 0), "failed": [], "exit": [], "unfinished": 0}
@@ -50,7 +54,7 @@ def run(seconds: float, processes: int, path: Path = TESTS) -> dict:
         files = [Path(folder) / f"{n}.xml" for n in range(len(parts))]
         running = [
             subprocess.Popen(
-                [*PYTEST, *part, f"--junitxml={file}"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                [*PYTEST, *part, f"--junitxml={file}"], cwd=ROOT, env={**os.environ, **ENVIRONMENT},
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )
             for part, file in zip(parts, files, strict=True)

@@ -103,16 +103,11 @@ def count(names, pattern):
     return sum(n for name, n in names.items() if pattern.match(name))
 
 
-def chunked(lines, first, last):
-    """Whether the product of a step is a loop of its own within the time loop."""
-    inner = (span for span in loops(lines) if first <= span[0] and span[1] <= last and span != (first, last))
-    return any(count(names_of(opcodes(lines[a : b + 1])), TENSOR_CORE) for a, b in inner)
-
-
 @functools.cache
 def facts(compiled):
     """Registers, stack (spills), shared memory, warps; and of the longest loop: instructions, those of tensor cores,
-    loads from global memory with the bytes that all threads of the program ask for, barriers, atomics, all opcodes."""
+    loads from global memory with the bytes that all threads of the program ask for (and those asked for before it),
+    barriers, atomics, all opcodes."""
     text = listing(compiled)
     lines = text.splitlines()
     registers, stack = resources(compiled, text)
@@ -120,6 +115,7 @@ def facts(compiled):
     loop = list(opcodes(lines[first : last + 1]))
     names = names_of(loop)
     loads = [size for code in loop if (size := loaded(code))]
+    before = sum(map(loaded, opcodes(lines[:first])))
     warps, lanes = compiled.metadata.num_warps, compiled.metadata.target.warp_size
     return {
         "registers": registers,
@@ -129,9 +125,9 @@ def facts(compiled):
         "tensor": count(names, TENSOR_CORE),
         "loads": len(loads),
         "load_bytes": sum(loads) * warps * lanes,
+        "bytes_before": before * warps * lanes,
         "barriers": count(names, BARRIER),
         "atomics": count(names, ATOMIC),
-        "chunked": chunked(lines, first, last),
         "instructions": len(loop),
         "opcodes": dict(names),
     }

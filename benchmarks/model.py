@@ -47,6 +47,7 @@ class Layer(NamedTuple):
     """One layer in one pass. ``save``: whether the forward pass keeps what the backward pass reads."""
 
     cell: object  # of rnnkernels.triton.cells
+    T: int
     B: int
     D: int
     H: int
@@ -122,10 +123,9 @@ def chosen(gpu: Gpu, arithmetic: str, layer: Layer) -> schedules.Tiles:
     """The chooser's tiles."""
     switch, before = torch.backends.cudnn.rnn, torch.backends.cudnn.rnn.fp32_precision
     switch.fp32_precision = "tf32" if arithmetic == "tf32" else "ieee"
+    sizes = layer.T, layer.B, layer.D, layer.H, layer.K
     try:
-        return schedules.choose(
-            ARITHMETICS[arithmetic], layer.cell, layer.B, layer.D, layer.H, layer.K, False, gpu.chip, layer.backward
-        )
+        return schedules.choose(ARITHMETICS[arithmetic], layer.cell, *sizes, False, gpu.chip, backward=layer.backward)
     finally:
         switch.fp32_precision = before
 
@@ -134,7 +134,7 @@ def layers(w: Workload, arithmetic: str, mode: str) -> list[Layer]:
     """The passes of a layer of a workload: forward, and in training backward."""
     from rnnkernels.triton.cells import CELLS  # imports triton
 
-    forward = Layer(CELLS[w.cell], w.B, w.D * w.heads, w.H, w.H, kind_of(arithmetic), save=mode == "train")
+    forward = Layer(CELLS[w.cell], w.T, w.B, w.D * w.heads, w.H, w.H, kind_of(arithmetic), save=mode == "train")
     return [forward, forward._replace(backward=True)] if mode == "train" else [forward]
 
 

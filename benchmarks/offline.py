@@ -36,24 +36,20 @@ PROCESSES = 2
 CACHE = machine.ROOT / "build" / "machine-code"
 
 
-def weight_bytes(cell, tiles: schedules.Tiles, kind: str, width: int) -> int:
-    """What a program would load if it loaded its weights for a product that is ``width`` long."""
-    return cell.gates * tiles.BH * width * schedules.BYTES[kind]
+def reloads(cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: bool, found: dict) -> bool:
+    """Whether the time loop loads the weights of a program that should have loaded them before.
 
-
-def reloads(cell, tiles: schedules.Tiles, kind: str, K: int, backward: bool, found: dict) -> bool:
-    """Whether the time loop loads so much that the weights must be among it.
-
-    Without them a step loads what it reads per unit and row (a thread at least an element of each), and, where units
-    are spread over programs, the vector of the product.
+    It does if less than the weights was loaded before the loop, or if the loop loads more than it needs, plus the
+    weights. What it needs is what a step reads per unit and row, which the compiler may have up to four threads load,
+    and, where units are spread over programs, the vector of the product.
     """
     size, threads = schedules.BYTES[kind], 32 * found["warps"]
+    weights = cell.gates * min(tiles.BH, H) * K * size
     planes = -(-schedules.bytes_read(cell, kind, backward) // size)
-    expected = planes * max(tiles.BH * tiles.BB, threads) * size
-    width = tiles.BK if found["chunked"] else schedules.block(K)
+    needed = 4 * planes * max(tiles.BH * tiles.BB, threads) * size
     if tiles.schedule != "resident":
-        expected += max(width * tiles.BB, threads) * size * (len(cell.recurrent) if backward else 1)
-    return found["load_bytes"] >= expected + weight_bytes(cell, tiles, kind, width) / 2
+        needed += max(K * tiles.BB, threads) * size * (len(cell.recurrent) if backward else 1)
+    return found["bytes_before"] < weights or found["load_bytes"] >= needed + weights
 
 
 def problems(row: dict, gpu: Gpu) -> list[str]:
@@ -89,7 +85,7 @@ def row_of(gpu: Gpu, launched: list, layer: Layer) -> tuple[dict, dict]:
     tiles, main, all_facts = most.tiles, facts(most.compiled), [facts(each.compiled) for each in kernels.values()]
     streamed, predicted = tiles.schedule == "stepwise", step(gpu, layer, tiles)
     own = {"grid": list(most.grid), "predicted_us": round(1e6 * predicted.seconds, 2), "limited_by": predicted.by}
-    again = not streamed and reloads(layer.cell, tiles, layer.kind, layer.K, layer.backward, main)
+    again = not streamed and reloads(layer.cell, tiles, layer.kind, layer.H, layer.K, layer.backward, main)
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
         "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),
@@ -188,8 +184,8 @@ the launches of a pass are several kernels (the first and the last step differ f
 shared memory are the largest of them, and the rest is that of the most frequent one. Stack is spilled registers. Of the
 time loop, as its instructions stand there (those of a loop inside it once): tensor-core instructions, loads from global
 memory and what all threads of a program ask for with them in KiB, barriers of a program, atomics. *weights*: on chip
-(the loads of the loop are fewer than the weights would need), or streamed at each step. The last column is a model with
-assumed latencies (benchmarks/model.py), not a measurement, and names the largest part of a step.
+(loaded before the loop, which has no room for them among its loads), or streamed at each step. The last column is a
+model with assumed latencies (benchmarks/model.py), not a measurement, and names the largest part of a step.
 {"".join(f"{chr(10)}(1) {note}" for note in notes)}
 
 {len(rows)} rows, {len({kernel for row in rows for kernel in row["kernels"]})} kernels; budgets broken: {len(broken)}.

@@ -69,7 +69,8 @@ def _serve(connection: Connection, cores: list[int], make: Callable[..., Any], a
 class Worker:
     """An object in a process of its own; `ask` calls its methods. `make` and what is passed must be picklable."""
 
-    def __init__(self, cores: list[int], make: Callable[..., Any], *arguments: Any) -> None:
+    def __init__(self, cores: list[int], make: Callable[..., Any], *arguments: Any, limit: float = LIMIT) -> None:
+        self.limit = limit
         self._connection, theirs = _CONTEXT.Pipe()
         self._process = _CONTEXT.Process(target=_serve, args=(theirs, cores, make, arguments), daemon=True)
         self._process.start()
@@ -89,8 +90,8 @@ class Worker:
     def _answer(self, method: str | None, *given: Any) -> Any:
         try:
             self._connection.send((method, given))
-            if not self._connection.poll(LIMIT):
-                raise Lost(f"no answer in {LIMIT} s")
+            if not self._connection.poll(self.limit):
+                raise Lost(f"no answer in {self.limit:.0f} s")
             good, answer = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(1)

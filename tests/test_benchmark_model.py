@@ -14,7 +14,7 @@ from rnnkernels.triton import schedules
 from rnnkernels.triton.launch import cell_of
 
 H100, H200 = GPUS["H100"], GPUS["H200"]
-LSTM = model.Layer(cell_of("lstm"), B=16, D=1, H=1024, K=1024, kind="half")
+LSTM = model.Layer(cell_of("lstm"), T=100, B=16, D=1, H=1024, K=1024, kind="half")
 
 
 def tiles(schedule, BH, BB, BK=64):

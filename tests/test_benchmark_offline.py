@@ -47,7 +47,6 @@ def test_loops_and_opcodes_of_both_machine_codes():
     assert machine_code.loops(lines) == [(5, 8), (3, 11)]
     names = machine_code.names_of(machine_code.opcodes(lines[3:12]))
     assert names == {"LDG": 2, "LDGSTS": 1, "HMMA": 1, "BRA": 2, "BAR": 1}
-    assert machine_code.chunked(lines, 3, 11) and not machine_code.chunked(lines, 5, 8)
     (span,) = machine_code.loops(GCN.splitlines())
     names = machine_code.names_of(machine_code.opcodes(GCN.splitlines()[span[0] : span[1]]))
     assert machine_code.count(names, machine_code.TENSOR_CORE) == machine_code.count(names, machine_code.BARRIER) == 1
@@ -81,15 +80,19 @@ def test_a_workload_is_compiled_and_written(monkeypatch, tmp_path, capsys):
     assert "3 rows, 0 with a broken budget" in capsys.readouterr().out
 
 
-def test_weights_in_the_loop_are_noticed():
-    """A kernel that streams its weights, taken for one that keeps them."""
-    found = dry.launches(ARCHS["sm_90"], "lstm", torch.bfloat16, 1, 16, 256)
-    for launch in found:
-        assert launch.tiles.schedule == "stepwise"
-        taken = launch.tiles._replace(schedule="cooperative")
+@pytest.mark.parametrize("H, schedule", [(64, "resident"), (256, "cooperative"), (250, "cooperative")])
+def test_weights_in_the_loop_are_noticed(H, schedule):
+    """A kernel that keeps its weights, and one that streams them, taken for the former."""
+    for launch in dry.launches(ARCHS["sm_90"], "lstm", torch.bfloat16, 9, 16, H, train=False):
         facts = machine_code.facts(launch.compiled)
-        assert offline.reloads(CELLS["lstm"], taken, "half", 256, launch.backward, facts)
-        assert not offline.reloads(CELLS["lstm"], taken, "half", 256, launch.backward, facts | {"load_bytes": 16_384})
+        assert launch.tiles.schedule == schedule
+        assert not offline.reloads(CELLS["lstm"], launch.tiles, "half", H, H, launch.backward, facts)
+        more = facts | {"load_bytes": facts["load_bytes"] + 4 * launch.tiles.BH * H * 2 + (1 << 16)}
+        assert offline.reloads(CELLS["lstm"], launch.tiles, "half", H, H, launch.backward, more)
+    with schedules.force("stepwise"):
+        (launch,) = dry.launches(ARCHS["sm_90"], "lstm", torch.bfloat16, 1, 16, H, train=False)
+    taken, facts = launch.tiles._replace(schedule=schedule), machine_code.facts(launch.compiled)
+    assert offline.reloads(CELLS["lstm"], taken, "half", H, H, launch.backward, facts)
 
 
 GOOD = {"arch": "sm_80", "arithmetic": "bf16", "pass": "backward", "note": ""}
@@ -133,7 +136,7 @@ def test_every_chip_is_one_that_the_chooser_knows():
     assert set(ARCHS) == {"sm_80", "sm_86", "sm_90", "sm_100", "gfx942"}
     for gpu in GPUS.values():
         for dtype in offline.ARITHMETICS.values():
-            assert schedules.choose(dtype, CELLS["gru"], 4, 1, 64, 64, False, gpu.chip).schedule in schedules.NAMES
+            assert schedules.choose(dtype, CELLS["gru"], 9, 4, 1, 64, 64, False, gpu.chip).schedule in schedules.NAMES
     assert of_device("NVIDIA H200") is GPUS["H200"] and of_device("NVIDIA A100-SXM4-80GB") is GPUS["A100"]
     assert of_device("NVIDIA GeForce RTX 3090") is GPUS["RTX 3090"] and of_device("abacus") is None
 

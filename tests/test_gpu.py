@@ -12,6 +12,7 @@ from common import assert_close
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
+from rnnkernels.triton import schedules
 
 DEVICE = "cuda"
 if not torch.cuda.is_available():
@@ -74,17 +75,63 @@ def test_equals_torch_in_float64(kind, dtype, case):
         assert_close(name, actual[name].cpu(), value)
 
 
-@pytest.mark.parametrize("H", [64, 256])
+SCHEDULES = [("resident", "bf16", 100), ("cooperative", "bf16", 100), ("cooperative", "fp32", 127)]
+SCHEDULES += [("stepwise", "bf16", 100), ("stepwise", "fp32", 127), ("cooperative", "fp16", 640)]
+
+
+@pytest.mark.parametrize("schedule, dtype, H", SCHEDULES)
+@pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
+def test_every_schedule_equals_torch_in_float64(kind, schedule, dtype, H):
+    """Forced, forward and backward, with rows of different lengths, over several batch tiles."""
+    torch.manual_seed(0)
+    lengths = [30, 1, 7, 29, 12, 30] * 6
+    module = getattr(rnnkernels, kind)(24, H, bidirectional=H == 100).to(DTYPES[dtype])
+    reference = getattr(torch.nn, kind)(24, H, bidirectional=H == 100).double()
+    reference.load_state_dict(module.state_dict())
+    x = torch.randn(30, len(lengths), 24).to(DTYPES[dtype])
+    with schedules.force(schedule):
+        actual = run(module.to(DEVICE), x, lengths)
+    for name, value in run(reference, x, lengths).items():
+        assert_close(name, actual[name].cpu(), value)
+
+
+@pytest.mark.parametrize("H", [40, 200, 1000])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("cell", ["rnn", "lstm", "gru"])
+def test_resets_equal_the_reference_in_float64(cell, dtype, H):
+    """The state restarts from zero at the flagged steps; output and every gradient, on whatever schedule is chosen."""
+    torch.manual_seed(0)
+    module = getattr(rnnkernels, cell.upper())(24, H).to(DTYPES[dtype])
+    x, reset = torch.randn(20, 5, 24).to(DTYPES[dtype]), torch.rand(20, 5) < 0.2
+    dy = torch.randn(20, 5, H).to(DTYPES[dtype])
+
+    def results(device, dtype):
+        leaves = [t.detach().to(device, dtype).requires_grad_() for t in (x, *module.parameters())]
+        y, *last = getattr(rnnkernels.functional, cell)(leaves[0], None, leaves[1:], reset=reset.to(device))
+        total = (y * dy.to(y)).sum() + sum(s.sum() for s in last)
+        return y, *last, *torch.autograd.grad(total, leaves)
+
+    for at, (actual, expected) in enumerate(
+        zip(results(DEVICE, x.dtype), results("cpu", torch.float64), strict=True)
+    ):  # fmt: skip
+        assert_close(f"result {at}", actual.cpu(), expected)
+
+
+RACES = [("resident", 64), ("cooperative", 64), ("cooperative", 512), ("stepwise", 256)]
+
+
+@pytest.mark.parametrize("schedule, H", RACES)
 @pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_the_same_bits_every_time(kind, H):
+def test_the_same_bits_every_time(kind, schedule, H):
     """2,000 steps, 20 times: a race between programs or warps would show."""
     torch.manual_seed(0)
     module = getattr(rnnkernels, kind)(16, H).to(DEVICE, torch.bfloat16)
-    x = torch.randn(2000, 16, 16).to(torch.bfloat16)
-    first = run(module, x)
-    for _ in range(19):
-        again = run(module, x)
-        assert all(torch.equal(first[name], again[name]) for name in first)
+    x = torch.randn(2000, 32, 16).to(torch.bfloat16)
+    with schedules.force(schedule):
+        first = run(module, x)
+        for _ in range(19):
+            again = run(module, x)
+            assert all(torch.equal(first[name], again[name]) for name in first)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in compiling
