@@ -26,6 +26,7 @@ from rnnkernels.triton import launch, schedules
 
 # Kernels are the same for every T; so many launches of a step each cost only time.
 STEPS = 64
+STAGES = ("lengths", "reset", "restart", "h_mask", "zone")
 
 
 class Launch(NamedTuple):
@@ -93,6 +94,7 @@ def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None 
         replaced(JITFunction, "run", compile_only),
         replaced(driver, "_active", Driver(gpu.arch)),
         replaced(torch.backends.cudnn.rnn, "fp32_precision", switch),
+        schedules.tf32x3(arithmetic == "tf32x3"),
     ):
         yield found
 
@@ -108,11 +110,14 @@ def launches(
         P: size of a projection, 0 for none.
         groups: X, each with an input of its own (heads).
         states: whether initial states are given, and gradients come to the final ones.
-        stages: of "lengths", "reset", "restart" (with "reset", from given states), "h_mask" and "zone".
+        stages: of STAGES; "restart" is a reset to states that are given.
 
     Raises:
+        ValueError: for any other stage.
         NotImplementedError: if the backend lacks a stage.
     """
+    if unknown := set(stages) - set(STAGES):
+        raise ValueError(f"Expected stages out of {', '.join(STAGES)}, but got {', '.join(sorted(unknown))}")
     G, D, S, T = CELLS[cell].gates, groups * len(reverse), CELLS[cell].states, min(T, STEPS)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
@@ -122,12 +127,12 @@ def launches(
     I = 16  # noqa: E741 - no kernel sees the input's width
     per_direction = [(G * H, I), (G * H, P or H), (G * H,), (G * H,)] + [(P, H)] * (P > 0)
     lengths = empty(*group, B, dtype=torch.int64) if "lengths" in stages else None
-    reset = empty(*group, T, B, dtype=torch.bool) if "reset" in stages else None
+    reset = empty(*group, T, B, dtype=torch.bool) if {"reset", "restart"} & set(stages) else None
     widths = [P or H if k == 0 else H for k in range(S)]
-    h_mask = empty(D, B, P or H) if "h_mask" in stages else None
+    h_mask = empty(D, B, widths[0]) if "h_mask" in stages else None
     zone = [empty(T, D, B, n) for n in widths] if "zone" in stages else []
     first = [empty(D, B, n) for n in widths] if states else []
-    given = first if "restart" in stages else []
+    given = [empty(D, B, n) for n in widths] if "restart" in stages else []
     call = (
         cell, empty(*group, T, B, I), first, [empty(*shape) for shape in per_direction * D], list(reverse), True, P > 0,
         None, None, lengths, reset, given, h_mask, zone, False, 1e-5,

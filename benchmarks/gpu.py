@@ -18,7 +18,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,14 @@ def warm(gpu: chips.Gpu, arithmetic: str, w: Workload) -> None:
             dry.launches(gpu, w.cell, dtype, w.T, w.B, w.H, 0, reverse, w.heads, False, stages, train, arithmetic)
 
 
+def warm_experiment(gpu: chips.Gpu, schedule: str, size: gpu_experiments.Size) -> None:
+    """The same for an experiment; what cannot be forced says so when it is measured."""
+    from benchmarks import dry
+
+    with schedules.force(schedule), suppress(RuntimeError):
+        dry.launches(gpu, "lstm", torch.bfloat16, size.T, size.B, size.H, train=False)
+
+
 def facts(asked: argparse.Namespace, command: str) -> dict:
     """The machine, with the versions and switches that decide what is compared."""
     found = machine.describe(asked.device, command)
@@ -94,7 +103,10 @@ def started(asked: argparse.Namespace, command: str) -> dict:
     fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": None, "rows": []}
     fresh |= {"experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
     path = asked.out.with_name(f"{asked.out.name}.json")
-    return resumed(path, fresh) | {"cut": []} if asked.resume and path.exists() else fresh
+    if not (asked.resume and path.exists()):
+        return fresh
+    old = resumed(path, fresh) | {"cut": []}
+    return old | {"rows": [row for row in old["rows"] if "reason" not in row]}  # those are tried again
 
 
 def write(results: dict, out: Path) -> list[Path]:
@@ -109,18 +121,21 @@ def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chi
     cores = os.cpu_count() or 1
     pending: list[Future] = []
     pool = None
-    if asked.device == "cuda" and gpu is not None and "rows" in asked.steps:
+    if gpu is not None:
         pool = ProcessPoolExecutor(max(1, cores // 2), mp_context=multiprocessing.get_context("spawn"))
-        for dtype in asked.dtype:
-            pending += [pool.submit(warm, gpu, gpu_rows.arithmetic_of(dtype), w) for w in asked.workloads]
+        kinds = [gpu_rows.arithmetic_of(dtype) for dtype in asked.dtype] if "rows" in asked.steps else []
+        pending = [pool.submit(warm, gpu, kind, w) for kind in kinds for w in asked.workloads]
+        plan = gpu_experiments.planned(asked.quick) if "experiments" in asked.steps else []
+        pending += [pool.submit(warm_experiment, gpu, schedule, size) for _, schedule, size in plan]
     if results["tests"] is None or results["tests"]["unfinished"]:
         results["tests"] = gpu_tests.run(max(1.0, budget.left("tests")), max(1, cores // 2))
     if pool is not None:
-        for future in pending:
-            try:
-                future.result(max(0.1, budget.left("tests")))
-            except Exception as error:  # it costs time in the rows, where the same error would show
-                print(f"not compiled ahead: {type(error).__name__}: {error}", file=sys.stderr)
+        ready, late = wait(pending, timeout=max(0.0, budget.left("tests")))
+        errors = {f"{type(error).__name__}: {error}" for future in ready if (error := future.exception())}
+        for error in sorted(errors):  # it costs time in the rows, where the same error would show
+            print(f"not compiled ahead: {error}", file=sys.stderr)
+        if late:
+            print(f"{len(late)} of {len(pending)} not compiled ahead: no time", file=sys.stderr)
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -150,22 +165,21 @@ def run_experiments(
     asked: argparse.Namespace, results: dict, budget: Budget, measuring, told: Callable, gpu: chips.Gpu | None
 ) -> None:
     """The experiments that are not there yet, as long as there is time to begin one."""
-    plan = gpu_experiments.sizes(asked.quick)
-    there = {(r["purpose"], r["H"], r["B"], r["T"]) for r in results["experiments"]}
-    for done, (purpose, size) in enumerate(plan):
-        if (purpose, *size) in there:
+    plan = gpu_experiments.planned(asked.quick)
+    there = {(r["purpose"], r["schedule"], r["H"], r["B"], r["T"]) for r in results["experiments"]}
+    for done, (purpose, schedule, size) in enumerate(plan):
+        if (purpose, schedule, *size) in there:
             continue
-        told(f"{purpose}, {size}", done, len(plan))
-        if budget.left("experiments") < 0:
+        told(f"{purpose}, {schedule}, {size}", done, len(plan))
+        left = budget.left("experiments")
+        if left < 0:
             results["cut"].append(f"{len(plan) - done} experiments")
             break
         try:
-            results["experiments"] += measuring.ask(
-                min(LIMIT, budget.left("experiments") + GRACE), "experiment", purpose, size
-            )
+            result = measuring.ask(min(LIMIT, left + GRACE), "experiment", purpose, schedule, size)
         except RuntimeError as error:  # it hung, or its process ended
-            failed = {"purpose": purpose, "schedule": "one of them", **size._asdict(), "reason": str(error)}
-            results["experiments"].append(failed)
+            result = {"purpose": purpose, "schedule": schedule, **size._asdict(), "reason": str(error)}
+        results["experiments"].append(result)
         lines = gpu_experiments.lines_through(results["experiments"])
         results["lines"] = lines if gpu is None else gpu_experiments.with_waits(lines, gpu)
         write(results, asked.out)
@@ -184,7 +198,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: with --quick, to see that it works")
     p.add_argument("--quick", action="store_true", help="tiny sizes of everything")
     p.add_argument("--out", type=Path, help="results without suffix (default: benchmarks/results/gpu-<chip>)")
-    p.add_argument("--resume", action="store_true", help="go on with what is in the results; rows there are kept")
+    p.add_argument("--resume", action="store_true", help="go on with the results; rows that were measured are kept")
     asked = p.parse_args(arguments)
     if asked.device == "cuda" and not torch.cuda.is_available():
         p.error("no GPU here (torch.cuda.is_available() is False); --device cpu --quick shows that it works")
@@ -195,6 +209,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
     if not asked.providers:
         asked.providers = [n for n in names if asked.device in PROVIDERS[n].devices and not PROVIDERS[n].missing()]
+    asked.steps = [step for step in SHARES if step in asked.steps]
     asked.workloads = select("cuda", asked.only)
     if not asked.workloads:
         p.error(f"--only: no such workload; there are {', '.join(w.name for w in select('cuda', []))}")

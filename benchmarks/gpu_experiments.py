@@ -8,7 +8,6 @@ is there when the time is over can be used.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple
 
@@ -35,15 +34,12 @@ CAPTURE = [Size(64, 16, 32), Size(512, 16, 32)]
 SCALING = [Size(H, B, T) for H, B in ((64, 16), (512, 16), (1024, 1)) for T in (128, 512, 2048)]
 
 
-def sizes(quick: bool) -> list[tuple[str, Size]]:
-    """Which sizes are measured, and for what; two tiny ones to see that it works."""
-    if quick:
-        return [
-            (purpose, Size(8, 2, T))
-            for purpose, T in (("capture", 3), ("crossover", 3), ("scaling", 3), ("scaling", 6))
-        ]
+def planned(quick: bool) -> list[tuple[str, str, Size]]:
+    """What is measured, with which schedule, at which size; with ``quick`` tiny sizes, to see that it works."""
     found = {"capture": CAPTURE, "crossover": CROSSOVER, "scaling": SCALING}
-    return [(purpose, size) for purpose, these in found.items() for size in these]
+    if quick:
+        found = {"capture": [Size(8, 2, 3)], "crossover": [Size(8, 2, 3)], "scaling": [Size(8, 2, 3), Size(8, 2, 6)]}
+    return [(purpose, name, size) for purpose, sizes in found.items() for size in sizes for name in schedules.NAMES]
 
 
 def call_of(size: Size, device: str) -> partial:
@@ -76,15 +72,14 @@ def captured(size: Size, device: str, timer: Timer) -> dict:
     return {"captured": torch.equal(y, expected)}
 
 
-def measured(purpose: str, size: Size, device: str, timer: Timer) -> Iterator[dict]:
-    """A result for each schedule that can be forced, or the reason why it does not run."""
-    for name in schedules.NAMES:
-        result = {"purpose": purpose, "schedule": name, **size._asdict()}
-        try:
-            with schedules.force(name), torch.inference_mode():
-                yield result | (captured if purpose == "capture" else timed)(size, device, timer)
-        except RuntimeError as error:
-            yield result | {"reason": str(error).strip().splitlines()[0]}
+def measured(purpose: str, schedule: str, size: Size, device: str, timer: Timer) -> dict:
+    """A result, or the reason why there is none."""
+    result = {"purpose": purpose, "schedule": schedule, **size._asdict()}
+    try:
+        with schedules.force(schedule), torch.inference_mode():
+            return result | (captured if purpose == "capture" else timed)(size, device, timer)
+    except RuntimeError as error:
+        return result | {"reason": str(error).strip().splitlines()[0]}
 
 
 def crossovers(results: list[dict]) -> list[dict]:

@@ -42,19 +42,20 @@ def arithmetic_of(dtype: str) -> str:
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
 
 
-def schedule_of(w: Workload, dtype: str, mode: str) -> str:
+def schedule_of(case: Case) -> str:
     """The backend and schedule that `explain` names for the first layer."""
     import rnnkernels
     from rnnkernels.explain import describe
 
+    w, dtype = case.workload, TORCH_DTYPES[case.dtype]
     library = build(rnnkernels, w)
     module = library[0] if isinstance(library, torch.nn.ModuleList) else library
-    module = module.to(w.device, TORCH_DTYPES[dtype])
-    x = torch.empty(w.T, w.B, module.input_size, device=w.device, dtype=TORCH_DTYPES[dtype])
-    with torch.set_grad_enabled(mode == "train"):
-        call = rnnkernels.explain(module, x).layers[0].call
-        stages = {name for name, used in (("lengths", w.packed), ("reset", w.resets > 0)) if used}
-        layer = describe(0, call._replace(D=call.D * w.heads, stages=call.stages | stages))
+    module = module.to(w.device, dtype)
+    x = torch.empty(w.T, w.B, module.input_size, device=w.device, dtype=dtype)
+    lengths = None if case.lengths is None else case.lengths.to(w.device)
+    with torch.set_grad_enabled(case.mode == "train"):
+        call = rnnkernels.explain(module, x, lengths=lengths, reset=case.reset).layers[0].call
+        layer = describe(0, call._replace(D=call.D * w.heads))
     return f"{layer.backend}: {layer.schedule}"
 
 
@@ -75,7 +76,10 @@ def measured(
         facts[name] |= summed_up(values)
         facts[name]["us_per_step"] = 1e6 * facts[name]["seconds"] / (w.T * w.L)
     row = {**head(w, dtype, mode, 1), "bound": {"reason": "no figures of this chip"}, "providers": facts}
-    row["schedule"] = schedule_of(w, dtype, mode)
+    try:
+        row["schedule"] = schedule_of(case)
+    except (RuntimeError, TypeError, ValueError) as error:  # what was measured is worth more than this
+        row["schedule"] = f"explain: {type(error).__name__}: {error}"
     if gpu is not None:
         arithmetic = arithmetic_of(dtype)
         row["bound"] = model.bound(gpu, w, arithmetic, mode)
@@ -98,8 +102,8 @@ class Measuring:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def experiment(self, purpose: str, size: gpu_experiments.Size) -> list[dict]:
-        return list(gpu_experiments.measured(purpose, size, self.device, self.timer))
+    def experiment(self, purpose: str, schedule: str, size: gpu_experiments.Size) -> dict:
+        return gpu_experiments.measured(purpose, schedule, size, self.device, self.timer)
 
 
 class Here:
@@ -144,7 +148,7 @@ class Apart:
             self.worker = None
 
 
-def broken(answer: dict | list[dict]) -> bool:
-    """Whether some provider met an error after which a process can use the GPU no more."""
-    parts = answer if isinstance(answer, list) else answer["providers"].values()
+def broken(answer: dict) -> bool:
+    """Whether a provider, or an experiment, met an error after which a process can use the GPU no more."""
+    parts = [answer, *answer.get("providers", {}).values()]
     return any("CUDA error" in part.get("reason", "") or "AcceleratorError" in part.get("reason", "") for part in parts)

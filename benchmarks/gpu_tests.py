@@ -47,7 +47,10 @@ def run(seconds: float, processes: int, path: Path | None = None) -> dict:
     """{"tests", "failures", "errors", "skipped", "failed": [...], "exit": [...], "unfinished", "seconds"}: what had not
     ended in time is killed, and counted as unfinished."""
     start, path = time.monotonic(), path or TESTS
-    names = collected(path, seconds)
+    try:
+        names = collected(path, seconds)
+    except subprocess.TimeoutExpired:
+        names = []  # the file as a whole, and what is left of the time for it
     parts = [names[n::processes] for n in range(min(processes, len(names)))] or [[str(path)]]
     total: dict = {**dict.fromkeys(COUNTS, 0), "failed": [], "exit": [], "unfinished": 0}
     with tempfile.TemporaryDirectory() as folder:

@@ -19,6 +19,7 @@ BIN = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin"
 TENSOR_CORE = re.compile(r"^(HGMMA|HMMA|DMMA|UTC[A-Z]*MMA|v_mfma_.*)$")
 BARRIER = re.compile(r"^(BAR|s_barrier)$")
 ATOMIC = re.compile(r"^(ATOM|ATOMG|RED|REDG|(global|buffer|flat)_atomic\w*)$")
+STACK = re.compile(r"^(LDL|STL|scratch_(load|store)\w*)$")
 # Bytes that a thread loads from global memory, by a part of the opcode; without any of these it is 4.
 SASS_LOADS = {"LDG", "LDGSTS"}
 SASS_WIDTHS = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
@@ -105,9 +106,9 @@ def count(names, pattern):
 
 @functools.cache
 def facts(compiled):
-    """Registers, stack (spills), shared memory, warps; and of the longest loop: instructions, those of tensor cores,
-    loads from global memory with the bytes that all threads of the program ask for (and those asked for before it),
-    barriers, atomics, all opcodes."""
+    """Registers, stack, shared memory, warps; and of the longest loop: instructions, those of tensor cores, those that
+    use the stack, loads from global memory with the bytes that all threads of the program ask for (and those asked for
+    before it), barriers, atomics, all opcodes."""
     text = listing(compiled)
     lines = text.splitlines()
     registers, stack = resources(compiled, text)
@@ -126,6 +127,7 @@ def facts(compiled):
         "loads": len(loads),
         "load_bytes": sum(loads) * warps * lanes,
         "bytes_before": before * warps * lanes,
+        "spills": count(names, STACK),
         "barriers": count(names, BARRIER),
         "atomics": count(names, ATOMIC),
         "instructions": len(loop),

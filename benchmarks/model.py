@@ -22,6 +22,7 @@ from benchmarks.chips import GPUS, Gpu
 from benchmarks.run import listed
 from benchmarks.workloads import Workload, select
 from rnnkernels.triton import schedules
+from rnnkernels.triton.graphs import MOST_LAUNCHES
 
 BARRIER = 1.2e-6  # seconds between the arrival of the last program and the departure of all, over one counter
 NODE = 1.5e-6  # from the end of one kernel of a CUDA graph to the start of the next
@@ -123,9 +124,9 @@ def chosen(gpu: Gpu, arithmetic: str, layer: Layer) -> schedules.Tiles:
     """The chooser's tiles."""
     switch, before = torch.backends.cudnn.rnn, torch.backends.cudnn.rnn.fp32_precision
     switch.fp32_precision = "tf32" if arithmetic == "tf32" else "ieee"
-    sizes = layer.T, layer.B, layer.D, layer.H, layer.K
+    sizes = layer.B, layer.D, layer.H, layer.K
     try:
-        return schedules.choose(ARITHMETICS[arithmetic], layer.cell, *sizes, False, gpu.chip, backward=layer.backward)
+        return schedules.choose(ARITHMETICS[arithmetic], layer.cell, *sizes, False, gpu.chip, layer.backward, T=layer.T)
     finally:
         switch.fp32_precision = before
 
@@ -156,17 +157,18 @@ def predict(gpu: Gpu, w: Workload, arithmetic: str, mode: str, graph: bool = Tru
     passes, total = {}, products(gpu, w, arithmetic, mode)
     for layer in layers(w, arithmetic, mode):
         tiles = chosen(gpu, arithmetic, layer)
-        found = step(gpu, layer, tiles, graph)
+        recorded = graph and tiles.schedule == "stepwise" and 1 < w.T <= MOST_LAUNCHES
+        found = step(gpu, layer, tiles, recorded)
         passes["backward" if layer.backward else "forward"] = {
             "schedule": tiles.schedule,
             "tiles": [tiles.BH, tiles.BB, tiles.BK],
             "seconds": found.seconds,
             "by": found.by,
         }
-        first = (
-            layer.D * layer.cell.gates * layer.H * layer.K * layer.size / gpu.memory
-        )  # weights come from memory once
-        total += w.L * (w.T * found.seconds + first)
+        # Weights come from memory once; what a graph reads and writes is copied into its memory and out of it.
+        weights = layer.D * layer.cell.gates * layer.H * layer.K * layer.size
+        moved = weights + (2 * w.T * layer.memory() if recorded else 0)
+        total += w.L * (w.T * found.seconds + moved / gpu.memory)
     return {"seconds": total, "steps": passes}
 
 

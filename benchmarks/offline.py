@@ -56,7 +56,7 @@ def problems(row: dict, gpu: Gpu) -> list[str]:
     """The budgets that a row breaks."""
     found = []
     if row["stack"]:
-        found.append(f"{row['stack']} bytes of stack")
+        found.append(f"{row['stack']} bytes of stack ({row['spills']} accesses in the loop)")
     if row["shared"] > gpu.chip.shared:
         found.append(f"{row['shared']} bytes of shared memory, {gpu.chip.shared} are there")
     if kind_of(row["arithmetic"]) in ("half", "tf32") and not row["tensor"]:
@@ -89,7 +89,7 @@ def row_of(gpu: Gpu, launched: list, layer: Layer) -> tuple[dict, dict]:
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
         "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),
-        **{name: max(found[name] for found in all_facts) for name in ("registers", "stack", "shared")},
+        **{name: max(found[name] for found in all_facts) for name in ("registers", "stack", "spills", "shared")},
         **{name: main[name] for name in ("tensor", "instructions", "loads", "load_bytes", "barriers", "atomics")},
         "weights": "streamed" if streamed else "loaded again" if again else "on chip",
     }, own  # fmt: skip
@@ -181,7 +181,8 @@ def markdown(results: dict) -> str:
 
 Each launch that the launcher makes for a workload's layer, compiled for the chip named, not run. A row is a pass; where
 the launches of a pass are several kernels (the first and the last step differ from the others), registers, stack and
-shared memory are the largest of them, and the rest is that of the most frequent one. Stack is spilled registers. Of the
+shared memory are the largest of them, and the rest is that of the most frequent one. Stack is spilled registers, often
+ones that wait for the end of the loop: accesses to it in the loop are counted where there are any bytes. Of the
 time loop, as its instructions stand there (those of a loop inside it once): tensor-core instructions, loads from global
 memory and what all threads of a program ask for with them in KiB, barriers of a program, atomics. *weights*: on chip
 (loaded before the loop, which has no room for them among its loads), or streamed at each step. The last column is a

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("compiles kernels: needs a process without TRITON_INTERPRET=1", allow_module_level=True)
 
-from benchmarks import gpu, gpu_experiments, gpu_report, gpu_rows, gpu_targets, gpu_tests, measure
+from benchmarks import dry, gpu, gpu_experiments, gpu_report, gpu_rows, gpu_targets, gpu_tests, measure
 from benchmarks.chips import GPUS
 from benchmarks.measure import Subject, event_time, wall_time
 from benchmarks.providers import PROVIDERS, Provider
@@ -18,6 +20,7 @@ from benchmarks.rows import derive
 from benchmarks.workloads import Workload, select
 
 SMALL = Workload("small", "cpu", "lstm", T=5, B=3, I=4, H=6, L=2)
+pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 QUICK = ["--device", "cpu", "--quick", "--providers", "torch,rnnkernels"]
 
 
@@ -92,9 +95,9 @@ def test_a_process_that_ends_or_hangs_costs_one_answer():
 
 def test_after_an_error_of_cuda_the_process_is_not_used_again():
     row = {"providers": {"torch": {"seconds": 1.0}, "rnnkernels": {"reason": "RuntimeError: CUDA error: misaligned"}}}
-    assert gpu_rows.broken(row) and gpu_rows.broken([{"reason": "AcceleratorError: illegal"}])
+    assert gpu_rows.broken(row) and gpu_rows.broken({"reason": "AcceleratorError: illegal"})
     row["providers"]["rnnkernels"]["reason"] = "wrong y: error 1e-1"
-    assert not gpu_rows.broken(row) and not gpu_rows.broken([{"seconds": 1.0}])
+    assert not gpu_rows.broken(row) and not gpu_rows.broken({"seconds": 1.0})
 
 
 def test_a_run_out_of_time_says_so_and_is_resumed(tmp_path, capsys):
@@ -132,6 +135,10 @@ def test_what_breaks_costs_its_own_cell_or_row(tmp_path, monkeypatch):
     camels, amp = results["rows"]
     assert status == 1 and camels["reason"] == "OutOfMemoryError: no memory" and camels["providers"] == {}
     assert amp["providers"]["torch_compile"]["red"] and "seconds" in amp["providers"]["rnnkernels"]
+    monkeypatch.setattr(gpu_rows, "truth_of", whole)
+    _, again, _ = benchmark(tmp_path, *arguments, "--providers", "torch_compile,rnnkernels", "--resume")
+    assert [r["workload"] for r in again["rows"]] == ["amp", "camels"] and again["rows"][0] == amp
+    assert "seconds" in again["rows"][1]["providers"]["rnnkernels"]
     assert "torch_compile: wrong y" in text and "- camels, float32, train: OutOfMemoryError: no memory" in text
 
 
@@ -146,6 +153,30 @@ def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_rows, "measured", stopped)
     status, results, _ = benchmark(tmp_path, "--only", "unmix,camels", "--dtype", "float32", "--steps", "rows")
     assert status == 1 and [row["workload"] for row in results["rows"]] == ["unmix"]
+
+
+def test_an_experiment_that_hangs_costs_itself(tmp_path, monkeypatch):
+    whole = gpu_rows.Here.ask
+
+    def ask(self, limit, method, *given):
+        if method == "experiment" and given[1] == "cooperative":
+            raise RuntimeError("no answer in 150 s")
+        return whole(self, limit, method, *given)
+
+    monkeypatch.setattr(gpu_rows.Here, "ask", ask)
+    status, results, text = benchmark(tmp_path, "--steps", "experiments")
+    assert {"resident", "stepwise"} == {line["schedule"] for line in results["lines"]}
+    assert "- cooperative, H 8, B 2: no answer in 150 s" in text and len(results["experiments"]) == 12
+    assert status == 0
+
+
+def test_an_explanation_that_breaks_does_not_cost_what_was_measured(monkeypatch):
+    def breaks(case):
+        raise ValueError("no")
+
+    monkeypatch.setattr(gpu_rows, "schedule_of", breaks)
+    row = gpu_rows.measured(SMALL, "float32", "infer", ["torch"], None, 0.0, 3, wall_time)
+    assert row["schedule"] == "explain: ValueError: no" and row["providers"]["torch"]["seconds"] > 0
 
 
 def test_what_a_step_leaves_of_its_time_goes_to_the_next():
@@ -242,6 +273,43 @@ def test_where_there_is_no_gpu_the_tests_skip_themselves(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_tests, "TESTS", path)
     status, results, text = benchmark(tmp_path, "--steps", "tests")
     assert status == 0 and results["tests"]["exit"] == [5] and "1 tests in" in text
+
+
+def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
+    """The pool's work done here, for a GPU that is not there; the tests themselves are not run."""
+    compiled = []
+    whole = dry.launches
+
+    def launches(*arguments, **more):
+        found = whole(*arguments, **more)
+        compiled.append((arguments[1], [launch.tiles.schedule for launch in found]))
+        return found
+
+    class Pool:
+        def __init__(self, processes, mp_context):
+            pass
+
+        def submit(self, function, *arguments):
+            future = gpu.Future()
+            try:
+                future.set_result(function(*arguments))
+            except Exception as error:
+                future.set_exception(error)
+            return future
+
+        def shutdown(self, wait, cancel_futures):
+            assert cancel_futures
+
+    monkeypatch.setattr(dry, "launches", launches)
+    monkeypatch.setattr(gpu, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(gpu_tests, "run", lambda seconds, processes: {"unfinished": 0, "given": seconds})
+    asked = gpu.parse([*QUICK, "--out", "x", "--only", "rl-bench", "--dtype", "bfloat16"])
+    results = {"tests": None}
+    gpu.run_tests(asked, results, gpu.Budget(600, asked.steps), GPUS["H200"])
+    assert 0 < results["tests"]["given"] <= 210
+    assert [cell for cell, _ in compiled[:4]] == ["gru", "gru", "lstm", "lstm"]
+    named = {name for _, names in compiled[4:] for name in names}
+    assert named == set(gpu_experiments.schedules.NAMES)
 
 
 def row(name="w", kind="LSTM", dtype="bfloat16", mode="infer", ours=1.0, torch=2.0, H=256, B=16, L=1, **peers):

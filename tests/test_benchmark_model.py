@@ -72,6 +72,10 @@ def test_streamed_weights_are_read_anew_by_each_tile_of_rows():
 
 def test_a_graph_costs_less_than_launches_and_faster_memory_is_never_slower():
     assert model.step(H200, LSTM, SHAPES[0], graph=False).seconds > model.step(H200, LSTM, SHAPES[0]).seconds
+    long = next(w for w in select("cuda", ["rl-bench-lstm"]))
+    with schedules.force("stepwise"):
+        recorded, launched = (model.predict(H200, long, "bf16", "train", graph)["seconds"] for graph in (True, False))
+    assert launched - recorded > 2 * long.T * (model.LAUNCH - model.NODE) * 0.8
     for w, arithmetic, mode in itertools.product(select("cuda", []), model.arithmetics(H200), ("infer", "train")):
         there, here = (model.predict(gpu, w, arithmetic, mode)["seconds"] for gpu in (H100, H200))
         assert here <= there

@@ -157,7 +157,6 @@ def test_inference_in_fp16():
 
 @pytest.mark.parametrize("cell, T, H, P, launches, kernels", [
     ("gru", 9, 64, 0, 2, 2), ("lstm", 18, 200, 0, 2, 2), ("lstm", 18, 2000, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
-    ("gru", 9, 64, 0, 2, 2), ("gru", 9, 200, 0, 2, 2), ("lstm", 18, 2000, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
 ])  # fmt: skip
 def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
     """One launch, or one per step, of kernels that do not multiply with T."""
@@ -185,13 +184,13 @@ def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
 )
 def test_chooser(H, dtype, B, schedule, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
-    tiles = schedules.choose(dtype, CELLS["lstm"], 9, B, 1, H, H, False, ARCHS["sm_90"].chip)
+    tiles = schedules.choose(dtype, CELLS["lstm"], B, 1, H, H, False, ARCHS["sm_90"].chip)
     assert tiles.schedule == schedule and tiles.reason
 
 
 def test_chooser_gives_every_processor_a_program():
     def tiles(B, H):
-        return schedules.choose(torch.bfloat16, CELLS["lstm"], 9, B, 1, H, H, False, ARCHS["sm_90"].chip)
+        return schedules.choose(torch.bfloat16, CELLS["lstm"], B, 1, H, H, False, ARCHS["sm_90"].chip)
 
     large, small = tiles(1024, 512), tiles(1, 2048)
     assert (large.schedule, large.BH, large.BB) == ("stepwise", 64, 32)
@@ -208,7 +207,7 @@ def test_chooser_says_why_not():
         (chip._replace(shared=64 << 10), "share of the weights does not fit the shared memory"),
         (ARCHS["gfx942"].chip, "only proved on NVIDIA's memory model"),
     ):
-        tiles = schedules.choose(torch.bfloat16, CELLS["lstm"], 9, 16, 1, 1024, 1024, False, other)
+        tiles = schedules.choose(torch.bfloat16, CELLS["lstm"], 16, 1, 1024, 1024, False, other)
         assert why in tiles.reason, tiles
 
 
@@ -225,6 +224,6 @@ def test_pieces_cover_a_product_once(width, parts):
 
 def test_forced_schedule_that_cannot_run():
     with schedules.force("resident"), pytest.raises(RuntimeError, match="forced but cannot run this layer: forward"):
-        schedules.choose(torch.float64, CELLS["gru"], 9, 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
+        schedules.choose(torch.float64, CELLS["gru"], 1, 1, 512, 512, False, ARCHS["sm_90"].chip)
     with pytest.raises(ValueError, match="Expected a schedule out of resident, cooperative, stepwise"):
         schedules.force("persistent").__enter__()

@@ -1,6 +1,6 @@
 """Our own providers: the modules of rnnkernels, and for single steps its Stepper, which packs the weights once.
 
-Resets and lengths are arguments of `rnnkernels.functional`; heads are `vmap` over stacked weights.
+Resets and lengths are arguments of the modules; heads are `vmap` over stacked weights.
 """
 
 from __future__ import annotations
@@ -71,9 +71,7 @@ def ours(case: Case) -> Job:
     if case.reset is None and case.lengths is None:
         return job_of(module, case)
     lengths = None if case.lengths is None else case.lengths.to(w.device)
-    extras = {"num_layers": w.L, "bidirectional": w.bidirectional, "lengths": lengths, "reset": case.reset}
-    layers = partial(getattr(library.functional, w.cell), hx=None, params=list(module.parameters()), **extras)
-    return job_of(module, case, call=layers)
+    return job_of(module, case, call=partial(module, lengths=lengths, reset=case.reset))
 
 
 @int8("rnnkernels")

@@ -26,6 +26,7 @@ def torchrl_job(case: Case, backend: str) -> Job:
     module = {"gru": GRUModule, "lstm": LSTMModule}[w.cell](
         **{w.cell: inner}, in_keys=["x", *states, "is_init"], out_keys=["y", *(("next", name) for name in states)],
         recurrent_backend=backend, default_recurrent_mode=True,
+        recurrent_matmul_precision="tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee",  # as cuDNN
         recurrent_compute_dtype=dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32,
     )  # fmt: skip
     zeros = torch.zeros(w.B, w.T, w.L, w.H, dtype=dtype, device=w.device)

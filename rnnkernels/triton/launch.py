@@ -57,8 +57,8 @@ def schedule(call):
     said = []
     for backward in (False, True) if call.training else (False,):
         tiles = schedules.choose(
-            call.dtype, cell_of(call.cell), call.T, call.B, call.D, call.H, call.P, "project" in call.stages,
-            schedules.chip_of(call.device), backward,
+            call.dtype, cell_of(call.cell), call.B, call.D, call.H, call.P, "project" in call.stages,
+            schedules.chip_of(call.device), backward, call.T,
         )  # fmt: skip
         name = "backward" if backward else "forward"
         said.append(f"{name} {tiles.schedule}, {tiles.BH} units x {tiles.BB} rows a program ({tiles.reason})")

@@ -62,7 +62,7 @@ class Problem(NamedTuple):
 
     def tiles(self, backward):
         return schedules.choose(
-            self.dtype, self.cell, self.T, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward
+            self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward, self.T
         )
 
     def launches(self, backward):

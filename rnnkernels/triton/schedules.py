@@ -266,7 +266,7 @@ def stepwise(kind, B, D, H, K, chip, reason):
     return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason, step.registers)
 
 
-def choose(dtype, cell, T, B, D, H, K, project, chip, backward=False):
+def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
     """The tiles of one pass of a layer with H units whose recurrent product reads K = P values.
 
     Raises:
