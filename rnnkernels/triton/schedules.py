@@ -85,7 +85,7 @@ SHARES = (
     Share(16, 16, 8, 1024, 1024),
 )  # fmt: skip
 COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
-    ("tcgen05", "half"): (*SHARES, Share(16, 32, 8, 256, 192, 255)),
+    ("tcgen05", "half"): (*SHARES, Share(16, 32, 8, 256, 0, 255)),
     "half": (*SHARES, Share(16, 32, 8, 256, 256, 255)),
     "tf32": (Share(8, 16, 8, 1024, 1024, 255), Share(16, 16, 8, 640, 640, 255)),
     "tf32x3": (Share(8, 16, 8, 320, 320, 255),),
@@ -93,11 +93,11 @@ COOPERATIVE = {  # the first whose programs can all run at once: the less a prog
 }
 PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider ones take more registers than there are
 STEPWISE = {  # the largest that still gives every processor a program, else the last
-    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 4)),
+    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 4, 255)),
     ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
-    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4)),
+    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
     ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
-    ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 4)),
+    ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 4, 255)),
     ("mma", "tf32"): (Step(64, 16, 32, 8), Step(32, 16, 16, 4)),
     ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
     ("mfma", "ieee"): (Step(32, 16, 16, 8),),
