@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdlib>
-#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
@@ -160,7 +158,7 @@ std::string Schedule::text() const {
   auto held = [&](Form form) -> std::string {
     if (form == Form::in_place) return "in place";
     if (form == Form::panels) return "packed";
-    if (form == Form::elsewhere) return "elsewhere";
+    if (form == Form::narrow) return "packed in 16 bits";
     if (form == Form::quads) return std::string("in int8") + (level == Level::tiles ? " for AMX" : "");
     return "in " + std::to_string(parts) + " bf16 part" + (parts > 1 ? "s" : "") +
            (level == Level::tiles ? " for AMX" : "");

@@ -71,8 +71,8 @@ struct LayerCall {
 enum class Level { vectors, pairs, tiles };
 
 // How a matrix of weights is held for its products: as it lies there, packed in panels of the type computed in, or in
-// panels of bf16 parts (pairs-inl.h) or of int8 (quads-inl.h); or by somebody else.
-enum class Form { in_place, panels, pairs, quads, elsewhere };
+// panels of bf16 parts (pairs-inl.h), of int8 (quads-inl.h) or of the 16 bits it is stored in (narrow-inl.h).
+enum class Form { in_place, panels, pairs, quads, narrow };
 
 // How the forward loop of a call is run.
 struct Schedule {

@@ -1,7 +1,6 @@
 """The C++ backend on every instruction set of this machine: the grid of cpp_worker.py against the reference, accuracy,
 long sequences, repeated runs. Everything runs in processes of its own."""
 
-import copy
 import json
 import os
 import re
@@ -15,8 +14,8 @@ import cpp_worker
 import pytest
 import torch
 from common import error
+from test_cpp_accuracy import errors
 
-import rnnkernels
 from rnnkernels import reference
 
 OPS = torch.ops.rnnkernels
@@ -75,19 +74,10 @@ def long_sums():
     """Sums over tens of thousands of rows: no more than twice the error of torch.nn, both against float64."""
     for T, B, I, H in ((400, 64, 16, 32), (200, 128, 32, 64)):  # noqa: E741 - the letter of ops.py
         for name in ("RNN", "LSTM", "GRU"):
-            torch.manual_seed(0)
-            theirs = getattr(torch.nn, name)(I, H)
-            ours = rnnkernels.convert(copy.deepcopy(theirs))
-            x, dy = torch.randn(T, B, I), torch.randn(T, B, H)
-            results = []
-            for module, dtype in ((copy.deepcopy(theirs).double(), torch.float64), (theirs, x.dtype), (ours, x.dtype)):
-                leaf = x.to(dtype).requires_grad_()
-                y = module(leaf)[0]
-                results.append([y, *torch.autograd.grad(y, [leaf, *module.parameters()], dy.to(dtype))])
-            for what, exact, torchs, own in zip(["y", "dx", "dw_ih", "dw_hh", "db_ih", "db_hh"], *results, strict=True):
-                allowed = max(2 * error(torchs, exact), 5e-7)  # a sum that happens to round well is no measure
-                if error(own, exact) > allowed:
-                    yield f"{name} T={T} B={B} I={I} H={H} {what}: {error(own, exact):.1e} of {allowed:.1e} allowed"
+            for what, torchs, own in errors(name, T, B, I, H):
+                allowed = max(2 * torchs, 5e-7)  # a sum that happens to round well is no measure
+                if own > allowed:
+                    yield f"{name} T={T} B={B} I={I} H={H} {what}: {own:.1e} of {allowed:.1e} allowed"
 
 
 def repeated():
