@@ -32,9 +32,9 @@ struct Backward {
   Factor<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
   Scratch<A> dz, dout;         // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
   SplitRows dz_split;          // [slot][B] rows of [PLANES][Hk]
-  Scratch<A> carry, dc;        // [B][Pp], [B][Hp]: what reaches the state of the step before directly
   Flag overflow;               // a number that has no bf16 parts came
-  WeightGradients<A, Cell> dweights{record, plan, chunk * B};
+  Carry<A, Cell> carry{record};
+  WeightGradients<A, Cell> dweights{record, plan, chunk * B, overflow};
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
@@ -42,7 +42,7 @@ struct Backward {
   bool in_place(int64_t n) const { return dy.direct() && T * B <= 32 && n % W == 0; }
   const bool ih_in_place = !parts && in_place(I), hh_in_place = !step_parts && in_place(P);
 
-  bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0]); }
+  bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0] || call.dreset_states[0]); }
   bool pack_ih() const { return !ih_in_place && dx; }
   static constexpr int r_plane(int g) { return g < G - SPLIT ? g : g + SPLIT; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * PLANES * Hp; }
@@ -90,23 +90,25 @@ struct Backward {
       v.store(to + p * Hp);
       if (step_parts) dz_split.put(v, slot * B + b, p * Hk + j, overflow);
     };
+    if constexpr (Cell::STATES > 1) carry.arriving_c(t, b, j);
     if (!record.alive(t, b)) {
       for (int p = 0; p < PLANES; ++p) put(p, V(A(0)));
       return;
     }
-    V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero, direct;
+    V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero,
+                                              dc_old = zero, direct;
     record.kept_at(t, b, j, n, kept);
     if constexpr (SPLIT > 0) h = record.h_before(t, b, j, n);
-    if constexpr (K == 0) h_new = record.y.get(record.y_at(t, b) + j, n);
+    if constexpr (K == 0) h_new = record.h_new(t, b, j, n);
     if constexpr (Cell::STATES > 1) {
-      const int64_t at = record.cells_at(t, b) + j;
-      c = record.c_before(t, b, j, n), c_new = load_first(record.cells + at, n), dc_new = load(dc.data() + b * Hp + j);
-      if (dcells) dc_new = dc_new + load_first(dcells + at, n);
+      c = record.c_before(t, b, j, n), c_new = record.c_new(t, b, j, n, kept), dc_new = load(carry.c_of(b) + j);
+      if (dcells) dc_new = dc_new + load_first(dcells + record.cells_at(t, b) + j, n);
+      if (call.zone[1]) dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
     }
     Cell::backward(kept, h_new, h, c, c_new, dh, dc_new, delta, direct, call.relu);
     for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
-    if constexpr (Cell::STATES > 1) dc_new.store(dc.data() + b * Hp + j);
-    if (!call.project) direct.store(carry.data() + b * Pp + j);
+    if constexpr (Cell::STATES > 1) (call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
+    if (!call.project) (call.zone[0] ? direct + load(carry.h_of(b) + j) : direct).store(carry.h_of(b) + j);
   }
 
   // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: step_projected).
@@ -114,15 +116,15 @@ struct Backward {
     for (int64_t b = r; b < r + n; ++b)
       for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W) {
         const bool alive = record.alive(t, b);
-        V dh = load(sums + (b - r) * WIDTH + j - u * WIDTH) + load(carry.data() + b * Pp + j);
-        if (alive) dh = dh + dy.get(record.y_at(t, b) + j, int(std::min<int64_t>(W, P - j)));
-        else dh.store(carry.data() + b * Pp + j);  // the state passed through
-        if (!call.project) {
-          cell(slot, t, b, j, dh);
-        } else {
-          (alive ? dh : V(A(0))).store(dout_of(slot, b) + j);
-          if (alive) V(A(0)).store(carry.data() + b * Pp + j);
+        const int lanes = int(std::min<int64_t>(W, P - j));
+        V dh = carry.arriving(t, b, j, load(sums + (b - r) * WIDTH + j - u * WIDTH)), old = dh;  // dead: passed through
+        if (alive) {
+          dh = dh + dy.get(record.y_at(t, b) + j, lanes), old = V(A(0));
+          if (call.zone[0]) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
         }
+        if (!alive || call.project || call.zone[0]) old.store(carry.h_of(b) + j);
+        if (!call.project) cell(slot, t, b, j, dh);
+        else (alive ? dh : V(A(0))).store(dout_of(slot, b) + j);
       }
   }
 
@@ -216,8 +218,6 @@ struct Backward {
     if (pack_hh()) w_hh.allocate(Pp, G * (step_parts ? Hk : H), step_parts);
     dz.allocate((chunk + 1) * B * PLANES * Hp);
     if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, PLANES * Hk, plan.parts);
-    carry.allocate(B * Pp, true);
-    if (Cell::STATES > 1) dc.allocate(B * Hp, true);
     if (pack_ih()) w_ih.allocate(Ip, G * (parts ? Hk : H), parts);
     if (call.project) w_hr.allocate(Hp, P, 0), dout.allocate((chunk + 1) * B * Pp);
     if (dweights) dweights.open();
@@ -241,25 +241,20 @@ struct Backward {
     if (pack_hh()) pack(w_hh, call.weight(d, 1), G, H, P);
     if (call.project) pack(w_hr, call.weight(d, call.bias ? 4 : 2), 1, P, H);
     if (pack_ih()) pack(w_ih, call.weight(d, 0), G, H, I);
-    for (int64_t b = 0; b < B; ++b) {
-      if (call.dlast[0]) port(call.dlast[0]).get_row((d * B + b) * P, carry.data() + b * Pp, P);
-      if (Cell::STATES > 1 && call.dlast[1]) port(call.dlast[1]).get_row((d * B + b) * H, dc.data() + b * Hp, H);
-    }
+    carry.start();
   }
 
   void finish(int64_t last_slot) {
     Tiles tiles;
-    if (call.dstates[0])
-      for (int64_t u = 0; u < out_panels; ++u)
-        for (int64_t b = 0; b < B; ++b) {
-          alignas(64) A sums[WIDTH];
-          recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
-          const int64_t width = std::min<int64_t>(WIDTH, P - u * WIDTH);
-          for (int64_t j = 0; j < width; ++j) sums[j] += carry.data()[b * Pp + u * WIDTH + j];
-          port(call.dstates[0]).put_row(sums, (d * B + b) * P + u * WIDTH, width);
-        }
-    if (Cell::STATES > 1 && call.dstates[1])
-      for (int64_t b = 0; b < B; ++b) port(call.dstates[1]).put_row(dc.data() + b * Hp, (d * B + b) * H, H);
+    const int64_t t = record.before(record.time(T - 1));  // the initial state is the one after that step
+    for (int64_t u = 0; (call.dstates[0] || call.dreset_states[0]) && u < out_panels; ++u)
+      for (int64_t b = 0; b < B; ++b) {
+        alignas(64) A sums[WIDTH];
+        recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
+        for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W)
+          carry.arriving(t, b, j, load(sums + j - u * WIDTH)).store(carry.h_of(b) + j);
+      }
+    carry.finish(t);
     if (dweights) dweights.close();
   }
 
@@ -267,7 +262,7 @@ struct Backward {
   bool run() {
     start();
     int64_t last = 0;
-    for (int64_t done = 0; done < T && !overflow && !dweights.overflow; done += chunk) {
+    for (int64_t done = 0; done < T && !overflow; done += chunk) {
       if (done > 0) {
         std::copy_n(dz_of(last, 0), B * PLANES * Hp, dz_of(0, 0));
         if (dz_split) std::copy_n(dz_split.at(last * B), B * dz_split.row(), dz_split.at(0));
@@ -276,7 +271,7 @@ struct Backward {
       recurrence(done, last);
       products(done, last);
     }
-    if (overflow || dweights.overflow) return false;
+    if (overflow) return false;
     finish(last);
     return !overflow;
   }

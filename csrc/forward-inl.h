@@ -23,39 +23,44 @@ struct Forward {
   const bool near = (quads_in_tiles ? 1 : 2 * plan.parts) * SUMS * panels * P <= kNearBytes;
   const int64_t block = plan.hh != Form::pairs && !quads_in_tiles ? 48 : near ? 32 : BLOCK;
   Port<A> port(const void* data) const { return {data, call.storage}; }
-  Port<A> x_in = port(call.x), y = port(call.y);  // a stream gets new ones with every call
+  Port<A> y = port(call.y);  // a stream gets a new one with every call
   int64_t y_stride_T = B * D * P, y_stride_B = D * P;
   const Port<A> gates = port(call.gates);
-  mutable Flag overflow;                             // a number that has no bf16 parts came
-  const bool unbounded = call.relu || call.project;  // else no h is larger than 1 or than it was at the start
+  mutable Flag overflow;  // a number that has no bf16 parts came
+  Inputs<A> inputs{call, plan, chunk, Pp, overflow};
+  const bool unbounded = call.relu || call.project || call.zone[0];  // else no h exceeds 1 or what it has been set to
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {}
 
-  // The state of one job: rows b0..b0+rows of direction d. h lies in two slots, the old one and the new one.
-  struct Job {
-    int64_t d, b0, rows;
-    Scratch<A> h, c, cell_out, pre;  // h [2][rows][Pp], c and cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
-    SplitRows h_split;               // [2][rows], where W_hh is in pairs
-    int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
-  };
-
-  void start(Job& job) const {
+  void start(Job<A>& job) const {
     job.h.allocate(2 * job.rows * Pp, true);
-    if (plan.hh == Form::pairs) job.h_split.allocate(2 * job.rows, P, plan.parts);
+    if (plan.hh == Form::pairs && !call.h_mask) job.h_split.allocate(2 * job.rows, P, plan.parts);
     if (Cell::STATES > 1) job.c.allocate(job.rows * Hp, true);
     if (call.project) job.cell_out.allocate(job.rows * Hp);
     if (plan.chunked) job.pre.allocate(chunk * job.rows * panels * SUMS);
-    for (int64_t r = 0; r < job.rows; ++r) {
-      int64_t row = job.d * B + job.b0 + r;
-      if (call.states[0]) {
-        port(call.states[0]).get_row(row * P, job.h.data() + r * Pp, P);
-        if (job.h_split) job.h_split.put_row(job.h.data() + r * Pp, P, r, overflow);
-      }
-      if (Cell::STATES > 1 && call.states[1]) port(call.states[1]).get_row(row * H, job.c.data() + r * Hp, H);
-    }
+    for (int64_t r = 0; call.states[0] && r < job.rows; ++r) set_state(job, 0, r, call.states);
   }
 
-  void finish(const Job& job) const {
+  // The state of row r, with h in `slot`, from given states or zero.
+  void set_state(const Job<A>& job, int64_t slot, int64_t r, const void* const* from) const {
+    const int64_t row = job.d * B + job.b0 + r;
+    A *h = job.h.data() + job.at(slot, r) * Pp, *c = job.c.data() + r * Hp;
+    if (from[0]) port(from[0]).get_row(row * P, h, P);
+    else std::fill_n(h, P, A(0));
+    if (job.h_split) job.h_split.put_row(h, P, job.at(slot, r), overflow);
+    if (Cell::STATES == 1) return;
+    if (from[1]) port(from[1]).get_row(row * H, c, H);
+    else std::fill_n(c, H, A(0));
+  }
+
+  // The state that enters step t in this member's share of the rows, where it is reset.
+  void reset(const Job<A>& job, int64_t t, int64_t slot, const Team::Member& member) const {
+    const auto [lo, hi] = member.share(job.rows);
+    for (int64_t r = lo; r < hi; ++r)
+      if (call.resets(job.d, t, job.b0 + r)) set_state(job, slot, r, call.reset_states);
+  }
+
+  void finish(const Job<A>& job) const {
     for (int64_t r = 0; r < job.rows; ++r) {
       int64_t row = job.d * B + job.b0 + r;
       port(call.last[0]).put_row(job.h.data() + job.at(T, r) * Pp, row * P, P);
@@ -63,88 +68,22 @@ struct Forward {
     }
   }
 
-  // Where rows of x and of h are copied to if they cannot be read in place.
-  struct Input {
-    Scratch<A> rows, row;
-    SplitRows split;
-    QuantizedRows quantized;
+  // What a thread has to itself.
+  struct Work {
+    typename Inputs<A>::Copy x, h;
   };
-  bool sorted(Form form) const { return form == Form::in_place && call.storage == Storage::bfloat16; }
-
-  // The rows of x of some steps: in place where they are evenly spaced, else copied.
-  Left<A> rows_of_x(const Job& job, Input& input, int64_t t0, int64_t steps) const {
-    const int64_t first = call.group(job.d) * call.x_stride_X + job.b0 * call.x_stride_B + t0 * call.x_stride_T;
-    auto for_rows = [&](auto&& f) {
-      for (int64_t t = 0; t < steps; ++t)
-        for (int64_t r = 0; r < job.rows; ++r) f(t * job.rows + r, first + t * call.x_stride_T + r * call.x_stride_B);
-    };
-    Left<A> x;
-    if (call.quantized()) {
-      if (!input.quantized) input.quantized.allocate(chunk * job.rows, I);
-      for_rows([&](int64_t r, int64_t from) { quantize(input.quantized, x_in.at(from), r); });
-      x.take(input.quantized);
-      return x;
-    }
-    if (plan.ih == Form::pairs) {
-      if (!input.split) input.split.allocate(chunk * job.rows, I, plan.parts);
-      for_rows([&](int64_t r, int64_t from) {
-        for (int64_t i = 0; i < I; i += W)
-          input.split.put(x_in.get(from + i, int(std::min<int64_t>(W, I - i))), r, i, overflow);
-      });
-      x.take(input.split, 0);
-      return x;
-    }
-    bool even = steps == 1 || job.rows == 1;
-    x.row = steps == 1 ? call.x_stride_B : call.x_stride_T;
-    if (!even && call.x_stride_T == job.rows * call.x_stride_B) even = true, x.row = call.x_stride_B;
-    if (even && x_in.direct()) {
-      x.a = x_in.at(first);
-      return x;
-    }
-    input.rows.allocate(chunk * job.rows * I);
-    if (sorted(plan.ih)) input.row.allocate(I);
-    for_rows([&](int64_t r, int64_t from) {
-      A* to = input.rows.data() + r * I;
-      x_in.get_row(from, sorted(plan.ih) ? input.row.data() : to, I);
-      if (sorted(plan.ih)) sort_for_bfloat16(input.row.data(), I, to);
-    });
-    x.a = input.rows.data(), x.row = I;
-    return x;
-  }
-
-  static void quantize(const QuantizedRows& to, const A* from, int64_t r) {
-    if constexpr (sizeof(A) == 4) to.put_row(from, r);
-  }
-
-  // The rows of h in `slot`. In int8 they are each thread's own: the whole row has one scale.
-  Left<A> rows_of_h(const Job& job, Input& copy, int64_t slot) const {
-    Left<A> h;
-    h.a = job.h.data() + job.at(slot, 0) * Pp, h.row = Pp;
-    if (call.quantized()) {
-      if (!copy.quantized) copy.quantized.allocate(job.rows, P);
-      for (int64_t r = 0; r < job.rows; ++r) quantize(copy.quantized, h.a + r * Pp, r);
-      h.take(copy.quantized);
-    } else if (job.h_split) {
-      h.take(job.h_split, job.at(slot, 0));
-    } else if (sorted(plan.hh)) {
-      copy.rows.allocate(job.rows * Pp);
-      for (int64_t r = 0; r < job.rows; ++r) sort_for_bfloat16(h.a + r * Pp, P, copy.rows.data() + r * Pp);
-      h.a = copy.rows.data();
-    }
-    return h;
-  }
 
   // The input's sums of some steps, for panels u0..u1.
-  void project_input(const Job& job, Input& input, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
+  void project_input(const Job<A>& job, Work& work, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
                      int64_t u1) const {
-    const Left<A> x = rows_of_x(job, input, t0, steps);
+    const Left<A> x = inputs.rows_of_x(job, work.x, t0, steps);
     for (int64_t u = u0; u < u1; ++u)
       weights.multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
   }
 
   // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state.
-  void apply(const Job& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums, int64_t x_row,
-             const A* sums) const {
+  void apply(const Job<A>& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
+             int64_t x_row, const A* sums) const {
     Row row(*this, job, t, slot, r);
     const A* b = weights.bias_of(job.d, u);
     for (int64_t m = r; m < r + n; ++m, x_sums += x_row, sums += SUMS, row.next()) {
@@ -164,8 +103,9 @@ struct Forward {
         if constexpr (Cell::STATES > 1) c = load(row.c + j);
         V c_new = c;
         Cell::forward(s, x, out, c_new, kept, call.relu);
-        if (!alive) c_new = c;
         if constexpr (Cell::STATES > 1) {
+          if (call.zone[1]) c_new = zoneout(coefficients<A>(call.zone[1], t, row.d, row.b, j, lanes), c, c_new);
+          if (!alive) c_new = c;
           c_new.store(row.c + j);
           if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + row.kept * H + j, lanes);
         }
@@ -185,7 +125,9 @@ struct Forward {
     const A* h_old;
     A *h, *c;
     int64_t h_split, y_at, kept, h_row, c_row, y_row;
-    Row(const Forward& f, const Job& job, int64_t t, int64_t slot, int64_t r)
+    const int64_t t, d;
+    int64_t b;
+    Row(const Forward& f, const Job<A>& job, int64_t t, int64_t slot, int64_t r)
         : split(job.h_split),
           overflow(f.overflow),
           y(f.y),
@@ -197,12 +139,17 @@ struct Forward {
           kept((job.d * f.T + t) * f.B + job.b0 + r),
           h_row(f.Pp),
           c_row(Cell::STATES > 1 ? f.Hp : 0),
-          y_row(f.y_stride_B) {}
-    INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept; }
+          y_row(f.y_stride_B),
+          t(t),
+          d(job.d),
+          b(job.b0 + r) {}
+    INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept, ++b; }
   };
 
   // The new h of a row at j: into the state and into y.
   INLINE void put(const Row& row, int64_t j, int lanes, bool alive, V out) const {
+    if (call.zone[0])
+      out = zoneout(coefficients<A>(call.zone[0], row.t, row.d, row.b, j, lanes), load(row.h_old + j), out);
     const V h = alive ? out : load(row.h_old + j);
     h.store(row.h + j);
     if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);
@@ -210,7 +157,8 @@ struct Forward {
     row.y.put(alive ? out : V(A(0)), row.y_at + j, lanes);
   }
 
-  void project(const Job& job, Tiles& tiles, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, A* sums) const {
+  void project(const Job<A>& job, Tiles& tiles, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n,
+               A* sums) const {
     Left<A> out;
     out.a = job.cell_out.data() + r * Hp, out.row = Hp;
     weights.project(tiles, job.d, u, n, out, sums);
@@ -223,22 +171,21 @@ struct Forward {
   // f(panel, first row, rows) for this member's share of so many panels. Up and down in turn, so that what the cache
   // still holds of the weights is what the next step begins with.
   template <class F>
-  void for_blocks(const Job& job, const Team::Member& member, int64_t all, bool down, const F& f) const {
+  void for_blocks(const Job<A>& job, const Team::Member& member, int64_t all, bool down, const F& f) const {
     const auto [lo, hi] = member.share(all);
     for (int64_t i = lo; i < hi; ++i)
       for (int64_t r = 0; r < job.rows; r += block) f(down ? hi - 1 - (i - lo) : i, r, std::min(block, job.rows - r));
   }
 
-  // What a thread has to itself.
-  struct Work {
-    Input x, h;
-  };
-
   // One member's part of step t, whose h is in `slot`; pre: the input's sums of this step, if they are there already.
   // False: it has left the team.
-  bool step(const Job& job, Work& work, Tiles& tiles, Team::Member& member, int64_t t, int64_t slot,
+  bool step(const Job<A>& job, Work& work, Tiles& tiles, Team::Member& member, int64_t t, int64_t slot,
             const A* pre) const {
-    const Left<A> x = pre ? Left<A>{} : rows_of_x(job, work.x, t, 1), h = rows_of_h(job, work.h, slot);
+    if (call.reset) {
+      reset(job, t, slot, member);
+      if (!member.barrier()) return false;
+    }
+    const Left<A> x = pre ? Left<A>{} : inputs.rows_of_x(job, work.x, t, 1), h = inputs.rows_of_h(job, work.h, slot);
     alignas(64) A sums[BLOCK * SUMS], x_sums[BLOCK * SUMS];
     for_blocks(job, member, panels, slot & 1, [&](int64_t u, int64_t r, int64_t n) {
       if (!pre) weights.multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
@@ -252,7 +199,7 @@ struct Forward {
     return member.barrier();
   }
 
-  void run_job(const Job& job, Team::Member& member) const {
+  void run_job(const Job<A>& job, Team::Member& member) const {
     const bool back = call.backwards(job.d);
     Work work;
     Tiles tiles;
@@ -260,7 +207,7 @@ struct Forward {
       const int64_t steps = std::min(chunk, T - done), t0 = back ? T - done - steps : done;
       if (plan.chunked) {
         const auto [u0, u1] = member.share(panels);
-        project_input(job, work.x, tiles, t0, steps, u0, u1);
+        project_input(job, work, tiles, t0, steps, u0, u1);
       }
       for (int64_t s = done; s < done + steps; ++s) {
         const int64_t t = back ? T - 1 - s : s;
@@ -276,7 +223,7 @@ struct Forward {
     if (!weights.pack(parallel)) return false;
     spread(parallel && plan.members == 1, D * plan.batch_parts, [&](int64_t i) {
       int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
-      Job job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}};
+      Job<A> job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}};
       start(job);
       Team::run(plan.members, [&](Team::Member& member) { run_job(job, member); });
       finish(job);

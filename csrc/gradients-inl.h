@@ -9,6 +9,7 @@ struct WeightGradients {
   const Record<A, Cell>& record;
   const Schedule& plan;
   const int64_t most;  // rows of a chunk
+  Flag& overflow;      // a number that has no bf16 parts came
   const LayerCall& call = record.call;
   const int64_t d = record.d, B = call.B, I = call.I, H = call.H, P = call.P;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I), widest = std::max({Ip, Pp, Hp});
@@ -16,7 +17,6 @@ struct WeightGradients {
   Factor<A> x_rows, h_rows, out_rows;  // the right factors: a chunk's rows
   GradientSum<A> dw_ih, dw_hh, dw_hr;
   Scratch<A> db;  // [2][G * H]
-  Flag overflow;  // a number that has no bf16 parts came
 
   explicit operator bool() const { return !call.dweights.empty(); }
   // Rows of a right factor for so many rows of a chunk: whole pairs, or whole blocks.

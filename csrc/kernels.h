@@ -28,6 +28,15 @@ const CellInfo* find_cell(const std::string& name);
 
 enum class Storage { float32, float64, bfloat16, float16 };
 
+// Factors for a state, (T, D, B, n) in the accumulate type: strides are 0 where they are the same along a dimension,
+// and a row has n numbers, or one for all if it is not `whole`. False where there are none.
+struct Coefficients {
+  const void* data;
+  int64_t stride_T, stride_D, stride_B;
+  bool whole;
+  explicit operator bool() const { return data != nullptr; }
+};
+
 // One layer, all its directions. Tensors are contiguous unless they have strides here. Null pointers are absent
 // tensors.
 struct LayerCall {
@@ -44,6 +53,11 @@ struct LayerCall {
   std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
   const int64_t* lengths;            // (X, B), or (B,) with stride 0
   int64_t lengths_stride_X;
+  const bool* reset;  // (X, T, B), or (T, B) with stride 0: the state that enters the step is zero or reset_states
+  int64_t reset_stride_X;
+  const void* reset_states[2];  // as states
+  Coefficients h_mask;          // multiplies h before the recurrent product
+  Coefficients zone[2];         // per state: the fraction of the old one that stays
 
   // forward: results. backward: what the forward returned.
   void* y;        // (T, B, D * P)
@@ -53,8 +67,8 @@ struct LayerCall {
 
   // backward
   const void *dy, *dlast[2], *dcells;
-  void *dx, *dstates[2];        // dx: (X, T, B, I) contiguous
-  std::vector<void*> dweights;  // in the order of weights
+  void *dx, *dstates[2], *dreset_states[2];  // dx: (X, T, B, I) contiguous
+  std::vector<void*> dweights;               // in the order of weights
   int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
@@ -64,6 +78,10 @@ struct LayerCall {
   bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }
   int64_t length(int64_t d, int64_t b) const {
     return lengths ? std::min(T, lengths[group(d) * lengths_stride_X + b]) : T;
+  }
+  // Whether the state is reset as it enters step t.
+  bool resets(int64_t d, int64_t t, int64_t b) const {
+    return reset && reset[group(d) * reset_stride_X + t * B + b] && t < length(d, b);
   }
 };
 

@@ -45,8 +45,7 @@ Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const
                 const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
-  STD_TORCH_CHECK(!reset && reset_states.empty() && !h_mask && zone.empty() && !layer_norm &&
-                      (!gate_name || *gate_name == "sigmoid"),
+  STD_TORCH_CHECK(!layer_norm && (!gate_name || *gate_name == "sigmoid"),
                   "rnnkernels: the C++ backend does not have a stage or an activation of this call");
   Call call(cell_name, x, reverse, bias, project, act, lengths);
   const int64_t n = call.weights_per_layer();
@@ -54,6 +53,7 @@ Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const
   STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
   call.take_weights(weights.data(), weights[1].size(0) / call.cell->gates, weights[1].size(1));
   call.take_states(states, 1);
+  call.take_stages(reset, reset_states, h_mask, zone);
   return call;
 }
 
@@ -157,11 +157,15 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
                                        : empty(type, {call.T, call.B, call.I}))
                        : empty(type, {0});
   if (needs[0]) call.dx = dx.mutable_data_ptr();
-  Tensors dstates, dweights;
-  for (size_t k = 0; needs[1] && k < states.size(); ++k) {
-    dstates.push_back(empty(type, {call.D, call.B, k ? call.H : call.P}));
-    call.dstates[k] = dstates.back().mutable_data_ptr();
-  }
+  Tensors dstates, dreset_states, dweights;
+  auto like_states = [&](size_t n, Tensors& results, void** data) {
+    for (size_t k = 0; needs[1] && k < n; ++k) {
+      results.push_back(empty(type, {call.D, call.B, k ? call.H : call.P}));
+      data[k] = results.back().mutable_data_ptr();
+    }
+  };
+  like_states(states.size(), dstates, call.dstates);
+  like_states(reset_states.size(), dreset_states, call.dreset_states);
   for (size_t i = 0; needs[2] && i < weights.size(); ++i) {
     const Tensor& w = weights[i];
     auto make = call.B > 0 ? empty : zeros;
@@ -169,7 +173,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     call.dweights.push_back(dweights.back().mutable_data_ptr());
   }
   if (call.B > 0) instruction_set().backward(call);
-  return {std::move(dx), std::move(dstates), std::move(dweights), Tensors{}};
+  return {std::move(dx), std::move(dstates), std::move(dweights), std::move(dreset_states)};
 }
 
 std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,

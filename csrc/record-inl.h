@@ -15,38 +15,73 @@ struct Record {
 
   int64_t time(int64_t step) const { return back ? step : T - 1 - step; }  // the backward pass goes the other way
   int64_t before(int64_t t) const { return back ? t + 1 : t - 1; }
+  int64_t after(int64_t t) const { return back ? t - 1 : t + 1; }
   bool first(int64_t t, int64_t b) const { return back ? t == call.length(d, b) - 1 : t == 0; }
   bool alive(int64_t t, int64_t b) const { return t < call.length(d, b); }
+
+  // Whether the state after step t was reset before it entered the next one.
+  bool reset_after(int64_t t, int64_t b) const {
+    const int64_t next = after(t);
+    return call.reset && next >= 0 && next < T && call.resets(d, next, b);
+  }
 
   int64_t y_at(int64_t t, int64_t b) const { return ((t * B + b) * D + d) * P; }
   int64_t cells_at(int64_t t, int64_t b) const { return ((d * T + t) * B + b) * H; }
 
-  // h that entered step t of row b, from unit j on.
+  // The states that entered step t of row b, from unit j on.
   V h_before(int64_t t, int64_t b, int64_t j, int n) const {
-    if (!first(t, b)) return y.get(y_at(before(t), b) + j, n);
-    return call.states[0] ? port(call.states[0]).get((d * B + b) * P + j, n) : V(A(0));
+    if (call.resets(d, t, b)) return given(call.reset_states[0], (d * B + b) * P + j, n);
+    if (first(t, b)) return given(call.states[0], (d * B + b) * P + j, n);
+    return y.get(y_at(before(t), b) + j, n);
   }
   V c_before(int64_t t, int64_t b, int64_t j, int n) const {
-    if (!first(t, b)) return load_first(cells + cells_at(before(t), b) + j, n);
-    return call.states[1] ? port(call.states[1]).get((d * B + b) * H + j, n) : V(A(0));
+    if (call.resets(d, t, b)) return given(call.reset_states[1], (d * B + b) * H + j, n);
+    if (first(t, b)) return given(call.states[1], (d * B + b) * H + j, n);
+    return load_first(cells + cells_at(before(t), b) + j, n);
   }
+  V given(const void* state, int64_t at, int n) const { return state ? port(state).get(at, n) : V(A(0)); }
   void kept_at(int64_t t, int64_t b, int64_t j, int n, V* kept) const {
     for (int k = 0; k < K; ++k) kept[k] = gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
+  }
+
+  // What the cell itself made of the state. Where zoneout has mixed it with the old one, c' comes from the gates (it
+  // matters to h' even where none of it stays), and h' from what is left of it: where nothing is, it has no gradient.
+  V c_new(int64_t t, int64_t b, int64_t j, int n, const V* kept) const {
+    if (call.zone[1]) return Cell::new_c(kept, c_before(t, b, j, n));
+    return load_first(cells + cells_at(t, b) + j, n);
+  }
+  V h_new(int64_t t, int64_t b, int64_t j, int n) const {
+    const V h = y.get(y_at(t, b) + j, n);
+    if (!call.zone[0]) return h;
+    const V zone = coefficients<A>(call.zone[0], t, d, b, j, n), old = zone * h_before(t, b, j, n),
+            share = V(A(1)) - zone, own = where_positive(share * share, (h - old) / share);
+    if (!call.relu) return own;
+    // The sign counts, and rounding must not make one: y and the old h are each rounded, and so is their product.
+    const bool brain = call.storage == Storage::bfloat16, half = call.storage == Storage::float16;
+    const A unit = brain  ? A(0x1p-8)
+                   : half ? A(0x1p-11)
+                          : std::numeric_limits<A>::epsilon() / 2,
+            least = half ? A(0x1p-24) : std::numeric_limits<A>::min();
+    return where_positive(own * share - V(3 * unit) * max(old, V(A(0)) - old) - V(least), own);
   }
 
   void get_x(int64_t t, int64_t b, A* to) const {
     x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, to, I);
   }
-  // Rows in whole vectors: h that entered the step, and the output before a projection.
+  // Rows in whole vectors: h that entered the recurrent product, and the output before a projection.
   void get_h_before(int64_t t, int64_t b, A* to) const {
-    for (int64_t j = 0; j < P; j += V::W) h_before(t, b, j, int(std::min<int64_t>(V::W, P - j))).store(to + j);
+    for (int64_t j = 0; j < P; j += V::W) {
+      const int n = int(std::min<int64_t>(V::W, P - j));
+      const V h = h_before(t, b, j, n);
+      (call.h_mask ? h * coefficients<A>(call.h_mask, 0, d, b, j, n) : h).store(to + j);
+    }
   }
   void get_output(int64_t t, int64_t b, A* to) const {
     for (int64_t j = 0; j < H; j += V::W) {
       const int n = int(std::min<int64_t>(V::W, H - j));
       V kept[K];
       kept_at(t, b, j, n, kept);
-      Cell::output(kept, load_first(cells + cells_at(t, b) + j, n)).store(to + j);
+      Cell::output(kept, c_new(t, b, j, n, kept)).store(to + j);
     }
   }
 };

@@ -22,7 +22,7 @@ class StreamOf final : public Stream {
   }
 
   void read(const void* x, int64_t stride_T, int64_t stride_B) override {
-    loop_.x_in = loop_.port(x), call_.x_stride_T = stride_T, call_.x_stride_B = stride_B;
+    loop_.inputs.x = loop_.port(x), call_.x_stride_T = stride_T, call_.x_stride_B = stride_B;
   }
   void write(void* y, int64_t stride_T, int64_t stride_B) override {
     loop_.y = loop_.port(y), loop_.y_stride_T = stride_T, loop_.y_stride_B = stride_B;
@@ -61,7 +61,7 @@ class StreamOf final : public Stream {
 
   LayerCall call_;
   Loop loop_;
-  typename Loop::Job job_;
+  Job<A> job_;
   std::vector<typename Loop::Work> works_;  // of each member
   int64_t now_ = 0;                         // the slot of h that holds the state
 };

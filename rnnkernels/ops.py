@@ -200,9 +200,8 @@ def layer(
         (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
         reset_states = autocast_to(dtype, reset_states)
     if (
-        device == "cpu" and reset is None and h_mask is None and not zone and not layer_norm
-        and recurrent_activation is None and (activation is None or activation in CELLS[cell].activations)
-        and backends.forced() is None
+        device == "cpu" and not layer_norm and recurrent_activation is None
+        and (activation is None or activation in CELLS[cell].activations) and backends.forced() is None
     ):  # fmt: skip
         backend = "dispatch"  # the extension has all that such a call needs
     else:

@@ -99,17 +99,15 @@ def test_the_forward_pass_decides_for_the_backward_pass(record):
 
 
 def test_stages_that_a_backend_lacks_run_elsewhere_or_raise():
-    case = make_case("lstm")
-    reset = torch.tensor([[False, True]] * 3)
-    expected = case(*case.tensors, reset=reset)
+    case = make_case("lstm", layer_norm=True)
+    expected = case(*case.tensors)
     with backends.force("reference"):
-        for a, e in zip(case(*case.tensors, reset=reset), expected, strict=True):
-            assert_close("reset", a, e)
-    lacking = call(stages=frozenset({"reset", "zone", "lengths"}))
+        for a, e in zip(case(*case.tensors), expected, strict=True):
+            assert_close("layer_norm", a, e)
+    lacking = call(stages=frozenset({"reset", "layer_norm", "lengths"}))
     reason = backends.Cpp.unsupported(lacking)
-    assert ("it has no stage for" in reason) if HAS_CPP else ("the C++ extension is not there" in reason)
-    if not {"reset", "zone"} <= backends.Cpp.STAGES:
-        assert backends.choose(lacking) == "reference"
+    assert ("it has no stage for layer_norm" in reason) if HAS_CPP else ("the C++ extension is not there" in reason)
+    assert backends.choose(lacking) == "reference"
 
 
 def test_lacking():

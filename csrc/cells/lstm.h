@@ -25,6 +25,12 @@ struct Lstm {
     dh_direct = V(0);
   }
 
+  // c' from what training keeps, and the old c.
+  template <class V>
+  static INLINE V new_c(const V* kept, V c) {
+    return kept[1] * c + kept[0] * kept[2];
+  }
+
   // The output before a projection, which training does not keep.
   template <class V>
   static INLINE V output(const V* kept, V c_new) {
