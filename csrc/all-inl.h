@@ -1,6 +1,7 @@
 // Everything that is compiled once per instruction set, in order.
 #include "vec-inl.h"
 #include "math-inl.h"
+#include "activations-inl.h"
 #include "gemm-inl.h"
 #include "dot-inl.h"
 #include "pairs-inl.h"

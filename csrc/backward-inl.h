@@ -13,6 +13,7 @@ struct Backward {
   const int64_t d;
   const Record<A, Cell> record{call, d};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P;
+  const bool standard = call.standard();
   const bool parallel = plan.batch_parts > 1 || plan.members > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I);
@@ -105,7 +106,9 @@ struct Backward {
       if (dcells) dc_new = dc_new + load_first(dcells + record.cells_at(t, b) + j, n);
       if (call.zone[1]) dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
     }
-    Cell::backward(kept, h_new, h, c, c_new, dh, dc_new, delta, direct, call.relu);
+    with_functions(standard, call, [&](auto f) __attribute__((always_inline)) {
+      Cell::backward(f, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
+    });
     for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
     if constexpr (Cell::STATES > 1) (call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
     if (!call.project) (call.zone[0] ? direct + load(carry.h_of(b) + j) : direct).store(carry.h_of(b) + j);

@@ -73,14 +73,15 @@ struct Call : LayerCall {
 
   // All but the weights and the states.
   Call(const std::string& cell_name, const Tensor& x_, Bools reverse_, bool bias_, bool project_,
-       const std::optional<std::string>& activation, const MaybeTensor& lengths_)
+       const std::optional<std::string>& activation, const std::optional<std::string>& recurrent_activation,
+       const MaybeTensor& lengths_)
       : LayerCall{}, dtype(dtype_of(x_)) {
     storage = storage_of(dtype);
     cell = find_cell(cell_name);
     STD_TORCH_CHECK(cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
-    bias = bias_, project = project_, relu = activation && *activation == "relu", reverse = std::move(reverse_);
-    STD_TORCH_CHECK(!activation || *activation == "tanh" || (relu && cell->has_relu),
-                    "rnnkernels: the C++ backend does not have a stage or an activation of this call");
+    bias = bias_, project = project_, reverse = std::move(reverse_);
+    if (activation) take_activation(*activation, act);
+    if (recurrent_activation) take_activation(*recurrent_activation, gate);
     STD_TORCH_CHECK(!project || cell->has_projection, "rnnkernels: ", cell_name, " has no projection");
 
     const auto sizes = x_.sizes();
@@ -103,6 +104,10 @@ struct Call : LayerCall {
       lengths = static_cast<const int64_t*>(hold(torch::stable::contiguous(*lengths_)));
       lengths_stride_X = each ? B : 0;
     }
+  }
+  static void take_activation(const std::string& name, Activation& to) {
+    STD_TORCH_CHECK(find_activation(name, to),
+                    "rnnkernels: expected an activation out of tanh, relu, sigmoid, hard_sigmoid, linear, got ", name);
   }
   int64_t X() const { return D / int64_t(reverse.size()); }
 

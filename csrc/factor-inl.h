@@ -75,9 +75,10 @@ class Factor {
   template <int NB>
   void multiply(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t k, int64_t K, int64_t c, A* sums,
                 int64_t sums_row, Sum sum) const {
-    auto in = [&](auto panel) {
+    auto in = [&](auto panel) __attribute__((always_inline)) {
       product<NB>(rows, left.a, left.row, left.step, panel, K, sums, sums_row, sum != Sum::put);
     };
+    if (__builtin_expect(form_ == Form::panels, 1)) return in(Numbers<A>{numbers(c, k, NB), NB * W});
     if constexpr (sizeof(A) == 4) {
 #ifdef PAIRS
       if (form_ == Form::quads)
@@ -89,11 +90,9 @@ class Factor {
             tiles, level, parts_,
             {left.split, left.split_row, left.part, padded_k(K), bits(c, k, NB), NB, sums, sums_row, sum}, rows);
 #endif
-      if (form_ == Form::narrow && storage_ == Storage::bfloat16)
-        return in(NarrowPanel<Storage::bfloat16>{bits(c, 0, NB)});
-      if (form_ == Form::narrow) return in(NarrowPanel<Storage::float16>{bits(c, 0, NB)});
+      if (storage_ == Storage::bfloat16) in(NarrowPanel<Storage::bfloat16>{bits(c, 0, NB)});
+      else in(NarrowPanel<Storage::float16>{bits(c, 0, NB)});
     }
-    in(Numbers<A>{numbers(c, k, NB), NB * W});
   }
   // The same for n columns from `first` on, in panels of 4, 2 and 1 vectors; rows of the sums are whole vectors.
   void multiply_all(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t k, int64_t K, int64_t first,

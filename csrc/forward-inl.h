@@ -28,7 +28,8 @@ struct Forward {
   const Port<A> gates = port(call.gates);
   mutable Flag overflow;  // a number that has no bf16 parts came
   Inputs<A> inputs{call, plan, chunk, Pp, overflow};
-  const bool unbounded = call.relu || call.project || call.zone[0];  // else no h exceeds 1 or what it has been set to
+  const bool standard = call.standard(), zoned = bool(call.zone[0]);
+  const bool unbounded = !call.bounded() || call.project || zoned;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {}
 
@@ -102,9 +103,10 @@ struct Forward {
         if constexpr (SPLIT > 0) out = load(row.h_old + j);
         if constexpr (Cell::STATES > 1) c = load(row.c + j);
         V c_new = c;
-        Cell::forward(s, x, out, c_new, kept, call.relu);
+        with_functions(standard, call,
+                       [&](auto f) __attribute__((always_inline)) { Cell::forward(f, s, x, out, c_new, kept); });
         if constexpr (Cell::STATES > 1) {
-          if (call.zone[1]) c_new = zoneout(coefficients<A>(call.zone[1], t, row.d, row.b, j, lanes), c, c_new);
+          if (zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
           if (!alive) c_new = c;
           c_new.store(row.c + j);
           if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + row.kept * H + j, lanes);
@@ -112,7 +114,7 @@ struct Forward {
         if (K > 0 && gates)
           for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
         if (call.project) out.store(job.cell_out.data() + m * Hp + j);
-        else put(row, j, lanes, alive, out);
+        else put(job, t, row, j, lanes, alive, out);
       }
     }
   }
@@ -125,8 +127,6 @@ struct Forward {
     const A* h_old;
     A *h, *c;
     int64_t h_split, y_at, kept, h_row, c_row, y_row;
-    const int64_t t, d;
-    int64_t b;
     Row(const Forward& f, const Job<A>& job, int64_t t, int64_t slot, int64_t r)
         : split(job.h_split),
           overflow(f.overflow),
@@ -139,17 +139,17 @@ struct Forward {
           kept((job.d * f.T + t) * f.B + job.b0 + r),
           h_row(f.Pp),
           c_row(Cell::STATES > 1 ? f.Hp : 0),
-          y_row(f.y_stride_B),
-          t(t),
-          d(job.d),
-          b(job.b0 + r) {}
-    INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept, ++b; }
+          y_row(f.y_stride_B) {}
+    INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept; }
   };
 
+  INLINE V zone(int k, const Job<A>& job, int64_t t, const Row& row, int64_t j, int lanes) const {
+    return coefficients<A>(call.zone[k], t, job.d, row.kept - (job.d * T + t) * B, j, lanes);
+  }
+
   // The new h of a row at j: into the state and into y.
-  INLINE void put(const Row& row, int64_t j, int lanes, bool alive, V out) const {
-    if (call.zone[0])
-      out = zoneout(coefficients<A>(call.zone[0], row.t, row.d, row.b, j, lanes), load(row.h_old + j), out);
+  INLINE void put(const Job<A>& job, int64_t t, const Row& row, int64_t j, int lanes, bool alive, V out) const {
+    if (zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
     const V h = alive ? out : load(row.h_old + j);
     h.store(row.h + j);
     if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);
@@ -165,13 +165,14 @@ struct Forward {
     Row row(*this, job, t, slot, r);
     for (int64_t m = r; m < r + n; ++m, sums += WIDTH, row.next())
       for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
-        put(row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m), load(sums + j - u * WIDTH));
+        put(job, t, row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
+            load(sums + j - u * WIDTH));
   }
 
   // f(panel, first row, rows) for this member's share of so many panels. Up and down in turn, so that what the cache
   // still holds of the weights is what the next step begins with.
   template <class F>
-  void for_blocks(const Job<A>& job, const Team::Member& member, int64_t all, bool down, const F& f) const {
+  INLINE void for_blocks(const Job<A>& job, const Team::Member& member, int64_t all, bool down, const F& f) const {
     const auto [lo, hi] = member.share(all);
     for (int64_t i = lo; i < hi; ++i)
       for (int64_t r = 0; r < job.rows; r += block) f(down ? hi - 1 - (i - lo) : i, r, std::min(block, job.rows - r));
@@ -179,8 +180,8 @@ struct Forward {
 
   // One member's part of step t, whose h is in `slot`; pre: the input's sums of this step, if they are there already.
   // False: it has left the team.
-  bool step(const Job<A>& job, Work& work, Tiles& tiles, Team::Member& member, int64_t t, int64_t slot,
-            const A* pre) const {
+  INLINE bool step(const Job<A>& job, Work& work, Tiles& tiles, Team::Member& member, int64_t t, int64_t slot,
+                   const A* pre) const {
     if (call.reset) {
       reset(job, t, slot, member);
       if (!member.barrier()) return false;

@@ -18,6 +18,7 @@ struct Inputs {
   Flag& overflow;           // a number that has no bf16 parts came
   Port<A> x{call.x, call.storage};
   const int64_t I = call.I, P = call.P;
+  const bool h_as_it_is = !call.quantized() && plan.hh != Form::pairs && !call.h_mask && !sorted(plan.hh);
 
   // Where a thread copies rows to if they cannot be read in place.
   struct Copy {
@@ -68,25 +69,30 @@ struct Inputs {
     return left;
   }
 
-  // The rows of h in `slot`. In int8, sorted or masked they are each thread's own.
-  Left<A> rows_of_h(const Job<A>& job, Copy& copy, int64_t slot) const {
+  // The rows of h in `slot`: as they are, or in a form of their own.
+  INLINE Left<A> rows_of_h(const Job<A>& job, Copy& copy, int64_t slot) const {
     Left<A> left;
     left.a = job.h.data() + job.at(slot, 0) * Pp, left.row = Pp;
+    if (!h_as_it_is) transform(job, copy, slot, left);
+    return left;
+  }
+
+ private:
+  // In int8, sorted or masked they are copies, each thread's own.
+  __attribute__((noinline)) void transform(const Job<A>& job, Copy& copy, int64_t slot, Left<A>& left) const {
     if (call.quantized()) {
       if (!copy.quantized) copy.quantized.allocate(job.rows, P);
       for (int64_t r = 0; r < job.rows; ++r) quantize(copy.quantized, left.a + r * Pp, r);
       left.take(copy.quantized);
     } else if (job.h_split) {
       left.take(job.h_split, job.at(slot, 0));
-    } else if (call.h_mask || sorted(plan.hh)) {
+    } else {
       copy_of_h(job, copy, left.a);
       left.a = copy.rows.data();
       if (copy.split) left.take(copy.split, 0);
     }
-    return left;
   }
 
- private:
   static void quantize(const QuantizedRows& to, const A* from, int64_t r) {
     if constexpr (sizeof(A) == 4) to.put_row(from, r);
   }

@@ -21,12 +21,17 @@ struct CellInfo {
   const char* name;
   CellKind kind;
   int64_t gates, states, kept;
-  bool has_relu, has_projection;
+  bool has_projection;
 };
 // Null where there is no such cell.
 const CellInfo* find_cell(const std::string& name);
 
 enum class Storage { float32, float64, bfloat16, float16 };
+
+// hard_sigmoid: x / 6 + 1/2, clamped to 0..1.
+enum class Activation { tanh, relu, sigmoid, hard_sigmoid, linear };
+// False where there is none of this name.
+bool find_activation(const std::string& name, Activation& found);
 
 // Factors for a state, (T, D, B, n) in the accumulate type: strides are 0 where they are the same along a dimension,
 // and a row has n numbers, or one for all if it is not `whole`. False where there are none.
@@ -43,8 +48,9 @@ struct LayerCall {
   const CellInfo* cell;
   Storage storage;
   int64_t T, B, I, H, P, D;
-  bool bias, project, relu;
-  std::vector<bool> reverse;  // per direction of a group
+  bool bias, project;
+  Activation act = Activation::tanh, gate = Activation::sigmoid;  // of candidates and outputs; of gates
+  std::vector<bool> reverse;                                      // per direction of a group
 
   const void* x;  // (X, T, B, I), last stride 1
   int64_t x_stride_X, x_stride_T, x_stride_B;
@@ -73,6 +79,12 @@ struct LayerCall {
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
   bool quantized() const { return !scales.empty(); }
+  bool standard() const { return act == Activation::tanh && gate == Activation::sigmoid; }
+  // Whether a cell makes no h larger than 1 or than the one before.
+  bool bounded() const {
+    return act != Activation::relu && act != Activation::linear &&
+           (gate == Activation::sigmoid || gate == Activation::hard_sigmoid);
+  }
   const float* scale(int64_t d, int k) const { return scales[2 * d + k]; }
   int64_t group(int64_t d) const { return d / int64_t(reverse.size()); }
   bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }

@@ -61,8 +61,3 @@ INLINE Vec<double> tanh(Vec<double> x) {
   Vec<double> scale, q = exp_parts(x + x, scale), e = scale * q + (scale - Vec<double>(1.0));  // e^2x - 1
   return e / (e + Vec<double>(2.0));
 }
-
-template <class A>
-INLINE Vec<A> activate(Vec<A> x, bool relu) {
-  return relu ? max(x, Vec<A>(A(0))) : tanh(x);
-}

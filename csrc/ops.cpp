@@ -45,9 +45,8 @@ Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const
                 const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
-  STD_TORCH_CHECK(!layer_norm && (!gate_name || *gate_name == "sigmoid"),
-                  "rnnkernels: the C++ backend does not have a stage or an activation of this call");
-  Call call(cell_name, x, reverse, bias, project, act, lengths);
+  STD_TORCH_CHECK(!layer_norm, "rnnkernels: the C++ backend does not have the stage layer_norm");
+  Call call(cell_name, x, reverse, bias, project, act, gate_name, lengths);
   const int64_t n = call.weights_per_layer();
   STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
   STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
@@ -93,7 +92,8 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
-  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, lengths);
+  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
+            lengths);
   const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
                 P = proj_size > 0 ? proj_size : H;
   STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,

@@ -53,16 +53,19 @@ struct Record {
   V h_new(int64_t t, int64_t b, int64_t j, int n) const {
     const V h = y.get(y_at(t, b) + j, n);
     if (!call.zone[0]) return h;
-    const V zone = coefficients<A>(call.zone[0], t, d, b, j, n), old = zone * h_before(t, b, j, n),
-            share = V(A(1)) - zone, own = where_positive(share * share, (h - old) / share);
-    if (!call.relu) return own;
-    // The sign counts, and rounding must not make one: y and the old h are each rounded, and so is their product.
+    const V one(1), zone = coefficients<A>(call.zone[0], t, d, b, j, n), old = zone * h_before(t, b, j, n),
+                    share = one - zone, own = where_positive(share * share, (h - old) / share);
+    if (call.act != Activation::relu && call.act != Activation::hard_sigmoid) return own;
+    // At a corner, rounding must not make a gradient: y and the old h are each rounded, and so are their products.
     const bool brain = call.storage == Storage::bfloat16, half = call.storage == Storage::float16;
     const A unit = brain  ? A(0x1p-8)
                    : half ? A(0x1p-11)
                           : std::numeric_limits<A>::epsilon() / 2,
             least = half ? A(0x1p-24) : std::numeric_limits<A>::min();
-    return where_positive(own * share - V(3 * unit) * max(old, V(A(0)) - old) - V(least), own);
+    const V noise = V(3 * unit) * max(max(h, V(0) - h), max(old, V(0) - old)) + V(least);
+    const V above = where_positive(own * share - noise, own);
+    if (call.act == Activation::relu) return above;
+    return one - where_positive((one - above) * share - noise, one - above);
   }
 
   void get_x(int64_t t, int64_t b, A* to) const {
@@ -81,7 +84,8 @@ struct Record {
       const int n = int(std::min<int64_t>(V::W, H - j));
       V kept[K];
       kept_at(t, b, j, n, kept);
-      Cell::output(kept, c_new(t, b, j, n, kept)).store(to + j);
+      const V c = c_new(t, b, j, n, kept);
+      with_functions(call.standard(), call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
     }
   }
 };

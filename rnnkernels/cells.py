@@ -14,7 +14,7 @@ class CellSpec(NamedTuple):
     kept: int
     """K: planes of ``gates`` (D, T, B, K, H) saved in training; 0 where the output is enough."""
     activations: tuple[str, ...] = ("tanh",)
-    """What the C++ and Triton cells offer as activation; the first is the default."""
+    """What the Triton cells offer as activation; the first is the default. The C++ cells take any, also for gates."""
 
 
 CELLS = {

@@ -39,6 +39,7 @@ class Shape(NamedTuple):
     dcells: bool = False
     needs: tuple = ALL
     threads: int = 1
+    gate: str | None = None  # recurrent_activation
     stages: str = ""  # words out of reset, restart (to given states), h_mask, zone, zone_mask (of zeros and ones)
 
     def __repr__(self):
@@ -73,6 +74,21 @@ def laid_out(tensor, layout):
     return tensor
 
 
+def corner_bias(shape, gate):
+    """What the biases of a gate get, so that its units lie on either side of the corners of its function.
+
+    In 16 bits well away from them: next to a corner, rounding to 16 bits alone turns gradients on and off.
+    """
+    candidate = gate == 2 or CELLS[shape.cell].gates == 1
+    function = shape.activation if candidate else shape.gate
+    values = [0.0]
+    if function == "hard_sigmoid":
+        values = [6.0, 0.3, -6.0, 0.0, -0.2] if shape.dtype in HALVES else [0.2, -0.2, 1.6, -1.6]
+    elif function == "relu" and shape.dtype in HALVES:
+        values = [6.0, -6.0]
+    return torch.tensor(values).repeat(shape.H)[: shape.H]
+
+
 def build(shape, seed):
     """The arguments of ``layer`` (but ``save``), and ``dy, dlast, dcells``; NaN where nothing may be read."""
     g = torch.Generator().manual_seed(seed)
@@ -91,10 +107,9 @@ def build(shape, seed):
     sizes = [(spec.gates * H, shape.I), (spec.gates * H, P)]
     sizes += [(spec.gates * H,)] * (2 * shape.bias) + [(P, H)] * (shape.P > 0)
     weights = [new(*s, scale=0.6 * k) for _ in range(D) for s in sizes]
-    if shape.activation == "relu" and shape.dtype in HALVES and shape.bias:
-        # every unit well on or well off: next to relu's corner, rounding to 16 bits alone turns gradients on and off
-        signs = torch.tensor([6.0, -6.0]).repeat(spec.gates * H)[: spec.gates * H]
-        weights = [w + signs.to(w.dtype) if w.dim() == 1 else w for w in weights]
+    if shape.bias:
+        shift = torch.cat([corner_bias(shape, g) for g in range(spec.gates)]).to(shape.dtype)
+        weights = [w + shift if w.dim() == 1 else w for w in weights]
     dy = new(T, B, D * P)
     dlast = [new(D, B, P if i == 0 else H) for i in range(spec.states)] if shape.dlast else []
     acc = torch.float64 if shape.dtype == torch.float64 else torch.float32
@@ -112,8 +127,8 @@ def build(shape, seed):
         dy.view(T, B, D, P)[ends.permute(1, 2, 0)] = NAN
         if dcells is not None:
             dcells[ends] = 0
-    call = [shape.cell, x, states, weights, list(shape.reverse), shape.bias, shape.P > 0, shape.activation, None,
-            lengths, *build_stages(shape, g, new), False, 1e-5]  # fmt: skip
+    call = [shape.cell, x, states, weights, list(shape.reverse), shape.bias, shape.P > 0, shape.activation,
+            shape.gate, lengths, *build_stages(shape, g, new), False, 1e-5]  # fmt: skip
     return call, dy, dlast, dcells
 
 

@@ -3,7 +3,7 @@
 from itertools import combinations, cycle
 
 import torch
-from cpp_cases import BOTH, Shape, cells
+from cpp_cases import BOTH, HALVES, Shape, cells
 
 STAGES = ("reset", "restart", "h_mask", "zone", "zone_mask")
 PAIRS = [
@@ -48,6 +48,28 @@ def large(dtype):
         yield Shape("lstm", T=4, B=20, I=40, H=90, P=70, reverse=BOTH, threads=n % 3 + 1, **more)
     for stages in ALL:
         yield from cells(dtype=dtype, T=63, B=20, I=33, H=127, reverse=BOTH, lengths="ragged", stages=stages)
+
+
+def activations(dtype):
+    """Every function as that of candidates and outputs, and of gates; together with the stages too.
+
+    In 16 bits those without corners only: what rounds to a corner has no gradient.
+    """
+    acts, gates = (None, "sigmoid", "linear", "relu", "hard_sigmoid"), (None, "tanh", "hard_sigmoid", "linear", "relu")
+    if dtype in HALVES:
+        acts, gates = acts[:3], gates[:2]
+    for n, act in enumerate(acts):
+        for gate in gates:
+            if act is gate is None:
+                continue
+            more = dict(
+                dtype=dtype, activation=act, gate=gate, reverse=(n % 2 == 0,), lengths="ragged" if n % 3 else None
+            )
+            for stages in ("", "restart h_mask zone"):
+                yield from cells(T=3, B=6, H=21, stages=stages, **more)
+                yield Shape("lstm", T=3, B=6, H=20, P=9, stages=stages, **more)
+            yield from cells(T=3, B=33, I=40, H=70, threads=n % 3 + 1, **more)
+            yield from cells(T=1, B=1, I=16, H=32, **more)
 
 
 def masks(dtype):

@@ -18,7 +18,7 @@ import pytest
 import torch
 from common import TOLERANCES
 from cpp_cases import BOTH, HALVES, OPS, Shape, cells, compare
-from cpp_stages import masks
+from cpp_stages import activations, masks
 from cpp_tiles import tiles
 
 import rnnkernels
@@ -107,8 +107,8 @@ def at_random(dtype, n=120):
 
 
 GRIDS = {
-    "sizes": sizes, "stages": stages, "masks": masks, "arguments": arguments, "large": large, "random": at_random,
-    "tiles": tiles,
+    "sizes": sizes, "stages": stages, "masks": masks, "activations": activations, "arguments": arguments,
+    "large": large, "random": at_random, "tiles": tiles,
 }  # fmt: skip
 CHECKS = {
     f"{name}-{dtype}".replace("torch.", ""): (grid, dtype)

@@ -117,12 +117,13 @@ def test_lacking():
     assert backends.lacking(call(activation="relu"), stages) == "activation 'relu' of lstm is not one of tanh"
     assert backends.lacking(call(cell="rnn", activation="relu"), stages) is None
     assert "is not sigmoid" in backends.lacking(call(recurrent_activation="hard_sigmoid"), stages)
+    assert backends.lacking(call(recurrent_activation="hard_sigmoid"), stages, any_activation=True) is None
 
 
 def test_choose():
     assert backends.choose(call()) == OWN
     assert backends.choose(call(device=torch.device("meta"))) == "reference"
-    assert backends.choose(call(recurrent_activation="hard_sigmoid")) == "reference"
+    assert backends.choose(call(recurrent_activation="hard_sigmoid", activation="linear")) == OWN
     for name, reason in backends.reasons(call()):
         assert reason is None if name in (OWN, "reference") else reason
     with backends.force("reference"):

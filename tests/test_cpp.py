@@ -55,7 +55,7 @@ def not_finite():
     """NaN goes where it goes in the definition, and infinity saturates."""
     for cell, G in (("rnn", 1), ("lstm", 4), ("gru", 3)):
         for dtype in cpp_worker.TOLERANCES:
-            for activation in (None, "relu") if cell == "rnn" else (None,):
+            for activation in (None, "relu", "hard_sigmoid", "linear"):
                 x = torch.randn(4, 3, 5).to(dtype)
                 x[1, 0, 2], x[1, 2, 1] = float("nan"), float("inf") if activation is None else 1
                 weights = [torch.full((G * 20, 5), 0.1, dtype=dtype), torch.full((G * 20, 20), 0.1, dtype=dtype)]
