@@ -70,6 +70,7 @@ inline Tensor zeros(int32_t dtype, Sizes sizes) {
 struct Call : LayerCall {
   Tensors held;
   int32_t dtype;
+  int64_t X;  // groups of directions that have an input of their own
 
   // All but the weights and the states.
   Call(const std::string& cell_name, const Tensor& x_, Bools reverse_, bool bias_, bool project_,
@@ -88,7 +89,7 @@ struct Call : LayerCall {
     const int64_t dim = int64_t(sizes.size());
     STD_TORCH_CHECK(dim == 3 || dim == 4, "rnnkernels: x must have 3 or 4 dimensions, got ", dim);
     T = sizes[dim - 3], B = sizes[dim - 2], I = sizes[dim - 1];
-    D = (dim == 4 ? sizes[0] : 1) * int64_t(reverse.size());
+    X = dim == 4 ? sizes[0] : 1, D = X * int64_t(reverse.size());
     const bool whole_rows = I <= 1 || x_.stride(dim - 1) == 1;
     if (!whole_rows) hold(torch::stable::contiguous(x_));
     const Tensor& xs = whole_rows ? x_ : held.back();
@@ -99,7 +100,7 @@ struct Call : LayerCall {
     if (lengths_) {
       const bool each = lengths_->dim() == 2;  // a group has lengths of its own
       STD_TORCH_CHECK(dtype_of(*lengths_) == aoti_torch_dtype_int64() &&
-                          (has_sizes(*lengths_, {B}) || has_sizes(*lengths_, {X(), B})),
+                          (has_sizes(*lengths_, {B}) || has_sizes(*lengths_, {X, B})),
                       "rnnkernels: lengths must be int64 of shape (B,) or (X, B)");
       lengths = static_cast<const int64_t*>(hold(torch::stable::contiguous(*lengths_)));
       lengths_stride_X = each ? B : 0;
@@ -109,7 +110,6 @@ struct Call : LayerCall {
     STD_TORCH_CHECK(find_activation(name, to),
                     "rnnkernels: expected an activation out of tanh, relu, sigmoid, hard_sigmoid, linear, got ", name);
   }
-  int64_t X() const { return D / int64_t(reverse.size()); }
 
   int64_t weights_per_layer() const { return D * (2 + 2 * bias + project); }
 
@@ -149,9 +149,9 @@ struct Call : LayerCall {
   void take_stages(const MaybeTensor& reset_, const Tensors& reset_states_, const MaybeTensor& h_mask_,
                    const Tensors& zone_) {
     if (reset_) {
-      STD_TORCH_CHECK(dtype_of(*reset_) == aoti_torch_dtype_bool() &&
-                          (has_sizes(*reset_, {T, B}) || has_sizes(*reset_, {X(), T, B})),
-                      "rnnkernels: reset must be bool of shape (T, B) or (X, T, B)");
+      STD_TORCH_CHECK(
+          dtype_of(*reset_) == aoti_torch_dtype_bool() && (has_sizes(*reset_, {T, B}) || has_sizes(*reset_, {X, T, B})),
+          "rnnkernels: reset must be bool of shape (T, B) or (X, T, B)");
       reset_stride_X = reset_->dim() == 3 ? T * B : 0;
       reset = static_cast<const bool*>(hold(torch::stable::contiguous(*reset_)));
     }

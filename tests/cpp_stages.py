@@ -68,8 +68,9 @@ def activations(dtype):
             for stages in ("", "restart h_mask zone"):
                 yield from cells(T=3, B=6, H=21, stages=stages, **more)
                 yield Shape("lstm", T=3, B=6, H=20, P=9, stages=stages, **more)
-            yield from cells(T=3, B=33, I=40, H=70, threads=n % 3 + 1, **more)
-            yield from cells(T=1, B=1, I=16, H=32, **more)
+            if act is None or gate is None:
+                yield from cells(T=3, B=33, I=40, H=70, threads=n % 3 + 1, **more)
+                yield from cells(T=1, B=1, I=16, H=32, **more)
 
 
 def masks(dtype):

@@ -120,7 +120,7 @@ CASES = [(isa, check) for isa in INSTRUCTION_SETS for check in checks(isa)]
 def process(isa):
     """All checks on one instruction set, in one process whose new memory is full of large numbers (with glibc)."""
     return POOL.submit(
-        cpp_worker.in_process, str(cpp_worker.WORKER), *checks(isa), timeout=600,
+        cpp_worker.in_process, str(cpp_worker.WORKER), *checks(isa), timeout=900,
         RNNKERNELS_ISA=isa, OMP_NUM_THREADS="1", GLIBC_TUNABLES=POISON,
     )  # fmt: skip
 

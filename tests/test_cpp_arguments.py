@@ -85,6 +85,7 @@ BAD = {
     "lengths scalar": lambda: forward(lengths=zeros(dtype=LONG)),
     "lengths groups": lambda: forward(lengths=zeros(2, 2, dtype=LONG)),
     "no directions": lambda: forward(reverse=[]),
+    "no directions, lengths": lambda: forward(reverse=[], lengths=zeros(3, dtype=LONG)),
     "two directions": lambda: forward(reverse=[False, True]),
     "unknown cell": lambda: OPS.layer("qrnn", *list(base().values())[1:], False),
     "unknown activation": lambda: forward(activation="elu"),
