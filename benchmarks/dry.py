@@ -88,6 +88,7 @@ def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None 
 
     switch = "tf32" if arithmetic == "tf32" else "ieee"
     with (
+        schedules.tf32x3(arithmetic == "tf32x3"),
         replaced(schedules, "chip_of", lambda device: gpu.chip),
         replaced(schedules, "choose", noted),
         replaced(JITFunction, "run", compile_only),

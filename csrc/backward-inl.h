@@ -11,11 +11,12 @@ struct Backward {
   const LayerCall& call;
   const Schedule plan;
   const int64_t d;
-  const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
-  const bool back = call.backwards(d), parallel = plan.batch_parts > 1 || plan.members > 1;
-  static int64_t up(int64_t n) { return (n + W - 1) / W * W; }
+  const Record<A, Cell> record{call, d};
+  const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P;
+  const bool standard = call.standard();
+  const bool parallel = plan.batch_parts > 1 || plan.members > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
-  const int64_t Hp = up(H), Pp = up(P), Ip = up(I);
+  const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I);
   // Products with weights: in bf16 parts where the machine multiplies them (0: no). A few rows do not fill its tiles.
   const int parts = plan.products == Form::pairs ? plan.parts : 0, step_parts = plan.hh == Form::pairs ? plan.parts : 0;
   const int64_t Hk = padded_k(H);  // hidden units of a plane in pairs
@@ -26,46 +27,27 @@ struct Backward {
   const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (PLANES * Hp * int64_t(sizeof(A))));
   const int64_t chunk = std::clamp<int64_t>(chunk_rows / B, 1, T);
   Port<A> port(const void* data) const { return {data, call.storage}; }
-  const Port<A> x = port(call.x), y = port(call.y), dy = port(call.dy), dx = port(call.dx), gates = port(call.gates);
-  const A *cells = static_cast<const A*>(call.cells), *dcells = static_cast<const A*>(call.dcells);
+  const Port<A> dy = port(call.dy), dx = port(call.dx);
+  const A* dcells = static_cast<const A*>(call.dcells);
 
-  Factor<A> w_hh, w_hr, w_ih;          // in panels of columns, gate after gate
-  Scratch<A> dz, dout;                 // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
-  SplitRows dz_split;                  // [slot][B] rows of [PLANES][Hk]
-  Scratch<A> carry, dc;                // [B][Pp], [B][Hp]: what reaches the state of the step before directly
-  Factor<A> x_rows, h_rows, out_rows;  // the right factors of the weights' gradients: a chunk's rows
-  GradientSum<A> dw_ih, dw_hh, dw_hr;
-  Scratch<A> db;  // [2][G * H]
-  Flag overflow;  // a number that has no bf16 parts came
+  Factor<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
+  Scratch<A> dz, dout;         // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
+  SplitRows dz_split;          // [slot][B] rows of [PLANES][Hk]
+  Flag overflow;               // a number that has no bf16 parts came
+  Carry<A, Cell> carry{record};
+  WeightGradients<A, Cell> dweights{record, plan, chunk * B, overflow};
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
-  // A few rows do not earn the packing back: weights whose rows are whole panels are then read where they lie.
-  bool few_rows(int64_t n, int64_t panel) const { return x.direct() && T * B <= 32 && n % panel == 0; }
-  const bool ih_in_place = !parts && few_rows(I, W), hh_in_place = !step_parts && few_rows(P, W);
+  // A few rows do not earn the packing back: weights whose rows are whole vectors are then read where they lie.
+  bool in_place(int64_t n) const { return dy.direct() && T * B <= 32 && n % W == 0; }
+  const bool ih_in_place = !parts && in_place(I), hh_in_place = !step_parts && in_place(P);
 
-  bool need_dweights() const { return !call.dweights.empty(); }
-  bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0]); }
+  bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0] || call.dreset_states[0]); }
   bool pack_ih() const { return !ih_in_place && dx; }
   static constexpr int r_plane(int g) { return g < G - SPLIT ? g : g + SPLIT; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * PLANES * Hp; }
-  int64_t time(int64_t step) const { return back ? step : T - 1 - step; }  // the backward pass goes the other way
-  int64_t before(int64_t t) const { return back ? t + 1 : t - 1; }
-  bool first(int64_t t, int64_t b) const { return back ? t == call.length(d, b) - 1 : t == 0; }
-  bool alive(int64_t t, int64_t b) const { return t < call.length(d, b); }
-
-  // h that entered step t of row b, from unit j on.
-  V h_before(int64_t t, int64_t b, int64_t j, int n) const {
-    if (!first(t, b)) return y.get(((before(t) * B + b) * D + d) * P + j, n);
-    return call.states[0] ? port(call.states[0]).get((d * B + b) * P + j, n) : V(A(0));
-  }
-  V c_before(int64_t t, int64_t b, int64_t j, int n) const {
-    if (!first(t, b)) return load_first(cells + ((d * T + before(t)) * B + b) * H + j, n);
-    return call.states[1] ? port(call.states[1]).get((d * B + b) * H + j, n) : V(A(0));
-  }
-  void kept_at(int64_t t, int64_t b, int64_t j, int n, V* kept) const {
-    for (int k = 0; k < K; ++k) kept[k] = gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
-  }
+  A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
   // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through W_hh, rows r..: dz W_hh. A gate
   // after the other, so that its rows stay in the cache for all panels; panels up and down in turn, as in the forward
@@ -89,7 +71,7 @@ struct Backward {
                                  sums_row, add ? Sum::add : Sum::put);
     for_columns<A>(c1 - c0, [&](auto vectors, int64_t c) {
       const A* w = static_cast<const A*>(in_place) + g * H * columns + c0 + c;
-      product<decltype(vectors)::value>(n, left.a, left.row, 1, w, columns, H, sums + c, sums_row, add);
+      product<decltype(vectors)::value>(n, left.a, left.row, 1, Numbers<A>{w, columns}, H, sums + c, sums_row, add);
     });
   }
 
@@ -97,59 +79,62 @@ struct Backward {
   Left<A> dz_rows(int64_t slot, int64_t b, int plane) const {
     Left<A> left;
     left.a = dz_of(slot, b) + plane * Hp, left.row = PLANES * Hp;
-    if (dz_split)
-      left.split = dz_split.at(slot * B + b) + plane * Hk, left.split_row = dz_split.row(), left.part = dz_split.part();
+    if (dz_split) left.take(dz_split, slot * B + b), left.split += plane * Hk;
     return left;
   }
 
   // The cell's derivative at units j.., given the gradient of its output.
   INLINE void cell(int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
-    int n = int(std::min<int64_t>(W, H - j));
+    const int n = int(std::min<int64_t>(W, H - j));
     A* to = dz_of(slot, b) + j;
     auto put = [&](int p, V v) {
       v.store(to + p * Hp);
-      if (step_parts && n > 0) dz_split.put(v, slot * B + b, p * Hk + j, overflow);
+      if (step_parts) dz_split.put(v, slot * B + b, p * Hk + j, overflow);
     };
-    if (n <= 0 || !alive(t, b)) {
+    if constexpr (Cell::STATES > 1) carry.arriving_c(t, b, j);
+    if (!record.alive(t, b)) {
       for (int p = 0; p < PLANES; ++p) put(p, V(A(0)));
       return;
     }
-    V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero, direct;
-    kept_at(t, b, j, n, kept);
-    if constexpr (SPLIT > 0) h = h_before(t, b, j, n);
-    if constexpr (K == 0) h_new = y.get(((t * B + b) * D + d) * P + j, n);
+    V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero,
+                                              dc_old = zero, direct;
+    record.kept_at(t, b, j, n, kept);
+    if constexpr (SPLIT > 0) h = record.h_before(t, b, j, n);
+    if constexpr (K == 0) h_new = record.h_new(t, b, j, n);
     if constexpr (Cell::STATES > 1) {
-      int64_t at = ((d * T + t) * B + b) * H + j;
-      c = c_before(t, b, j, n), c_new = load_first(cells + at, n), dc_new = load(dc.data() + b * Hp + j);
-      if (dcells) dc_new = dc_new + load_first(dcells + at, n);
+      c = record.c_before(t, b, j, n), c_new = record.c_new(t, b, j, n, kept), dc_new = load(carry.c_of(b) + j);
+      if (dcells) dc_new = dc_new + load_first(dcells + record.cells_at(t, b) + j, n);
+      if (call.zone[1]) dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
     }
-    Cell::backward(kept, h_new, h, c, c_new, dh, dc_new, delta, direct, call.relu);
+    with_functions(standard, call, [&](auto f) __attribute__((always_inline)) {
+      Cell::backward(f, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
+    });
     for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
-    if constexpr (Cell::STATES > 1) dc_new.store(dc.data() + b * Hp + j);
-    if (!call.project) direct.store(carry.data() + b * Pp + j);
+    if constexpr (Cell::STATES > 1) (call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
+    if (!call.project) (call.zone[0] ? direct + load(carry.h_of(b) + j) : direct).store(carry.h_of(b) + j);
   }
 
   // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: step_projected).
   void step(int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
     for (int64_t b = r; b < r + n; ++b)
       for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W) {
-        V dh = load(sums + (b - r) * WIDTH + j - u * WIDTH) + load(carry.data() + b * Pp + j);
-        int lanes = int(std::min<int64_t>(W, P - j));
-        if (!alive(t, b)) dh.store(carry.data() + b * Pp + j);  // the state passed through
-        else if (lanes > 0) dh = dh + dy.get(((t * B + b) * D + d) * P + j, lanes);
-        if (!call.project) {
-          cell(slot, t, b, j, dh);
-        } else {
-          (alive(t, b) ? dh : V(A(0))).store(dout.data() + (slot * B + b) * Pp + j);
-          if (alive(t, b)) V(A(0)).store(carry.data() + b * Pp + j);
+        const bool alive = record.alive(t, b);
+        const int lanes = int(std::min<int64_t>(W, P - j));
+        V dh = carry.arriving(t, b, j, load(sums + (b - r) * WIDTH + j - u * WIDTH)), old = dh;  // dead: passed through
+        if (alive) {
+          dh = dh + dy.get(record.y_at(t, b) + j, lanes), old = V(A(0));
+          if (call.zone[0]) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
         }
+        if (!alive || call.project || call.zone[0]) old.store(carry.h_of(b) + j);
+        if (!call.project) cell(slot, t, b, j, dh);
+        else (alive ? dh : V(A(0))).store(dout_of(slot, b) + j);
       }
   }
 
   // The gradient before the projection, dout W_hr, and then the cell.
   void step_projected(Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
     Left<A> left;
-    left.a = dout.data() + (slot * B + r) * Pp, left.row = Pp;
+    left.a = dout_of(slot, r), left.row = Pp;
     w_hr.multiply_all(tiles, plan.level, n, left, 0, P, u * WIDTH, std::min<int64_t>(WIDTH, H - u * WIDTH), sums, WIDTH,
                       Sum::put);
     for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
@@ -168,7 +153,7 @@ struct Backward {
           return member.barrier();
         };
         for (int64_t s = 1; s <= steps; ++s) {
-          const int64_t t = time(done + s - 1);
+          const int64_t t = record.time(done + s - 1);
           const auto [u0, u1] = member.share(out_panels);
           sums.allocate((u1 - u0) * std::min(block, b1 - b0) * WIDTH);
           const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
@@ -204,60 +189,8 @@ struct Backward {
       for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(done, first + m), I);
     }
   }
-  int64_t dx_at(int64_t done, int64_t r) const { return ((call.group(d) * T + time(done + r / B)) * B + r % B) * I; }
-
-  // The right factors of the weights' gradients, for two rows of the chunk. Where a sequence has ended, and past the
-  // last row, the gradients are zero, and what lies there must not spoil them.
-  void gather(int64_t done, int64_t row, int64_t rows, A* buffer) {
-    const int64_t width = std::max(Ip, std::max(Pp, Hp));
-    A* two[2] = {buffer, buffer + width};
-    auto for_both = [&](auto&& f) {
-      for (int64_t r = row; r < row + 2; ++r) {
-        const int64_t t = time(done + r / B), b = r % B;
-        if (r < rows && alive(t, b)) f(two[r - row], t, b);
-        else std::fill_n(two[r - row], width, A(0));
-      }
-    };
-    for_both([&](A* to, int64_t t, int64_t b) {
-      x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, to, I);
-    });
-    x_rows.put_rows(two[0], two[1], I, row, overflow);
-    for_both([&](A* to, int64_t t, int64_t b) {
-      for (int64_t j = 0; j < P; j += W) h_before(t, b, j, int(std::min<int64_t>(W, P - j))).store(to + j);
-    });
-    h_rows.put_rows(two[0], two[1], P, row, overflow);
-    if constexpr (Cell::PROJECTION) {
-      if (!call.project) return;
-      for_both([&](A* to, int64_t t, int64_t b) {
-        for (int64_t j = 0; j < H; j += W) {
-          int n = int(std::min<int64_t>(W, H - j));
-          V kept[K];
-          kept_at(t, b, j, n, kept);
-          Cell::output(kept, load_first(cells + ((d * T + t) * B + b) * H + j, n)).store(to + j);
-        }
-      });
-      out_rows.put_rows(two[0], two[1], H, row, overflow);
-    }
-  }
-
-  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi.
-  void weight_gradients(bool start, int64_t rows, int64_t lo, int64_t hi) {
-    Tiles tiles;
-    Columns<A> units;
-    units.allocate(parts ? chunk * B : rows, parts);
-    for (int plane = 0; plane < PLANES; ++plane) {
-      const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
-      for (int64_t j = lo; j < hi; j += units.most()) {
-        const int64_t n = std::min(units.most(), hi - j);
-        const Left<A> left = units.take(dz_of(1, 0) + plane * Hp + j, PLANES * Hp, rows, n, overflow);
-        if (x_gate >= 0) dw_ih.add(start, tiles, plan.level, x_gate * H + j, n, left, x_rows, rows);
-        if (r_gate >= 0) dw_hh.add(start, tiles, plan.level, r_gate * H + j, n, left, h_rows, rows);
-        for (int64_t m = 0; m < n; ++m) {
-          if (x_gate >= 0) db.data()[x_gate * H + j + m] += units.total(m);
-          if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += units.total(m);
-        }
-      }
-    }
+  int64_t dx_at(int64_t done, int64_t r) const {
+    return ((call.group(d) * T + record.time(done + r / B)) * B + r % B) * I;
   }
 
   void products(int64_t done, int64_t steps) {
@@ -277,40 +210,20 @@ struct Backward {
         input_gradient(done, lo, hi);
       });
     }
-    if (!need_dweights()) return;
-    split_up(rows_of_factor(rows), 2, [&](int64_t lo, int64_t hi) {
-      Scratch<A> buffer;
-      buffer.allocate(2 * std::max(Ip, std::max(Pp, Hp)));
-      for (int64_t r = lo; r < hi; r += 2) gather(done, r, rows, buffer.data());
-    });
-    split_up(H, W, [&](int64_t lo, int64_t hi) { weight_gradients(done == 0, rows, lo, hi); });
+    if (!dweights) return;
+    split_up(dweights.rows_of_factor(rows), 2, [&](int64_t lo, int64_t hi) { dweights.gather(done, lo, hi, rows); });
+    split_up(H, W, [&](int64_t lo, int64_t hi) { dweights.add(done == 0, dz_of(1, 0), rows, lo, hi); });
     if (call.project)
-      split_up(P, W, [&](int64_t lo, int64_t hi) {
-        Tiles tiles;
-        Left<A> left;
-        left.a = dout.data() + B * Pp + lo, left.row = 1, left.step = Pp;
-        dw_hr.add(done == 0, tiles, plan.level, lo, hi - lo, left, out_rows, rows);
-      });
+      split_up(P, W, [&](int64_t lo, int64_t hi) { dweights.add_projection(done == 0, dout_of(1, 0), rows, lo, hi); });
   }
-
-  // Rows of a right factor for so many rows of a chunk: whole pairs, or whole blocks.
-  int64_t rows_of_factor(int64_t rows) const { return parts ? padded_k(rows) : (rows + 1) / 2 * 2; }
 
   void allocate() {
     if (pack_hh()) w_hh.allocate(Pp, G * (step_parts ? Hk : H), step_parts);
     dz.allocate((chunk + 1) * B * PLANES * Hp);
     if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, PLANES * Hk, plan.parts);
-    carry.allocate(B * Pp, true);
-    if (Cell::STATES > 1) dc.allocate(B * Hp, true);
     if (pack_ih()) w_ih.allocate(Ip, G * (parts ? Hk : H), parts);
     if (call.project) w_hr.allocate(Hp, P, 0), dout.allocate((chunk + 1) * B * Pp);
-    if (!need_dweights()) return;
-    const int64_t rows = rows_of_factor(chunk * B);
-    x_rows.allocate(Ip, rows, parts), h_rows.allocate(Pp, rows, parts), db.allocate(2 * G * H, true);
-    dw_ih.open(port(call.dweight(d, 0)), G * H, I), dw_hh.open(port(call.dweight(d, 1)), G * H, P);
-    if (!call.project) return;
-    out_rows.allocate(Hp, rows, 0);
-    dw_hr.open(port(call.dweight(d, call.bias ? 4 : 2)), P, H);
+    if (dweights) dweights.open();
   }
 
   // All panels of a matrix of `gates` times `rows` rows of n columns.
@@ -331,28 +244,21 @@ struct Backward {
     if (pack_hh()) pack(w_hh, call.weight(d, 1), G, H, P);
     if (call.project) pack(w_hr, call.weight(d, call.bias ? 4 : 2), 1, P, H);
     if (pack_ih()) pack(w_ih, call.weight(d, 0), G, H, I);
-    for (int64_t b = 0; b < B; ++b) {
-      if (call.dlast[0]) port(call.dlast[0]).get_row((d * B + b) * P, carry.data() + b * Pp, P);
-      if (Cell::STATES > 1 && call.dlast[1]) port(call.dlast[1]).get_row((d * B + b) * H, dc.data() + b * Hp, H);
-    }
+    carry.start();
   }
 
   void finish(int64_t last_slot) {
     Tiles tiles;
-    if (call.dstates[0])
-      for (int64_t u = 0; u < out_panels; ++u)
-        for (int64_t b = 0; b < B; ++b) {
-          alignas(64) A sums[WIDTH];
-          recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
-          const int64_t width = std::min<int64_t>(WIDTH, P - u * WIDTH);
-          for (int64_t j = 0; j < width; ++j) sums[j] += carry.data()[b * Pp + u * WIDTH + j];
-          port(call.dstates[0]).put_row(sums, (d * B + b) * P + u * WIDTH, width);
-        }
-    if (Cell::STATES > 1 && call.dstates[1])
-      for (int64_t b = 0; b < B; ++b) port(call.dstates[1]).put_row(dc.data() + b * Hp, (d * B + b) * H, H);
-    if (!need_dweights()) return;
-    dw_ih.close(), dw_hh.close(), dw_hr.close();
-    for (int k = 0; call.bias && k < 2; ++k) port(call.dweight(d, 2 + k)).put_row(db.data() + k * G * H, 0, G * H);
+    const int64_t t = record.before(record.time(T - 1));  // the initial state is the one after that step
+    for (int64_t u = 0; (call.dstates[0] || call.dreset_states[0]) && u < out_panels; ++u)
+      for (int64_t b = 0; b < B; ++b) {
+        alignas(64) A sums[WIDTH];
+        recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
+        for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W)
+          carry.arriving(t, b, j, load(sums + j - u * WIDTH)).store(carry.h_of(b) + j);
+      }
+    carry.finish(t);
+    if (dweights) dweights.close();
   }
 
   // False if a number came that has no bf16 parts: then the results are void.

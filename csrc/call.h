@@ -70,24 +70,26 @@ inline Tensor zeros(int32_t dtype, Sizes sizes) {
 struct Call : LayerCall {
   Tensors held;
   int32_t dtype;
+  int64_t X;  // groups of directions that have an input of their own
 
   // All but the weights and the states.
   Call(const std::string& cell_name, const Tensor& x_, Bools reverse_, bool bias_, bool project_,
-       const std::optional<std::string>& activation, const MaybeTensor& lengths_)
+       const std::optional<std::string>& activation, const std::optional<std::string>& recurrent_activation,
+       const MaybeTensor& lengths_)
       : LayerCall{}, dtype(dtype_of(x_)) {
     storage = storage_of(dtype);
     cell = find_cell(cell_name);
     STD_TORCH_CHECK(cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
-    bias = bias_, project = project_, relu = activation && *activation == "relu", reverse = std::move(reverse_);
-    STD_TORCH_CHECK(!activation || *activation == "tanh" || (relu && cell->has_relu),
-                    "rnnkernels: the C++ backend does not have a stage or an activation of this call");
+    bias = bias_, project = project_, reverse = std::move(reverse_);
+    if (activation) take_activation(*activation, act);
+    if (recurrent_activation) take_activation(*recurrent_activation, gate);
     STD_TORCH_CHECK(!project || cell->has_projection, "rnnkernels: ", cell_name, " has no projection");
 
     const auto sizes = x_.sizes();
     const int64_t dim = int64_t(sizes.size());
     STD_TORCH_CHECK(dim == 3 || dim == 4, "rnnkernels: x must have 3 or 4 dimensions, got ", dim);
-    const int64_t X = dim == 4 ? sizes[0] : 1;
-    T = sizes[dim - 3], B = sizes[dim - 2], I = sizes[dim - 1], D = X * int64_t(reverse.size());
+    T = sizes[dim - 3], B = sizes[dim - 2], I = sizes[dim - 1];
+    X = dim == 4 ? sizes[0] : 1, D = X * int64_t(reverse.size());
     const bool whole_rows = I <= 1 || x_.stride(dim - 1) == 1;
     if (!whole_rows) hold(torch::stable::contiguous(x_));
     const Tensor& xs = whole_rows ? x_ : held.back();
@@ -96,14 +98,17 @@ struct Call : LayerCall {
     x_stride_T = strides[dim - 3], x_stride_B = strides[dim - 2];
 
     if (lengths_) {
-      const auto found = lengths_->sizes();
-      const bool each = found.size() == 2;  // a group has lengths of its own
-      STD_TORCH_CHECK(dtype_of(*lengths_) == aoti_torch_dtype_int64() && (found.size() == 1 || each) &&
-                          found[each] == B && (!each || found[0] == X),
+      const bool each = lengths_->dim() == 2;  // a group has lengths of its own
+      STD_TORCH_CHECK(dtype_of(*lengths_) == aoti_torch_dtype_int64() &&
+                          (has_sizes(*lengths_, {B}) || has_sizes(*lengths_, {X, B})),
                       "rnnkernels: lengths must be int64 of shape (B,) or (X, B)");
       lengths = static_cast<const int64_t*>(hold(torch::stable::contiguous(*lengths_)));
       lengths_stride_X = each ? B : 0;
     }
+  }
+  static void take_activation(const std::string& name, Activation& to) {
+    STD_TORCH_CHECK(find_activation(name, to),
+                    "rnnkernels: expected an activation out of tanh, relu, sigmoid, hard_sigmoid, linear, got ", name);
   }
 
   int64_t weights_per_layer() const { return D * (2 + 2 * bias + project); }
@@ -131,10 +136,56 @@ struct Call : LayerCall {
   }
 
   // The states of one layer or, where they are stacked, of several.
-  void take_states(const Tensors& given, int64_t layers) {
-    STD_TORCH_CHECK(given.empty() || int64_t(given.size()) == cell->states, "rnnkernels: expected ", cell->states,
-                    " states, got ", given.size());
-    for (size_t k = 0; k < given.size(); ++k) states[k] = take(given[k], {layers * D, B, k ? H : P}, k ? "c0" : "h0");
+  void take_states(const Tensors& given, int64_t layers) { take_states(given, layers, states, "states", "h0", "c0"); }
+
+  void take_states(const Tensors& given, int64_t layers, const void** into, const char* names, const char* h,
+                   const char* c) {
+    STD_TORCH_CHECK(given.empty() || int64_t(given.size()) == cell->states, "rnnkernels: expected ", cell->states, " ",
+                    names, ", got ", given.size());
+    for (size_t k = 0; k < given.size(); ++k) into[k] = take(given[k], {layers * D, B, k ? H : P}, k ? c : h);
+  }
+
+  // The stages of the step; after weights.
+  void take_stages(const MaybeTensor& reset_, const Tensors& reset_states_, const MaybeTensor& h_mask_,
+                   const Tensors& zone_) {
+    if (reset_) {
+      STD_TORCH_CHECK(
+          dtype_of(*reset_) == aoti_torch_dtype_bool() && (has_sizes(*reset_, {T, B}) || has_sizes(*reset_, {X, T, B})),
+          "rnnkernels: reset must be bool of shape (T, B) or (X, T, B)");
+      reset_stride_X = reset_->dim() == 3 ? T * B : 0;
+      reset = static_cast<const bool*>(hold(torch::stable::contiguous(*reset_)));
+    }
+    take_states(reset_states_, 1, reset_states, "reset_states", "reset h0", "reset c0");
+    if (h_mask_) {
+      STD_TORCH_CHECK(h_mask_->dim() == 3, "rnnkernels: h_mask must have 3 dimensions, got ", h_mask_->dim());
+      h_mask = take_coefficients(*h_mask_, P, "h_mask");
+    }
+    STD_TORCH_CHECK(zone_.empty() || int64_t(zone_.size()) == cell->states, "rnnkernels: expected ", cell->states,
+                    " zones, got ", zone_.size());
+    for (size_t k = 0; k < zone_.size(); ++k) zone[k] = take_coefficients(zone_[k], k ? H : P, "zone");
+  }
+
+  // A tensor of any dtype that can be broadcast to (T, D, B, n).
+  Coefficients take_coefficients(Tensor t, int64_t n, const char* name) {
+    const int64_t dim = t.dim(), full[] = {T, D, B, n};
+    int64_t strides[4] = {};
+    STD_TORCH_CHECK(dim >= 1 && dim <= 4, "rnnkernels: ", name, " must have 1 to 4 dimensions, got ", dim);
+    if (dtype_of(t) != accumulate())
+      t = torch::stable::to(t, storage == Storage::float64 ? torch::headeronly::ScalarType::Double
+                                                           : torch::headeronly::ScalarType::Float);
+    if (t.stride(dim - 1) > 1) t = torch::stable::contiguous(t);
+    for (int64_t i = 0; i < dim; ++i) {
+      const int64_t k = 4 - dim + i, size = t.size(i);
+      STD_TORCH_CHECK(size == full[k] || size == 1, "rnnkernels: ", name, " must have size 1 or ", full[k],
+                      " in dimension ", i, ", got ", size);
+      strides[k] = size == 1 ? 0 : t.stride(i);
+    }
+    return {hold(t), strides[0], strides[1], strides[2], strides[3] != 0};
+  }
+
+  static bool has_sizes(const Tensor& t, Sizes sizes) {
+    const auto found = t.sizes();
+    return found.size() == sizes.size() && std::equal(sizes.begin(), sizes.end(), found.begin());
   }
 
   // The data of a tensor of these sizes and of the dtype of x.

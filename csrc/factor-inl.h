@@ -1,7 +1,6 @@
 // The two factors of a product in any form: rows on the left, a matrix in panels of columns on the right.
 
-// Rows of the left factor: as numbers of type A, and in bf16 parts or (split then being QuantizedRows') in int8 where
-// the right factor is.
+// Rows of the left factor: as numbers of type A, and in bf16 parts or in int8 where the right factor is.
 template <class A>
 struct Left {
   const A* a = nullptr;
@@ -9,6 +8,10 @@ struct Left {
   const Bits* split = nullptr;
   int64_t split_row = 0, part = 0;
   Left from(int64_t r) const { return {a + r * row, row, step, split + r * split_row, split_row, part}; }
+  void take(const SplitRows& rows, int64_t first) {
+    split = rows.at(first), split_row = rows.row(), part = rows.part();
+  }
+  void take(const QuantizedRows& rows) { split = rows.at(0), split_row = rows.row(); }
 };
 
 template <class A>
@@ -18,13 +21,16 @@ class Factor {
   static constexpr int W = V::W;
 
   // Room for `columns` (whole vectors) of K rows; parts: 0 for numbers of type A, else of bf16.
-  void allocate(int64_t columns, int64_t K, int parts, bool zero = false) {
-    parts_ = parts, rows_ = parts ? padded_k(K) * parts : K;
-    if (parts) bits_.allocate(columns * rows_, zero);
-    else numbers_.allocate(columns * rows_, zero);
+  void allocate(int64_t columns, int64_t K, int parts) {
+    form_ = parts ? Form::pairs : Form::panels, parts_ = parts, rows_ = parts ? padded_k(K) * parts : K;
+    if (parts) bits_.allocate(columns * rows_);
+    else numbers_.allocate(columns * rows_);
   }
   void allocate_quads(int64_t columns, int64_t K) {
-    rows_ = padded_quads(K), bits_.allocate(columns * rows_), scales_.allocate(columns);
+    form_ = Form::quads, rows_ = padded_quads(K), bits_.allocate(columns * rows_), scales_.allocate(columns);
+  }
+  void allocate_narrow(int64_t columns, int64_t K, Storage storage) {
+    form_ = Form::narrow, storage_ = storage, rows_ = (K + 1) / 2 * 2, bits_.allocate(columns * rows_);
   }
   int parts() const { return parts_; }
 
@@ -44,6 +50,10 @@ class Factor {
   void pack_quads(const int8_t* from, const float* scales, int n, int64_t K, int64_t c, int64_t NB, int64_t v) {
     pack_quad_columns(from, n, K, bits(c, 0, NB), NB, v);
     for (int i = 0; i < W; ++i) scales_.data()[c + v * W + i] = i < n ? scales[i] : 0.0f;
+  }
+  // The same from n rows of 16 bits that stay as they are.
+  void pack_narrow(const Bits* from, int n, int64_t K, int64_t c, int64_t NB, int64_t v) {
+    pack_narrow_columns(from, storage_, n, K, bits(c, 0, NB), NB, v);
   }
   // Rows k and k + 1 (k even) of n columns in panels of 4, 2 and 1 vectors.
   void put_rows(const A* even, const A* odd, int64_t n, int64_t k, Flag& overflow) {
@@ -65,19 +75,24 @@ class Factor {
   template <int NB>
   void multiply(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t k, int64_t K, int64_t c, A* sums,
                 int64_t sums_row, Sum sum) const {
-#ifdef PAIRS
+    auto in = [&](auto panel) __attribute__((always_inline)) {
+      product<NB>(rows, left.a, left.row, left.step, panel, K, sums, sums_row, sum != Sum::put);
+    };
+    if (__builtin_expect(form_ == Form::panels, 1)) return in(Numbers<A>{numbers(c, k, NB), NB * W});
     if constexpr (sizeof(A) == 4) {
-      if (scales_.data())
+#ifdef PAIRS
+      if (form_ == Form::quads)
         return multiply_quads<NB>(
             tiles, level, {left.split, left.split_row, 0, padded_quads(K), bits(c, 0, NB), NB, sums, sums_row, sum},
             rows, scales_.data() + c);
-      if (parts_)
+      if (form_ == Form::pairs)
         return multiply_pairs<NB>(
             tiles, level, parts_,
             {left.split, left.split_row, left.part, padded_k(K), bits(c, k, NB), NB, sums, sums_row, sum}, rows);
-    }
 #endif
-    product<NB>(rows, left.a, left.row, left.step, numbers(c, k, NB), NB * W, K, sums, sums_row, sum != Sum::put);
+      if (storage_ == Storage::bfloat16) in(NarrowPanel<Storage::bfloat16>{bits(c, 0, NB)});
+      else in(NarrowPanel<Storage::float16>{bits(c, 0, NB)});
+    }
   }
   // The same for n columns from `first` on, in panels of 4, 2 and 1 vectors; rows of the sums are whole vectors.
   void multiply_all(Tiles& tiles, Level level, int64_t rows, const Left<A>& left, int64_t k, int64_t K, int64_t first,
@@ -90,7 +105,9 @@ class Factor {
  private:
   A* numbers(int64_t c, int64_t k, int64_t NB) const { return numbers_.data() + c * rows_ + k * NB * W; }
   Bits* bits(int64_t c, int64_t k, int64_t NB) const { return bits_.data() + c * rows_ + k * parts_ * NB * W; }
-  int64_t rows_ = 0;  // numbers in a column
+  Form form_ = Form::panels;
+  Storage storage_ = Storage::float32;  // of what stays in 16 bits
+  int64_t rows_ = 0;                    // numbers in a column
   int parts_ = 0;
   Scratch<A> numbers_;
   Scratch<Bits> bits_;
@@ -134,7 +151,7 @@ class Columns {
         transpose(block);
         for (int i = 0; i < W; ++i) split_.put(block[i], m + i, r, overflow);
       }
-    left.split = split_.at(0), left.split_row = split_.row(), left.part = split_.part();
+    left.take(split_, 0);
     return left;
   }
   A total(int64_t column) const { return total_[column]; }
@@ -153,7 +170,7 @@ template <class A>
 class GradientSum {
  public:
   void open(const Port<A>& result, int64_t rows, int64_t n) {
-    result_ = result, rows_ = rows, n_ = n, padded_ = (n + Vec<A>::W - 1) / Vec<A>::W * Vec<A>::W;
+    result_ = result, rows_ = rows, n_ = n, padded_ = padded<A>(n);
     if (!in_place()) own_.allocate(rows * padded_);
   }
   // rows first..first+m = (at the start) or += the left factor, of m rows and K columns, times the right one.

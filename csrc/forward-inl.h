@@ -1,115 +1,67 @@
 // The forward loop over time, for every cell. One job is one direction and a range of rows (or all rows and a team).
 //
 // Per step, panel of hidden units and block of rows: the products with x and h, then the cell and the stores, while the
-// sums are in the first-level cache. A is the type computed in, NV the vectors that a gate has in a panel.
+// sums are in the first-level cache.
 
 template <class A, class Cell, int NV>
 struct Forward {
   using V = Vec<A>;
-  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, NB = G * NV, K = Cell::KEPT;
-  static constexpr int WIDTH = NV * W, SUMS = NB * W;  // hidden units of a panel; their sums for one row
-  static constexpr int64_t BLOCK = 128;                // rows whose sums are kept at a time, at most
+  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, K = Cell::KEPT;
+  static constexpr int WIDTH = Weights<A, Cell, NV>::WIDTH, SUMS = Weights<A, Cell, NV>::SUMS;
+  static constexpr int64_t BLOCK = 128;  // rows whose sums are kept at a time, at most
 
   const LayerCall& call;
   const Schedule plan;
+  Weights<A, Cell, NV> weights{call, plan};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
-  const int64_t panels = (H + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
-  const int64_t out_panels = (P + WIDTH - 1) / WIDTH, Pp = out_panels * WIDTH;
+  const int64_t panels = weights.panels, out_panels = weights.out_panels, Hp = panels * WIDTH, Pp = out_panels * WIDTH;
   const int64_t chunk =
       plan.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * SUMS * sizeof(A)), std::min(T, 255 / B + 1), T)
                    : 1;
+  // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
+  const bool quads_in_tiles = plan.hh == Form::quads && plan.level == Level::tiles;
+  const bool near = (quads_in_tiles ? 1 : 2 * plan.parts) * SUMS * panels * P <= kNearBytes;
+  const int64_t block = plan.hh != Form::pairs && !quads_in_tiles ? 48 : near ? 32 : BLOCK;
   Port<A> port(const void* data) const { return {data, call.storage}; }
-  Port<A> x_in = port(call.x), y = port(call.y);  // a stream gets new ones with every call
+  Port<A> y = port(call.y);  // a stream gets a new one with every call
   int64_t y_stride_T = B * D * P, y_stride_B = D * P;
   const Port<A> gates = port(call.gates);
-  Factor<A> w_ih, w_hh, w_hr;                        // panel after panel, direction after direction
-  Scratch<A> bias;                                   // [D][panel][G + SPLIT][NV][W]
-  mutable Flag overflow;                             // a number that has no bf16 parts came
-  const bool unbounded = call.relu || call.project;  // else no h is larger than 1 or than it was at the start
+  mutable Flag overflow;  // a number that has no bf16 parts came
+  Inputs<A> inputs{call, plan, chunk, Pp, overflow};
+  const bool standard = call.standard(), zoned = bool(call.zone[0]);
+  const bool unbounded = !call.bounded() || call.project || zoned;  // else no h exceeds 1 or the first one
 
-  Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
-    bias.allocate(D * panels * BIAS);
-    allocate(w_ih, plan.ih, I);
-    allocate(w_hh, plan.hh, P);
-    if (call.project) w_hr.allocate(D * out_panels * WIDTH, H, 0);
-  }
+  Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {}
 
-  void allocate(Factor<A>& w, Form form, int64_t K) const {
-    const int64_t columns = D * panels * NB * W;
-    if (form == Form::quads) w.allocate_quads(columns, K);
-    else if (packed(form)) w.allocate(columns, K, form == Form::pairs ? plan.parts : 0);
-  }
-  static bool packed(Form form) { return form != Form::in_place && form != Form::elsewhere; }
-  int64_t column(int64_t d, int64_t u) const { return (d * panels + u) * NB * W; }
-  A* bias_of(int64_t d, int64_t u) const { return bias.data() + (d * panels + u) * BIAS; }
-  static constexpr int BIAS = (G + SPLIT) * WIDTH;
-
-  // What is added to the sums: b_ih + b_hh; but a split gate's recurrent sum has its b_hh, and its b_ih comes last.
-  void pack_bias(int64_t d, int64_t u) {
-    A* to = bias_of(d, u);
-    std::fill_n(to, BIAS, A(0));
-    if (!call.bias) return;
-    for (int side = 0; side < 2; ++side)
-      for (int g = 0; g < G; ++g) {
-        alignas(64) A row[WIDTH];
-        int64_t n = std::min<int64_t>(WIDTH, H - u * WIDTH);
-        port(call.weight(d, 2 + side)).get_row(g * H + u * WIDTH, row, n);
-        A* at = to + (side == 0 && g >= G - SPLIT ? g + SPLIT : g) * WIDTH;
-        for (int64_t j = 0; j < n; ++j) at[j] += row[j];
-      }
-  }
-
-  void pack_panel(int64_t d, int64_t u) {
-    pack_bias(d, u);
-    for (int i = 0; i < NB; ++i) {
-      int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
-      int n = int(std::clamp<int64_t>(H - j, 0, W));
-      auto pack = [&](Factor<A>& w, Form form, int k, int64_t width) {
-        if (form == Form::quads)
-          w.pack_quads(int8_weight(d, k) + first * width, call.scale(d, k) + first, n, width, column(d, u), NB, i);
-        else if (packed(form))
-          w.pack_columns(port(call.weight(d, k)), first * width, width, n, width, column(d, u), NB, i, overflow);
-      };
-      pack(w_ih, plan.ih, 0, I);
-      pack(w_hh, plan.hh, 1, P);
-    }
-  }
-  const int8_t* int8_weight(int64_t d, int k) const { return static_cast<const int8_t*>(call.weight(d, k)); }
-
-  void pack_projection(int64_t d, int64_t u) {
-    for (int v = 0; v < NV; ++v) {
-      int64_t p = u * WIDTH + v * W;
-      int n = int(std::clamp<int64_t>(P - p, 0, W));
-      w_hr.pack_columns(port(call.weight(d, call.bias ? 4 : 2)), p * H, H, n, H, (d * out_panels + u) * WIDTH, NV, v,
-                        overflow);
-    }
-  }
-
-  // The state of one job: rows b0..b0+rows of direction d. h lies in two slots, the old one and the new one.
-  struct Job {
-    int64_t d, b0, rows;
-    Scratch<A> h, c, cell_out, pre;  // h [2][rows][Pp], c and cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
-    SplitRows h_split;               // [2][rows], where W_hh is in pairs
-    int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
-  };
-
-  void start(Job& job) const {
+  void start(Job<A>& job) const {
     job.h.allocate(2 * job.rows * Pp, true);
-    if (plan.hh == Form::pairs) job.h_split.allocate(2 * job.rows, P, plan.parts);
+    if (plan.hh == Form::pairs && !call.h_mask) job.h_split.allocate(2 * job.rows, P, plan.parts);
     if (Cell::STATES > 1) job.c.allocate(job.rows * Hp, true);
     if (call.project) job.cell_out.allocate(job.rows * Hp);
     if (plan.chunked) job.pre.allocate(chunk * job.rows * panels * SUMS);
-    for (int64_t r = 0; r < job.rows; ++r) {
-      int64_t row = job.d * B + job.b0 + r;
-      if (call.states[0]) {
-        port(call.states[0]).get_row(row * P, job.h.data() + r * Pp, P);
-        if (job.h_split) job.h_split.put_row(job.h.data() + r * Pp, P, r, overflow);
-      }
-      if (Cell::STATES > 1 && call.states[1]) port(call.states[1]).get_row(row * H, job.c.data() + r * Hp, H);
-    }
+    for (int64_t r = 0; call.states[0] && r < job.rows; ++r) set_state(job, 0, r, call.states);
   }
 
-  void finish(const Job& job) const {
+  // The state of row r, with h in `slot`, from given states or zero.
+  void set_state(const Job<A>& job, int64_t slot, int64_t r, const void* const* from) const {
+    const int64_t row = job.d * B + job.b0 + r;
+    A *h = job.h.data() + job.at(slot, r) * Pp, *c = job.c.data() + r * Hp;
+    if (from[0]) port(from[0]).get_row(row * P, h, P);
+    else std::fill_n(h, P, A(0));
+    if (job.h_split) job.h_split.put_row(h, P, job.at(slot, r), overflow);
+    if (Cell::STATES == 1) return;
+    if (from[1]) port(from[1]).get_row(row * H, c, H);
+    else std::fill_n(c, H, A(0));
+  }
+
+  // The state that enters step t in this member's share of the rows, where it is reset.
+  void reset(const Job<A>& job, int64_t t, int64_t slot, const Team::Member& member) const {
+    const auto [lo, hi] = member.share(job.rows);
+    for (int64_t r = lo; r < hi; ++r)
+      if (call.resets(job.d, t, job.b0 + r)) set_state(job, slot, r, call.reset_states);
+  }
+
+  void finish(const Job<A>& job) const {
     for (int64_t r = 0; r < job.rows; ++r) {
       int64_t row = job.d * B + job.b0 + r;
       port(call.last[0]).put_row(job.h.data() + job.at(T, r) * Pp, row * P, P);
@@ -117,111 +69,24 @@ struct Forward {
     }
   }
 
-  // Where rows of x and of h are copied to if they cannot be read in place.
-  struct Input {
-    Scratch<A> rows, row;
-    SplitRows split;
-    QuantizedRows quantized;
+  // What a thread has to itself.
+  struct Work {
+    typename Inputs<A>::Copy x, h;
   };
-  bool sorted(Form form) const { return form == Form::in_place && call.storage == Storage::bfloat16; }
-
-  // The rows of x of some steps: in place where they are evenly spaced, else copied.
-  Left<A> rows_of_x(const Job& job, Input& input, int64_t t0, int64_t steps) const {
-    const int64_t first = call.group(job.d) * call.x_stride_X + job.b0 * call.x_stride_B + t0 * call.x_stride_T;
-    auto for_rows = [&](auto&& f) {
-      for (int64_t t = 0; t < steps; ++t)
-        for (int64_t r = 0; r < job.rows; ++r) f(t * job.rows + r, first + t * call.x_stride_T + r * call.x_stride_B);
-    };
-    Left<A> x;
-    if (call.quantized()) {
-      if (!input.quantized) input.quantized.allocate(chunk * job.rows, I);
-      for_rows([&](int64_t r, int64_t from) { quantize(input.quantized, x_in.at(from), r, x); });
-      return x;
-    }
-    if (plan.ih == Form::pairs) {
-      if (!input.split) input.split.allocate(chunk * job.rows, I, plan.parts);
-      for_rows([&](int64_t r, int64_t from) {
-        for (int64_t i = 0; i < I; i += W)
-          input.split.put(x_in.get(from + i, int(std::min<int64_t>(W, I - i))), r, i, overflow);
-      });
-      x.split = input.split.at(0), x.split_row = input.split.row(), x.part = input.split.part();
-      return x;
-    }
-    bool even = steps == 1 || job.rows == 1;
-    x.row = steps == 1 ? call.x_stride_B : call.x_stride_T;
-    if (!even && call.x_stride_T == job.rows * call.x_stride_B) even = true, x.row = call.x_stride_B;
-    if (even && x_in.direct()) {
-      x.a = x_in.at(first);
-      return x;
-    }
-    input.rows.allocate(chunk * job.rows * I);
-    if (sorted(plan.ih)) input.row.allocate(I);
-    for_rows([&](int64_t r, int64_t from) {
-      A* to = input.rows.data() + r * I;
-      x_in.get_row(from, sorted(plan.ih) ? input.row.data() : to, I);
-      if (sorted(plan.ih)) sort_for_bfloat16(input.row.data(), I, to);
-    });
-    x.a = input.rows.data(), x.row = I;
-    return x;
-  }
-
-  // Row r of a left factor in int8.
-  static void quantize(const QuantizedRows& to, const A* from, int64_t r, Left<A>& left) {
-    if constexpr (sizeof(A) == 4) to.put_row(from, r);
-    left.split = to.at(0), left.split_row = to.row();
-  }
-
-  // The rows of h in `slot`. In int8 they are each thread's own: the whole row has one scale.
-  Left<A> rows_of_h(const Job& job, Input& copy, int64_t slot) const {
-    Left<A> h;
-    h.a = job.h.data() + job.at(slot, 0) * Pp, h.row = Pp;
-    if (call.quantized()) {
-      if (!copy.quantized) copy.quantized.allocate(job.rows, P);
-      for (int64_t r = 0; r < job.rows; ++r) quantize(copy.quantized, h.a + r * Pp, r, h);
-    } else if (job.h_split) {
-      h.split = job.h_split.at(job.at(slot, 0)), h.split_row = job.h_split.row(), h.part = job.h_split.part();
-    } else if (sorted(plan.hh)) {
-      copy.rows.allocate(job.rows * Pp);
-      for (int64_t r = 0; r < job.rows; ++r) sort_for_bfloat16(h.a + r * Pp, P, copy.rows.data() + r * Pp);
-      h.a = copy.rows.data();
-    }
-    return h;
-  }
 
   // The input's sums of some steps, for panels u0..u1.
-  void project_input(const Job& job, Input& input, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
+  void project_input(const Job<A>& job, Work& work, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
                      int64_t u1) const {
-    const Left<A> x = rows_of_x(job, input, t0, steps);
+    const Left<A> x = inputs.rows_of_x(job, work.x, t0, steps);
     for (int64_t u = u0; u < u1; ++u)
-      multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
-  }
-
-  // sums = left times W_ih or W_hh, for n rows of panel u.
-  void multiply(Tiles& tiles, int64_t d, int64_t u, int64_t n, const Left<A>& left, bool input, A* sums,
-                int64_t sums_row) const {
-    const int64_t K = input ? I : P;
-    if (packed(input ? plan.ih : plan.hh))
-      return (input ? w_ih : w_hh)
-          .template multiply<NB>(tiles, plan.level, n, left, 0, K, column(d, u), sums, sums_row, Sum::put);
-    const int k = input ? 0 : 1;
-    for (int g = 0; g < G; ++g) {
-      const int64_t first = g * H + u * WIDTH, count = std::min<int64_t>(WIDTH, H - u * WIDTH);
-      for (int64_t m = 0; count < WIDTH && m < n; ++m)  // what pads a panel may become a factor
-        std::fill_n(sums + m * sums_row + g * WIDTH + count, WIDTH - count, A(0));
-      if (!call.quantized()) {
-        dot_product(n, left.a, left.row, port(call.weight(d, k)), first * K, count, K, sums + g * WIDTH, sums_row);
-      } else if constexpr (sizeof(A) == 4) {
-        dot_quads(n, left.split, left.split_row, int8_weight(d, k) + first * K, call.scale(d, k) + first, count, K,
-                  sums + g * WIDTH, sums_row);
-      }
-    }
+      weights.multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
   }
 
   // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state.
-  void apply(const Job& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums, int64_t x_row,
-             const A* sums) const {
+  void apply(const Job<A>& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
+             int64_t x_row, const A* sums) const {
     Row row(*this, job, t, slot, r);
-    const A* b = bias_of(job.d, u);
+    const A* b = weights.bias_of(job.d, u);
     for (int64_t m = r; m < r + n; ++m, x_sums += x_row, sums += SUMS, row.next()) {
       const bool alive = !call.lengths || t < call.length(job.d, job.b0 + m);
       for (int v = 0; v < NV; ++v) {
@@ -238,16 +103,18 @@ struct Forward {
         if constexpr (SPLIT > 0) out = load(row.h_old + j);
         if constexpr (Cell::STATES > 1) c = load(row.c + j);
         V c_new = c;
-        Cell::forward(s, x, out, c_new, kept, call.relu);
-        if (!alive) c_new = c;
+        with_functions(standard, call,
+                       [&](auto f) __attribute__((always_inline)) { Cell::forward(f, s, x, out, c_new, kept); });
         if constexpr (Cell::STATES > 1) {
+          if (zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
+          if (!alive) c_new = c;
           c_new.store(row.c + j);
           if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + row.kept * H + j, lanes);
         }
         if (K > 0 && gates)
           for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
         if (call.project) out.store(job.cell_out.data() + m * Hp + j);
-        else put(row, j, lanes, alive, out);
+        else put(job, t, row, j, lanes, alive, out);
       }
     }
   }
@@ -260,7 +127,7 @@ struct Forward {
     const A* h_old;
     A *h, *c;
     int64_t h_split, y_at, kept, h_row, c_row, y_row;
-    Row(const Forward& f, const Job& job, int64_t t, int64_t slot, int64_t r)
+    Row(const Forward& f, const Job<A>& job, int64_t t, int64_t slot, int64_t r)
         : split(job.h_split),
           overflow(f.overflow),
           y(f.y),
@@ -276,8 +143,13 @@ struct Forward {
     INLINE void next() { h_old += h_row, h += h_row, c += c_row, ++h_split, y_at += y_row, ++kept; }
   };
 
+  INLINE V zone(int k, const Job<A>& job, int64_t t, const Row& row, int64_t j, int lanes) const {
+    return coefficients<A>(call.zone[k], t, job.d, row.kept - (job.d * T + t) * B, j, lanes);
+  }
+
   // The new h of a row at j: into the state and into y.
-  INLINE void put(const Row& row, int64_t j, int lanes, bool alive, V out) const {
+  INLINE void put(const Job<A>& job, int64_t t, const Row& row, int64_t j, int lanes, bool alive, V out) const {
+    if (zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
     const V h = alive ? out : load(row.h_old + j);
     h.store(row.h + j);
     if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);
@@ -285,53 +157,63 @@ struct Forward {
     row.y.put(alive ? out : V(A(0)), row.y_at + j, lanes);
   }
 
-  void project(const Job& job, Tiles& tiles, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, A* sums) const {
+  void project(const Job<A>& job, Tiles& tiles, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n,
+               A* sums) const {
     Left<A> out;
     out.a = job.cell_out.data() + r * Hp, out.row = Hp;
-    w_hr.template multiply<NV>(tiles, plan.level, n, out, 0, H, (job.d * out_panels + u) * WIDTH, sums, WIDTH,
-                               Sum::put);
+    weights.project(tiles, job.d, u, n, out, sums);
     Row row(*this, job, t, slot, r);
     for (int64_t m = r; m < r + n; ++m, sums += WIDTH, row.next())
       for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
-        put(row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m), load(sums + j - u * WIDTH));
+        put(job, t, row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
+            load(sums + j - u * WIDTH));
   }
 
-  void run_job(const Job& job, Team::Member& member) const {
-    const bool back = call.backwards(job.d);
-    Input input, copy_of_h;
-    Tiles tiles;
+  // f(panel, first row, rows) for this member's share of so many panels. Up and down in turn, so that what the cache
+  // still holds of the weights is what the next step begins with.
+  template <class F>
+  INLINE void for_blocks(const Job<A>& job, const Team::Member& member, int64_t all, bool down, const F& f) const {
+    const auto [lo, hi] = member.share(all);
+    for (int64_t i = lo; i < hi; ++i)
+      for (int64_t r = 0; r < job.rows; r += block) f(down ? hi - 1 - (i - lo) : i, r, std::min(block, job.rows - r));
+  }
+
+  // One member's part of step t, whose h is in `slot`; pre: the input's sums of this step, if they are there already.
+  // False: it has left the team.
+  INLINE bool step(const Job<A>& job, Work& work, Tiles& tiles, Team::Member& member, int64_t t, int64_t slot,
+                   const A* pre) const {
+    if (call.reset) {
+      reset(job, t, slot, member);
+      if (!member.barrier()) return false;
+    }
+    const Left<A> x = pre ? Left<A>{} : inputs.rows_of_x(job, work.x, t, 1), h = inputs.rows_of_h(job, work.h, slot);
     alignas(64) A sums[BLOCK * SUMS], x_sums[BLOCK * SUMS];
-    // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
-    const bool quads = plan.hh == Form::quads && plan.level == Level::tiles;
-    const bool near = (quads ? 1 : 2 * plan.parts) * SUMS * panels * P <= kNearBytes;
-    const int64_t block = plan.hh != Form::pairs && !quads ? 48 : near ? 32 : BLOCK;
-    // Up and down in turn, so that what the cache still holds of the weights is what the next step begins with.
-    auto for_blocks = [&](int64_t all, bool down, auto&& f) {
-      const auto [lo, hi] = member.share(all);
-      for (int64_t i = lo; i < hi; ++i)
-        for (int64_t r = 0; r < job.rows; r += block) f(down ? hi - 1 - (i - lo) : i, r, std::min(block, job.rows - r));
-    };
+    for_blocks(job, member, panels, slot & 1, [&](int64_t u, int64_t r, int64_t n) {
+      if (!pre) weights.multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
+      weights.multiply(tiles, job.d, u, n, h.from(r), false, sums, SUMS);
+      apply(job, t, u, slot, r, n, pre ? pre + (r * panels + u) * SUMS : x_sums, pre ? panels * SUMS : SUMS, sums);
+    });
+    if (!member.barrier()) return false;
+    if (!call.project) return true;
+    for_blocks(job, member, out_panels, slot & 1,
+               [&](int64_t u, int64_t r, int64_t n) { project(job, tiles, t, u, slot, r, n, sums); });
+    return member.barrier();
+  }
+
+  void run_job(const Job<A>& job, Team::Member& member) const {
+    const bool back = call.backwards(job.d);
+    Work work;
+    Tiles tiles;
     for (int64_t done = 0; done < T; done += chunk) {
-      int64_t steps = std::min(chunk, T - done), t0 = back ? T - done - steps : done;
+      const int64_t steps = std::min(chunk, T - done), t0 = back ? T - done - steps : done;
       if (plan.chunked) {
         const auto [u0, u1] = member.share(panels);
-        project_input(job, input, tiles, t0, steps, u0, u1);
+        project_input(job, work, tiles, t0, steps, u0, u1);
       }
       for (int64_t s = done; s < done + steps; ++s) {
-        int64_t t = back ? T - 1 - s : s;
-        const Left<A> x = plan.chunked ? Left<A>{} : rows_of_x(job, input, t, 1), h = rows_of_h(job, copy_of_h, s);
-        for_blocks(panels, s & 1, [&](int64_t u, int64_t r, int64_t n) {
-          const A* of_x = x_sums;
-          if (plan.chunked) of_x = job.pre.data() + (((t - t0) * job.rows + r) * panels + u) * SUMS;
-          else multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
-          multiply(tiles, job.d, u, n, h.from(r), false, sums, SUMS);
-          apply(job, t, u, s, r, n, of_x, plan.chunked ? panels * SUMS : SUMS, sums);
-        });
-        if (!member.barrier()) return;
-        if (!call.project) continue;
-        for_blocks(out_panels, s & 1,
-                   [&](int64_t u, int64_t r, int64_t n) { project(job, tiles, t, u, s, r, n, sums); });
-        if (!member.barrier()) return;
+        const int64_t t = back ? T - 1 - s : s;
+        const A* pre = plan.chunked ? job.pre.data() + (t - t0) * job.rows * panels * SUMS : nullptr;
+        if (!step(job, work, tiles, member, t, s, pre)) return;
       }
     }
   }
@@ -339,13 +221,10 @@ struct Forward {
   // False if a number came that the form of the weights cannot take: then the results are void.
   bool run() {
     const bool parallel = plan.batch_parts > 1 || plan.members > 1 || (D > 1 && plan.threaded);
-    spread(parallel, D * panels, [&](int64_t i) { pack_panel(i / panels, i % panels); });
-    if (call.project)
-      spread(parallel, D * out_panels, [&](int64_t i) { pack_projection(i / out_panels, i % out_panels); });
-    if (overflow) return false;
+    if (!weights.pack(parallel)) return false;
     spread(parallel && plan.members == 1, D * plan.batch_parts, [&](int64_t i) {
       int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
-      Job job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}};
+      Job<A> job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}};
       start(job);
       Team::run(plan.members, [&](Team::Member& member) { run_job(job, member); });
       finish(job);

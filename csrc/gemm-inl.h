@@ -5,18 +5,30 @@ constexpr int tile_rows(int NB) {
   return kRegisters == 32 ? (NB == 4 ? 6 : 8) : (NB == 4 ? 3 : NB == 3 ? 4 : NB == 2 ? 6 : 8);
 }
 
-// c[m][n] = [c[m][n], if to be added to,] + sum over k of a[m * row + k * step] * b[k * b_row + n * W ..], for MR rows
-// and NB vectors.
-template <class A, int MR, int NB>
-void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c, int64_t c_row, bool add) {
-  using V = Vec<A>;
-  constexpr int W = V::W, PHASES = MR * NB <= 4   ? 4
-                                   : MR * NB <= 8 ? 2
-                                                  : 1;  // few sums: several of each hide the latency
-  auto products = [&](int64_t k, V(&sums)[MR][NB]) __attribute__((always_inline)) {
-    V w[NB];
+// A panel of the right factor as a tile reads it, ROWS rows at once: here numbers of type A, `row` apart.
+template <class A>
+struct Numbers {
+  using Number = A;
+  static constexpr int ROWS = 1, SPARE = 0;  // SPARE: how many rows fewer a tile has, for what reading takes
+  // Sums of each kind that a tile with so many keeps: where they are few, several of each hide the latency.
+  static constexpr int phases(int sums) { return sums <= 4 ? 4 : sums <= 8 ? 2 : 1; }
+  const A* at;
+  int64_t row;
+  template <int NB>
+  INLINE void read(int64_t k, Vec<A> (&rows)[ROWS][NB]) const {
 #pragma GCC unroll 4
-    for (int n = 0; n < NB; ++n) w[n] = load(b + k * b_row + n * W);
+    for (int n = 0; n < NB; ++n) rows[0][n] = load(at + k * row + n * Vec<A>::W);
+  }
+};
+
+// c[m][n] = [c[m][n], if to be added to,] + sum over k of a[m * row + k * step] * right[k][n], for MR rows and NB
+// vectors.
+template <class Right, int MR, int NB, class A = typename Right::Number>
+void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row, bool add) {
+  using V = Vec<A>;
+  constexpr int W = V::W, ROWS = Right::ROWS, PHASES = Right::phases(MR * NB), STEP = std::max(PHASES, ROWS);
+  static_assert(ROWS == 1 || ROWS == STEP);
+  auto products = [&](int64_t k, const V(&w)[NB], V(&sums)[MR][NB]) __attribute__((always_inline)) {
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m) {
       V v(a[m * row + k * step]);
@@ -34,11 +46,20 @@ void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int6
 #pragma GCC unroll 4
         for (int n = 0; n < NB; ++n) acc[p][m][n] = V(A(0));
     const int64_t end = std::min(K, k + 256);
-    for (; k + PHASES <= end; k += PHASES) {
+    for (; k + STEP <= end; k += STEP) {
 #pragma GCC unroll 4
-      for (int p = 0; p < PHASES; ++p) products(k + p, acc[p]);
+      for (int p = 0; p < STEP; p += ROWS) {
+        V w[ROWS][NB];
+        right.read(k + p, w);
+#pragma GCC unroll 2
+        for (int i = 0; i < ROWS; ++i) products(k + p + i, w[i], acc[(p + i) % PHASES]);
+      }
     }
-    for (; PHASES > 1 && k < end; ++k) products(k, acc[0]);
+    for (; STEP > 1 && k < end; ++k) {  // what is left is less than STEP, and of ROWS rows only the first
+      V w[ROWS][NB];
+      right.read(k, w);
+      products(k, w[0], acc[0]);
+    }
 #pragma GCC unroll 8
     for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -52,24 +73,24 @@ void tile(const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int6
   } while (k < K);
 }
 
-// tile<A, 1, NB>, tile<A, 2, NB>, ...
-template <class A, int NB, int... m>
+// tile<Right, 1, NB>, tile<Right, 2, NB>, ...
+template <class Right, int NB, int... m>
 constexpr auto tile_table(std::integer_sequence<int, m...>) {
-  return std::array<decltype(&tile<A, 1, NB>), sizeof...(m)>{&tile<A, m + 1, NB>...};
+  return std::array<decltype(&tile<Right, 1, NB>), sizeof...(m)>{&tile<Right, m + 1, NB>...};
 }
 
 // The same for any number of rows: tiles of nearly equal size.
-template <int NB, class A>
-void product(int64_t rows, const A* a, int64_t row, int64_t step, const A* b, int64_t b_row, int64_t K, A* c,
-             int64_t c_row, bool add) {
-  constexpr int MR = tile_rows(NB);
-  static constexpr auto table = tile_table<A, NB>(std::make_integer_sequence<int, MR>{});
+template <int NB, class Right, class A = typename Right::Number>
+void product(int64_t rows, const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row,
+             bool add) {
+  constexpr int MR = tile_rows(NB) - Right::SPARE;
+  static constexpr auto table = tile_table<Right, NB>(std::make_integer_sequence<int, MR>{});
   const int64_t tiles = (rows + MR - 1) / MR;
   for (int64_t i = 0; i < tiles; ++i) {
     int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
     for (int64_t m = first; m < first + n; ++m)  // needed when the tile is done
       for (int v = 0; v < NB; ++v) __builtin_prefetch(c + m * c_row + v * Vec<A>::W, 1);
-    table[n - 1](a + first * row, row, step, b, b_row, K, c + first * c_row, c_row, add);
+    table[n - 1](a + first * row, row, step, right, K, c + first * c_row, c_row, add);
   }
 }
 
@@ -109,125 +130,4 @@ template <class A>
 bool wide_panels(int64_t n) {
   int64_t vectors = (n + Vec<A>::W - 1) / Vec<A>::W;
   return (vectors + 3) / 4 * 4 * 5 <= vectors * 6;
-}
-
-// ---- One row, or few steps: the weights read where they lie ---------------------------------------------------------
-// How the numbers of a row of weights are read: one vector of them, or two at once.
-template <class A>
-struct Direct {
-  const Port<A>& w;
-  INLINE Vec<A> one(int64_t i, int lanes) const { return load_first(w.at(i), lanes); }
-  INLINE void two(int64_t i, Vec<A>& first, Vec<A>& second) const {
-    first = load(w.at(i)), second = load(w.at(i) + Vec<A>::W);
-  }
-};
-template <class A>
-struct Half {
-  const Port<A>& w;
-  INLINE Vec<A> one(int64_t i, int lanes) const { return w.get_16(i, lanes, Storage::float16); }
-  INLINE void two(int64_t i, Vec<A>& first, Vec<A>& second) const {
-    first = one(i, Vec<A>::W), second = one(i + Vec<A>::W, Vec<A>::W);
-  }
-};
-// bf16: of two vectors the even numbers and the odd ones, which is one instruction each.
-template <class A>
-struct Brain {
-  const Port<A>& w;
-  INLINE Vec<A> one(int64_t i, int lanes) const { return w.get_16(i, lanes, Storage::bfloat16); }
-  INLINE void two(int64_t i, Vec<A>& even, Vec<A>& odd) const {
-    using Ints = typename Vec<A>::IntData;
-    Ints pairs;
-    __builtin_memcpy(&pairs, w.address(i), sizeof(pairs));
-    even = Vec<A>((typename Vec<A>::Data)(pairs << 16));
-    odd = Vec<A>((typename Vec<A>::Data)(pairs & int32_t(0xffff0000)));
-  }
-};
-
-// sums[m * sums_row + j] = product of row m with row j of the weights, for MR rows and n <= W / MR weight rows from
-// number `first` on.
-template <int MR, class A, class Get>
-void dot_tile(const A* a, int64_t row, const Get& get, int64_t first, int n, int64_t K, A* sums, int64_t sums_row) {
-  using V = Vec<A>;
-  constexpr int W = V::W, U = W / MR;
-  int64_t rows[U];
-  for (int j = 0; j < U; ++j) rows[j] = first + std::min(j, n - 1) * K;
-  V acc[MR * U];
-#pragma GCC unroll 16
-  for (int i = 0; i < MR * U; ++i) acc[i] = V(A(0));
-  int64_t k = 0;
-  for (; k + 2 * W <= K; k += 2 * W) {
-    // What there is less of is held in registers.
-    constexpr bool FEW = MR < U;
-    V held[FEW ? MR : U][2];
-#pragma GCC unroll 8
-    for (int i = 0; i < (FEW ? MR : U); ++i) {
-      if constexpr (FEW) held[i][0] = load(a + i * row + k), held[i][1] = load(a + i * row + k + W);
-      else get.two(rows[i] + k, held[i][0], held[i][1]);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < (FEW ? U : MR); ++i) {
-      V v, w;
-      if constexpr (FEW) get.two(rows[i] + k, v, w);
-      else v = load(a + i * row + k), w = load(a + i * row + k + W);
-#pragma GCC unroll 8
-      for (int j = 0; j < (FEW ? MR : U); ++j) {
-        V& sum = acc[FEW ? j * U + i : i * U + j];
-        sum = sum + v * held[j][0];
-        sum = sum + w * held[j][1];
-      }
-    }
-  }
-  for (; k < K; k += W) {
-    const int lanes = int(std::min<int64_t>(W, K - k));
-    V x[MR];
-#pragma GCC unroll 4
-    for (int m = 0; m < MR; ++m) x[m] = load_first(a + m * row + k, lanes);
-#pragma GCC unroll 16
-    for (int j = 0; j < U; ++j) {
-      V v = get.one(rows[j] + k, lanes);
-#pragma GCC unroll 4
-      for (int m = 0; m < MR; ++m) acc[m * U + j] = acc[m * U + j] + x[m] * v;
-    }
-  }
-  alignas(kBytes) A out[W];
-  reduce(acc).store(out);
-  for (int m = 0; m < MR; ++m)
-    for (int j = 0; j < n; ++j) sums[m * sums_row + j] = out[m * U + j];
-}
-
-// The same for any number of rows and weight rows.
-template <class A, class Get>
-void dot_rows(int64_t rows, const A* a, int64_t row, const Get& get, int64_t first, int64_t n, int64_t K, A* sums,
-              int64_t sums_row) {
-  auto block = [&](auto mr, int64_t m) {
-    constexpr int MR = decltype(mr)::value, U = Vec<A>::W / MR;
-    for (int64_t j = 0; j < n; j += U)
-      dot_tile<MR>(a + m * row, row, get, first + j * K, int(std::min<int64_t>(U, n - j)), K, sums + m * sums_row + j,
-                   sums_row);
-  };
-  constexpr int MANY = std::min(4, Vec<A>::W / 2);
-  int64_t m = 0;
-  for (; m + MANY <= rows; m += MANY) block(std::integral_constant<int, MANY>{}, m);
-  for (; m + 2 <= rows; m += 2) block(std::integral_constant<int, 2>{}, m);
-  for (; m < rows; ++m) block(std::integral_constant<int, 1>{}, m);
-}
-
-// sums[m][j] = row m times the weights' row of K numbers from `first + j * K` on, as they are stored. For weights in
-// bf16 the rows are sorted, see below.
-template <class A>
-void dot_product(int64_t rows, const A* a, int64_t row, const Port<A>& w, int64_t first, int64_t n, int64_t K, A* sums,
-                 int64_t sums_row) {
-  if (w.direct()) dot_rows(rows, a, row, Direct<A>{w}, first, n, K, sums, sums_row);
-  else if (w.storage() == Storage::float16) dot_rows(rows, a, row, Half<A>{w}, first, n, K, sums, sums_row);
-  else dot_rows(rows, a, row, Brain<A>{w}, first, n, K, sums, sums_row);
-}
-
-// A row for a product with weights in bf16: the even numbers of every two vectors before the odd ones.
-template <class A>
-void sort_for_bfloat16(const A* from, int64_t K, A* to) {
-  constexpr int W = Vec<A>::W;
-  int64_t k = 0;
-  for (; k + 2 * W <= K; k += 2 * W)
-    for (int i = 0; i < W; ++i) to[k + i] = from[k + 2 * i], to[k + W + i] = from[k + 2 * i + 1];
-  std::copy(from + k, from + K, to + k);
 }

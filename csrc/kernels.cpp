@@ -4,9 +4,7 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdlib>
-#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
@@ -103,19 +101,24 @@ constexpr int kBytes = 64, kRegisters = 32;
 }  // namespace
 
 const CellInfo* find_cell(const std::string& name) {
-#define CELL(name, type)   \
-  {#name,                  \
-   CellKind::name,         \
-   baseline::type::G,      \
-   baseline::type::STATES, \
-   baseline::type::KEPT,   \
-   baseline::type::RELU,   \
-   baseline::type::PROJECTION},
+#define CELL(name, type) \
+  {#name, CellKind::name, baseline::type::G, baseline::type::STATES, baseline::type::KEPT, baseline::type::PROJECTION},
   static const CellInfo table[] = {FOR_EACH_CELL(CELL)};
 #undef CELL
   for (const CellInfo& cell : table)
     if (name == cell.name) return &cell;
   return nullptr;
+}
+
+bool find_activation(const std::string& name, Activation& found) {
+  static const std::pair<const char*, Activation> table[] = {{"tanh", Activation::tanh},
+                                                             {"relu", Activation::relu},
+                                                             {"sigmoid", Activation::sigmoid},
+                                                             {"hard_sigmoid", Activation::hard_sigmoid},
+                                                             {"linear", Activation::linear}};
+  for (const auto& [known, kind] : table)
+    if (name == known) return found = kind, true;
+  return false;
 }
 
 #ifdef __x86_64__
@@ -160,7 +163,7 @@ std::string Schedule::text() const {
   auto held = [&](Form form) -> std::string {
     if (form == Form::in_place) return "in place";
     if (form == Form::panels) return "packed";
-    if (form == Form::elsewhere) return "elsewhere";
+    if (form == Form::narrow) return "packed in 16 bits";
     if (form == Form::quads) return std::string("in int8") + (level == Level::tiles ? " for AMX" : "");
     return "in " + std::to_string(parts) + " bf16 part" + (parts > 1 ? "s" : "") +
            (level == Level::tiles ? " for AMX" : "");

@@ -21,12 +21,26 @@ struct CellInfo {
   const char* name;
   CellKind kind;
   int64_t gates, states, kept;
-  bool has_relu, has_projection;
+  bool has_projection;
 };
 // Null where there is no such cell.
 const CellInfo* find_cell(const std::string& name);
 
 enum class Storage { float32, float64, bfloat16, float16 };
+
+// hard_sigmoid: x / 6 + 1/2, clamped to 0..1.
+enum class Activation { tanh, relu, sigmoid, hard_sigmoid, linear };
+// False where there is none of this name.
+bool find_activation(const std::string& name, Activation& found);
+
+// Factors for a state, (T, D, B, n) in the accumulate type: strides are 0 where they are the same along a dimension,
+// and a row has n numbers, or one for all if it is not `whole`. False where there are none.
+struct Coefficients {
+  const void* data;
+  int64_t stride_T, stride_D, stride_B;
+  bool whole;
+  explicit operator bool() const { return data != nullptr; }
+};
 
 // One layer, all its directions. Tensors are contiguous unless they have strides here. Null pointers are absent
 // tensors.
@@ -34,8 +48,9 @@ struct LayerCall {
   const CellInfo* cell;
   Storage storage;
   int64_t T, B, I, H, P, D;
-  bool bias, project, relu;
-  std::vector<bool> reverse;  // per direction of a group
+  bool bias, project;
+  Activation act = Activation::tanh, gate = Activation::sigmoid;  // of candidates and outputs; of gates
+  std::vector<bool> reverse;                                      // per direction of a group
 
   const void* x;  // (X, T, B, I), last stride 1
   int64_t x_stride_X, x_stride_T, x_stride_B;
@@ -44,6 +59,11 @@ struct LayerCall {
   std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
   const int64_t* lengths;            // (X, B), or (B,) with stride 0
   int64_t lengths_stride_X;
+  const bool* reset;  // (X, T, B), or (T, B) with stride 0: the state that enters the step is zero or reset_states
+  int64_t reset_stride_X;
+  const void* reset_states[2];  // as states
+  Coefficients h_mask;          // multiplies h before the recurrent product
+  Coefficients zone[2];         // per state: the fraction of the old one that stays
 
   // forward: results. backward: what the forward returned.
   void* y;        // (T, B, D * P)
@@ -53,17 +73,27 @@ struct LayerCall {
 
   // backward
   const void *dy, *dlast[2], *dcells;
-  void *dx, *dstates[2];        // dx: (X, T, B, I) contiguous
-  std::vector<void*> dweights;  // in the order of weights
+  void *dx, *dstates[2], *dreset_states[2];  // dx: (X, T, B, I) contiguous
+  std::vector<void*> dweights;               // in the order of weights
   int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
   bool quantized() const { return !scales.empty(); }
+  bool standard() const { return act == Activation::tanh && gate == Activation::sigmoid; }
+  // Whether a cell makes no h larger than 1 or than the one before.
+  bool bounded() const {
+    return act != Activation::relu && act != Activation::linear &&
+           (gate == Activation::sigmoid || gate == Activation::hard_sigmoid);
+  }
   const float* scale(int64_t d, int k) const { return scales[2 * d + k]; }
   int64_t group(int64_t d) const { return d / int64_t(reverse.size()); }
   bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }
   int64_t length(int64_t d, int64_t b) const {
     return lengths ? std::min(T, lengths[group(d) * lengths_stride_X + b]) : T;
+  }
+  // Whether the state is reset as it enters step t.
+  bool resets(int64_t d, int64_t t, int64_t b) const {
+    return reset && reset[group(d) * reset_stride_X + t * B + b] && t < length(d, b);
   }
 };
 
@@ -71,8 +101,8 @@ struct LayerCall {
 enum class Level { vectors, pairs, tiles };
 
 // How a matrix of weights is held for its products: as it lies there, packed in panels of the type computed in, or in
-// panels of bf16 parts (pairs-inl.h) or of int8 (quads-inl.h); or by somebody else.
-enum class Form { in_place, panels, pairs, quads, elsewhere };
+// panels of bf16 parts (pairs-inl.h), of int8 (quads-inl.h) or of the 16 bits it is stored in (narrow-inl.h).
+enum class Form { in_place, panels, pairs, quads, narrow };
 
 // How the forward loop of a call is run.
 struct Schedule {

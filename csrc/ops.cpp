@@ -45,15 +45,14 @@ Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const
                 const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
-  STD_TORCH_CHECK(!reset && reset_states.empty() && !h_mask && zone.empty() && !layer_norm &&
-                      (!gate_name || *gate_name == "sigmoid"),
-                  "rnnkernels: the C++ backend does not have a stage or an activation of this call");
-  Call call(cell_name, x, reverse, bias, project, act, lengths);
+  STD_TORCH_CHECK(!layer_norm, "rnnkernels: the C++ backend does not have the stage layer_norm");
+  Call call(cell_name, x, reverse, bias, project, act, gate_name, lengths);
   const int64_t n = call.weights_per_layer();
   STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
   STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
   call.take_weights(weights.data(), weights[1].size(0) / call.cell->gates, weights[1].size(1));
   call.take_states(states, 1);
+  call.take_stages(reset, reset_states, h_mask, zone);
   return call;
 }
 
@@ -93,7 +92,8 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
-  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, lengths);
+  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
+            lengths);
   const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
                 P = proj_size > 0 ? proj_size : H;
   STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
@@ -157,11 +157,15 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
                                        : empty(type, {call.T, call.B, call.I}))
                        : empty(type, {0});
   if (needs[0]) call.dx = dx.mutable_data_ptr();
-  Tensors dstates, dweights;
-  for (size_t k = 0; needs[1] && k < states.size(); ++k) {
-    dstates.push_back(empty(type, {call.D, call.B, k ? call.H : call.P}));
-    call.dstates[k] = dstates.back().mutable_data_ptr();
-  }
+  Tensors dstates, dreset_states, dweights;
+  auto like_states = [&](size_t n, Tensors& results, void** data) {
+    for (size_t k = 0; needs[1] && k < n; ++k) {
+      results.push_back(empty(type, {call.D, call.B, k ? call.H : call.P}));
+      data[k] = results.back().mutable_data_ptr();
+    }
+  };
+  like_states(states.size(), dstates, call.dstates);
+  like_states(reset_states.size(), dreset_states, call.dreset_states);
   for (size_t i = 0; needs[2] && i < weights.size(); ++i) {
     const Tensor& w = weights[i];
     auto make = call.B > 0 ? empty : zeros;
@@ -169,7 +173,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     call.dweights.push_back(dweights.back().mutable_data_ptr());
   }
   if (call.B > 0) instruction_set().backward(call);
-  return {std::move(dx), std::move(dstates), std::move(dweights), Tensors{}};
+  return {std::move(dx), std::move(dstates), std::move(dweights), std::move(dreset_states)};
 }
 
 std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,

@@ -92,7 +92,8 @@ PyObject* make(PyObject*, PyObject* args) {
   call.cell = find_cell(cell);
   call.storage = Storage(storage);
   call.B = B, call.I = I, call.H = H, call.P = P, call.D = 1;
-  call.bias = bias, call.project = project, call.relu = relu, call.reverse = {false};
+  call.bias = bias, call.project = project, call.reverse = {false};
+  if (relu) call.act = Activation::relu;
   try {
     auto stepper = std::make_unique<Stepper>(call, layers, weights);
     PyObject* capsule = PyCapsule_New(stepper.get(), kName, [](PyObject* self) { delete stepper_of(self); });

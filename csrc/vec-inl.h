@@ -1,5 +1,5 @@
-// Vectors of the instruction set that includes this file: arithmetic, conversions, exponential, sigmoid, tanh,
-// transpose. Included once per instruction set, inside its namespace, with kBytes (the width of a register) defined.
+// Vectors of the instruction set that includes this file: arithmetic, loads and stores, conversions, transpose.
+// Included once per instruction set, inside its namespace, with kBytes (the width of a register) defined.
 #define INLINE inline __attribute__((always_inline))
 
 // IntData holds the bits of numbers: unsigned, because sums of the bits of NaN may overflow.
@@ -60,6 +60,11 @@ INLINE Vec<A> load(const A* p) {
 }
 
 template <class A>
+constexpr int64_t padded(int64_t n) {  // numbers in as many whole vectors as n takes
+  return (n + Vec<A>::W - 1) / Vec<A>::W * Vec<A>::W;
+}
+
+template <class A>
 INLINE Vec<A> load_first(const A* p, int n) {
   if (__builtin_expect(n >= Vec<A>::W, 1)) return load(p);
 #ifdef MASKED_LOAD
@@ -81,8 +86,7 @@ INLINE void store_first(Vec<A> v, A* p, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
-// ---- The 16-bit storage types, a vector at a time
-// -------------------------------------------------------------------
+// ---- The 16-bit storage types, a vector at a time ------------------------------------------------------------------
 using Halves = uint16_t __attribute__((vector_size(kBytes / 2)));  // as many as there are floats in a vector
 
 INLINE Vec<float> floats_of_16(const uint16_t* from, Storage storage) {
@@ -98,6 +102,15 @@ INLINE Vec<float> floats_of_16(const uint16_t* from, Storage storage) {
   for (int i = 0; i < Vec<float>::W; ++i) buffer[i] = float_of_half(from[i]);
   return load(buffer);
 #endif
+}
+
+// Two vectors of bf16 in memory as their even numbers and their odd ones, which is one instruction each.
+template <class A>
+INLINE void floats_of_pairs(const uint16_t* from, Vec<A>& even, Vec<A>& odd) {
+  typename Vec<A>::IntData pairs;
+  __builtin_memcpy(&pairs, from, sizeof(pairs));
+  even = Vec<A>((typename Vec<A>::Data)(pairs << 16));
+  odd = Vec<A>((typename Vec<A>::Data)(pairs & int32_t(0xffff0000)));
 }
 
 INLINE void floats_to_16(Vec<float> v, uint16_t* to, Storage storage) {
@@ -117,8 +130,7 @@ INLINE void floats_to_16(Vec<float> v, uint16_t* to, Storage storage) {
 #endif
 }
 
-// ---- A tensor of the caller's, in the type it is stored in; computed with as A
-// ---------------------------------------
+// ---- A tensor of the caller's, in the type it is stored in; computed with as A -------------------------------------
 template <class A>
 class Port {
  public:
@@ -128,7 +140,7 @@ class Port {
   INLINE bool direct() const { return sizeof(A) == 8 || storage_ == Storage::float32; }
   INLINE A* at(int64_t i) const { return static_cast<A*>(data_) + i; }
   INLINE Storage storage() const { return storage_; }
-  INLINE const void* address(int64_t i) const { return bits(i); }  // of 16-bit numbers
+  INLINE const uint16_t* bits(int64_t i) const { return static_cast<const uint16_t*>(data_) + i; }
 
   INLINE Vec<A> get(int64_t i, int n) const { return direct() ? load_first(at(i), n) : get_16(i, n, storage_); }
   INLINE Vec<A> get_16(int64_t i, int n, Storage storage) const {
@@ -155,7 +167,6 @@ class Port {
   }
 
  private:
-  uint16_t* bits(int64_t i) const { return static_cast<uint16_t*>(data_) + i; }
   __attribute__((noinline)) void widen(int64_t i, A* to, int64_t n) const {
     int64_t k = 0;
     for (; k + W <= n; k += W) get_16(i + k, W, storage_).store(to + k);
@@ -169,10 +180,11 @@ class Port {
   }
   INLINE void put_16(Vec<A> v, int64_t i, int n) const {
     if constexpr (sizeof(A) == 4) {
-      if (__builtin_expect(n >= W, 1)) return floats_to_16(v, bits(i), storage_);
+      uint16_t* to = static_cast<uint16_t*>(data_) + i;
+      if (__builtin_expect(n >= W, 1)) return floats_to_16(v, to, storage_);
       uint16_t buffer[W];
       floats_to_16(v, buffer, storage_);
-      for (int k = 0; k < n; ++k) bits(i)[k] = buffer[k];
+      std::copy_n(buffer, n, to);
     }
   }
 
@@ -180,76 +192,7 @@ class Port {
   Storage storage_;
 };
 
-// ---- Functions ------------------------------------------------------------------------------------------------------
-INLINE Vec<double> reciprocal(Vec<double> x) { return Vec<double>(1.0) / x; }
-INLINE Vec<float> reciprocal(Vec<float> x) {
-#ifdef RECIPROCAL_ESTIMATE  // 14 bits, and one Newton step
-  Vec<float> r(RECIPROCAL_ESTIMATE(x.v));
-  return r * (Vec<float>(2.0f) - x * r);
-#else
-  return Vec<float>(1.0f) / x;
-#endif
-}
-
-// e^-x for |x| clamped to the normal range: -x = (n + r) ln 2, 2^r by a minimax polynomial, and n put into the
-// exponent.
-INLINE Vec<float> exp_minus(Vec<float> x) {
-  using V = Vec<float>;
-  const V magic(12582912.0f), scale(-1.44269504f);  // 1.5 * 2^23: the low bits of a sum are its rounded value
-  x = min(max(x, V(-87.0f)), V(87.0f));
-  V shifted = x * scale + magic, r = x * scale - (shifted - magic);
-  V p = V(1.53458122e-4f);
-  for (float c : {1.33999312e-3f, 9.61848896e-3f, 5.55032878e-2f, 2.40226469e-1f, 6.93147206e-1f, 1.0f})
-    p = p * r + V(c);
-  return V((V::Data)(((V::IntData)shifted.v << 23) + (V::IntData)p.v));
-}
-// e^x = scale + scale * q with q = e^r - 1, so that e^x - 1 keeps the digits of small x.
-INLINE Vec<double> exp_parts(Vec<double> x, Vec<double>& scale) {
-  using V = Vec<double>;
-  const V magic(6755399441055744.0 + 1023);  // 1.5 * 2^52 and the bias: the low bits of a sum are the exponent's
-  x = min(max(x, V(-708.0)), V(709.0));
-  V shifted = x * V(1.4426950408889634) + magic, n = shifted - magic;
-  V r = x - n * V(6.93145751953125e-1) - n * V(1.42860682030941723212e-6);
-  V p = V(1.0 / 479001600);
-  for (double d : {39916800., 3628800., 362880., 40320., 5040., 720., 120., 24., 6., 2., 1.}) p = p * r + V(1 / d);
-  scale = V((V::Data)((V::IntData)shifted.v << 52));
-  return p * r;
-}
-INLINE Vec<double> exp_minus(Vec<double> x) {
-  Vec<double> scale, q = exp_parts(Vec<double>(0.0) - x, scale);
-  return scale * q + scale;
-}
-
-template <class A>
-INLINE Vec<A> sigmoid(Vec<A> x) {
-  return reciprocal(Vec<A>(A(1)) + exp_minus(x));
-}
-
-// x P(x^2) / Q(x^2): good to a few units in the last place, also near zero (the minimax fit that Eigen uses).
-INLINE Vec<float> tanh(Vec<float> x) {
-  using V = Vec<float>;
-  x = min(max(x, V(-7.90531110763549805f)), V(7.90531110763549805f));
-  V s = x * x;
-  V p = V(-2.76076847742355e-16f);
-  for (float c : {2.00018790482477e-13f, -8.60467152213735e-11f, 5.12229709037114e-08f, 1.48572235717979e-05f,
-                  6.37261928875436e-04f, 4.89352455891786e-03f})
-    p = p * s + V(c);
-  V q = V(1.19825839466702e-06f);
-  for (float c : {1.18534705686654e-04f, 2.26843463243900e-03f, 4.89352518554385e-03f}) q = q * s + V(c);
-  return x * p * reciprocal(q);
-}
-INLINE Vec<double> tanh(Vec<double> x) {
-  Vec<double> scale, q = exp_parts(x + x, scale), e = scale * q + (scale - Vec<double>(1.0));  // e^2x - 1
-  return e / (e + Vec<double>(2.0));
-}
-
-template <class A>
-INLINE Vec<A> activate(Vec<A> x, bool relu) {
-  return relu ? max(x, Vec<A>(A(0))) : tanh(x);
-}
-
-// ---- Transpose and sum W x W in registers
-// -----------------------------------------------------------------------------------
+// ---- Transpose and sum W x W in registers --------------------------------------------------------------------------
 #if __has_builtin(__builtin_shufflevector)
 template <int S, bool High, class A, int... i>
 INLINE Vec<A> exchange(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {

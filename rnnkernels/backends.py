@@ -58,7 +58,7 @@ class Cpp:
     """The C++ extension: fused loops on the CPU."""
 
     name = "cpp"
-    STAGES = frozenset({"lengths", "project"})
+    STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
     DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
     @staticmethod
@@ -77,7 +77,7 @@ class Cpp:
             return f"it runs on the CPU, and the input is on {call.device}"
         if call.dtype not in cls.DTYPES:
             return f"dtype {call.dtype} is not one of {', '.join(map(str, cls.DTYPES))}"
-        return lacking(call, cls.STAGES)
+        return lacking(call, cls.STAGES, any_activation=True)
 
     @staticmethod
     def schedule(call):
@@ -121,11 +121,13 @@ class Triton:
         return launch.schedule(call)
 
 
-def lacking(call, stages):
+def lacking(call, stages, any_activation=False):
     """The reason why a backend with these stages cannot run the call, or None."""
     missing = sorted(call.stages - stages)
     if missing:
         return f"it has no stage for {', '.join(missing)} yet"
+    if any_activation:
+        return None
     if call.activation not in CELLS[call.cell].activations:
         return f"activation {call.activation!r} of {call.cell} is not one of {', '.join(CELLS[call.cell].activations)}"
     if call.recurrent_activation != "sigmoid":

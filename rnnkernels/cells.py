@@ -14,7 +14,7 @@ class CellSpec(NamedTuple):
     planes: tuple[str, ...]
     """What training saves, as the planes of ``gates`` (D, T, B, K, H); none where the output is enough."""
     activations: tuple[str, ...] = ("tanh",)
-    """What the C++ and Triton cells offer as activation; the first is the default."""
+    """What the Triton cells offer as activation; the first is the default. The C++ cells take any, also for gates."""
     phases: int = 1
     """Products in a step: with 2, that of the last gate waits for the other gates."""
 

@@ -8,6 +8,8 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     weights       per direction: w_ih (G*H, I), w_hh (G*H, P), b_ih, b_hh (G*H) if bias, w_hr (P, H) if project,
                   ln_x_weight, ln_h_weight (G*H) if layer_norm, and for lstm ln_c_weight, ln_c_bias (H)
     reverse       the time direction of each direction of a group
+    activation    of candidates and outputs: tanh (None), relu, sigmoid, hard_sigmoid (x / 6 + 1/2, clamped) or linear
+    recurrent_activation  of gates, the same ones: sigmoid (None)
     lengths       int64 (B,): y is zero and the states are frozen from step lengths[b] on
     reset         bool (T, B): the state that enters the step is zero, or reset_states (shaped like states)
     h_mask        (D, B, P): multiplies h before the recurrent product (recurrent dropout)
@@ -203,11 +205,7 @@ def layer(
         (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
         reset_states, zone = autocast_to(dtype, reset_states), autocast_to(dtype, zone)
         h_mask = None if h_mask is None else h_mask.to(dtype)
-    if (
-        device == "cpu" and reset is None and h_mask is None and not zone and not layer_norm
-        and recurrent_activation is None and (activation is None or activation in CELLS[cell].activations)
-        and cell in ONE_PHASE and backends.forced() is None
-    ):  # fmt: skip
+    if device == "cpu" and not layer_norm and cell in ONE_PHASE and backends.forced() is None:
         backend = "dispatch"  # the extension has all that such a call needs
     else:
         backend = backends.route(

@@ -39,6 +39,8 @@ class Shape(NamedTuple):
     dcells: bool = False
     needs: tuple = ALL
     threads: int = 1
+    gate: str | None = None  # recurrent_activation
+    stages: str = ""  # words out of reset, restart (to given states), h_mask, zone, zone_mask (of zeros and ones)
 
     def __repr__(self):
         default = Shape(self.cell)
@@ -72,6 +74,21 @@ def laid_out(tensor, layout):
     return tensor
 
 
+def corner_bias(shape, gate):
+    """What the biases of a gate get, so that its units lie on either side of the corners of its function.
+
+    In 16 bits well away from them: next to a corner, rounding to 16 bits alone turns gradients on and off.
+    """
+    candidate = gate == 2 or CELLS[shape.cell].gates == 1
+    function = shape.activation if candidate else shape.gate
+    values = [0.0]
+    if function == "hard_sigmoid":
+        values = [6.0, 0.3, -6.0, 0.0, -0.2] if shape.dtype in HALVES else [0.2, -0.2, 1.6, -1.6]
+    elif function == "relu" and shape.dtype in HALVES:
+        values = [6.0, -6.0]
+    return torch.tensor(values).repeat(shape.H)[: shape.H]
+
+
 def build(shape, seed):
     """The arguments of ``layer`` (but ``save``), and ``dy, dlast, dcells``; NaN where nothing may be read."""
     g = torch.Generator().manual_seed(seed)
@@ -90,10 +107,9 @@ def build(shape, seed):
     sizes = [(spec.gates * H, shape.I), (spec.gates * H, P)]
     sizes += [(spec.gates * H,)] * (2 * shape.bias) + [(P, H)] * (shape.P > 0)
     weights = [new(*s, scale=0.6 * k) for _ in range(D) for s in sizes]
-    if shape.activation == "relu" and shape.dtype in HALVES and shape.bias:
-        # every unit well on or well off: next to relu's corner, rounding to 16 bits alone turns gradients on and off
-        signs = torch.tensor([6.0, -6.0]).repeat(spec.gates * H)[: spec.gates * H]
-        weights = [w + signs.to(w.dtype) if w.dim() == 1 else w for w in weights]
+    if shape.bias:
+        shift = torch.cat([corner_bias(shape, g) for g in range(spec.gates)]).to(shape.dtype)
+        weights = [w + shift if w.dim() == 1 else w for w in weights]
     dy = new(T, B, D * P)
     dlast = [new(D, B, P if i == 0 else H) for i in range(spec.states)] if shape.dlast else []
     acc = torch.float64 if shape.dtype == torch.float64 else torch.float32
@@ -111,9 +127,35 @@ def build(shape, seed):
         dy.view(T, B, D, P)[ends.permute(1, 2, 0)] = NAN
         if dcells is not None:
             dcells[ends] = 0
-    call = [shape.cell, x, states, weights, list(shape.reverse), shape.bias, shape.P > 0, shape.activation, None,
-            lengths, None, [], None, [], False, 1e-5]  # fmt: skip
+    call = [shape.cell, x, states, weights, list(shape.reverse), shape.bias, shape.P > 0, shape.activation,
+            shape.gate, lengths, *build_stages(shape, g, new), False, 1e-5]  # fmt: skip
     return call, dy, dlast, dcells
+
+
+def build_stages(shape, g, new):
+    """The arguments ``reset, reset_states, h_mask, zone``."""
+    words, spec = shape.stages.split(), CELLS[shape.cell]
+    T, B, D, P = shape.T, shape.B, max(shape.X, 1) * len(shape.reverse), shape.P or shape.H
+
+    def random(*sizes):
+        return torch.rand(sizes, generator=g)
+
+    reset, reset_states, h_mask, zone = None, [], None, []
+    if "reset" in words or "restart" in words:
+        reset = random(*((shape.X,) if shape.lengths == "grouped" else ()), T, B) < 0.4
+        reset = laid_out(reset, shape.layout if shape.layout == "transposed" else None)
+    if "restart" in words:
+        reset_states = [new(D, B, P if k == 0 else shape.H) for k in range(spec.states)]
+    if "h_mask" in words:
+        h_mask = laid_out(((random(D, B, P) < 0.7) / 0.7).to(shape.dtype), shape.layout)
+    if "zone" in words:  # broadcast in turn along time, directions, rows and units
+        sizes = [[(T, D, B, P), (D, B, 1), (T, 1, B, P), (P,)], [(1, 1, 1, 1), (T, D, 1, shape.H), (B, shape.H), (1,)]]
+        zone = [random(*sizes[k][(T + B + shape.H) % 4]) for k in range(spec.states)]
+        zone = [(0.9 * z).to((shape.dtype, torch.float64, torch.float32)[(T + B) % 3]) for z in zone]
+    if "zone_mask" in words:
+        zone = [(random(T, D, B, P if k == 0 else shape.H) < 0.5).to(shape.dtype) for k in range(spec.states)]
+        zone = [laid_out(z, shape.layout) for z in zone]
+    return reset, reset_states, h_mask, zone
 
 
 def in_float64(value):
@@ -134,7 +176,7 @@ def compare(shape, seed=0):
     torch.set_num_threads(shape.threads)
     y, last, saved = OPS.layer(*call, True)
     plain = OPS.layer(*call, False)
-    dx, dstates, dweights, rest = OPS.layer_backward(dy, dlast, dcells, *call, y, saved, list(shape.needs))
+    dx, dstates, dweights, dreset_states = OPS.layer_backward(dy, dlast, dcells, *call, y, saved, list(shape.needs))
     torch.set_num_threads(1)
     failures, wanted = [], in_float64(call)
     expected_y, expected_last, _ = reference.layer(*wanted, False)
@@ -145,18 +187,19 @@ def compare(shape, seed=0):
     if not all(s.isfinite().all() for s in saved):
         failures.append("what is saved is not finite")
     pairs = [("y", y, expected_y), *zip(["h_n", "c_n"], last, expected_last, strict=False)]
-    all_dx, all_dstates, all_dweights, _ = reference.layer_backward(
+    all_dx, all_dstates, all_dweights, all_dreset = reference.layer_backward(
         *in_float64([dy, dlast, dcells]), *wanted, None, None, [True] * 3
     )
     need_x, need_states, need_weights = shape.needs
-    names = [["dh_0", "dc_0"][: len(all_dstates)], weight_names(shape, len(last[0]))]
+    names = [["dh_0", "dc_0"][: len(all_dstates)], weight_names(shape, len(last[0])), ["dreset h", "dreset c"]]
     for need, got, want, name in ((need_states, dstates, all_dstates, names[0]),
-                                  (need_weights, dweights, all_dweights, names[1])):  # fmt: skip
+                                  (need_weights, dweights, all_dweights, names[1]),
+                                  (need_states, dreset_states, all_dreset, names[2])):  # fmt: skip
         if len(got) != (len(want) if need else 0):
             failures.append(f"{len(got)} gradients like {name}")
         pairs += zip(name, got, want if need else [], strict=False)
     pairs += [("dx", dx, all_dx)] if need_x else []
-    if rest or (not need_x and dx.numel()):
+    if not need_x and dx.numel():
         failures.append("gradients that nobody asked for")
     for name, actual, expected in pairs:
         try:

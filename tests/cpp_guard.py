@@ -7,6 +7,7 @@ import ctypes
 import mmap
 from itertools import chain, islice
 
+import cpp_stages
 import cpp_tiles
 import cpp_worker
 import torch
@@ -39,13 +40,14 @@ def both_ways(shape, call, dy, dlast, dcells, fence=lambda t: t):
     y, last, saved = OPS.layer(*call, True)
     given = [fence(dy), [fence(d) for d in dlast], None if dcells is None else fence(dcells)]
     found = OPS.layer_backward(*given, *call, fence(y), [fence(s) for s in saved], list(shape.needs))
-    return [y, *last, *saved, *found[0:1], *found[1], *found[2]]
+    return [y, *last, *saved, found[0], *found[1], *found[2], *found[3]]
 
 
 def shapes():
     for dtype in (torch.float32, torch.bfloat16):
         grids = cpp_worker.sizes(dtype), cpp_tiles.remainders(dtype), cpp_tiles.calls(dtype)
-        for shape in chain(islice(grids[0], 0, None, 2), islice(grids[1], 0, None, 2), grids[2]):
+        masks = islice(cpp_stages.masks(dtype), 0, None, 7)
+        for shape in chain(islice(grids[0], 0, None, 2), islice(grids[1], 0, None, 2), grids[2], masks):
             yield shape if shape.layout in (None, "batch first") else shape._replace(layout=None)
     yield from islice(cpp_worker.sizes(torch.float64), 0, None, 5)
 

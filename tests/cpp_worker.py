@@ -18,6 +18,7 @@ import pytest
 import torch
 from common import TOLERANCES
 from cpp_cases import BOTH, HALVES, OPS, Shape, cells, compare
+from cpp_stages import activations, masks
 from cpp_tiles import tiles
 
 import rnnkernels
@@ -90,8 +91,9 @@ def large(dtype):
 
 
 def at_random(dtype, n=120):
-    r = random.Random(str(dtype))
+    r, more = random.Random(str(dtype)), random.Random(f"stages {dtype}")
     for _ in range(n):
+        stages = more.choice(["", "", "reset zone", "restart h_mask", "h_mask zone_mask"])
         cell, H, X = r.choice(list(CELLS)), r.choice([1, 3, 8, 16, 20, 25, 33, 40, 64, 70, 127]), r.choice([0, 0, 0, 2])
         yield Shape(
             cell, dtype, r.choice([1, 2, 3, 5, 7, 20]), r.choice([1, 2, 3, 4, 5, 7, 8, 13, 20, 33]),
@@ -100,10 +102,14 @@ def at_random(dtype, n=120):
             r.choice([None, None, "ragged", "grouped" if X else "zeros"]), r.random() < 0.7,
             r.choice([None, None, "batch first", "transposed", "padded"]), r.random() < 0.6, r.random() < 0.3,
             (r.random() < 0.9, r.random() < 0.9, r.random() < 0.9),
+            stages="" if cell == "rnn" and dtype in HALVES else stages,  # see build: 16 bits go astray at relu's corner
         )  # fmt: skip
 
 
-GRIDS = {"sizes": sizes, "stages": stages, "arguments": arguments, "large": large, "random": at_random, "tiles": tiles}
+GRIDS = {
+    "sizes": sizes, "stages": stages, "masks": masks, "activations": activations, "arguments": arguments,
+    "large": large, "random": at_random, "tiles": tiles,
+}  # fmt: skip
 CHECKS = {
     f"{name}-{dtype}".replace("torch.", ""): (grid, dtype)
     for name, grid in GRIDS.items()

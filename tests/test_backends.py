@@ -99,17 +99,15 @@ def test_the_forward_pass_decides_for_the_backward_pass(record):
 
 
 def test_stages_that_a_backend_lacks_run_elsewhere_or_raise():
-    case = make_case("lstm")
-    reset = torch.tensor([[False, True]] * 3)
-    expected = case(*case.tensors, reset=reset)
+    case = make_case("lstm", layer_norm=True)
+    expected = case(*case.tensors)
     with backends.force("reference"):
-        for a, e in zip(case(*case.tensors, reset=reset), expected, strict=True):
-            assert_close("reset", a, e)
-    lacking = call(stages=frozenset({"reset", "zone", "lengths"}))
+        for a, e in zip(case(*case.tensors), expected, strict=True):
+            assert_close("layer_norm", a, e)
+    lacking = call(stages=frozenset({"reset", "layer_norm", "lengths"}))
     reason = backends.Cpp.unsupported(lacking)
-    assert ("it has no stage for" in reason) if HAS_CPP else ("the C++ extension is not there" in reason)
-    if not {"reset", "zone"} <= backends.Cpp.STAGES:
-        assert backends.choose(lacking) == "reference"
+    assert ("it has no stage for layer_norm" in reason) if HAS_CPP else ("the C++ extension is not there" in reason)
+    assert backends.choose(lacking) == "reference"
 
 
 def test_lacking():
@@ -119,12 +117,13 @@ def test_lacking():
     assert backends.lacking(call(activation="relu"), stages) == "activation 'relu' of lstm is not one of tanh"
     assert backends.lacking(call(cell="rnn", activation="relu"), stages) is None
     assert "is not sigmoid" in backends.lacking(call(recurrent_activation="hard_sigmoid"), stages)
+    assert backends.lacking(call(recurrent_activation="hard_sigmoid"), stages, any_activation=True) is None
 
 
 def test_choose():
     assert backends.choose(call()) == OWN
     assert backends.choose(call(device=torch.device("meta"))) == "reference"
-    assert backends.choose(call(recurrent_activation="hard_sigmoid")) == "reference"
+    assert backends.choose(call(recurrent_activation="hard_sigmoid", activation="linear")) == OWN
     for name, reason in backends.reasons(call()):
         assert reason is None if name in (OWN, "reference") else reason
     with backends.force("reference"):

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from common import assert_close
+from common import assert_close, error
 
 from rnnkernels import backends
 
@@ -85,15 +85,28 @@ BAD = {
     "lengths scalar": lambda: forward(lengths=zeros(dtype=LONG)),
     "lengths groups": lambda: forward(lengths=zeros(2, 2, dtype=LONG)),
     "no directions": lambda: forward(reverse=[]),
+    "no directions, lengths": lambda: forward(reverse=[], lengths=zeros(3, dtype=LONG)),
     "two directions": lambda: forward(reverse=[False, True]),
     "unknown cell": lambda: OPS.layer("qrnn", *list(base().values())[1:], False),
     "unknown activation": lambda: forward(activation="elu"),
-    "lstm with relu": lambda: forward(activation="relu"),
-    "hard sigmoid": lambda: forward(recurrent_activation="hard_sigmoid"),
-    "reset": lambda: forward(reset=zeros(3, 2, dtype=torch.bool)),
-    "reset states": lambda: forward(reset_states=[zeros(1, 2, 4)] * 2),
-    "h_mask": lambda: forward(h_mask=zeros(1, 2, 4)),
-    "zone": lambda: forward(zone=[zeros(1)]),
+    "no activation": lambda: forward(activation=""),
+    "unknown activation of gates": lambda: forward(recurrent_activation="hardsigmoid"),
+    "reset of numbers": lambda: forward(reset=zeros(3, 2)),
+    "reset size": lambda: forward(reset=zeros(2, 3, dtype=torch.bool)),
+    "reset groups": lambda: forward(reset=zeros(2, 3, 2, dtype=torch.bool)),
+    "reset scalar": lambda: forward(reset=zeros(dtype=torch.bool)),
+    "one reset state": lambda: forward(reset_states=[zeros(1, 2, 4)]),
+    "reset state size": lambda: forward(reset_states=[zeros(1, 2, 4), zeros(1, 2, 5)]),
+    "reset state dtype": lambda: backward(reset_states=[zeros(1, 2, 4, dtype=torch.float64)] * 2),
+    "h_mask size": lambda: forward(h_mask=zeros(1, 2, 5)),
+    "h_mask directions": lambda: forward(h_mask=zeros(2, 2, 4)),
+    "h_mask dimensions": lambda: forward(h_mask=zeros(2, 4)),
+    "one zone": lambda: forward(zone=[zeros(1)]),
+    "three zones": lambda: forward(zone=[zeros(1)] * 3),
+    "zone size": lambda: backward(zone=[zeros(1), zeros(3)]),
+    "zone steps": lambda: backward(zone=[zeros(1), zeros(2, 1, 1, 1)]),
+    "zone dimensions": lambda: forward(zone=[zeros(1), zeros(1, 1, 1, 1, 1)]),
+    "zone scalar": lambda: forward(zone=[zeros(), zeros()]),
     "layer norm": lambda: forward(layer_norm=True),
     "dy size": lambda: backward(dy=zeros(3, 2, 5)),
     "dy dtype": lambda: backward(dy=zeros(3, 2, 4, dtype=torch.float64)),
@@ -147,3 +160,14 @@ def test_lengths_beyond_the_end_are_the_whole_sequence():
             assert_close(name, actual, expected, 0)
         none = call | dict(lengths=torch.tensor([-2, 0]))
         assert not OPS.layer(*none.values(), False)[0].any()
+
+
+def test_coefficients_of_any_dtype():
+    """A mask of bools or of another floating dtype is taken as the numbers that it stands for."""
+    mask, zone = torch.rand(1, 2, 4) < 0.5, torch.tensor([0.5, 0.0, 1.0, 0.25])
+    call = base()
+    expected = OPS.layer(*(call | dict(h_mask=mask.float(), zone=[zone, zone[:1]])).values(), False)[0]
+    for dtype in (torch.bool, torch.float64, torch.bfloat16, torch.int64):
+        got = OPS.layer(*(call | dict(h_mask=mask.to(dtype), zone=[zone.double(), zone[:1].half()])).values(), False)[0]
+        assert_close(str(dtype), got, expected, 0)
+    assert error(OPS.layer(*call.values(), False)[0], expected) > 0.01

@@ -11,9 +11,10 @@ from functools import cache
 import pytest
 import torch
 from common import TOLERANCES
-from cpp_cases import OPS, Shape, build
+from cpp_cases import OPS, Shape, build, in_float64
 from cpp_worker import WORKER, in_process, instruction_sets
 
+from rnnkernels import reference
 from rnnkernels.cells import ONE_PHASE as CELLS
 
 INF, NAN = float("inf"), float("nan")
@@ -85,6 +86,37 @@ def run():
         found[f"{name}, {n % 2 + 1} threads"] = results(*tensors)
     torch.save(found, os.environ["RESULTS"])
     return []
+
+
+def small_numbers():
+    """For a process of cpp_worker.py: no digits are lost down to 1e-30, then 1e-37 in a sum's term (README, Limits)."""
+    terms = max(SIZES["I"] + SIZES["H"], SIZES["T"] * SIZES["B"])
+    for exponent in range(-28, -46, -2):
+        scale = 10.0**exponent
+        call, dy, dlast, _ = build(Shape("rnn", bias=False, **SIZES), 3)
+        call[1] *= scale
+        call[2] = [h * scale for h in call[2]]
+        found = results(call, dy, dlast)  # y, h_n: small by what goes in; gradients: as large as ever
+        found += results(call, dy * scale, [d * scale for d in dlast])[2:4]  # dx, dh_0: small
+        exact = in_float64(call)
+        y, last, _ = reference.layer(*exact, False)
+        expected = [y, *last]
+        for factor in (1, scale):
+            given = [dy.double() * factor, [d.double() * factor for d in dlast], None]
+            dx, dstates, dweights, _ = reference.layer_backward(*given, *exact, None, None, [True] * 3)
+            expected += [dx, *dstates, *dweights] if factor == 1 else [dx, *dstates]
+        for n, (a, e) in enumerate(zip(found, expected, strict=True)):
+            most, wrong = e.abs().max().item(), (a - e).abs().max().item()
+            allowed = max(2e-6 * most, 0 if exponent >= -30 else 1e-37 * terms)
+            if not wrong <= allowed:
+                yield f"1e{exponent}, result {n} of up to {most:.1e}: error {wrong:.1e} of {allowed:.1e} allowed"
+
+
+@pytest.mark.parametrize("isa", WITH_PARTS)
+def test_small_numbers(isa):
+    output, trouble = in_process(str(WORKER), "test_cpp_extremes.small_numbers", RNNKERNELS_ISA=isa)
+    assert not trouble, trouble
+    assert '"failed": []' in output, output
 
 
 @cache

@@ -74,15 +74,25 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("name, call", [(n, f) for n, _, f in BAD], ids=[f"{n}-{k}" for n, k, _ in BAD])
-def test_errors_are_torch_s(name, call):
-    repeat = (lambda h: (h, h)) if name.startswith("LSTM") else (lambda h: h)
+def assert_same_error(provoke):
+    """``provoke(library)`` raises the same for torch.nn as for rnnkernels."""
     said = []
     for library in (nn, rnnkernels):
         with pytest.raises(Exception) as info:  # noqa: B017 - what it is gets compared
-            call(getattr(library, name)(I, H), repeat)
+            provoke(library)
         said.append((info.type, str(info.value)))
     assert said[1] == said[0]
+
+
+def assert_same_error_of_call(name, call):
+    """The same for a bad call of a module of this name."""
+    repeat = (lambda h: (h, h)) if name.startswith("LSTM") else (lambda h: h)
+    assert_same_error(lambda library: call(getattr(library, name)(I, H), repeat))
+
+
+@pytest.mark.parametrize("name, call", [(n, f) for n, _, f in BAD], ids=[f"{n}-{k}" for n, k, _ in BAD])
+def test_errors_are_torch_s(name, call):
+    assert_same_error_of_call(name, call)
 
 
 BAD_CONSTRUCTIONS = [
@@ -108,12 +118,7 @@ BAD_CONSTRUCTIONS = [
 
 @pytest.mark.parametrize("name, args, kwargs", BAD_CONSTRUCTIONS)
 def test_construction_errors_are_torch_s(name, args, kwargs):
-    said = []
-    for library in (nn, rnnkernels):
-        with pytest.raises(Exception) as info:  # noqa: B017 - what it is gets compared
-            getattr(library, name)(*args, **kwargs)
-        said.append((info.type, str(info.value)))
-    assert said[1] == said[0]
+    assert_same_error(lambda library: getattr(library, name)(*args, **kwargs))
 
 
 def test_unknown_nonlinearity_of_a_cell():

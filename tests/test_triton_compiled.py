@@ -23,8 +23,8 @@ from rnnkernels.triton.cells import CELLS
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 
-KINDS = {"half": torch.bfloat16, "double": torch.float64}
-KINDS |= dict.fromkeys(("tf32", "tf32x3", "ieee"), torch.float32)
+KINDS = {"half": torch.bfloat16, "tf32": torch.float32, "tf32x3": torch.float32, "ieee": torch.float32}
+KINDS |= {"double": torch.float64}
 
 
 def compiled(arch, cell, kind, H, T=2, **more):
@@ -85,22 +85,22 @@ ALL_STAGES = ("lengths", "reset", "restart", "h_mask", "zone")
 
 
 def shared_tiles(share, kind):
-    return schedules.Tiles("cooperative", *share[:2], schedules.widest(share, kind), share.warps, 1, "")
+    return schedules.tiles_of(share, kind)
 
 
 def cooperative_cases():
     """Every row of the table at the widest product of each pass that fits the chip, and at one of odd pieces."""
     for arch in ("sm_80", "sm_86", "sm_90", "sm_100"):
         for kind in ("half", "tf32", "tf32x3", "ieee") if arch == "sm_90" else ("half", "tf32"):
-            for share in schedules.COOPERATIVE[kind]:
+            for share in schedules.row(schedules.COOPERATIVE, kind, ARCHS[arch].chip):
                 for backward, most in ((False, share.K), (True, share.K_back)):
-                    for H in (most, most * 5 // 8) if arch == "sm_90" else (most,):
+                    for H in sorted({most, most * 5 // 8} if arch == "sm_90" else {most}):
                         bytes_ = schedules.cooperative_bytes(kind, 4, H, shared_tiles(share, kind))
-                        if bytes_ <= ARCHS[arch].chip.shared:
+                        if 0 < H and bytes_ <= ARCHS[arch].chip.shared:
                             name = "backward" if backward else "forward"
                             case = f"{arch}-{kind}-{share.BH}x{share.BB}x{share.warps}-{name}-{H}"
                             yield pytest.param(arch, kind, "lstm", share, H, backward, id=case)
-    share = schedules.COOPERATIVE["half"][1]
+    share = next(share for share in schedules.COOPERATIVE["half"] if share.K >= 1000)
     for cell, H in (("gru", 1000), ("rnn", 1000)):
         for backward in (False, True):
             yield pytest.param("sm_90", "half", cell, share, H, backward, id=f"sm_90-{cell}-{backward}-{H}")
@@ -120,6 +120,7 @@ def test_cooperative(arch, kind, cell, share, H, backward):
         assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles)
         if not stages:
             assert not offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found), found
+        assert launch.compiled.metadata.launch_cooperative_grid
         assert found["atomics"] == 1 and "CCTL" in found["opcodes"], "an arrival that releases, a wait that acquires"
 
 
@@ -134,7 +135,7 @@ def stepwise_cases():
 def test_stepwise(arch, kind, at):
     """Every row of the table of stepwise launches, at a hidden size that is no multiple of the tiles."""
     step = schedules.row(schedules.STEPWISE, kind, ARCHS[arch].chip)[at]
-    tiles = schedules.Tiles("stepwise", *step, 2 if arch == "gfx942" else 3, "")
+    tiles = schedules.Tiles("stepwise", *step[:4], 2 if arch == "gfx942" else 3, "", step.registers)
     for cell in cells_of(arch, kind, at == 0):
         for launch in compiled(arch, cell, kind, 1000, tiles=tiles):
             check(launch, arch, kind in ("half", "tf32"))
@@ -175,6 +176,7 @@ def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
         (1024, torch.bfloat16, 32, "cooperative"),
         (1024, torch.bfloat16, 96, "stepwise"),
         (2048, torch.bfloat16, 1, "stepwise"),
+        (129, torch.float16, 1024, "stepwise"),
         (64, torch.float32, 16, "resident"),
         (128, torch.float32, 16, "cooperative"),
         (16, torch.float64, 16, "stepwise"),
@@ -193,7 +195,7 @@ def test_chooser_gives_every_processor_a_program():
     large, small = tiles(1024, 512), tiles(1, 2048)
     assert (large.schedule, large.BH, large.BB) == ("stepwise", 64, 32)
     assert (small.schedule, small.BH, small.BB) == ("stepwise", 32, 16)
-    assert [tiles(B, 512)[1:3] for B in (16, 48, 128)] == [(8, 16), (16, 16), (16, 32)]
+    assert [tiles(B, 256)[1:3] for B in (16, 128, 256)] == [(8, 16), (16, 16), (16, 32)]
 
 
 def test_chooser_says_why_not():

@@ -1,33 +1,39 @@
-// The LSTM cell: c' = f c + i g, h' = o tanh(c') (Hochreiter & Schmidhuber 1997, Gers et al. 2000); gates i, f, g, o.
+// The LSTM cell: c' = f c + i g, h' = o act(c') (Hochreiter & Schmidhuber 1997, Gers et al. 2000); gates i, f, g, o.
 struct Lstm {
   static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4;
-  static constexpr bool RELU = false, PROJECTION = true;
+  static constexpr bool PROJECTION = true;
 
   // sums: x + r per gate. kept: the activated gates.
-  template <class V>
-  static INLINE void forward(const V* sums, const V*, V& h, V& c, V* kept, bool) {
-    V i = sigmoid(sums[0]), f = sigmoid(sums[1]), g = tanh(sums[2]), o = sigmoid(sums[3]);
+  template <class F, class V>
+  static INLINE void forward(F of, const V* sums, const V*, V& h, V& c, V* kept) {
+    V i = of.gate(sums[0]), f = of.gate(sums[1]), g = of.act(sums[2]), o = of.gate(sums[3]);
     c = f * c + i * g;
-    h = o * tanh(c);
+    h = o * of.act(c);
     kept[0] = i, kept[1] = f, kept[2] = g, kept[3] = o;
   }
 
   // dh, dc: gradients of h' and c'. Out: d, the gradients of the pre-activations; dc, that of c.
-  template <class V>
-  static INLINE void backward(const V* kept, V, V, V c, V c_new, V dh, V& dc, V* d, V& dh_direct, bool) {
-    V i = kept[0], f = kept[1], g = kept[2], o = kept[3], y = tanh(c_new);
-    V one(1), dc_new = dc + dh * o * (one - y * y);
-    d[0] = dc_new * g * i * (one - i);
-    d[1] = dc_new * c * f * (one - f);
-    d[2] = dc_new * i * (one - g * g);
-    d[3] = dh * y * o * (one - o);
+  template <class F, class V>
+  static INLINE void backward(F of, const V* kept, V, V, V c, V c_new, V dh, V& dc, V* d, V& dh_direct) {
+    V i = kept[0], f = kept[1], g = kept[2], o = kept[3], y = of.act(c_new);
+    V dc_new = dc + of.act_back(dh * o, y);
+    d[0] = of.gate_back(dc_new * g, i);
+    d[1] = of.gate_back(dc_new * c, f);
+    d[2] = of.act_back(dc_new * i, g);
+    d[3] = of.gate_back(dh * y, o);
     dc = dc_new * f;
     dh_direct = V(0);
   }
 
-  // The output before a projection, which training does not keep.
+  // c' from what training keeps, and the old c.
   template <class V>
-  static INLINE V output(const V* kept, V c_new) {
-    return kept[3] * tanh(c_new);
+  static INLINE V new_c(const V* kept, V c) {
+    return kept[1] * c + kept[0] * kept[2];
+  }
+
+  // The output before a projection, which training does not keep.
+  template <class F, class V>
+  static INLINE V output(F of, const V* kept, V c_new) {
+    return kept[3] * of.act(c_new);
   }
 };

@@ -54,8 +54,8 @@ def loop_of(problem, kernel, function, cell, tiles, units, width, states, length
     arguments |= dict(
         lengths=problem.lengths if lengths else None, length_x=problem.apart(problem.lengths, 2),
         reset=problem.reset, reset_x=problem.apart(problem.reset, 3),
-        s_reset=problem.named(problem.reset_states, states, units), T=problem.T, B=problem.B, D=problem.D, CELL=function,
-        ACTIVATION=problem.activation, S=cell.states, KEPT=cell.kept, H=units, K=width,
+        s_reset=problem.named(problem.reset_states, states, units), T=problem.T, B=problem.B, D=problem.D,
+        CELL=function, ACTIVATION=problem.activation, S=cell.states, KEPT=cell.kept, H=units, K=width,
         BH=tiles.BH, BB=tiles.BB, BK=tiles.BK, SPLIT=tiles.warps,
         PIECES=schedules.pieces(width, tiles.warps, tiles.BK) if cooperative else (),
         counters=problem.zeros(problem.D, grid[0], dtype=torch.int32) if cooperative else None,
@@ -64,7 +64,9 @@ def loop_of(problem, kernel, function, cell, tiles, units, width, states, length
         ACC=tl.float64 if problem.dtype == torch.float64 else tl.float32, PRECISION=problem.precision,
         STAGES=tiles.stages, **problem.zoneout(states, units),
     )  # fmt: skip
-    options = dict(num_warps=tiles.warps) | (dict(launch_cooperative_grid=True, maxnreg=224) if cooperative else {})
+    options = dict(num_warps=tiles.warps, launch_cooperative_grid=cooperative)
+    if tiles.registers is not None:
+        options["maxnreg"] = tiles.registers
     return Loop(kernel, grid, arguments, options)
 
 

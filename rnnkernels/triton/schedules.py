@@ -29,6 +29,7 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
     reason: str
+    registers: int | None = None
 
 
 class Limit(NamedTuple):
@@ -48,6 +49,8 @@ class Share(NamedTuple):
     warps: int
     K: int
     K_back: int
+    registers: int | None = None
+    """What the compiler may use; None leaves it to it, which spills a few at some sizes to fit two programs."""
 
 
 class Step(NamedTuple):
@@ -57,6 +60,7 @@ class Step(NamedTuple):
     BB: int
     BK: int
     warps: int
+    registers: int | None = None
 
 
 # Both tables were found by compiling: no spills, and as few instructions a step as could be had
@@ -76,23 +80,31 @@ RESIDENT = {
     ("mfma", "ieee"): (Limit(64, 16, 4),),
     "ieee": (Limit(16, 16, 4),),
 }
+SHARES = (
+    Share(8, 16, 4, 512, 256), Share(8, 16, 8, 1024, 1024, 192), Share(16, 16, 8, 384, 384, 255),
+    Share(16, 16, 8, 1024, 1024),
+)  # fmt: skip
 COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
-    "half": (Share(8, 16, 4, 512, 256), Share(8, 16, 8, 1024, 1024), Share(16, 16, 8, 1024, 1024), Share(16, 32, 8, 512, 512)),
-    "tf32": (Share(8, 16, 8, 1024, 1024), Share(16, 16, 8, 640, 640)),
-    "tf32x3": (Share(8, 16, 8, 512, 512),),
+    ("tcgen05", "half"): (*SHARES, Share(16, 32, 8, 256, 0, 255)),
+    "half": (*SHARES, Share(16, 32, 8, 256, 256, 255)),
+    "tf32": (Share(8, 16, 8, 1024, 1024, 255), Share(16, 16, 8, 640, 640, 255)),
+    "tf32x3": (Share(8, 16, 8, 320, 320, 255),),
     "ieee": (Share(8, 16, 8, 512, 512),),
 }
-PIECE = {"half": 8192, "tf32": 16_384, "tf32x3": 16_384, "ieee": 16_384}  # bytes of a piece of a cooperative product
+PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider ones take more registers than there are
 STEPWISE = {  # the largest that still gives every processor a program, else the last
-    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
-    ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 4), Step(32, 16, 16, 2)),
-    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
-    ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 2)),
-    ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 2)),
-    ("mma", "tf32"): (Step(64, 16, 32, 8), Step(32, 16, 16, 2)),
+    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 4, 255)),
+    ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
+    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
+    ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
+    ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 4, 255)),
+    ("mma", "tf32"): (Step(64, 16, 32, 8), Step(32, 16, 16, 4)),
     ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
-    "ieee": (Step(32, 16, 16, 8),),
-    "double": (Step(16, 8, 16, 4),),
+    ("mfma", "ieee"): (Step(32, 16, 16, 8),),
+    ("mfma", "double"): (Step(16, 8, 16, 4),),
+    "tf32x3": (Step(32, 16, 16, 4, 255),),
+    "ieee": (Step(32, 16, 16, 8, 255),),
+    "double": (Step(16, 8, 16, 4, 255),),
 }
 BYTES = {"half": 2, "tf32": 4, "tf32x3": 4, "ieee": 4, "double": 8}
 
@@ -213,20 +225,21 @@ def pieces(width, parts, widest):
     return tuple(found)
 
 
-def widest(share, kind):
-    """The width of the widest part of a piece."""
-    return PIECE[kind] // (share.warps * share.BB * BYTES[kind])
+def tiles_of(share, kind):
+    """The tiles of a row of the table of cooperative launches."""
+    widest = PIECE // (share.warps * share.BB * BYTES[kind])
+    return Tiles("cooperative", share.BH, share.BB, widest, share.warps, 1, "", share.registers)
 
 
 def cooperative(kind, gates, B, D, H, K, chip, backward):
     """The tiles with which the programs of a chip keep everything together, or the reason why they cannot."""
     if chip.backend == "hip":
         return "programs that wait for each other are only proved on NVIDIA's memory model"
-    shares = [share for share in COOPERATIVE.get(kind, ()) if K <= (share.K_back if backward else share.K)]
+    shares = [share for share in row(COOPERATIVE, kind, chip) if K <= (share.K_back if backward else share.K)]
     found = f"in {kind} arithmetic a program has no registers for a product {K} wide"
     for share in shares:
         programs = -(-H // share.BH) * -(-B // share.BB) * D
-        tiles = Tiles("cooperative", share.BH, share.BB, widest(share, kind), share.warps, 1, "")
+        tiles = tiles_of(share, kind)
         if programs > chip.processors:
             found = f"{programs} programs do not run at once on {chip.processors} processors"
         elif cooperative_bytes(kind, gates, K, tiles) > chip.shared:
@@ -240,7 +253,8 @@ def cooperative(kind, gates, B, D, H, K, chip, backward):
 def cooperative_bytes(kind, gates, K, tiles):
     """What a cooperative program takes at most: weights, the vector, and the parts of the product."""
     width = sum(tiles.warps * size for _, size in pieces(K, tiles.warps, tiles.BK))
-    return (gates * tiles.BH + tiles.BB) * width * BYTES[kind] + 4 * gates * tiles.warps * tiles.BB * tiles.BH
+    rows = gates * tiles.BH + tiles.BB * (2 if kind == "tf32x3" else 1)
+    return rows * width * BYTES[kind] + 4 * gates * tiles.warps * tiles.BB * tiles.BH
 
 
 def stepwise(kind, B, D, H, K, chip, reason):
@@ -249,7 +263,7 @@ def stepwise(kind, B, D, H, K, chip, reason):
     full = (step for step in steps if -(-H // step.BH) * -(-B // step.BB) * D >= chip.processors)
     step = next(full, steps[-1])
     stages = 2 if chip.backend == "hip" else 3
-    return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason)
+    return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason, step.registers)
 
 
 def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):

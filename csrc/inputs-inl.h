@@ -1,0 +1,118 @@
+// The left factors of the forward pass: rows of x and of h, in the form that the weights want.
+
+// One job: rows b0..b0+rows of direction d, and their state. h lies in two slots, the old one and the new one.
+template <class A>
+struct Job {
+  int64_t d, b0, rows;
+  Scratch<A> h, c, cell_out, pre;  // h [2][rows][Pp], c and cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
+  SplitRows h_split;               // [2][rows], where W_hh is in pairs and h is not masked
+  int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
+};
+
+template <class A>
+struct Inputs {
+  static constexpr int W = Vec<A>::W;
+  const LayerCall& call;
+  const Schedule& plan;
+  const int64_t chunk, Pp;  // steps whose input is taken at once; numbers in a row of h
+  Flag& overflow;           // a number that has no bf16 parts came
+  Port<A> x{call.x, call.storage};
+  const int64_t I = call.I, P = call.P;
+  const bool h_as_it_is = !call.quantized() && plan.hh != Form::pairs && !call.h_mask && !sorted(plan.hh);
+
+  // Where a thread copies rows to if they cannot be read in place.
+  struct Copy {
+    Scratch<A> rows, row;
+    SplitRows split;
+    QuantizedRows quantized;
+  };
+  bool sorted(Form form) const { return form == Form::in_place && call.storage == Storage::bfloat16; }
+
+  // The rows of x of some steps: in place where they are evenly spaced, else copied.
+  Left<A> rows_of_x(const Job<A>& job, Copy& copy, int64_t t0, int64_t steps) const {
+    const int64_t first = call.group(job.d) * call.x_stride_X + job.b0 * call.x_stride_B + t0 * call.x_stride_T;
+    auto for_rows = [&](auto&& f) {
+      for (int64_t t = 0; t < steps; ++t)
+        for (int64_t r = 0; r < job.rows; ++r) f(t * job.rows + r, first + t * call.x_stride_T + r * call.x_stride_B);
+    };
+    Left<A> left;
+    if (call.quantized()) {
+      if (!copy.quantized) copy.quantized.allocate(chunk * job.rows, I);
+      for_rows([&](int64_t r, int64_t from) { quantize(copy.quantized, x.at(from), r); });
+      left.take(copy.quantized);
+      return left;
+    }
+    if (plan.ih == Form::pairs) {
+      if (!copy.split) copy.split.allocate(chunk * job.rows, I, plan.parts);
+      for_rows([&](int64_t r, int64_t from) {
+        for (int64_t i = 0; i < I; i += W)
+          copy.split.put(x.get(from + i, int(std::min<int64_t>(W, I - i))), r, i, overflow);
+      });
+      left.take(copy.split, 0);
+      return left;
+    }
+    bool even = steps == 1 || job.rows == 1;
+    left.row = steps == 1 ? call.x_stride_B : call.x_stride_T;
+    if (!even && call.x_stride_T == job.rows * call.x_stride_B) even = true, left.row = call.x_stride_B;
+    if (even && x.direct()) {
+      left.a = x.at(first);
+      return left;
+    }
+    copy.rows.allocate(chunk * job.rows * I);
+    if (sorted(plan.ih)) copy.row.allocate(I);
+    for_rows([&](int64_t r, int64_t from) {
+      A* to = copy.rows.data() + r * I;
+      x.get_row(from, sorted(plan.ih) ? copy.row.data() : to, I);
+      if (sorted(plan.ih)) sort_for_bfloat16(copy.row.data(), I, to);
+    });
+    left.a = copy.rows.data(), left.row = I;
+    return left;
+  }
+
+  // The rows of h in `slot`: as they are, or in a form of their own.
+  INLINE Left<A> rows_of_h(const Job<A>& job, Copy& copy, int64_t slot) const {
+    Left<A> left;
+    left.a = job.h.data() + job.at(slot, 0) * Pp, left.row = Pp;
+    if (!h_as_it_is) transform(job, copy, slot, left);
+    return left;
+  }
+
+ private:
+  // In int8, sorted or masked they are copies, each thread's own.
+  __attribute__((noinline)) void transform(const Job<A>& job, Copy& copy, int64_t slot, Left<A>& left) const {
+    if (call.quantized()) {
+      if (!copy.quantized) copy.quantized.allocate(job.rows, P);
+      for (int64_t r = 0; r < job.rows; ++r) quantize(copy.quantized, left.a + r * Pp, r);
+      left.take(copy.quantized);
+    } else if (job.h_split) {
+      left.take(job.h_split, job.at(slot, 0));
+    } else {
+      copy_of_h(job, copy, left.a);
+      left.a = copy.rows.data();
+      if (copy.split) left.take(copy.split, 0);
+    }
+  }
+
+  static void quantize(const QuantizedRows& to, const A* from, int64_t r) {
+    if constexpr (sizeof(A) == 4) to.put_row(from, r);
+  }
+
+  void copy_of_h(const Job<A>& job, Copy& copy, const A* h) const {
+    copy.rows.allocate(job.rows * Pp), copy.row.allocate(Pp);
+    if (plan.hh == Form::pairs && !copy.split) copy.split.allocate(job.rows, P, plan.parts);
+    for (int64_t r = 0; r < job.rows; ++r) {
+      const A* from = h + r * Pp;
+      A* to = copy.rows.data() + r * Pp;
+      if (call.h_mask) {
+        A* masked = sorted(plan.hh) ? copy.row.data() : to;
+        for (int64_t j = 0; j < P; j += W) {
+          const int n = int(std::min<int64_t>(W, P - j));
+          (load(from + j) * coefficients<A>(call.h_mask, 0, job.d, job.b0 + r, j, n)).store(masked + j);
+        }
+        from = masked;
+      }
+      if (sorted(plan.hh)) sort_for_bfloat16(from, P, to);
+      else if (copy.split) copy.split.put_row(to, P, r, overflow);
+    }
+  }
+};

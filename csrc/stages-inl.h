@@ -1,0 +1,14 @@
+// What the stages of a step have in common, forward and backward. A stage is a branch outside the products.
+
+// The coefficients for step t, direction d, row b at j.
+template <class A>
+INLINE Vec<A> coefficients(const Coefficients& c, int64_t t, int64_t d, int64_t b, int64_t j, int n) {
+  const A* at = static_cast<const A*>(c.data) + t * c.stride_T + d * c.stride_D + b * c.stride_B;
+  return c.whole ? load_first(at + j, n) : Vec<A>(*at);
+}
+
+// Zoneout (Krueger et al. 2017): the fraction of the old state that stays.
+template <class A>
+INLINE Vec<A> zoneout(Vec<A> fraction, Vec<A> old, Vec<A> now) {
+  return fraction * old + (Vec<A>(A(1)) - fraction) * now;
+}
