@@ -82,16 +82,20 @@ def loaded(opcode):
     return next((size for width, size in GCN_WIDTHS.items() if gcn.group(1).startswith(width)), 4)
 
 
-def resources(compiled, text):
-    """Registers of a thread, and bytes of its stack (or spilled registers, where those are counted)."""
+@functools.cache
+def resources(compiled):
+    """Registers of a thread, bytes of its stack (or spilled registers, where those are counted), shared memory; found
+    without disassembling."""
     if "cubin" in compiled.asm:
         usage = re.search(r"REG:(\d+) STACK:(\d+)", disassemble("cuobjdump", compiled, "-res-usage"))
-        return int(usage.group(1)), int(usage.group(2))
-    registers, spills, stack = (
-        int(re.search(rf"\.{field}:\s+(\d+)", text).group(1))
-        for field in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
-    )
-    return registers, max(stack, spills)
+        registers, stack = map(int, usage.groups())
+    else:
+        registers, spilled, private = (
+            int(re.search(rf"\.{field}:\s+(\d+)", compiled.asm["amdgcn"]).group(1))
+            for field in ("vgpr_count", "vgpr_spill_count", "private_segment_fixed_size")
+        )
+        stack = max(private, spilled)
+    return {"registers": registers, "stack": stack, "shared": compiled.metadata.shared}
 
 
 def names_of(codes):
@@ -106,22 +110,17 @@ def count(names, pattern):
 
 @functools.cache
 def facts(compiled):
-    """Registers, stack, shared memory, warps; and of the longest loop: instructions, those of tensor cores, those that
-    use the stack, loads from global memory with the bytes that all threads of the program ask for (and those asked for
-    before it), barriers, atomics, all opcodes."""
-    text = listing(compiled)
-    lines = text.splitlines()
-    registers, stack = resources(compiled, text)
+    """The resources, warps, and of the longest loop: instructions, those of tensor cores, those that use the stack,
+    loads from global memory with the bytes that all threads of the program ask for (and those asked for before it),
+    barriers, atomics, all opcodes."""
+    lines = listing(compiled).splitlines()
     first, last = max(loops(lines), key=lambda span: span[1] - span[0], default=(0, -1))
     loop = list(opcodes(lines[first : last + 1]))
     names = names_of(loop)
     loads = [size for code in loop if (size := loaded(code))]
     before = sum(map(loaded, opcodes(lines[:first])))
     warps, lanes = compiled.metadata.num_warps, compiled.metadata.target.warp_size
-    return {
-        "registers": registers,
-        "stack": stack,
-        "shared": compiled.metadata.shared,
+    return resources(compiled) | {
         "warps": warps,
         "tensor": count(names, TENSOR_CORE),
         "loads": len(loads),

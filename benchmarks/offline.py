@@ -67,7 +67,7 @@ def problems(row: dict, gpu: Gpu) -> list[str]:
 
 
 def facts(compiled) -> dict:
-    """The facts of a kernel, kept in a file: to disassemble takes longer than to compile."""
+    """The facts of a kernel, kept in a file: to disassemble takes as long as to compile."""
     from benchmarks import machine_code
 
     reader = hashlib.sha256(Path(machine_code.__file__).read_bytes()).hexdigest()[:16]
@@ -80,16 +80,20 @@ def facts(compiled) -> dict:
 
 def row_of(gpu: Gpu, launched: list, layer: Layer) -> tuple[dict, dict]:
     """What the launches of one pass of one layer show, and what depends on the workload: grid and prediction."""
+    from benchmarks.machine_code import resources
+
     kernels = {each.compiled.hash: each for each in launched}
     most = kernels[Counter(each.compiled.hash for each in launched).most_common(1)[0][0]]
-    tiles, main, all_facts = most.tiles, facts(most.compiled), [facts(each.compiled) for each in kernels.values()]
+    tiles, main, taken = most.tiles, facts(most.compiled), [resources(each.compiled) for each in kernels.values()]
+    spilling = [each for each in kernels.values() if resources(each.compiled)["stack"]]
     streamed, predicted = tiles.schedule == "stepwise", step(gpu, layer, tiles)
     own = {"grid": list(most.grid), "predicted_us": round(1e6 * predicted.seconds, 2), "limited_by": predicted.by}
     again = not streamed and reloads(layer.cell, tiles, layer.kind, layer.H, layer.K, layer.backward, main)
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
         "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),
-        **{name: max(found[name] for found in all_facts) for name in ("registers", "stack", "spills", "shared")},
+        **{name: max(each[name] for each in taken) for name in ("registers", "stack", "shared")},
+        "spills": max((facts(each.compiled)["spills"] for each in spilling), default=0),
         **{name: main[name] for name in ("tensor", "instructions", "loads", "load_bytes", "barriers", "atomics")},
         "weights": "streamed" if streamed else "loaded again" if again else "on chip",
     }, own  # fmt: skip
