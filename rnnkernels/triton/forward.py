@@ -56,8 +56,8 @@ def scan_forward(
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
     CELL: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
-    KEPT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
-    SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    KEPT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
+    PIECES: tl.constexpr, SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
     RING: tl.constexpr, SCHEDULE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     LENGTHS: tl.constexpr = lengths is not None
