@@ -77,7 +77,7 @@ class Cpp:
             return f"it runs on the CPU, and the input is on {call.device}"
         if call.dtype not in cls.DTYPES:
             return f"dtype {call.dtype} is not one of {', '.join(map(str, cls.DTYPES))}"
-        return lacking(call, cls.STAGES, any_activation=True)
+        return lacking(call, cls.STAGES)
 
     @staticmethod
     def schedule(call):
@@ -121,17 +121,11 @@ class Triton:
         return launch.schedule(call)
 
 
-def lacking(call, stages, any_activation=False):
+def lacking(call, stages):
     """The reason why a backend with these stages cannot run the call, or None."""
     missing = sorted(call.stages - stages)
     if missing:
         return f"it has no stage for {', '.join(missing)} yet"
-    if any_activation:
-        return None
-    if call.activation not in CELLS[call.cell].activations:
-        return f"activation {call.activation!r} of {call.cell} is not one of {', '.join(CELLS[call.cell].activations)}"
-    if call.recurrent_activation != "sigmoid":
-        return f"recurrent_activation {call.recurrent_activation!r} is not sigmoid"
     return None
 
 
@@ -226,7 +220,7 @@ def facts(cell, x, weights, reverse, project, activation, recurrent_activation,
         cell, x.device, x.dtype, x.size(-3), x.size(-2), x.size(-1), weights[1].size(0) // spec.gates,
         weights[1].size(1), len(reverse) * (x.size(0) if x.dim() == 4 else 1), training,
         frozenset(name for name, used in stages.items() if used),
-        activation or spec.activations[0], recurrent_activation or "sigmoid",
+        activation or "tanh", recurrent_activation or "sigmoid",
     )  # fmt: skip
 
 

@@ -13,8 +13,6 @@ class CellSpec(NamedTuple):
     """S: state tensors; the first is the hidden state h, which is also the output."""
     planes: tuple[str, ...]
     """What training saves, as the planes of ``gates`` (D, T, B, K, H); none where the output is enough."""
-    activations: tuple[str, ...] = ("tanh",)
-    """What the Triton cells offer as activation; the first is the default. The C++ cells take any, also for gates."""
     phases: int = 1
     """Products in a step: with 2, that of the last gate waits for the other gates."""
 
@@ -25,7 +23,7 @@ class CellSpec(NamedTuple):
 
 
 CELLS = {
-    "rnn": CellSpec("rnn", gates=1, states=1, planes=(), activations=("tanh", "relu")),
+    "rnn": CellSpec("rnn", gates=1, states=1, planes=()),
     "lstm": CellSpec("lstm", gates=4, states=2, planes=("i", "f", "g", "o")),
     "gru": CellSpec("gru", gates=3, states=1, planes=("r", "z", "n", "q")),  # q = W_hn h + b_hn
     "gru_reset_before": CellSpec("gru_reset_before", gates=3, states=1, planes=("r", "z", "n"), phases=2),

@@ -114,10 +114,6 @@ def test_lacking():
     stages = frozenset({"lengths"})
     assert backends.lacking(call(stages=stages), stages) is None
     assert backends.lacking(call(stages=frozenset({"zone", "reset"})), stages) == "it has no stage for reset, zone yet"
-    assert backends.lacking(call(activation="relu"), stages) == "activation 'relu' of lstm is not one of tanh"
-    assert backends.lacking(call(cell="rnn", activation="relu"), stages) is None
-    assert "is not sigmoid" in backends.lacking(call(recurrent_activation="hard_sigmoid"), stages)
-    assert backends.lacking(call(recurrent_activation="hard_sigmoid"), stages, any_activation=True) is None
 
 
 def test_choose():

@@ -43,8 +43,8 @@ def scan_backward(
     planes,  # (D, T, B, PLANES, H): the gradients of the pre-activations, the result
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, length_x, reset_x,
-    CELL: tl.constexpr, RENEW: tl.constexpr, ACTIVATION: tl.constexpr, S: tl.constexpr, KEPT: tl.constexpr,
-    PLANES: tl.constexpr,
+    CELL: tl.constexpr, RENEW: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
+    KEPT: tl.constexpr, PLANES: tl.constexpr,
     NEW: tl.constexpr, OLD: tl.constexpr,  # which states after and before the step are read
     SOURCE: tl.constexpr, READS: tl.constexpr, LAG: tl.constexpr,  # planes of the product, LAG steps later
     H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
@@ -140,7 +140,7 @@ def scan_backward(
             new, arriving, direct = unzoned(new, old, arriving, zone, zone_at, S, NEW, ZONE_J, t, b, j, d, mask, ACC)
             if RENEW is not None:
                 new = RENEW(old, kept)
-        emitted, earlier = CELL(arriving, new, old, kept, ACTIVATION)
+        emitted, earlier = CELL(arriving, new, old, kept, ACTIVATION, GATE)
         if LENGTHS:
             emitted = live_only(i < n, emitted, PLANES)
         store_tiles(planes + (row * (PLANES * H) + j), H, emitted, mask, PLANES, BH, BB, COOPERATIVE)

@@ -55,9 +55,9 @@ def scan_forward(
     gates, cells,  # (D, T, B, KEPT, H), (D, T, B, H): kept for the backward pass, or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
-    CELL: tl.constexpr, ACTIVATION: tl.constexpr, G: tl.constexpr, S: tl.constexpr, KEPT: tl.constexpr,
-    H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
-    SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    CELL: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
+    KEPT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
+    PIECES: tl.constexpr, SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
     RING: tl.constexpr, SCHEDULE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     LENGTHS: tl.constexpr = lengths is not None
@@ -109,7 +109,7 @@ def scan_forward(
                 r = product_streamed(w, read, j, b < B, G, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
         if bias is not None:
             r = replaced(r, G - 1, r[G - 1] + last_bias, G)
-        new, kept = CELL(xs, r, old, ACTIVATION)
+        new, kept = CELL(xs, r, old, ACTIVATION, GATE)
         new = zoned(new, old, zone, zone_at, S, ZONE_J, t, b, j, d, mask, ACC)
         out = new[0]
         if LENGTHS:

@@ -30,17 +30,13 @@ def unsupported(call):
         return f"{chip.name} has compute capability {chip.capability / 10}, it needs 8.0"
     if call.dtype not in DTYPES:
         return f"dtype {call.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return missing(call.cell, call.activation, call.recurrent_activation, call.stages)
+    return missing(call.cell, call.stages)
 
 
-def missing(cell, activation, recurrent_activation, stages):
+def missing(cell, stages):
     """What the kernels lack for a layer on any chip, or None."""
     if stages - STAGES:
         return f"it has no stage for {', '.join(sorted(stages - STAGES))} yet"
-    if activation not in (None, *CELLS[cell].activations):
-        return f"activation {activation!r} of {cell} is not one of {', '.join(CELLS[cell].activations)}"
-    if recurrent_activation not in (None, "sigmoid"):
-        return f"recurrent_activation {recurrent_activation!r} is not sigmoid"
     if "project" in stages and cell_of(cell).output is None:
         return f"{cell} has no projection"
     return None
@@ -61,15 +57,16 @@ def schedule(call):
             schedules.chip_of(call.device), backward, call.T,
         )  # fmt: skip
         name = "backward" if backward else "forward"
-        said.append(f"{name} {tiles.schedule}, {tiles.BH} units x {tiles.BB} rows a program ({tiles.reason})")
+        often = ", a CUDA graph once a shape repeats" if tiles.schedule == "stepwise" and call.T > 1 else ""
+        said.append(f"{name} {tiles.schedule}{often}, {tiles.BH} units x {tiles.BB} rows a program ({tiles.reason})")
     return "; ".join(said)
 
 
-def refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm):
+def refuse(cell, reset, reset_states, h_mask, zone, layer_norm):
     """Raise for what ``unsupported`` would have said: the dispatcher may call a backend without asking it."""
     stages = {"reset": reset is not None or reset_states, "h_mask": h_mask is not None, "zone": zone}
-    stages = {name for name, there in (stages | {"layer_norm": layer_norm}).items() if there}
-    reason = missing(cell, activation, recurrent_activation, stages)
+    stages |= {"layer_norm": layer_norm, "second_product": CELLS[cell].phases > 1}
+    reason = missing(cell, {name for name, there in stages.items() if there})
     if reason is not None:
         raise NotImplementedError(f"rnnkernels: the Triton backend cannot run this layer: {reason}")
 
@@ -95,10 +92,11 @@ def layer(
     from . import graphs, passes, products
     from .problem import problem_of
 
-    refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm)
+    refuse(cell, reset, reset_states, h_mask, zone, layer_norm)
     problem = problem_of(
-        cell, x, weights, reverse, bias, project, activation, lengths, reset, reset_states, h_mask, zone
-    )
+        cell, x, weights, reverse, bias, project, activation, recurrent_activation,
+        lengths, reset, reset_states, h_mask, zone,
+    )  # fmt: skip
     if problem.B == 0:
         y, last, gates, cells = passes.outputs(problem, save)
     else:
@@ -118,10 +116,11 @@ def layer_backward(
     from . import graphs, passes, products
     from .problem import problem_of
 
-    refuse(cell, activation, recurrent_activation, reset, reset_states, h_mask, zone, layer_norm)
+    refuse(cell, reset, reset_states, h_mask, zone, layer_norm)
     problem = problem_of(
-        cell, x, weights, reverse, bias, project, activation, lengths, reset, reset_states, h_mask, zone
-    )
+        cell, x, weights, reverse, bias, project, activation, recurrent_activation,
+        lengths, reset, reset_states, h_mask, zone,
+    )  # fmt: skip
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
                  zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip

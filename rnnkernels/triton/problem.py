@@ -21,6 +21,7 @@ class Problem(NamedTuple):
     P: int
     reverse: list[bool]
     activation: str
+    recurrent_activation: str
     dtype: torch.dtype
     device: torch.device
     chip: schedules.Chip
@@ -92,7 +93,8 @@ class Problem(NamedTuple):
 
 
 def problem_of(
-    cell, x, weights, reverse, bias, project, activation, lengths, reset, reset_states, h_mask, zone
+    cell, x, weights, reverse, bias, project, activation, recurrent_activation,
+    lengths, reset, reset_states, h_mask, zone,
 ):  # fmt: skip
     """Sort the arguments of the op."""
     D = len(reverse) * (x.size(0) if x.dim() == 4 else 1)
@@ -102,7 +104,8 @@ def problem_of(
     chip = schedules.chip_of(x.device)
     return Problem(
         kinds, x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
-        activation or "tanh", x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh,
+        activation or "tanh", recurrent_activation or "sigmoid",
+        x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh,
         rest.pop(0) if project else [], None if lengths is None else lengths.to(x.device).contiguous(),
         None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
         [s.contiguous() for s in reset_states], None if h_mask is None else h_mask.contiguous(), zone,

@@ -1,31 +1,31 @@
-"""LSTM: i, f, o = sigmoid(x + r);  g = act(x + r);  c' = f c + i g;  h' = o act(c')."""
+"""LSTM: i, f, o = gate(x + r);  g = act(x + r);  c' = f c + i g;  h' = o act(c')."""
 
-import torch
 import triton
 import triton.language as tl
 
-from .math import activate, sigmoid, slope
+from ...reference import ACTIVATIONS
+from .math import activate, slope
 
 
 @triton.jit
-def forward(x, r, s, ACTIVATION: tl.constexpr):
-    i = sigmoid(x[0] + r[0])
-    f = sigmoid(x[1] + r[1])
+def forward(x, r, s, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
+    i = activate(x[0] + r[0], GATE)
+    f = activate(x[1] + r[1], GATE)
     g = activate(x[2] + r[2], ACTIVATION)
-    o = sigmoid(x[3] + r[3])
+    o = activate(x[3] + r[3], GATE)
     c = f * s[1] + i * g
     return (o * activate(c, ACTIVATION), c), (i, f, g, o)
 
 
 @triton.jit
-def backward(ds, new, old, kept, ACTIVATION: tl.constexpr):
+def backward(ds, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
     i, f, g, o = kept
     a = activate(new[1], ACTIVATION)
     dc = ds[1] + ds[0] * o * slope(a, ACTIVATION)
-    di = dc * g * i * (1 - i)
-    df = dc * old[1] * f * (1 - f)
+    di = dc * g * slope(i, GATE)
+    df = dc * old[1] * slope(f, GATE)
     dg = dc * i * slope(g, ACTIVATION)
-    do = ds[0] * a * o * (1 - o)
+    do = ds[0] * a * slope(o, GATE)
     return (di, df, dg, do), (tl.zeros_like(dc), dc * f)
 
 
@@ -38,8 +38,7 @@ def renew(old, kept):
 
 def output(gates, cells, activation):
     """h' of every step (T, B, H) from the kept planes (T, B, 4, H) and the new c (T, B, H), as torch tensors."""
-    a = torch.relu(cells) if activation == "relu" else torch.tanh(cells)
-    return (gates[:, :, 3] * a).to(gates.dtype)
+    return (gates[:, :, 3] * ACTIVATIONS[activation](cells)).to(gates.dtype)
 
 
 def new_cells(gates, old):
