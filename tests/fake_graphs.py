@@ -1,4 +1,4 @@
-"""CUDA graphs without a GPU, for tests: a recording is played by calling its function again on the recording's memory."""
+"""CUDA graphs without a GPU, for tests: a recording is played by calling its function again on the same memory."""
 
 from types import SimpleNamespace
 
