@@ -45,11 +45,12 @@ struct Forward {
   // The state of row r, with h in `slot`, from given states or zero.
   void set_state(const Job<A>& job, int64_t slot, int64_t r, const void* const* from) const {
     const int64_t row = job.d * B + job.b0 + r;
-    A *h = job.h.data() + job.at(slot, r) * Pp, *c = job.c.data() + r * Hp;
+    A* h = job.h.data() + job.at(slot, r) * Pp;
     if (from[0]) port(from[0]).get_row(row * P, h, P);
     else std::fill_n(h, P, A(0));
     if (job.h_split) job.h_split.put_row(h, P, job.at(slot, r), overflow);
     if (Cell::STATES == 1) return;
+    A* c = job.c.data() + r * Hp;
     if (from[1]) port(from[1]).get_row(row * H, c, H);
     else std::fill_n(c, H, A(0));
   }
