@@ -28,7 +28,7 @@ struct Forward {
   const Port<A> gates = port(call.gates);
   mutable Flag overflow;  // a number that has no bf16 parts came
   Inputs<A> inputs{call, plan, chunk, Pp, overflow};
-  const bool standard = call.standard(), zoned = bool(call.zone[0]);
+  const bool zoned = bool(call.zone[0]);
   const bool unbounded = !call.bounded() || call.project || zoned;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {}
@@ -45,11 +45,12 @@ struct Forward {
   // The state of row r, with h in `slot`, from given states or zero.
   void set_state(const Job<A>& job, int64_t slot, int64_t r, const void* const* from) const {
     const int64_t row = job.d * B + job.b0 + r;
-    A *h = job.h.data() + job.at(slot, r) * Pp, *c = job.c.data() + r * Hp;
+    A* h = job.h.data() + job.at(slot, r) * Pp;
     if (from[0]) port(from[0]).get_row(row * P, h, P);
     else std::fill_n(h, P, A(0));
     if (job.h_split) job.h_split.put_row(h, P, job.at(slot, r), overflow);
     if (Cell::STATES == 1) return;
+    A* c = job.c.data() + r * Hp;
     if (from[1]) port(from[1]).get_row(row * H, c, H);
     else std::fill_n(c, H, A(0));
   }
@@ -83,7 +84,8 @@ struct Forward {
   }
 
   // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state.
-  void apply(const Job<A>& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
+  template <class F>
+  void apply(F functions, const Job<A>& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
              int64_t x_row, const A* sums) const {
     Row row(*this, job, t, slot, r);
     const A* b = weights.bias_of(job.d, u);
@@ -103,10 +105,9 @@ struct Forward {
         if constexpr (SPLIT > 0) out = load(row.h_old + j);
         if constexpr (Cell::STATES > 1) c = load(row.c + j);
         V c_new = c;
-        with_functions(standard, call,
-                       [&](auto f) __attribute__((always_inline)) { Cell::forward(f, s, x, out, c_new, kept); });
+        Cell::forward(functions, s, x, out, c_new, kept);
         if constexpr (Cell::STATES > 1) {
-          if (zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
+          if (F::ZONEOUT && zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
           if (!alive) c_new = c;
           c_new.store(row.c + j);
           if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + row.kept * H + j, lanes);
@@ -114,7 +115,7 @@ struct Forward {
         if (K > 0 && gates)
           for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
         if (call.project) out.store(job.cell_out.data() + m * Hp + j);
-        else put(job, t, row, j, lanes, alive, out);
+        else put<F>(job, t, row, j, lanes, alive, out);
       }
     }
   }
@@ -148,8 +149,9 @@ struct Forward {
   }
 
   // The new h of a row at j: into the state and into y.
+  template <class F>
   INLINE void put(const Job<A>& job, int64_t t, const Row& row, int64_t j, int lanes, bool alive, V out) const {
-    if (zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
+    if (F::ZONEOUT && zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
     const V h = alive ? out : load(row.h_old + j);
     h.store(row.h + j);
     if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);
@@ -163,10 +165,12 @@ struct Forward {
     out.a = job.cell_out.data() + r * Hp, out.row = Hp;
     weights.project(tiles, job.d, u, n, out, sums);
     Row row(*this, job, t, slot, r);
-    for (int64_t m = r; m < r + n; ++m, sums += WIDTH, row.next())
-      for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
-        put(job, t, row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
-            load(sums + j - u * WIDTH));
+    with_functions(call, [&](auto functions) {
+      for (int64_t m = r; m < r + n; ++m, sums += WIDTH, row.next())
+        for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
+          put<decltype(functions)>(job, t, row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
+                                   load(sums + j - u * WIDTH));
+    });
   }
 
   // f(panel, first row, rows) for this member's share of so many panels. Up and down in turn, so that what the cache
@@ -191,7 +195,10 @@ struct Forward {
     for_blocks(job, member, panels, slot & 1, [&](int64_t u, int64_t r, int64_t n) {
       if (!pre) weights.multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
       weights.multiply(tiles, job.d, u, n, h.from(r), false, sums, SUMS);
-      apply(job, t, u, slot, r, n, pre ? pre + (r * panels + u) * SUMS : x_sums, pre ? panels * SUMS : SUMS, sums);
+      const A* of_x = pre ? pre + (r * panels + u) * SUMS : x_sums;
+      with_functions(call, [&](auto functions) __attribute__((always_inline)) {
+        apply(functions, job, t, u, slot, r, n, of_x, pre ? panels * SUMS : SUMS, sums);
+      });
     });
     if (!member.barrier()) return false;
     if (!call.project) return true;

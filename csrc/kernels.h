@@ -79,7 +79,6 @@ struct LayerCall {
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
   bool quantized() const { return !scales.empty(); }
-  bool standard() const { return act == Activation::tanh && gate == Activation::sigmoid; }
   // Whether a cell makes no h larger than 1 or than the one before.
   bool bounded() const {
     return act != Activation::relu && act != Activation::linear &&

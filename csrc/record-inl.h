@@ -85,7 +85,7 @@ struct Record {
       V kept[K];
       kept_at(t, b, j, n, kept);
       const V c = c_new(t, b, j, n, kept);
-      with_functions(call.standard(), call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
+      with_functions(call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
     }
   }
 };
