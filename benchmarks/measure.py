@@ -88,7 +88,9 @@ def truth_of(case: Case) -> Truth:
     if case.dtype == "int8":
         return Truth(tensors, {})
     try:
-        return Truth(tensors, errors(result_of(PROVIDERS["torch_script" if options else "torch"].job(case), case.mode), tensors))
+        return Truth(
+            tensors, errors(result_of(PROVIDERS["torch_script" if options else "torch"].job(case), case.mode), tensors)
+        )
     except (RuntimeError, Unsupported):
         return Truth(tensors, {})  # torch does not run this dtype on this device: the floor alone decides
 

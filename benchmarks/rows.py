@@ -83,7 +83,9 @@ class Rows:
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def admitted(self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool = False) -> tuple[dict, dict]:
+    def admitted(
+        self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool = False
+    ) -> tuple[dict, dict]:
         """Workers of those that are right, and the facts of all."""
         workers, facts = {}, {}
         for name in self.providers:

@@ -13,9 +13,10 @@ MOST = {False: 1.1, True: 1.4}  # of the plain layer's time, without and with su
 LOOP = ("torch_script", "the scripted loop", 5.0)
 LEAST = {"reset": ("torch", "split and pad", 3.0)}
 LEAST |= dict.fromkeys(("recurrent_dropout", "zoneout", *SECOND_PASS), LOOP)
+RESETS = 0.03  # the share of steps, as in the workloads that have them
 OTHERS = {"torch": "torch.nn: split and pad, or pack", "torch_script": "scripted loop", "keras": "Keras"}
 HEAD = ["workload", "cell", "T", "B", "I→H", "variant", "runs on", "plain layer", "with the variant", "over plain"]
-HEAD += ["of that drawing masks", *(text for name in OTHERS.values() for text in (name, "over ours"))]
+HEAD += ["of that drawing masks"]
 
 
 def over(row: dict, name: str) -> float | None:
@@ -47,20 +48,19 @@ def targets(rows: list[dict]) -> list[Reached]:
     return found
 
 
-def cell(row: dict, name: str, result: dict | None, reasons: Reasons) -> str:
-    result = result or {"reason": "cannot be imported"}
+def cell(row: dict, name: str, result: dict, reasons: Reasons) -> str:
     return duration(row, result["seconds"]) if "seconds" in result else reasons.cell(name, result["reason"])
 
 
-def cells(row: dict, reasons: Reasons) -> list[str]:
+def cells(row: dict, others: list[str], reasons: Reasons) -> list[str]:
     """One line of the table, as text."""
     kind, drawn = row["kind"].split(",")[0], row["masks"]
     line = [row["workload"], kind, str(row["T"]), str(row["B"]), f"{row['I']}→{row['H']}", row["variant"]]
     line += [row["schedule"].split(":")[0], cell(row, "plain layer", row["plain"], reasons)]
     line += [cell(row, "rnnkernels", ours(row), reasons), f"{row['over_plain']:.2f}" if row["over_plain"] else ""]
     line.append(duration(row, drawn["seconds"]) if drawn and "seconds" in drawn else "")
-    for name in OTHERS:
-        line += [cell(row, name, row["providers"].get(name), reasons), ratio_text(over(row, name))]
+    for name in others:
+        line += [cell(row, name, row["providers"][name], reasons), ratio_text(over(row, name))]
     return line
 
 
@@ -81,15 +81,18 @@ def line(row: dict) -> str:
 def markdown(results: dict) -> str:
     """The whole file: machine, targets, rows, reasons."""
     rows, parts = results["rows"], []
+    others = [name for name in OTHERS if any(name in row["providers"] for row in rows)]
+    columns = [*HEAD, *(text for name in others for text in (OTHERS[name], "its time over ours"))]
     facts = "\n".join(f"- {name}: {value}" for name, value in results["machine"].items() if name != "command")
     for mode, title in TITLES.items():
         reasons, these = Reasons(), [row for row in rows if row["mode"] == mode]
         if these:
-            parts.append(f"## {title}\n\n{markdown_table(HEAD, [cells(row, reasons) for row in these])}\n")
+            parts.append(f"## {title}\n\n{markdown_table(columns, [cells(row, others, reasons) for row in these])}\n")
             if reasons.numbers:
                 parts.append("Not timed:\n\n" + "\n".join(reasons.lines()) + "\n")
     lines = [[r.target, r.value, "reached" if r.good else "**missed**"] for r in targets(rows)]
-    absent = "".join(f"{name} {why}.\n" for name, why in results["absent"].items())
+    absent = "".join(f"\nLeft out: {name} {why}.\n" for name, why in results["absent"].items())
+    cut = f"\nOut of time: {'; '.join(results['cut'])}.\n" if results["cut"] else ""
     threads = ", ".join(str(count) for count in sorted({row["threads"] for row in rows}))
     return f"""# What torch.nn does not have, on {results["machine"]["cpu"]}
 
@@ -102,10 +105,10 @@ Medians of alternating runs, each provider in its own process. A provider is tim
 each gradient, is right against float64: for recurrent dropout, zoneout, layer norm and the GRU that resets before its
 product against our reference in plain torch, with the same masks; else against torch.nn. Masks are drawn inside the
 timed call on all sides, by torch in the same way; how long that alone takes has a column. *runs on* is the backend that
-`explain` names for the variant; the plain layer runs on cpp. `legged` and `rl-bench` are GPU workloads, here on the CPU
-with the smaller batch of column B. Of the recurrent dropout of Keras no comparison is made: it takes no masks, and draws
-one for each gate. 3 % of the steps are resets, lengths are uniform from 1 to T.
-{absent}
+`explain` names for the variant: the reference is plain torch, slow. `legged` and `rl-bench` are GPU workloads, here on
+the CPU with the smaller batch of column B. The recurrent dropout of Keras is not compared: it takes no masks, and draws
+one for each gate. {RESETS:.0%} of the steps are resets, lengths are uniform from 1 to T.
+{absent}{cut}
 ## Targets
 
 {markdown_table(["target", "reached (the worst)", ""], lines)}

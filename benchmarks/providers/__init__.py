@@ -23,4 +23,15 @@ from benchmarks.providers.case import (
 
 OURS = ("rnnkernels", "stepper")  # everyone else is a peer
 
-__all__ = ["OURS", "PROVIDERS", "SEED", "TORCH_DTYPES", "Case", "Job", "Provider", "Unsupported", "module_job", "provider"]
+__all__ = [
+    "OURS",
+    "PROVIDERS",
+    "SEED",
+    "TORCH_DTYPES",
+    "Case",
+    "Job",
+    "Provider",
+    "Unsupported",
+    "module_job",
+    "provider",
+]
