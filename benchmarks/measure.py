@@ -87,12 +87,11 @@ def truth_of(case: Case) -> Truth:
     tensors = result_of(job, case.mode)
     if case.dtype == "int8":
         return Truth(tensors, {})
+    torchs = PROVIDERS["torch_script" if options else "torch"]
     try:
-        return Truth(
-            tensors, errors(result_of(PROVIDERS["torch_script" if options else "torch"].job(case), case.mode), tensors)
-        )
+        return Truth(tensors, errors(result_of(torchs.job(case), case.mode), tensors))
     except (RuntimeError, Unsupported):
-        return Truth(tensors, {})  # torch does not run this dtype on this device: the floor alone decides
+        return Truth(tensors, {})  # torch does not run this, or not in this dtype: the floor alone decides
 
 
 def check(tensors: dict[str, Tensor], truth: Truth, dtype: str) -> dict:

@@ -15,6 +15,7 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "reset_after=False": {"options": (("reset_after", False),)},
 }
 PROVIDED = ("torch", "torch_script", "keras", "rnnkernels")
+ROUNDS = 5  # of each at least
 FAMILIES = {"guide-bench": "cpu", "imdb": "cpu", "legged": "cuda", "rl-bench": "cuda"}
 BATCH = {"legged": 64, "rl-bench": 32}  # of GPU workloads on the CPU: at their own, a call of a loop takes seconds
 
@@ -87,6 +89,15 @@ class Drawing:
             return wall_time(lambda: masks(self.workload, True, self.like), calls)
 
 
+def drawing(task: Task, threads: int) -> dict | None:
+    """How long the masks alone take, where there are any; apart from the others, who would all be slow beside it."""
+    w = task.workload
+    if task.mode == "infer" or not {"recurrent_dropout", "zoneout"} & set(dict(w.options)):
+        return None
+    with Worker(machine.cores(threads), Drawing, w, w.dtype, threads) as worker:
+        return summed_up(alternate({"masks": partial(worker.ask, "time")}, 0.0, ROUNDS)["masks"])
+
+
 def measured(plainly: Rows, task: Task, providers: list[str], threads: int, until: float, rounds: int) -> dict:
     """The row of a variant, with the plain layer between its runs; ``until`` is when to stop, by perf_counter."""
     w, dtype, cores = task.workload, task.workload.dtype, machine.cores(threads)
@@ -94,26 +105,27 @@ def measured(plainly: Rows, task: Task, providers: list[str], threads: int, unti
         workers, facts = own.admitted(stack, cores, threads)
         base, found = plainly.admitted(stack, cores, threads)
         facts["plain"] = found["rnnkernels"]
-        workers |= {"plain": worker for worker in base.values()}
-        if task.mode == "train" and {"recurrent_dropout", "zoneout"} & set(dict(w.options)):
-            workers["masks"], facts["masks"] = Worker(cores, Drawing, w, dtype, threads), {}
-            stack.callback(workers["masks"].close)
+        if "rnnkernels" in base:
+            workers["plain"] = base["rnnkernels"]
         runs = {name: guarded(worker, facts[name]) for name, worker in workers.items()}
         samples = alternate(runs, max(0.0, until - time.perf_counter()), rounds)
     for name, values in samples.items():
         if "reason" not in facts[name]:
             facts[name] |= summed_up(values)
-    plain, drawn = facts.pop("plain"), facts.pop("masks", None)
+    plain = facts.pop("plain")
     row = {**head(w, dtype, task.mode, threads), "variant": task.variant, "providers": facts, "plain": plain}
     mine = facts["rnnkernels"].get("seconds")
     row["over_plain"] = mine / plain["seconds"] if mine and "seconds" in plain else None
-    row["masks"], row["schedule"] = drawn, schedule_of(Case(w, dtype, task.mode))
+    row["masks"], row["schedule"] = drawing(task, threads), schedule_of(Case(w, dtype, task.mode))
     return derive(row)
 
 
 def run_all(asked: argparse.Namespace, results: dict, progress: Progress) -> None:
-    """Every row, each within its share of the time that is left. Checking and the fewest runs may take longer than that;
-    once half as much time again is over, the rest is left out and named."""
+    """Every row, each within its share of the time that is left.
+
+    Checking and the fewest runs may take longer than that: after half as much time again the rest is left out, and
+    named.
+    """
     plan = planned(asked.workloads, asked.variants, asked.modes)
     left = sum(map(len, plan.values()))
     end, at = time.perf_counter() + asked.seconds, progress.add_task("", total=left)
@@ -126,7 +138,7 @@ def run_all(asked: argparse.Namespace, results: dict, progress: Progress) -> Non
                     results["cut"].append(f"{w.name}, {task.variant}, {mode}")
                     continue
                 until = now + max(0.0, end - now) / left
-                row = measured(plainly, task, asked.providers, asked.threads, until, 3 if asked.quick else 5)
+                row = measured(plainly, task, asked.providers, asked.threads, until, 3 if asked.quick else ROUNDS)
                 results["rows"].append(row)
                 left -= 1
                 progress.console.print(variants_report.line(row), soft_wrap=True, markup=False, highlight=False)

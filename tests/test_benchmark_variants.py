@@ -1,4 +1,4 @@
-"""`python -m benchmarks.variants`: every side computes the same, the masks are the same, and what is slow or wrong shows."""
+"""`python -m benchmarks.variants`: all sides compute the same with the same masks, and what is slow or wrong shows."""
 
 import json
 from dataclasses import replace

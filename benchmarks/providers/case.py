@@ -113,8 +113,11 @@ def build(library: Any, w: Workload) -> nn.Module:
 
 
 def masks(w: Workload, train: bool, like: Tensor) -> tuple[Tensor | None, list[Tensor]]:
-    """The mask of the recurrent dropout (1, B, H), or None, and that of the zoneout (T, 1, B, H) for each state, or its
-    probability (1, 1, 1, 1) outside training. One layer's, drawn as rnnkernels documents it: a seed gives it the same."""
+    """The masks of one layer, drawn as rnnkernels says that it draws them: the same from the same seed.
+
+    That of the recurrent dropout (1, B, H), or None, and for each state that of the zoneout (T, 1, B, H), or outside
+    training its probability (1, 1, 1, 1).
+    """
     options, states = dict(w.options), 2 if w.cell == "lstm" else 1
     h_mask, zone, kind = None, [], {"dtype": like.dtype, "device": like.device}
     if train and options.get("recurrent_dropout"):
