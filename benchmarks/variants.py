@@ -2,7 +2,8 @@
 
 Each variant of a workload beside our plain layer and beside the ways to do the same with torch.nn (split and pad at
 resets, pack at lengths, a scripted loop of cells) and with Keras, alternating in one run. What is timed was right
-against our reference in float64 before, with the same masks. Writes JSON and Markdown (benchmarks/variants_report.py).
+against float64 before, with the same masks: torch.nn's, or that of our reference for what torch.nn lacks altogether.
+Writes JSON and Markdown (benchmarks/variants_report.py).
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ def shrunk(w: Workload) -> Workload:
 
 
 def bases() -> list[Workload]:
+    """The plain workloads whose variants are measured."""
     return [shrunk(w) for w in WORKLOADS if FAMILIES.get(w.family) == w.device]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks import variants, variants_report, worker
+from benchmarks import run, variants, variants_report, worker
 from benchmarks.measure import Subject, truth_of
 from benchmarks.providers import PROVIDERS, Case, Job, Provider, Unsupported
 from benchmarks.providers.case import masks
@@ -104,6 +104,11 @@ def test_the_workloads_are_plain_on_the_cpu_and_nothing_is_planned_twice():
     plan = variants.planned(found, list(VARIANTS), ("infer", "train"))
     tasks = [(task.workload, task.mode) for tasks in plan.values() for task in tasks]
     assert len(tasks) == len(set(tasks)) == 2 * (5 * 7 + 2) and not any(task in plan for task in tasks)
+
+
+def test_the_other_benchmarks_do_not_measure_the_loop_unless_asked():
+    assert not {"torch_script", "keras"} & set(run.parse(["--list"]).providers)
+    assert run.parse(["--list", "--providers", "torch_script"]).providers == ["torch_script"]
 
 
 def test_a_run_writes_rows_and_targets(monkeypatch, tmp_path, capfd):

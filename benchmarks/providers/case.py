@@ -5,7 +5,6 @@ T time, B batch, I input, H hidden, D directions, G gates.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
