@@ -65,7 +65,7 @@ COOPERATIVE = {  # the first whose programs can all run at once: the less a prog
 PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider ones take more registers than there are
 STEPWISE = {  # those through which the weights and vectors of a step come soonest
     ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 4, 255)),
-    ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
+    ("wgmma", "tf32"): (Step(64, 32, 16, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
     ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
     ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
     ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 4, 255)),
