@@ -10,6 +10,7 @@
 #include "narrow-inl.h"
 #include "factor-inl.h"
 #include "cells/gru.h"
+#include "cells/gru_reset_before.h"
 #include "cells/lstm.h"
 #include "cells/rnn.h"
 #include "stages-inl.h"

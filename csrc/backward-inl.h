@@ -42,23 +42,25 @@ struct Backward {
   // A few rows do not earn the packing back: weights whose rows are whole vectors are then read where they lie.
   bool in_place(int64_t n) const { return dy.direct() && T * B <= 32 && n % W == 0; }
   const bool ih_in_place = !parts && in_place(I), hh_in_place = !step_parts && in_place(P);
+  const bool first_state = call.dstates[0] || call.dreset_states[0];
 
-  bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0] || call.dreset_states[0]); }
+  bool pack_hh() const { return !hh_in_place && (T > 1 || Cell::PHASES > 1 || first_state); }
   bool pack_ih() const { return !ih_in_place && dx; }
   static constexpr int r_plane(int g) { return g < G - SPLIT ? g : g + SPLIT; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * PLANES * Hp; }
   A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
-  // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through W_hh, rows r..: dz W_hh. A gate
-  // after the other, so that its rows stay in the cache for all panels; panels up and down in turn, as in the forward
-  // loop.
-  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums) const {
+  // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through the gates g0..g1 of W_hh, rows
+  // r..: dz W_hh. A gate after the other, so that its rows stay in the cache for all panels; panels up and down in
+  // turn, as in the forward loop.
+  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int g0 = 0,
+                 int g1 = G - Cell::PHASES + 1) const {
     if (slot < 0) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));
-    for (int g = 0; slot >= 0 && g < G; ++g)
+    for (int g = g0; slot >= 0 && g < g1; ++g)
       for (int64_t i = u0; i < u1; ++i) {
         const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
         multiply(tiles, w_hh, hh_in_place ? call.weight(d, 1) : nullptr, n, dz_rows(slot, r, r_plane(g)), g, u * WIDTH,
-                 std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * n * WIDTH, WIDTH, g > 0);
+                 std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * n * WIDTH, WIDTH, g > g0);
       }
   }
 
@@ -99,7 +101,7 @@ struct Backward {
     V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero,
                                               dc_old = zero, direct;
     record.kept_at(t, b, j, n, kept);
-    if constexpr (SPLIT > 0) h = record.h_before(t, b, j, n);
+    if constexpr (Cell::MIXES) h = record.h_before(t, b, j, n);
     if constexpr (K == 0) h_new = record.h_new(t, b, j, n);
     if constexpr (Cell::STATES > 1) {
       c = record.c_before(t, b, j, n), c_new = record.c_new(t, b, j, n, kept), dc_new = load(carry.c_of(b) + j);
@@ -142,6 +144,23 @@ struct Backward {
         cell(slot, t, b, j, load(sums + j - u * WIDTH));
   }
 
+  // The gradient of what the second product multiplied, and from there those of the first gate and of h.
+  void step_again(Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
+    recurrent(tiles, slot, r, n, u, u + 1, sums, G - 1, G);
+    for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
+      for (int64_t j = u * WIDTH; record.alive(t, b) && j < std::min(Pp, (u + 1) * WIDTH); j += W) {
+        const int lanes = int(std::min<int64_t>(W, H - j));
+        const V gate = record.gate_at(t, b, 0, j, lanes), h = record.h_before(t, b, j, lanes),
+                mask = call.h_mask ? coefficients<A>(call.h_mask, 0, d, b, j, lanes) : V(A(1));
+        V dh = load(sums + j - u * WIDTH);
+        const V delta =
+            with_functions(standard, call, [&](auto f) { return Cell::backward_first(f, gate, h * mask, dh); });
+        delta.store(dz_of(slot, b) + j);
+        if (step_parts) dz_split.put(delta, slot * B + b, j, overflow);
+        (load(carry.h_of(b) + j) + dh * mask).store(carry.h_of(b) + j);
+      }
+  }
+
   void recurrence(int64_t done, int64_t steps) {
     spread(plan.batch_parts > 1, plan.batch_parts, [&](int64_t i) {
       const int64_t b0 = B * i / plan.batch_parts, b1 = B * (i + 1) / plan.batch_parts;
@@ -161,13 +180,15 @@ struct Backward {
             for (int64_t u = u0; u < u1; ++u) step(s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
           });
           if (!go_on) return;
-          if (!call.project) continue;
+          if (Cell::PHASES == 1 && !call.project) continue;
           const auto [p0, p1] = member.share(panels);
           sums.allocate(std::min(block, b1 - b0) * WIDTH);
-          if (!for_blocks([&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
-                for (int64_t u = p0; u < p1; ++u) step_projected(tiles, s, t, u, r, n, sums.data());
-              }))
-            return;
+          auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
+            for (int64_t u = p0; u < p1; ++u)
+              if constexpr (Cell::PHASES > 1) step_again(tiles, s, t, u, r, n, sums.data());
+              else step_projected(tiles, s, t, u, r, n, sums.data());
+          };
+          if (!for_blocks(second)) return;
         }
       });
     });
@@ -250,7 +271,7 @@ struct Backward {
   void finish(int64_t last_slot) {
     Tiles tiles;
     const int64_t t = record.before(record.time(T - 1));  // the initial state is the one after that step
-    for (int64_t u = 0; (call.dstates[0] || call.dreset_states[0]) && u < out_panels; ++u)
+    for (int64_t u = 0; first_state && u < out_panels; ++u)
       for (int64_t b = 0; b < B; ++b) {
         alignas(64) A sums[WIDTH];
         recurrent(tiles, last_slot, b, 1, u, u + 1, sums);

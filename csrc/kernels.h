@@ -10,18 +10,19 @@
 #include "team.h"
 
 // Every cell once: its name, and its struct in cells/. Enumeration, table and choosers are made from this list.
-#define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru)
+#define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru) CELL(gru_reset_before, GruResetBefore)
 
 #define CELL(name, type) name,
 enum class CellKind { FOR_EACH_CELL(CELL) };
 #undef CELL
 
-// What a cell is, as far as tensors go; the same as in rnnkernels/cells.py.
+// What a cell is, as far as tensors and products go; the same as in rnnkernels/cells.py.
 struct CellInfo {
   const char* name;
   CellKind kind;
   int64_t gates, states, kept;
   bool has_projection;
+  int64_t phases;  // products in a step: with 2, that of the last gate waits for the other gates
 };
 // Null where there is no such cell.
 const CellInfo* find_cell(const std::string& name);
@@ -113,7 +114,8 @@ struct Schedule {
   bool chunked;         // the input projected for a chunk of steps at once, or inside the tile
   bool threaded;        // large enough for several threads
   int64_t batch_parts;  // the batch of each direction split into this many independent jobs
-  int64_t members;      // threads that split the hidden units of a job and meet at a barrier every step
+  int64_t members;      // threads that split the hidden units of a job and meet at barriers in every step
+  int64_t phases = 1;   // products in a step
   std::string text() const;
 };
 

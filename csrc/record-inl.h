@@ -41,7 +41,10 @@ struct Record {
   }
   V given(const void* state, int64_t at, int n) const { return state ? port(state).get(at, n) : V(A(0)); }
   void kept_at(int64_t t, int64_t b, int64_t j, int n, V* kept) const {
-    for (int k = 0; k < K; ++k) kept[k] = gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
+    for (int k = 0; k < K; ++k) kept[k] = gate_at(t, b, k, j, n);
+  }
+  V gate_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
+    return gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
   }
 
   // What the cell itself made of the state. Where zoneout has mixed it with the old one, c' comes from the gates (it
@@ -78,6 +81,12 @@ struct Record {
       const V h = h_before(t, b, j, n);
       (call.h_mask ? h * coefficients<A>(call.h_mask, 0, d, b, j, n) : h).store(to + j);
     }
+  }
+  // What the second product of a step multiplied.
+  void get_again(int64_t t, int64_t b, A* to) const {
+    get_h_before(t, b, to);
+    for (int64_t j = 0; j < P; j += V::W)
+      (load(to + j) * gate_at(t, b, 0, j, int(std::min<int64_t>(V::W, P - j)))).store(to + j);
   }
   void get_output(int64_t t, int64_t b, A* to) const {
     for (int64_t j = 0; j < H; j += V::W) {

@@ -5,7 +5,7 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   const int64_t B = call.B, D = call.D;
   const double recurrent = 2.0 * B * call.cell->gates * call.H * call.P,
                step = recurrent + 2.0 * B * call.cell->gates * call.H * call.I;
-  Schedule s{level, Form::panels, Form::panels, Form::panels, 0, false, false, 1, 1};
+  Schedule s{level, Form::panels, Form::panels, Form::panels, 0, false, false, 1, 1, call.cell->phases};
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
   if (threads > D) {
@@ -13,7 +13,8 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
     // every step, so steps must be long.
     const int64_t full = call.cell->gates * call.H * call.P * int64_t(sizeof(A)) > kNearBytes ? 24 : 6;
     const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / full);
-    const int64_t by_units = std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / 1e5)});
+    const int64_t by_units =
+        std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / double(call.cell->phases) / 1e5)});
     if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = by_batch;
     else if (by_units > 1) s.members = by_units;
     else if (D == 1) s.batch_parts = std::clamp<int64_t>(B, 1, wanted);

@@ -58,7 +58,7 @@ class Cpp:
     """The C++ extension: fused loops on the CPU."""
 
     name = "cpp"
-    STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
+    STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_product"})
     DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
     @staticmethod

@@ -9,7 +9,7 @@ import torch
 from common import assert_close
 
 from rnnkernels import reference
-from rnnkernels.cells import ONE_PHASE as CELLS
+from rnnkernels.cells import CELLS
 
 OPS = torch.ops.rnnkernels
 HALVES = (torch.bfloat16, torch.float16)

@@ -9,7 +9,7 @@ from cpp_cases import BOTH, HALVES, Shape, compare
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rnnkernels.cells import ONE_PHASE as CELLS
+from rnnkernels.cells import CELLS
 
 DIRECTIONS = st.sampled_from([(False,), (True,), BOTH])
 

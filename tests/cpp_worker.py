@@ -23,7 +23,7 @@ from cpp_tiles import tiles
 
 import rnnkernels
 from rnnkernels import backends
-from rnnkernels.cells import ONE_PHASE as CELLS
+from rnnkernels.cells import CELLS
 
 
 def sizes(dtype):
@@ -87,7 +87,7 @@ def large(dtype):
     yield from cells(dtype=dtype, T=150, B=5, I=3, H=40, reverse=(True,))
     yield Shape("lstm", dtype, 63, 10, 20, 70, 30, reverse=BOTH, lengths="ragged")
     if dtype == torch.float32:
-        yield from cells("lstm", "gru", dtype=dtype, T=45, B=20, I=70, H=300)
+        yield from cells("lstm", "gru", "gru_reset_before", dtype=dtype, T=45, B=20, I=70, H=300)
 
 
 def at_random(dtype, n=120):

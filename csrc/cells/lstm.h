@@ -1,7 +1,7 @@
 // The LSTM cell: c' = f c + i g, h' = o act(c') (Hochreiter & Schmidhuber 1997, Gers et al. 2000); gates i, f, g, o.
 struct Lstm {
-  static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4;
-  static constexpr bool PROJECTION = true;
+  static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4, PHASES = 1;
+  static constexpr bool PROJECTION = true, MIXES = false;
 
   // sums: x + r per gate. kept: the activated gates.
   template <class F, class V>
