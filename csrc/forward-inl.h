@@ -6,6 +6,7 @@
 template <class A, class Cell, int NV>
 struct Forward {
   using V = Vec<A>;
+  using Of = Cell;
   static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, K = Cell::KEPT;
   static constexpr int WIDTH = Weights<A, Cell, NV>::WIDTH, SUMS = Weights<A, Cell, NV>::SUMS;
   static constexpr int64_t BLOCK = 128;  // rows whose sums are kept at a time, at most
@@ -37,7 +38,9 @@ struct Forward {
     job.h.allocate(2 * job.rows * Pp, true);
     if (plan.hh == Form::pairs && !call.h_mask) job.h_split.allocate(2 * job.rows, P, plan.parts);
     if (Cell::STATES > 1) job.c.allocate(job.rows * Hp, true);
-    if (call.project) job.cell_out.allocate(job.rows * Hp);
+    if (call.project || (call.layer_norm && Cell::STATES > 1)) job.cell_out.allocate(job.rows * Hp);
+    if (call.layer_norm) job.normed.allocate(job.rows * panels * SUMS);
+    if (call.layer_norm && Cell::STATES > 1) job.cell_c.allocate(job.rows * Hp);
     if (Cell::PHASES > 1) {
       job.again.allocate(job.rows * Pp), job.first.allocate(job.rows * panels * SUMS);
       if (plan.hh == Form::pairs) job.again_split.allocate(job.rows, P, plan.parts);
@@ -140,6 +143,8 @@ struct Forward {
         with_functions(standard, call,
                        [&](auto f) __attribute__((always_inline)) { Cell::forward(f, s, x, out, c_new, kept); });
         if constexpr (Cell::STATES > 1) {
+          // a norm of c wants its whole row: until then, the output gate is what is left
+          if (call.layer_norm) c_new.store(job.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
           if (zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
           if (!alive) c_new = c;
           c_new.store(row.c + j);
@@ -147,7 +152,7 @@ struct Forward {
         }
         if (K > 0 && gates)
           for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
-        if (call.project) out.store(job.cell_out.data() + m * Hp + j);
+        if (call.project || (Cell::STATES > 1 && call.layer_norm)) out.store(job.cell_out.data() + m * Hp + j);
         else put(job, t, row, j, lanes, alive, out);
       }
     }
@@ -220,6 +225,7 @@ struct Forward {
       reset(job, t, slot, member);
       if (!member.barrier()) return false;
     }
+    if (__builtin_expect(call.layer_norm, 0)) return step_normed(*this, job, work, tiles, t, slot, pre);
     const Left<A> x = pre ? Left<A>{} : inputs.rows_of_x(job, work.x, t, 1), h = inputs.rows_of_h(job, work.h, slot);
     alignas(64) A sums[BLOCK * SUMS], x_sums[BLOCK * SUMS];
     for_blocks(job, member, panels, slot & 1, [&](int64_t u, int64_t r, int64_t n) {
@@ -254,6 +260,7 @@ struct Forward {
       if (plan.chunked) {
         const auto [u0, u1] = member.share(panels);
         project_input(job, work, tiles, t0, steps, u0, u1);
+        if (call.layer_norm) normalize_input(*this, job, steps);
       }
       for (int64_t s = done; s < done + steps; ++s) {
         const int64_t t = back ? T - 1 - s : s;
@@ -269,7 +276,8 @@ struct Forward {
     if (!weights.pack(parallel)) return false;
     spread(parallel && plan.members == 1, D * plan.batch_parts, [&](int64_t i) {
       int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
-      Job<A> job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}, {}, {}, {}};
+      Job<A> job{
+          i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
       start(job);
       Team::run(plan.members, [&](Team::Member& member) { run_job(job, member); });
       finish(job);

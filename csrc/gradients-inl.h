@@ -4,10 +4,11 @@
 template <class A, class Cell>
 struct WeightGradients {
   using V = Vec<A>;
-  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT;
+  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT;
 
   const Record<A, Cell>& record;
   const Schedule& plan;
+  const int planes;    // in dz: as in Backward
   const int64_t most;  // rows of a chunk
   Flag& overflow;      // a number that has no bf16 parts came
   const LayerCall& call = record.call;
@@ -57,16 +58,18 @@ struct WeightGradients {
     }
   }
 
-  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi; dz [rows][PLANES][Hp].
+  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi; dz [rows][planes][Hp].
   void add(bool start, const A* dz, int64_t rows, int64_t lo, int64_t hi) {
     Tiles tiles;
     Columns<A> units;
     units.allocate(parts ? most : rows, parts);
-    for (int plane = 0; plane < PLANES; ++plane) {
-      const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
+    for (int plane = 0; plane < planes; ++plane) {
+      const int split = planes - G, x_gate = plane < G ? plane : -1;
+      int r_gate = plane - split;
+      if (plane < G) r_gate = plane < G - split ? plane : -1;
       for (int64_t j = lo; j < hi; j += units.most()) {
         const int64_t n = std::min(units.most(), hi - j);
-        const Left<A> left = units.take(dz + plane * Hp + j, PLANES * Hp, rows, n, overflow);
+        const Left<A> left = units.take(dz + plane * Hp + j, planes * Hp, rows, n, overflow);
         if (x_gate >= 0) dw_ih.add(start, tiles, plan.level, x_gate * H + j, n, left, x_rows, rows);
         const Factor<A>& states = Cell::PHASES > 1 && r_gate == G - 1 ? again_rows : h_rows;
         if (r_gate >= 0) dw_hh.add(start, tiles, plan.level, r_gate * H + j, n, left, states, rows);
@@ -86,6 +89,6 @@ struct WeightGradients {
 
   void close() const {
     dw_ih.close(), dw_hh.close(), dw_hr.close();
-    for (int k = 0; call.bias && k < 2; ++k) result(2 + k).put_row(db.data() + k * G * H, 0, G * H);
+    for (int k = 0; call.bias && !call.layer_norm && k < 2; ++k) result(2 + k).put_row(db.data() + k * G * H, 0, G * H);
   }
 };

@@ -10,6 +10,7 @@ struct Job {
   // the gates [rows][panel][NB][W].
   Scratch<A> again, first;
   SplitRows again_split;
+  Scratch<A> normed, cell_c;  // with layer_norm: the state's sums of a step, as pre; c as the cell made it [rows][Hp]
   int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
 };
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
@@ -177,6 +178,7 @@ std::string Schedule::text() const {
   std::string s = "W_ih " + held(ih) + ", W_hh " + held(hh);
   s += chunked ? ", input projected in chunks of steps" : ", input projected inside the tile";
   if (phases > 1) s += ", two products in a step";
+  if (normed) s += ", a step's products before its norms and cells";
   if (members > 1) s += ", hidden units split over " + std::to_string(members) + " threads";
   else if (batch_parts > 1) s += ", batch split over " + std::to_string(batch_parts) + " threads";
   return s;

@@ -49,14 +49,15 @@ struct LayerCall {
   const CellInfo* cell;
   Storage storage;
   int64_t T, B, I, H, P, D;
-  bool bias, project;
+  bool bias, project, layer_norm;
+  double eps;                                                     // of layer_norm
   Activation act = Activation::tanh, gate = Activation::sigmoid;  // of candidates and outputs; of gates
   std::vector<bool> reverse;                                      // per direction of a group
 
   const void* x;  // (X, T, B, I), last stride 1
   int64_t x_stride_X, x_stride_T, x_stride_B;
   const void* states[2];             // (D, B, P), (D, B, H)
-  std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+  std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr], [norms: x, h, those of c]
   std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
   const int64_t* lengths;            // (X, B), or (B,) with stride 0
   int64_t lengths_stride_X;
@@ -79,6 +80,8 @@ struct LayerCall {
   int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
+  // The number of the first weight of the norms, plus k.
+  int norm(int k) const { return 2 + 2 * bias + project + k; }
   bool quantized() const { return !scales.empty(); }
   bool standard() const { return act == Activation::tanh && gate == Activation::sigmoid; }
   // Whether a cell makes no h larger than 1 or than the one before.
@@ -116,6 +119,7 @@ struct Schedule {
   int64_t batch_parts;  // the batch of each direction split into this many independent jobs
   int64_t members;      // threads that split the hidden units of a job and meet at barriers in every step
   int64_t phases = 1;   // products in a step
+  bool normed = false;  // all sums of a row are there before its cells
   std::string text() const;
 };
 

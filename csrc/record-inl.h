@@ -53,6 +53,11 @@ struct Record {
     if (call.zone[1]) return Cell::new_c(kept, c_before(t, b, j, n));
     return load_first(cells + cells_at(t, b) + j, n);
   }
+  V c_cell(int64_t t, int64_t b, int64_t j, int n) const {
+    V kept[K];
+    if (call.zone[1]) kept_at(t, b, j, n, kept);
+    return c_new(t, b, j, n, kept);
+  }
   V h_new(int64_t t, int64_t b, int64_t j, int n) const {
     const V h = y.get(y_at(t, b) + j, n);
     if (!call.zone[0]) return h;
@@ -89,12 +94,18 @@ struct Record {
       (load(to + j) * gate_at(t, b, 0, j, int(std::min<int64_t>(V::W, P - j)))).store(to + j);
   }
   void get_output(int64_t t, int64_t b, A* to) const {
-    for (int64_t j = 0; j < H; j += V::W) {
-      const int n = int(std::min<int64_t>(V::W, H - j));
-      V kept[K];
-      kept_at(t, b, j, n, kept);
-      const V c = c_new(t, b, j, n, kept);
-      with_functions(call.standard(), call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
-    }
+    auto put = [&](auto&& c_in_output) {
+      for_row<A>(0, 1, H, [&](int, int64_t j, int n) {
+        V kept[K];
+        kept_at(t, b, j, n, kept);
+        const V c = c_in_output(j, n);
+        with_functions(call.standard(), call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
+      });
+    };
+    auto get = [&](int, int64_t j, int n) { return c_cell(t, b, j, n); };
+    if (!call.layer_norm) return put([&](int64_t j, int n) { return get(0, j, n); });
+    const Port<A> gain = port(call.weight(d, call.norm(2))), bias = port(call.weight(d, call.norm(3)));
+    const auto norm = normal<A>(0, 1, H, call.eps, get);
+    put([&](int64_t j, int n) { return norm.at(0, j, n) * gain.get(j, n) + bias.get(j, n); });
   }
 };

@@ -5,7 +5,7 @@
 inline Schedule stream_schedule(const LayerCall& call) {
   const bool narrow = call.B <= 4 && (call.storage == Storage::bfloat16 || call.storage == Storage::float16);
   const Form form = narrow ? Form::narrow : Form::panels;
-  return {Level::vectors, form, form, Form::panels, 0, false, false, 1, 1, call.cell->phases};
+  return {Level::vectors, form, form, Form::panels, 0, false, false, 1, 1};
 }
 
 template <class A, class Cell, int NV>
@@ -14,7 +14,7 @@ class StreamOf final : public Stream {
   StreamOf(const LayerCall& given, int64_t members)
       : call_(endless(given)),
         loop_(call_, stream_schedule(call_)),
-        job_{0, 0, call_.B, {}, {}, {}, {}, {}, {}, {}, {}},
+        job_{0, 0, call_.B, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}},
         works_(members) {
     loop_.weights.pack(false);
     loop_.start(job_);

@@ -86,6 +86,7 @@ def repeated():
     shapes = [dict(T=9, B=1, I=40, H=200), dict(T=20, B=48, I=9, H=40, reverse=(False, True), lengths="ragged")]
     shapes += [dict(T=63, B=7, I=20, H=100, dtype=torch.bfloat16), dict(T=300, B=2, I=3, H=20)]
     shapes += [dict(T=9, B=5, I=40, H=200, stages="restart h_mask zone", lengths="ragged")]
+    shapes += [dict(T=9, B=20, I=40, H=70, stages="norm")]
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for shape in (cpp_cases.Shape(cell, **s) for s in shapes for cell in CELLS):

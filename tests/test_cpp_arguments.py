@@ -109,7 +109,12 @@ BAD = {
     "zone steps": lambda: backward(zone=[zeros(1), zeros(2, 1, 1, 1)]),
     "zone dimensions": lambda: forward(zone=[zeros(1), zeros(1, 1, 1, 1, 1)]),
     "zone scalar": lambda: forward(zone=[zeros(), zeros()]),
-    "layer norm": lambda: forward(layer_norm=True),
+    "layer norm without its weights": lambda: forward(layer_norm=True),
+    "weights of a layer norm that is not": lambda: forward(
+        weights=[*base()["weights"], *[zeros(16)] * 2, *[zeros(4)] * 2]
+    ),
+    "gain of h": lambda: forward(layer_norm=True, weights=[*base()["weights"], zeros(16), zeros(4), *[zeros(4)] * 2]),
+    "gain of c": lambda: forward(layer_norm=True, weights=[*base()["weights"], *[zeros(16)] * 2, zeros(16), zeros(4)]),
     "dy size": lambda: backward(dy=zeros(3, 2, 5)),
     "dy dtype": lambda: backward(dy=zeros(3, 2, 4, dtype=torch.float64)),
     "one dlast": lambda: backward(dlast=[zeros(1, 2, 4)]),

@@ -29,7 +29,8 @@ BATCH = [Shape(cell, T=9, B=64, I=20, H=72) for cell in CELLS]  # split by batch
 TWO = [Shape(cell, T=9, B=b, I=20, H=136, reverse=BOTH, lengths="ragged") for cell in MANY for b in (2, 30)]
 PROJECTED = [Shape("lstm", T=9, B=2, I=64, H=256, P=100)]
 TILES = [Shape(cell, T=9, B=b, I=40, H=150) for cell in MANY for b in (17, 32)]  # split by either, with AMX
-SHAPES = HIDDEN + BATCH + TWO + PROJECTED + TILES
+NORMED = [Shape(cell, T=7, B=20, I=20, H=136, stages="norm") for cell in CELLS]  # never split by hidden units
+SHAPES = HIDDEN + BATCH + TWO + PROJECTED + TILES + NORMED
 
 
 class Case:
@@ -79,6 +80,9 @@ def schedules():
             text = OPS.schedule(s.cell, s.dtype, s.T, s.B, s.I, s.H, s.P or s.H, len(s.reverse), True)
             assert words in text, f"{s}: {text}"
             assert ("two products in a step" in text) == (CELLS[s.cell].phases > 1), f"{s}: {text}"
+            assert "before its norms" not in text, f"{s}: {text}"
+            text = OPS.schedule(s.cell, s.dtype, s.T, s.B, s.I, s.H, s.P or s.H, len(s.reverse), True, True)
+            assert "a step's products before its norms and cells" in text and "hidden units split" not in text, text
 
 
 def oversubscribed():
