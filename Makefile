@@ -28,17 +28,20 @@ CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
 demo: $(VENV)/installed
 	$(PY) -m examples.char_lm $(DEMO)
 
-# The Triton kernels are interpreted in one process and compiled in another; the rest is a third. All three run, and the
-# last line is the sum of theirs.
+# The Triton kernels are interpreted in one process and compiled in another, side by side; the rest is a third. All three
+# run, and the last line is the sum of theirs.
 test: $(VENV)/installed $(VENV)/triton
 	@$(PY) -c "import torch, rnnkernels._C" || { echo "The C++ extension was not built: see the messages of pip above."; exit 1; }
 	@set -o pipefail; mkdir -p build; rm -f build/tests-*.log; failed=""; \
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(TEST) tests/test_triton_interpreted.py > build/tests-triton-interpreted.log 2>&1 & \
+	interpreted=$$!; trap 'kill $$interpreted 2>/dev/null' EXIT; \
 	suite() { \
 	  name=$$1; shift; echo; echo "== tests: $$name"; \
 	  env "$$@" 2>&1 | tee "build/tests-$$name.log" || failed="$$failed $$name"; \
 	}; \
-	suite triton-interpreted TRITON_INTERPRET=1 $(TEST) tests/test_triton_interpreted.py; \
-	suite triton-compiled $(TEST) tests/test_triton_compiled.py; \
+	suite triton-compiled OMP_NUM_THREADS=1 $(TEST) tests/test_triton_compiled.py; \
+	echo; echo "== tests: triton-interpreted"; wait $$interpreted || failed="$$failed triton-interpreted"; \
+	cat build/tests-triton-interpreted.log; \
 	suite all-others $(TEST) tests benchmarks/test_regression.py \
 	  --ignore=tests/test_triton_interpreted.py --ignore=tests/test_triton_compiled.py; \
 	echo; for log in build/tests-*.log; do echo "$$(basename $$log .log): $$(tail -n 1 $$log)"; done; \

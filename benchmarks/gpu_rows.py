@@ -17,7 +17,7 @@ from benchmarks import gpu_experiments, machine, model
 from benchmarks.chips import Gpu
 from benchmarks.measure import Subject, Timer, alternate, truth_of
 from benchmarks.providers import PROVIDERS, Case
-from benchmarks.providers.case import TORCH_DTYPES, build
+from benchmarks.providers.ours import schedule_of
 from benchmarks.rows import derive, head, summed_up
 from benchmarks.worker import Worker
 from benchmarks.workloads import Workload
@@ -40,23 +40,6 @@ def arithmetic_of(dtype: str) -> str:
     if dtype != "float32":
         return {"bfloat16": "bf16", "float16": "fp16"}[dtype]
     return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
-
-
-def schedule_of(case: Case) -> str:
-    """The backend and schedule that `explain` names for the first layer."""
-    import rnnkernels
-    from rnnkernels.explain import describe
-
-    w, dtype = case.workload, TORCH_DTYPES[case.dtype]
-    library = build(rnnkernels, w)
-    module = library[0] if isinstance(library, torch.nn.ModuleList) else library
-    module = module.to(w.device, dtype)
-    x = torch.empty(w.T, w.B, module.input_size, device=w.device, dtype=dtype)
-    lengths = None if case.lengths is None else case.lengths.to(w.device)
-    with torch.set_grad_enabled(case.mode == "train"):
-        call = rnnkernels.explain(module, x, lengths=lengths, reset=case.reset).layers[0].call
-        layer = describe(0, call._replace(D=call.D * w.heads))
-    return f"{layer.backend}: {layer.schedule}"
 
 
 def measured(

@@ -48,7 +48,8 @@ def reloads(cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: b
     planes = -(-schedules.bytes_read(cell, kind, backward) // size)
     needed = 4 * planes * max(tiles.BH * tiles.BB, threads) * size
     if tiles.schedule != "resident":
-        needed += max(K * tiles.BB, threads) * size * (len(cell.recurrent) if backward else 1)
+        parts = 16 * found["warps"]  # each warp takes a part of the vector, at least 16 wide
+        needed += -(-K // parts) * parts * tiles.BB * size * (len(cell.recurrent) if backward else 1)
     return found["bytes_before"] < weights or found["load_bytes"] >= needed + weights
 
 

@@ -54,7 +54,7 @@ def summed_up(values: list[tuple[float, float]]) -> dict:
     return found | {"cores": float(busies.sum() / walls.sum())}
 
 
-def _guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]:
+def guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]:
     """Times the worker. One that breaks meanwhile is so slow from then on that it leaves, and its facts say why."""
 
     def run(calls: int) -> tuple[float, float]:
@@ -83,7 +83,9 @@ class Rows:
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def _admitted(self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool) -> tuple[dict, dict]:
+    def admitted(
+        self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool = False
+    ) -> tuple[dict, dict]:
         """Workers of those that are right, and the facts of all."""
         workers, facts = {}, {}
         for name in self.providers:
@@ -101,8 +103,8 @@ class Rows:
     def measure(self, threads: int, seconds: float, rounds: int, with_memory: bool = False, busy: bool = False) -> dict:
         w, cores = self.workload, machine.cores(threads)
         with ExitStack() as stack:
-            workers, facts = self._admitted(stack, cores, threads, with_memory)
-            runs = {name: _guarded(worker, facts[name]) for name, worker in workers.items()}
+            workers, facts = self.admitted(stack, cores, threads, with_memory)
+            runs = {name: guarded(worker, facts[name]) for name, worker in workers.items()}
             samples = alternate(runs, seconds, rounds)
             if busy and threads > 1 and len(cores) == threads and "rnnkernels" in runs:
                 with Busy(cores[-1]):

@@ -89,7 +89,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         if PROVIDERS[name].missing():
             p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
     if not asked.providers:
-        here = {name: p for name, p in PROVIDERS.items() if asked.device in p.devices and not p.missing()}
+        here = {name: p for name, p in PROVIDERS.items() if p.default and asked.device in p.devices and not p.missing()}
         asked.providers = list(here)
     asked.workloads = select(asked.device, asked.only)
     if not asked.workloads:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Workload:
     resets: float = 0.0  # fraction of the (T, B) steps at which the state restarts
     heads: int = 1  # independent block-diagonal recurrences: H units of each, and I / heads of the input
     packed: bool = False  # rows have lengths of their own
+    options: tuple[tuple[str, Any], ...] = ()  # what rnnkernels' module is given that torch.nn's does not take
 
     @property
     def D(self) -> int:
@@ -43,7 +45,7 @@ class Workload:
         cell += f" x{self.heads} heads" if self.heads > 1 else ""
         cell += f", {self.resets:.0%} resets" if self.resets else ""
         cell += ", packed" if self.packed else ""
-        return cell
+        return ", ".join([cell, *(f"{name}={value}" for name, value in self.options)])
 
 
 def _row(device, name, cells, T, B, sizes, L, source, **extra):

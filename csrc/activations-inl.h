@@ -6,8 +6,9 @@ INLINE V relu(V x) {
   return max(x, V(0));
 }
 
-// Those of torch.nn's cells.
+// Those of torch.nn's cells, and no zoneout: what tiles are written for.
 struct Standard {
+  static constexpr bool ZONEOUT = false;
   template <class V>
   static INLINE V act(V x) {
     return tanh(x);
@@ -26,7 +27,7 @@ struct Standard {
   }
 };
 
-// Out of line, so that they take no registers from a cell with the standard ones.
+// Out of line, because there are many of them in a cell.
 template <class V>
 __attribute__((noinline)) V activate(Activation kind, V x) {
   switch (kind) {
@@ -60,8 +61,9 @@ __attribute__((noinline)) V activate_back(Activation kind, V d, V y) {
   return d;
 }
 
-// Any of them.
+// Any of them, with zoneout and layer norm or without.
 struct Chosen {
+  static constexpr bool ZONEOUT = true;
   Activation act_kind, gate_kind;
   template <class V>
   INLINE V act(V x) const {
@@ -81,9 +83,11 @@ struct Chosen {
   }
 };
 
-// f(the functions of a call)
+// f(the functions of a call): for whole tiles, so that those that are not chosen cost no register.
 template <class F>
-INLINE auto with_functions(bool standard, const LayerCall& call, const F& f) {
-  if (__builtin_expect(standard, 1)) return f(Standard{});
+INLINE auto with_functions(const LayerCall& call, const F& f) {
+  if (__builtin_expect(
+          call.act == Activation::tanh && call.gate == Activation::sigmoid && !call.zone[0] && !call.layer_norm, 1))
+    return f(Standard{});
   return f(Chosen{call.act, call.gate});
 }

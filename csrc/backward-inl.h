@@ -16,7 +16,6 @@ struct Backward {
   const int64_t d;
   const Record<A, Cell> record{call, d};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P;
-  const bool standard = call.standard();
   const int split = call.layer_norm ? G : SPLIT, planes = G + split;
   const bool parallel = plan.batch_parts > 1 || plan.members > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
@@ -91,7 +90,8 @@ struct Backward {
   }
 
   // The cell's derivative at units j.., given the gradient of its output.
-  INLINE void cell(int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
+  template <class F>
+  INLINE void cell(F functions, int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
     const int n = int(std::min<int64_t>(W, H - j));
     A* to = dz_of(slot, b) + j;
     auto put = [&](int p, V v) {
@@ -111,32 +111,38 @@ struct Backward {
     if constexpr (Cell::STATES > 1) {
       c = record.c_before(t, b, j, n), c_new = record.c_new(t, b, j, n, kept), dc_new = load(carry.c_of(b) + j);
       if (dcells) dc_new = dc_new + load_first(dcells + record.cells_at(t, b) + j, n);
-      if (call.zone[1]) dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
+      if (F::ZONEOUT && call.zone[1])
+        dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
     }
-    with_functions(standard, call, [&](auto f) __attribute__((always_inline)) {
-      if constexpr (Cell::STATES > 1)
-        if (call.layer_norm) {
-          const V y = load(norms.y.data() + b * Hp + j), dc_output = load(norms.dc.data() + b * Hp + j);
-          direct = zero;
-          return Cell::backward_from(f, kept, c, y, dc_output, dh, dc_new, delta);
-        }
-      Cell::backward(f, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
-    });
+    bool normed = false;
+    if constexpr (F::ZONEOUT && Cell::STATES > 1) normed = call.layer_norm;
+    if constexpr (Cell::STATES > 1) {
+      if (normed) {
+        const V y = load(norms.y.data() + b * Hp + j), dc_output = load(norms.dc.data() + b * Hp + j);
+        Cell::backward_from(functions, kept, c, y, dc_output, dh, dc_new, delta);
+        direct = zero;
+      }
+    }
+    if (!normed) Cell::backward(functions, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
     for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
-    for (int g = 0; call.layer_norm && g < G; ++g) put(G + g, delta[g < G - SPLIT ? g : g + SPLIT]);
-    if constexpr (Cell::STATES > 1) (call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
-    if (!call.project) (call.zone[0] ? direct + load(carry.h_of(b) + j) : direct).store(carry.h_of(b) + j);
+    for (int g = 0; F::ZONEOUT && call.layer_norm && g < G; ++g) put(G + g, delta[g < G - SPLIT ? g : g + SPLIT]);
+    if constexpr (Cell::STATES > 1) (F::ZONEOUT && call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
+    const bool zoned = F::ZONEOUT && call.zone[0];
+    if (!call.project) (zoned ? direct + load(carry.h_of(b) + j) : direct).store(carry.h_of(b) + j);
   }
 
   // To the cell; but before that a norm of c wants its whole row.
-  INLINE void deliver(int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
-    if (LATE && call.layer_norm) dh.store(norms.dh.data() + b * Hp + j);
-    else cell(slot, t, b, j, dh);
+  template <class F>
+  INLINE void deliver(F functions, int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
+    if (F::ZONEOUT && LATE && call.layer_norm) dh.store(norms.dh.data() + b * Hp + j);
+    else cell(functions, slot, t, b, j, dh);
   }
 
   // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: see
   // step_projected).
-  void step(int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
+  template <class F>
+  void step(F functions, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
+    const bool zoned = F::ZONEOUT && call.zone[0];
     for (int64_t b = r; b < r + n; ++b)
       for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W) {
         const bool alive = record.alive(t, b);
@@ -144,10 +150,10 @@ struct Backward {
         V dh = carry.arriving(t, b, j, load(sums + (b - r) * WIDTH + j - u * WIDTH)), old = dh;  // dead: passed through
         if (alive) {
           dh = dh + dy.get(record.y_at(t, b) + j, lanes), old = V(A(0));
-          if (call.zone[0]) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
+          if (zoned) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
         }
-        if (!alive || call.project || call.zone[0]) old.store(carry.h_of(b) + j);
-        if (!call.project) deliver(slot, t, b, j, dh);
+        if (!alive || call.project || zoned) old.store(carry.h_of(b) + j);
+        if (!call.project) deliver(functions, slot, t, b, j, dh);
         else (alive ? dh : V(A(0))).store(dout_of(slot, b) + j);
       }
   }
@@ -169,7 +175,9 @@ struct Backward {
           sums.allocate((u1 - u0) * std::min(block, b1 - b0) * WIDTH);
           const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
             recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
-            for (int64_t u = u0; u < u1; ++u) step(s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+            with_functions(call, [&](auto functions) {
+              for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+            });
             if (call.layer_norm && !call.project) norm_rows(*this, s, t, r, n, Cell::PHASES == 1, norms.part(i));
           });
           if (!go_on) return;

@@ -29,7 +29,7 @@ struct Forward {
   const Port<A> gates = port(call.gates);
   mutable Flag overflow;  // a number that has no bf16 parts came
   Inputs<A> inputs{call, plan, chunk, Pp, overflow};
-  const bool standard = call.standard(), zoned = bool(call.zone[0]);
+  const bool zoned = bool(call.zone[0]);
   const bool unbounded = !call.bounded() || call.project || zoned;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {}
@@ -52,11 +52,12 @@ struct Forward {
   // The state of row r, with h in `slot`, from given states or zero.
   void set_state(const Job<A>& job, int64_t slot, int64_t r, const void* const* from) const {
     const int64_t row = job.d * B + job.b0 + r;
-    A *h = job.h.data() + job.at(slot, r) * Pp, *c = job.c.data() + r * Hp;
+    A* h = job.h.data() + job.at(slot, r) * Pp;
     if (from[0]) port(from[0]).get_row(row * P, h, P);
     else std::fill_n(h, P, A(0));
     if (job.h_split) job.h_split.put_row(h, P, job.at(slot, r), overflow);
     if (Cell::STATES == 1) return;
+    A* c = job.c.data() + r * Hp;
     if (from[1]) port(from[1]).get_row(row * H, c, H);
     else std::fill_n(c, H, A(0));
   }
@@ -90,8 +91,9 @@ struct Forward {
   }
 
   // What a cell with two products does between them, for rows r..r+n of panel u; arguments as those of `apply`.
-  void apply_first(const Job<A>& job, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums, int64_t x_row,
-                   const A* sums) const {
+  template <class F>
+  void apply_first(F functions, const Job<A>& job, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
+                   int64_t x_row, const A* sums) const {
     const A* b = weights.bias_of(job.d, u);
     for (int64_t m = r; m < r + n; ++m, x_sums += x_row, sums += SUMS)
       for (int v = 0; v < NV; ++v) {
@@ -105,8 +107,7 @@ struct Forward {
           if (g < G - 1) s[g] = s[g] + load(sums + at);
         }
         if (call.h_mask) h = h * coefficients<A>(call.h_mask, 0, job.d, job.b0 + m, j, lanes);
-        const V product =
-            with_functions(standard, call, [&](auto f) __attribute__((always_inline)) { return Cell::first(f, s, h); });
+        const V product = Cell::first(functions, s, h);
         for (int g = 0; g < G; ++g) s[g].store(job.first.data() + (m * panels + u) * SUMS + g * WIDTH + v * W);
         product.store(job.again.data() + m * Pp + j);
         if (job.again_split) job.again_split.put(product, m, j, overflow);
@@ -115,7 +116,8 @@ struct Forward {
 
   // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state; for a
   // cell with two products, from what `apply_first` left and the sums of the second one.
-  void apply(const Job<A>& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
+  template <class F>
+  void apply(F functions, const Job<A>& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
              int64_t x_row, const A* sums) const {
     Row row(*this, job, t, slot, r);
     const A* b = weights.bias_of(job.d, u);
@@ -140,20 +142,20 @@ struct Forward {
         if constexpr (Cell::MIXES) out = load(row.h_old + j);
         if constexpr (Cell::STATES > 1) c = load(row.c + j);
         V c_new = c;
-        with_functions(standard, call,
-                       [&](auto f) __attribute__((always_inline)) { Cell::forward(f, s, x, out, c_new, kept); });
+        Cell::forward(functions, s, x, out, c_new, kept);
         if constexpr (Cell::STATES > 1) {
           // a norm of c wants its whole row: until then, the output gate is what is left
-          if (call.layer_norm) c_new.store(job.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
-          if (zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
+          if (F::ZONEOUT && call.layer_norm) c_new.store(job.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
+          if (F::ZONEOUT && zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
           if (!alive) c_new = c;
           c_new.store(row.c + j);
           if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + row.kept * H + j, lanes);
         }
         if (K > 0 && gates)
           for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
-        if (call.project || (Cell::STATES > 1 && call.layer_norm)) out.store(job.cell_out.data() + m * Hp + j);
-        else put(job, t, row, j, lanes, alive, out);
+        if (call.project || (F::ZONEOUT && Cell::STATES > 1 && call.layer_norm))
+          out.store(job.cell_out.data() + m * Hp + j);
+        else put<F>(job, t, row, j, lanes, alive, out);
       }
     }
   }
@@ -187,8 +189,9 @@ struct Forward {
   }
 
   // The new h of a row at j: into the state and into y.
+  template <class F>
   INLINE void put(const Job<A>& job, int64_t t, const Row& row, int64_t j, int lanes, bool alive, V out) const {
-    if (zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
+    if (F::ZONEOUT && zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
     const V h = alive ? out : load(row.h_old + j);
     h.store(row.h + j);
     if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);
@@ -202,10 +205,12 @@ struct Forward {
     out.a = job.cell_out.data() + r * Hp, out.row = Hp;
     weights.project(tiles, job.d, u, n, out, sums);
     Row row(*this, job, t, slot, r);
-    for (int64_t m = r; m < r + n; ++m, sums += WIDTH, row.next())
-      for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
-        put(job, t, row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
-            load(sums + j - u * WIDTH));
+    with_functions(call, [&](auto functions) {
+      for (int64_t m = r; m < r + n; ++m, sums += WIDTH, row.next())
+        for (int64_t j = u * WIDTH; j < std::min(P, (u + 1) * WIDTH); j += W)
+          put<decltype(functions)>(job, t, row, j, int(std::min<int64_t>(W, P - j)), t < call.length(job.d, job.b0 + m),
+                                   load(sums + j - u * WIDTH));
+    });
   }
 
   // f(panel, first row, rows) for this member's share of so many panels. Up and down in turn, so that what the cache
@@ -233,15 +238,19 @@ struct Forward {
       weights.multiply_state(tiles, job.d, u, n, h.from(r), sums, SUMS);
       const A* given = pre ? pre + (r * panels + u) * SUMS : x_sums;
       const int64_t row = pre ? panels * SUMS : SUMS;
-      if constexpr (Cell::PHASES > 1) apply_first(job, u, slot, r, n, given, row, sums);
-      else apply(job, t, u, slot, r, n, given, row, sums);
+      with_functions(call, [&](auto functions) __attribute__((always_inline)) {
+        if constexpr (Cell::PHASES > 1) apply_first(functions, job, u, slot, r, n, given, row, sums);
+        else apply(functions, job, t, u, slot, r, n, given, row, sums);
+      });
     });
     if (!member.barrier()) return false;
     if constexpr (Cell::PHASES > 1) {
       const Left<A> again = inputs.rows_of_again(job, work.again);
       for_blocks(job, member, panels, slot & 1, [&](int64_t u, int64_t r, int64_t n) {
         weights.multiply_again(tiles, job.d, u, n, again.from(r), sums, SUMS);
-        apply(job, t, u, slot, r, n, job.first.data() + (r * panels + u) * SUMS, panels * SUMS, sums);
+        with_functions(call, [&](auto functions) __attribute__((always_inline)) {
+          apply(functions, job, t, u, slot, r, n, job.first.data() + (r * panels + u) * SUMS, panels * SUMS, sums);
+        });
       });
       return member.barrier();
     }

@@ -83,7 +83,6 @@ struct LayerCall {
   // The number of the first weight of the norms, plus k.
   int norm(int k) const { return 2 + 2 * bias + project + k; }
   bool quantized() const { return !scales.empty(); }
-  bool standard() const { return act == Activation::tanh && gate == Activation::sigmoid; }
   // Whether a cell makes no h larger than 1 or than the one before.
   bool bounded() const {
     return act != Activation::relu && act != Activation::linear &&

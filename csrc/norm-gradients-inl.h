@@ -83,13 +83,12 @@ struct NormGradients {
   // The same for c in the output: y and dc of row b, from dh.
   void output(int64_t t, int64_t b, A* part) const {
     if constexpr (Cell::STATES > 1) {
-      const bool standard = call.standard();
       auto get = [&](int, int64_t j, int lanes) { return record.c_cell(t, b, j, lanes); };
       const auto norm = normal<A>(0, 1, H, call.eps, get);
       for_row<A>(0, 1, H, [&](int, int64_t j, int lanes) {
         const V n = norm.at(0, j, lanes) * gain(2).get(j, lanes) + gain(3).get(j, lanes);
         const V o = record.gate_at(t, b, Cell::OUTPUT, j, lanes), in = load(dh.data() + b * Hp + j);
-        with_functions(standard, call, [&](auto f) {
+        with_functions(call, [&](auto f) {
           const V out = f.act(n);
           out.store(y.data() + b * Hp + j), f.act_back(in * o, out).store(dc.data() + b * Hp + j);
         });
@@ -123,7 +122,9 @@ void norm_rows(Loop& f, int64_t slot, int64_t t, int64_t r, int64_t n, bool firs
     const int64_t row = (slot - 1) * f.B + b;
     const bool alive = f.record.alive(t, b);
     if (alive) f.norms.output(t, b, part);
-    for (int64_t j = 0; Loop::LATE && j < f.Hp; j += W) f.cell(slot, t, b, j, load(f.norms.dh.data() + b * f.Hp + j));
+    const Chosen functions{f.call.act, f.call.gate};
+    for (int64_t j = 0; Loop::LATE && j < f.Hp; j += W)
+      f.cell(functions, slot, t, b, j, load(f.norms.dh.data() + b * f.Hp + j));
     A *x = f.dz_of(slot, b), *h = x + G * f.Hp;
     if (alive && first) f.norms.gates(true, row, 0, G, x, part), f.norms.gates(false, row, 0, FIRST, h, part);
     if (alive && !first) f.norms.gates(false, row, FIRST, G, h + FIRST * f.Hp, part);

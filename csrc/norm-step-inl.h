@@ -26,6 +26,7 @@ template <class Loop, class A>
 void output_of_norm(const Loop& f, const Job<A>& job, int64_t t, int64_t slot, int64_t r) {
   using Cell = typename Loop::Of;
   const LayerCall& call = f.call;
+  const Chosen functions{call.act, call.gate};
   typename Loop::Row row(f, job, t, slot, r);
   const Port<A> gain = f.port(call.weight(job.d, call.norm(2))), bias = f.port(call.weight(job.d, call.norm(3)));
   A* out = job.cell_out.data() + r * f.Hp;
@@ -35,9 +36,9 @@ void output_of_norm(const Loop& f, const Job<A>& job, int64_t t, int64_t slot, i
     Vec<A> kept[Cell::KEPT];
     kept[Cell::OUTPUT] = load(out + j);
     const Vec<A> c = norm.at(0, j, lanes) * gain.get(j, lanes) + bias.get(j, lanes);
-    const Vec<A> h = with_functions(f.standard, call, [&](auto functions) { return Cell::output(functions, kept, c); });
+    const Vec<A> h = Cell::output(functions, kept, c);
     if (call.project) h.store(out + j);
-    else f.put(job, t, row, j, lanes, t < call.length(job.d, job.b0 + r), h);
+    else f.template put<Chosen>(job, t, row, j, lanes, t < call.length(job.d, job.b0 + r), h);
   });
 }
 
@@ -47,6 +48,7 @@ __attribute__((noinline)) bool step_normed(const Loop& f, const Job<A>& job, Wor
                                            int64_t slot, const A* pre) {
   using Cell = typename Loop::Of;
   constexpr int G = Cell::G, SUMS = Loop::SUMS;
+  const Chosen functions{f.call.act, f.call.gate};
   const int64_t panels = f.panels, row = panels * SUMS;
   A* const sums = job.normed.data();
   const Left<A> h = f.inputs.rows_of_h(job, work.h, slot);
@@ -54,8 +56,8 @@ __attribute__((noinline)) bool step_normed(const Loop& f, const Job<A>& job, Wor
   normalize_rows(f, job.d, sums, job.rows, 1, 0, G - Cell::PHASES + 1);
   for (int64_t r = 0; r < job.rows; ++r) {
     for (int64_t at = r * row, u = 0; u < panels; ++u, at += SUMS)
-      if constexpr (Cell::PHASES > 1) f.apply_first(job, u, slot, r, 1, pre + at, row, sums + at);
-      else f.apply(job, t, u, slot, r, 1, pre + at, row, sums + at);
+      if constexpr (Cell::PHASES > 1) f.apply_first(functions, job, u, slot, r, 1, pre + at, row, sums + at);
+      else f.apply(functions, job, t, u, slot, r, 1, pre + at, row, sums + at);
     if constexpr (Cell::STATES > 1) output_of_norm(f, job, t, slot, r);
   }
   if constexpr (Cell::PHASES > 1) {
@@ -65,7 +67,7 @@ __attribute__((noinline)) bool step_normed(const Loop& f, const Job<A>& job, Wor
     normalize_rows(f, job.d, sums, job.rows, 1, G - 1, G);
     for (int64_t r = 0; r < job.rows; ++r)
       for (int64_t at = r * row, u = 0; u < panels; ++u, at += SUMS)
-        f.apply(job, t, u, slot, r, 1, job.first.data() + at, row, sums + at);
+        f.apply(functions, job, t, u, slot, r, 1, job.first.data() + at, row, sums + at);
   }
   alignas(64) A outs[Loop::BLOCK * SUMS];
   for (int64_t u = 0; f.call.project && u < f.out_panels; ++u)

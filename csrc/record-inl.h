@@ -99,7 +99,7 @@ struct Record {
         V kept[K];
         kept_at(t, b, j, n, kept);
         const V c = c_in_output(j, n);
-        with_functions(call.standard(), call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
+        with_functions(call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
       });
     };
     auto get = [&](int, int64_t j, int n) { return c_cell(t, b, j, n); };

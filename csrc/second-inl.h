@@ -14,8 +14,8 @@ void step_again(Loop& f, Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64
       const V gate = f.record.gate_at(t, b, 0, j, lanes), h = f.record.h_before(t, b, j, lanes),
               mask = call.h_mask ? coefficients<A>(call.h_mask, 0, f.d, b, j, lanes) : V(A(1));
       V dh = load(sums + j - u * WIDTH);
-      const V delta = with_functions(
-          f.standard, call, [&](auto functions) { return Loop::Of::backward_first(functions, gate, h * mask, dh); });
+      const V delta =
+          with_functions(call, [&](auto functions) { return Loop::Of::backward_first(functions, gate, h * mask, dh); });
       A *to = f.dz_of(slot, b) + j, *carried = f.carry.h_of(b) + j;
       delta.store(to);
       if (call.layer_norm) delta.store(to + G * f.Hp);
@@ -32,7 +32,9 @@ void step_projected(Loop& f, Tiles& tiles, int64_t slot, int64_t t, int64_t u, i
   left.a = f.dout_of(slot, r), left.row = f.Pp;
   f.w_hr.multiply_all(tiles, f.plan.level, n, left, 0, f.P, u * WIDTH, std::min<int64_t>(WIDTH, f.H - u * WIDTH), sums,
                       WIDTH, Sum::put);
-  for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
-    for (int64_t j = u * WIDTH; j < std::min(f.Hp, (u + 1) * WIDTH); j += W)
-      f.deliver(slot, t, b, j, load(sums + j - u * WIDTH));
+  with_functions(f.call, [&](auto functions) {
+    for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
+      for (int64_t j = u * WIDTH; j < std::min(f.Hp, (u + 1) * WIDTH); j += W)
+        f.deliver(functions, slot, t, b, j, load(sums + j - u * WIDTH));
+  });
 }

@@ -188,11 +188,12 @@ def test_chooser(H, dtype, B, schedule, monkeypatch):
     assert tiles.schedule == schedule and tiles.reason
 
 
-def test_chooser_gives_every_processor_a_program():
+def test_chooser_reads_little_and_uses_many_processors():
     def tiles(B, H):
         return schedules.choose(torch.bfloat16, CELLS["lstm"], B, 1, H, H, False, ARCHS["sm_90"].chip)
 
-    large, small = tiles(1024, 512), tiles(1, 2048)
+    large, small, long = tiles(1024, 512), tiles(1, 2048), tiles(96, 1024)
+    assert (long.BH, long.BB) == (64, 32)  # the smallest would fill the chip, and read the weights six times
     assert (large.schedule, large.BH, large.BB) == ("stepwise", 64, 32)
     assert (small.schedule, small.BH, small.BB) == ("stepwise", 32, 16)
     assert [tiles(B, 256)[1:3] for B in (16, 128, 256)] == [(8, 16), (16, 16), (16, 32)]

@@ -9,6 +9,7 @@ import os
 import sys
 from contextlib import contextmanager, nullcontext
 
+import fake_graphs
 import pytest
 import torch
 
@@ -26,7 +27,7 @@ from common import assert_close, make_case
 
 from rnnkernels import backends, reference
 from rnnkernels.cells import ONE_PHASE as CELLS
-from rnnkernels.triton import backward, dots, forward, launch, schedules
+from rnnkernels.triton import backward, dots, forward, graphs, launch, schedules
 
 BOTH = (False, True)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -297,6 +298,17 @@ def test_a_sabotaged_barrier_is_found(loop, part, sabotage, monkeypatch):
     with pytest.raises(AssertionError):
         for seed in range(5):
             check("lstm", "cooperative", seed, T=4, B=3, H=40, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("P", [0, 7])
+def test_passes_replayed_from_a_graph(P, monkeypatch):
+    """Other numbers at the same places: results of the recorded call must not come back."""
+    recorded = fake_graphs.install(monkeypatch)
+    for seed in range(3):
+        options = dict(T=3, B=2, H=20, P=P, reverse=BOTH, seed=seed, dtype=torch.float32, stages=["restart", "zone"])
+        check("lstm", "stepwise", lengths=[3, seed], **options)
+    assert len(recorded) == 3  # training and inference forward, backward
+    graphs.clear()
 
 
 def call(**changes):

@@ -55,6 +55,7 @@ def install():
     patch_casts()
     patch_arithmetic()
     patch_reduction()
+    patch_masks()
     patch_scheduling()
 
 
@@ -131,6 +132,17 @@ def patch_reduction():
         return total
 
     interpreter.ReduceOps.generic_reduce = reduce
+
+
+def patch_masks():
+    """Triton 3.9: a mask that a loop's counter had a part in is of integers, which loads and stores refuse."""
+    stock_load, stock_store = BUILDER.create_masked_load, BUILDER.create_masked_store
+
+    def as_mask(handle):
+        return interpreter.TensorHandle(handle.data.astype(bool), tl.int1)
+
+    BUILDER.create_masked_load = lambda self, at, mask, *more: stock_load(self, at, as_mask(mask), *more)
+    BUILDER.create_masked_store = lambda self, at, v, mask, *more: stock_store(self, at, v, as_mask(mask), *more)
 
 
 def patch_scheduling():

@@ -46,7 +46,8 @@ class Case:
     dtype: str
     mode: str  # "infer" or "train"
     threads: int = 1  # for the providers that are told when they are built; torch's own number is set beside
-    module: nn.Module = field(init=False)  # torch.nn, in float32 on the CPU: the source of the weights
+    # In float32 on the CPU, the source of the weights: torch.nn's, or where there are options that of rnnkernels.
+    module: nn.Module = field(init=False)
     x: Tensor = field(init=False)  # (T, B, I)
     dy: Tensor = field(init=False)  # (T, B, D * H), the gradient that training starts from; all heads side by side
     reset: Tensor | None = field(init=False, default=None)  # (T, B): the steps at which the state restarts from zero
@@ -55,7 +56,7 @@ class Case:
     def __post_init__(self) -> None:
         w = self.workload
         torch.manual_seed(SEED)
-        self.module = build(torch.nn, w)
+        self.module = build(importlib.import_module("rnnkernels") if w.options else torch.nn, w)
         kind = {"device": w.device, "dtype": TORCH_DTYPES[self.dtype]}
         self.x = torch.randn(w.T, w.B, w.I).to(**kind)
         self.dy = torch.randn(w.T, w.B, w.H * w.D * w.heads).to(**kind)
@@ -91,6 +92,8 @@ def refuse_extras(name: str, w: Workload) -> None:
         raise Unsupported(f"{name} has no heads")
     if w.packed:
         raise Unsupported(f"{name} takes no lengths here")
+    if w.options:
+        raise Unsupported(f"{name} has no {' and '.join(dict(w.options))}")
 
 
 def build(library: Any, w: Workload) -> nn.Module:
@@ -98,11 +101,36 @@ def build(library: Any, w: Workload) -> nn.Module:
     cls = getattr(library, w.cell.upper(), None)
     if cls is None:
         raise Unsupported(f"{getattr(library, '__name__', library)} has no {w.cell.upper()}")
+    options = dict(w.options)
+    if options and library is torch.nn:
+        raise Unsupported(f"torch.nn has no {' and '.join(options)}")
     if w.alternating:
-        return Alternating(cls(w.I if n == 0 else w.H, w.H) for n in range(w.L))
+        return Alternating(cls(w.I if n == 0 else w.H, w.H, **options) for n in range(w.L))
     if w.heads > 1:
-        return Heads(cls(w.I // w.heads, w.H, w.L) for _ in range(w.heads))
-    return cls(w.I, w.H, w.L, bidirectional=w.bidirectional)
+        return Heads(cls(w.I // w.heads, w.H, w.L, **options) for _ in range(w.heads))
+    return cls(w.I, w.H, w.L, bidirectional=w.bidirectional, **options)
+
+
+def masks(w: Workload, train: bool, like: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+    """The masks of one layer, drawn as rnnkernels says that it draws them: the same from the same seed.
+
+    That of the recurrent dropout (1, B, H), or None, and for each state that of the zoneout (T, 1, B, H), or outside
+    training its probability (1, 1, 1, 1).
+    """
+    options, states = dict(w.options), 2 if w.cell == "lstm" else 1
+    h_mask, zone, kind = None, [], {"dtype": like.dtype, "device": like.device}
+    if train and options.get("recurrent_dropout"):
+        h_mask = torch.dropout(torch.ones(1, w.B, w.H, **kind), options["recurrent_dropout"], True)
+    if p := options.get("zoneout"):
+        zone = [torch.full((1, 1, 1, 1), p, **kind) for _ in range(states)]
+        zone = [torch.bernoulli(z.expand(w.T, 1, w.B, w.H)) for z in zone] if train else zone
+    return h_mask, zone
+
+
+def refuse_stacks(name: str, w: Workload) -> None:
+    """Raise Unsupported for all but one layer in one direction."""
+    if w.L > 1 or w.D > 1 or w.alternating or w.heads > 1:
+        raise Unsupported(f"{name} is one layer in one direction here")
 
 
 def split_and_pad(module: nn.Module, reset: Tensor, x: Tensor) -> tuple[Tensor, None]:
@@ -198,6 +226,7 @@ class Provider:
     package: str
     devices: tuple[str, ...] = ("cpu",)
     int8: Make | None = None  # builds the job with quantised weights
+    default: bool = True  # whether it is measured where no providers are named
 
     def job(self, case: Case) -> Job:
         """Build the job, or raise Unsupported."""
@@ -220,11 +249,13 @@ class Provider:
 PROVIDERS: dict[str, Provider] = {}
 
 
-def provider(name: str, package: str, devices: tuple[str, ...] = ("cpu",)) -> Callable[[Make], Make]:
+def provider(
+    name: str, package: str, devices: tuple[str, ...] = ("cpu",), default: bool = True
+) -> Callable[[Make], Make]:
     """Register the decorated function as a provider that needs a package."""
 
     def register(make: Make) -> Make:
-        PROVIDERS[name] = Provider(make, package, devices)
+        PROVIDERS[name] = Provider(make, package, devices, default=default)
         return make
 
     return register

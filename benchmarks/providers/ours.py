@@ -13,16 +13,20 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from benchmarks.providers.case import (
+    SEED,
     TORCH_DTYPES,
     Case,
     Heads,
     Job,
     Unsupported,
+    build,
     int8,
     job_of,
+    masks,
     module_of,
     provider,
     refuse_extras,
+    refuse_stacks,
 )
 
 
@@ -72,6 +76,50 @@ def ours(case: Case) -> Job:
         return job_of(module, case)
     lengths = None if case.lengths is None else case.lengths.to(w.device)
     return job_of(module, case, call=partial(module, lengths=lengths, reset=case.reset))
+
+
+def reference_job(case: Case) -> Job:
+    """The case with its options in float64 on the reference, with the masks that the seed gives in the case's dtype."""
+    from rnnkernels import backends, ops
+    from rnnkernels.options import settings
+    from rnnkernels.recurrent import MODES
+    from rnnkernels.stages import EPS
+
+    w = case.workload
+    refuse_stacks("what is checked with options", w)
+    module = module_of(importlib.import_module("rnnkernels"), case, "float64")
+    torch.manual_seed(SEED)
+    h_mask, zone = masks(w, case.mode == "train", case.x)
+    cell, activation, gate = settings(*MODES[module.mode], module._options)
+    layer = partial(
+        ops.layer, cell, states=[], weights=module._flat_weights, activation=activation, recurrent_activation=gate,
+        lengths=case.lengths, reset=case.reset, h_mask=None if h_mask is None else h_mask.double(),
+        zone=[z.double() for z in zone], layer_norm=module.layer_norm, eps=EPS,
+    )  # fmt: skip
+    job = job_of(module, case, call=layer, dtype="float64")
+
+    def run():
+        with backends.force("reference"):
+            return job.run()
+
+    return Job(run, job.read)
+
+
+def schedule_of(case: Case) -> str:
+    """The backend and schedule that `explain` names for the first layer."""
+    import rnnkernels
+    from rnnkernels.explain import describe
+
+    w, dtype = case.workload, TORCH_DTYPES[case.dtype]
+    library = build(rnnkernels, w)
+    module = library[0] if isinstance(library, torch.nn.ModuleList) else library
+    module = module.to(w.device, dtype).train(case.mode == "train")
+    x = torch.empty(w.T, w.B, module.input_size, device=w.device, dtype=dtype)
+    lengths = None if case.lengths is None else case.lengths.to(w.device)
+    with torch.set_grad_enabled(case.mode == "train"):
+        call = rnnkernels.explain(module, x, lengths=lengths, reset=case.reset).layers[0].call
+        layer = describe(0, call._replace(D=call.D * w.heads))
+    return f"{layer.backend}: {layer.schedule}"
 
 
 @int8("rnnkernels")

@@ -13,7 +13,7 @@ def torchrl_job(case: Case, backend: str) -> Job:
     w = case.workload
     if not w.resets:
         raise Unsupported("measured where states are reset")
-    if w.cell == "rnn" or w.bidirectional or w.alternating or w.heads > 1 or w.packed:
+    if w.cell == "rnn" or w.bidirectional or w.alternating or w.heads > 1 or w.packed or w.options:
         raise Unsupported(f"TorchRL has no {w.kind}")
     from tensordict import TensorDict
     from torchrl.modules import GRUModule, LSTMModule

@@ -60,12 +60,16 @@ def run(function, launches, *arguments):
 def records(leaves, device, launches):
     """Whether a call with so many launches is worth a graph here."""
     return (
-        device.type == "cuda"
+        on_gpu(device)
         and 1 < launches <= MOST_LAUNCHES
         and size_of(leaves) <= MOST_BYTES_A_LAUNCH * launches
         and os.environ.get(ENVIRONMENT_VARIABLE) != "0"
         and not torch.cuda.is_current_stream_capturing()
     )
+
+
+def on_gpu(device):
+    return device.type == "cuda"
 
 
 def described(leaf):

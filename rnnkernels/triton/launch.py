@@ -57,7 +57,8 @@ def schedule(call):
             schedules.chip_of(call.device), backward, call.T,
         )  # fmt: skip
         name = "backward" if backward else "forward"
-        said.append(f"{name} {tiles.schedule}, {tiles.BH} units x {tiles.BB} rows a program ({tiles.reason})")
+        often = ", a CUDA graph once a shape repeats" if tiles.schedule == "stepwise" and call.T > 1 else ""
+        said.append(f"{name} {tiles.schedule}{often}, {tiles.BH} units x {tiles.BB} rows a program ({tiles.reason})")
     return "; ".join(said)
 
 

@@ -1,0 +1,70 @@
+"""The provider from Keras 3 on torch: its layers, which have masks for rows that end early and the GRU's reset_after.
+
+Its weights and their gradients go through ``rnnkernels.keras``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from benchmarks.providers.case import TORCH_DTYPES, Case, Job, Unsupported, module_of, provider, refuse_stacks
+
+LAYERS = {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
+
+
+@provider("keras", package="keras", default=False)
+def keras_layer(case: Case) -> Job:
+    w, options = case.workload, dict(case.workload.options)
+    refuse_stacks("the Keras layer", w)
+    if case.dtype != "float32":
+        raise Unsupported("measured in float32: Keras computes parts of float64 in it too")
+    if w.resets:
+        raise Unsupported("Keras takes no reset mask")
+    if options.pop("recurrent_dropout", None):
+        raise Unsupported("Keras takes no masks, and draws one for each gate: nothing to check it against")
+    options.pop("reset_after", None)
+    if options:
+        raise Unsupported(f"Keras has no {' and '.join(options)}")
+    os.environ.setdefault("KERAS_BACKEND", "torch")
+    os.environ.setdefault("KERAS_TORCH_DEVICE", w.device)
+    import keras
+
+    import rnnkernels
+    from rnnkernels.keras import export_weights, ordered, parameters_of, shapes
+
+    if keras.backend.backend() != "torch":
+        raise Unsupported(f"Keras runs on {keras.backend.backend()} here: set KERAS_BACKEND=torch")
+    module = module_of(rnnkernels, case)
+    settings = {"reset_after": module.reset_after} if w.cell == "gru" else {}
+    layer = getattr(keras.layers, LAYERS[w.cell])(
+        w.H, return_sequences=True, zero_output_for_mask=True, dtype=case.dtype, **settings
+    )
+    layer.build((w.B, w.T, w.I))
+    layer.set_weights(export_weights(module))
+    mask = None if case.lengths is None else torch.arange(w.T) < case.lengths[:, None]
+    kind = {"device": w.device, "dtype": TORCH_DTYPES[case.dtype]}
+    x, dy, train = case.x.transpose(0, 1).to(**kind), case.dy.transpose(0, 1).to(**kind), case.mode == "train"
+    if not train:
+        return Job(lambda: layer(x, mask=mask, training=False), lambda y: {"y": y.transpose(0, 1)})
+    x.requires_grad_()
+    weights = [variable.value for variable in layer.trainable_weights]
+
+    def step() -> tuple[Tensor, ...]:
+        y = layer(x, mask=mask, training=True)
+        return y, *torch.autograd.grad(y, (x, *weights), dy)
+
+    def read(out: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """By torch.nn's names: where Keras has one bias, both of torch.nn's have its gradient."""
+        y, dx, *grads = (t.detach() for t in out)
+        found = {"y": y.transpose(0, 1), "dx": dx.transpose(0, 1)}
+        for (name, _), grad in zip(shapes(module), grads, strict=True):
+            if name.startswith("bias") and grad.dim() == 1:
+                found |= dict.fromkeys(("dbias_ih_l0", "dbias_hh_l0"), ordered(grad, w.cell))
+            else:
+                found |= {f"d{name}": value for name, value in parameters_of(module, name, grad).items()}
+        return found
+
+    return Job(step, read)

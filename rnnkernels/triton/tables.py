@@ -1,0 +1,93 @@
+"""The tiles that each schedule may choose from, by the chip's matrix instructions and by arithmetic."""
+
+from typing import NamedTuple
+
+
+class Limit(NamedTuple):
+    """Tiles for hidden sizes up to H, where all of a direction's recurrent weights stay on chip."""
+
+    H: int
+    BB: int
+    warps: int
+    passes: str = "both"
+
+
+class Share(NamedTuple):
+    """Tiles of a cooperative launch, for products up to K wide forward and up to K_back wide backward."""
+
+    BH: int
+    BB: int
+    warps: int
+    K: int
+    K_back: int
+    registers: int | None = None
+    """What the compiler may use; None leaves it to it, which spills a few at some sizes to fit two programs."""
+
+
+class Step(NamedTuple):
+    """Tiles of a stepwise launch: hidden units and rows per program, width of a piece of the product."""
+
+    BH: int
+    BB: int
+    BK: int
+    warps: int
+    registers: int | None = None
+
+
+# The tables were found by compiling: no spills, and as few instructions a step as could be had
+# (tests/test_triton_compiled.py holds them to it). They go by the chip's matrix instructions and by arithmetic: "half"
+# is bf16 and fp16, "ieee" is float32 whose products are not rounded to tf32. A warp of mma takes 16 units: more warps
+# would do the same work twice. wgmma (sm_90) reads the weights from shared memory by itself from 64 units and 16 rows
+# on; elsewhere 8 rows take half the registers, and keep tcgen05 (sm_100) from a detour through tensor memory.
+SMALL, SMALL_TF32 = (Limit(16, 8, 1), Limit(32, 8, 4)), (Limit(16, 8, 1), Limit(32, 8, 2))
+RESIDENT = {
+    ("wgmma", "half"): (*SMALL, Limit(64, 16, 4), Limit(128, 16, 8)),
+    ("wgmma", "tf32"): (*SMALL_TF32, Limit(64, 16, 8)),
+    ("tcgen05", "half"): (*SMALL, Limit(64, 8, 4), Limit(128, 8, 8)),
+    ("tcgen05", "tf32"): (*SMALL, Limit(64, 8, 8)),
+    ("mma", "half"): (*SMALL, Limit(64, 8, 4), Limit(128, 8, 8)),
+    ("mma", "tf32"): (*SMALL_TF32, Limit(64, 8, 4)),
+    ("mfma", "half"): (Limit(64, 16, 4), Limit(128, 16, 4, "forward")),
+    ("mfma", "ieee"): (Limit(64, 16, 4),),
+    "ieee": (Limit(16, 16, 4), Limit(32, 16, 8)),
+}
+SHARES = (
+    Share(8, 16, 4, 512, 256), Share(8, 16, 8, 1024, 1024, 192), Share(16, 16, 8, 384, 384, 255),
+    Share(16, 16, 8, 1024, 1024),
+)  # fmt: skip
+COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
+    ("tcgen05", "half"): (*SHARES, Share(16, 32, 8, 256, 0, 255)),
+    "half": (*SHARES, Share(16, 32, 8, 256, 256, 255)),
+    "tf32": (Share(8, 16, 8, 1024, 1024, 255), Share(16, 16, 8, 640, 640, 255)),
+    "tf32x3": (Share(8, 16, 8, 320, 320, 255),),
+    "ieee": (Share(8, 16, 8, 512, 512),),
+}
+PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider ones take more registers than there are
+STEPWISE = {  # those through which the weights and vectors of a step come soonest
+    ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 4, 255)),
+    ("wgmma", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
+    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
+    ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
+    ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 4, 255)),
+    ("mma", "tf32"): (Step(64, 16, 32, 8), Step(32, 16, 16, 4)),
+    ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
+    ("mfma", "ieee"): (Step(32, 16, 16, 8),),
+    ("mfma", "double"): (Step(16, 8, 16, 4),),
+    "tf32x3": (Step(32, 16, 16, 4, 255),),
+    "ieee": (Step(32, 16, 16, 8, 255),),
+    "double": (Step(16, 8, 16, 4, 255),),
+}
+L2_PORTS = 0.36  # L2's bandwidth over that of all processors' ports to it: 5.5 TB/s over 64 bytes a clock each (H100)
+BYTES = {"half": 2, "tf32": 4, "tf32x3": 4, "ieee": 4, "double": 8}
+
+
+def family(chip):
+    """The chip's matrix instructions."""
+    if chip.backend == "hip":
+        return "mfma"
+    return {9: "wgmma", 10: "tcgen05"}.get(chip.capability // 10, "mma")
+
+
+def row(table, kind, chip):
+    """What a table says for a kind of arithmetic on a chip."""
+    return table.get((family(chip), kind), table.get(kind, ()))
