@@ -11,7 +11,8 @@ DEMO ?=
 BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
 ASAN_CHECKS ?= sizes-float32 stages-float32 masks-float32 masks-bfloat16 activations-float32 arguments-float32 \
-  arguments-bfloat16 large-float32 random-float64 random-bfloat16 random-float16 tiles-float32 tiles-bfloat16
+  arguments-bfloat16 large-float32 random-float64 random-bfloat16 random-float16 tiles-float32 tiles-bfloat16 \
+  norms-float32 norms-bfloat16
 
 VENV := .venv
 PY := $(VENV)/bin/python

@@ -61,7 +61,7 @@ __attribute__((noinline)) V activate_back(Activation kind, V d, V y) {
   return d;
 }
 
-// Any of them, with zoneout or without.
+// Any of them, with zoneout and layer norm or without.
 struct Chosen {
   static constexpr bool ZONEOUT = true;
   Activation act_kind, gate_kind;
@@ -86,7 +86,8 @@ struct Chosen {
 // f(the functions of a call): for whole tiles, so that those that are not chosen cost no register.
 template <class F>
 INLINE auto with_functions(const LayerCall& call, const F& f) {
-  if (__builtin_expect(call.act == Activation::tanh && call.gate == Activation::sigmoid && !call.zone[0], 1))
+  if (__builtin_expect(
+          call.act == Activation::tanh && call.gate == Activation::sigmoid && !call.zone[0] && !call.layer_norm, 1))
     return f(Standard{});
   return f(Chosen{call.act, call.gate});
 }

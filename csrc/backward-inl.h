@@ -1,11 +1,14 @@
 // The backward loop over time, for every cell, in chunks of steps: first the recurrence of the chunk, which leaves the
 // gradients of its pre-activations in a buffer, then their products with weights, inputs and states, while it is warm.
 //
-// PLANES: pre-activation gradients per hidden unit; a split gate has one for the input's share and one of its own.
+// planes: pre-activation gradients per hidden unit; a split gate has one for the input's share and one of its own, and
+// with layer norms every gate has.
 
 template <class A, class Cell>
 struct Backward {
   using V = Vec<A>;
+  using Of = Cell;
+  static constexpr bool LATE = Cell::STATES > 1;  // with layer norms, cells wait for the norm of a whole row of c
   static constexpr int W = V::W, WIDTH = 4 * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
 
   const LayerCall& call;
@@ -13,6 +16,7 @@ struct Backward {
   const int64_t d;
   const Record<A, Cell> record{call, d};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P;
+  const int split = call.layer_norm ? G : SPLIT, planes = G + split;
   const bool parallel = plan.batch_parts > 1 || plan.members > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I);
@@ -23,41 +27,44 @@ struct Backward {
   const int64_t block = !step_parts || 2 * step_parts * G * H * P > kNearBytes ? 128 : 32;
   // Rows of a chunk: as many as the cache holds, but enough that reading and writing large gradients of weights pays.
   const bool large = G * H * (I + P) * int64_t(sizeof(A)) > 2 * kBackwardBytes;
-  const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (PLANES * Hp * int64_t(sizeof(A))));
+  const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (planes * Hp * int64_t(sizeof(A))));
   const int64_t chunk = std::clamp<int64_t>(chunk_rows / B, 1, T);
   Port<A> port(const void* data) const { return {data, call.storage}; }
   const Port<A> dy = port(call.dy), dx = port(call.dx);
   const A* dcells = static_cast<const A*>(call.dcells);
 
   Factor<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
-  Scratch<A> dz, dout;         // [slot][B][PLANES][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
-  SplitRows dz_split;          // [slot][B] rows of [PLANES][Hk]
+  Scratch<A> dz, dout;         // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
+  SplitRows dz_split;          // [slot][B] rows of [planes][Hk]
   Flag overflow;               // a number that has no bf16 parts came
   Carry<A, Cell> carry{record};
-  WeightGradients<A, Cell> dweights{record, plan, chunk * B, overflow};
+  WeightGradients<A, Cell> dweights{record, plan, planes, chunk * B, overflow};
+  NormGradients<A, Cell> norms{record};
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
   // A few rows do not earn the packing back: weights whose rows are whole vectors are then read where they lie.
   bool in_place(int64_t n) const { return dy.direct() && T * B <= 32 && n % W == 0; }
   const bool ih_in_place = !parts && in_place(I), hh_in_place = !step_parts && in_place(P);
+  const bool first_state = call.dstates[0] || call.dreset_states[0];
 
-  bool pack_hh() const { return !hh_in_place && (T > 1 || call.dstates[0] || call.dreset_states[0]); }
+  bool pack_hh() const { return !hh_in_place && (T > 1 || Cell::PHASES > 1 || first_state); }
   bool pack_ih() const { return !ih_in_place && dx; }
-  static constexpr int r_plane(int g) { return g < G - SPLIT ? g : g + SPLIT; }
-  A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * PLANES * Hp; }
+  int r_plane(int g) const { return g < G - split ? g : g + split; }
+  A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * planes * Hp; }
   A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
-  // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through W_hh, rows r..: dz W_hh. A gate
-  // after the other, so that its rows stay in the cache for all panels; panels up and down in turn, as in the forward
-  // loop.
-  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums) const {
+  // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through the gates g0..g1 of W_hh, rows
+  // r..: dz W_hh. A gate after the other, so that its rows stay in the cache for all panels; panels up and down in
+  // turn, as in the forward loop.
+  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int g0 = 0,
+                 int g1 = G - Cell::PHASES + 1) const {
     if (slot < 0) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));
-    for (int g = 0; slot >= 0 && g < G; ++g)
+    for (int g = g0; slot >= 0 && g < g1; ++g)
       for (int64_t i = u0; i < u1; ++i) {
         const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
         multiply(tiles, w_hh, hh_in_place ? call.weight(d, 1) : nullptr, n, dz_rows(slot, r, r_plane(g)), g, u * WIDTH,
-                 std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * n * WIDTH, WIDTH, g > 0);
+                 std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * n * WIDTH, WIDTH, g > g0);
       }
   }
 
@@ -77,7 +84,7 @@ struct Backward {
   // One plane of the gradients of the pre-activations, as a left factor.
   Left<A> dz_rows(int64_t slot, int64_t b, int plane) const {
     Left<A> left;
-    left.a = dz_of(slot, b) + plane * Hp, left.row = PLANES * Hp;
+    left.a = dz_of(slot, b) + plane * Hp, left.row = planes * Hp;
     if (dz_split) left.take(dz_split, slot * B + b), left.split += plane * Hk;
     return left;
   }
@@ -89,17 +96,17 @@ struct Backward {
     A* to = dz_of(slot, b) + j;
     auto put = [&](int p, V v) {
       v.store(to + p * Hp);
-      if (step_parts) dz_split.put(v, slot * B + b, p * Hk + j, overflow);
+      if (step_parts && !call.layer_norm) dz_split.put(v, slot * B + b, p * Hk + j, overflow);
     };
     if constexpr (Cell::STATES > 1) carry.arriving_c(t, b, j);
     if (!record.alive(t, b)) {
-      for (int p = 0; p < PLANES; ++p) put(p, V(A(0)));
+      for (int p = 0; p < planes; ++p) put(p, V(A(0)));
       return;
     }
     V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero,
                                               dc_old = zero, direct;
     record.kept_at(t, b, j, n, kept);
-    if constexpr (SPLIT > 0) h = record.h_before(t, b, j, n);
+    if constexpr (Cell::MIXES) h = record.h_before(t, b, j, n);
     if constexpr (K == 0) h_new = record.h_new(t, b, j, n);
     if constexpr (Cell::STATES > 1) {
       c = record.c_before(t, b, j, n), c_new = record.c_new(t, b, j, n, kept), dc_new = load(carry.c_of(b) + j);
@@ -107,14 +114,32 @@ struct Backward {
       if (F::ZONEOUT && call.zone[1])
         dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
     }
-    Cell::backward(functions, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
+    bool normed = false;
+    if constexpr (F::ZONEOUT && Cell::STATES > 1) normed = call.layer_norm;
+    if constexpr (Cell::STATES > 1) {
+      if (normed) {
+        const V y = load(norms.y.data() + b * Hp + j), dc_output = load(norms.dc.data() + b * Hp + j);
+        Cell::backward_from(functions, kept, c, y, dc_output, dh, dc_new, delta);
+        direct = zero;
+      }
+    }
+    if (!normed) Cell::backward(functions, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
     for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
+    for (int g = 0; F::ZONEOUT && call.layer_norm && g < G; ++g) put(G + g, delta[g < G - SPLIT ? g : g + SPLIT]);
     if constexpr (Cell::STATES > 1) (F::ZONEOUT && call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
     const bool zoned = F::ZONEOUT && call.zone[0];
     if (!call.project) (zoned ? direct + load(carry.h_of(b) + j) : direct).store(carry.h_of(b) + j);
   }
 
-  // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: step_projected).
+  // To the cell; but before that a norm of c wants its whole row.
+  template <class F>
+  INLINE void deliver(F functions, int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
+    if (F::ZONEOUT && LATE && call.layer_norm) dh.store(norms.dh.data() + b * Hp + j);
+    else cell(functions, slot, t, b, j, dh);
+  }
+
+  // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: see
+  // step_projected).
   template <class F>
   void step(F functions, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
     const bool zoned = F::ZONEOUT && call.zone[0];
@@ -128,25 +153,13 @@ struct Backward {
           if (zoned) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
         }
         if (!alive || call.project || zoned) old.store(carry.h_of(b) + j);
-        if (!call.project) cell(functions, slot, t, b, j, dh);
+        if (!call.project) deliver(functions, slot, t, b, j, dh);
         else (alive ? dh : V(A(0))).store(dout_of(slot, b) + j);
       }
   }
 
-  // The gradient before the projection, dout W_hr, and then the cell.
-  void step_projected(Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
-    Left<A> left;
-    left.a = dout_of(slot, r), left.row = Pp;
-    w_hr.multiply_all(tiles, plan.level, n, left, 0, P, u * WIDTH, std::min<int64_t>(WIDTH, H - u * WIDTH), sums, WIDTH,
-                      Sum::put);
-    with_functions(call, [&](auto functions) {
-      for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
-        for (int64_t j = u * WIDTH; j < std::min(Hp, (u + 1) * WIDTH); j += W)
-          cell(functions, slot, t, b, j, load(sums + j - u * WIDTH));
-    });
-  }
-
   void recurrence(int64_t done, int64_t steps) {
+    if (call.layer_norm) norms.begin(done, steps * B, plan.batch_parts, parallel ? thread_count() : 1);
     spread(plan.batch_parts > 1, plan.batch_parts, [&](int64_t i) {
       const int64_t b0 = B * i / plan.batch_parts, b1 = B * (i + 1) / plan.batch_parts;
       Team::run(plan.members, [&](Team::Member& member) {
@@ -165,15 +178,19 @@ struct Backward {
             with_functions(call, [&](auto functions) {
               for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
             });
+            if (call.layer_norm && !call.project) norm_rows(*this, s, t, r, n, Cell::PHASES == 1, norms.part(i));
           });
           if (!go_on) return;
-          if (!call.project) continue;
+          if (Cell::PHASES == 1 && !call.project) continue;
           const auto [p0, p1] = member.share(panels);
           sums.allocate(std::min(block, b1 - b0) * WIDTH);
-          if (!for_blocks([&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
-                for (int64_t u = p0; u < p1; ++u) step_projected(tiles, s, t, u, r, n, sums.data());
-              }))
-            return;
+          auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
+            for (int64_t u = p0; u < p1; ++u)
+              if constexpr (Cell::PHASES > 1) step_again(*this, tiles, s, t, u, r, n, sums.data());
+              else step_projected(*this, tiles, s, t, u, r, n, sums.data());
+            if (call.layer_norm) norm_rows(*this, s, t, r, n, true, norms.part(i));
+          };
+          if (!for_blocks(second)) return;
         }
       });
     });
@@ -225,8 +242,8 @@ struct Backward {
 
   void allocate() {
     if (pack_hh()) w_hh.allocate(Pp, G * (step_parts ? Hk : H), step_parts);
-    dz.allocate((chunk + 1) * B * PLANES * Hp);
-    if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, PLANES * Hk, plan.parts);
+    dz.allocate((chunk + 1) * B * planes * Hp);
+    if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, planes * Hk, plan.parts);
     if (pack_ih()) w_ih.allocate(Ip, G * (parts ? Hk : H), parts);
     if (call.project) w_hr.allocate(Hp, P, 0), dout.allocate((chunk + 1) * B * Pp);
     if (dweights) dweights.open();
@@ -251,12 +268,13 @@ struct Backward {
     if (call.project) pack(w_hr, call.weight(d, call.bias ? 4 : 2), 1, P, H);
     if (pack_ih()) pack(w_ih, call.weight(d, 0), G, H, I);
     carry.start();
+    if (call.layer_norm) norms.open(chunk * B, plan.batch_parts, parallel);
   }
 
   void finish(int64_t last_slot) {
     Tiles tiles;
     const int64_t t = record.before(record.time(T - 1));  // the initial state is the one after that step
-    for (int64_t u = 0; (call.dstates[0] || call.dreset_states[0]) && u < out_panels; ++u)
+    for (int64_t u = 0; first_state && u < out_panels; ++u)
       for (int64_t b = 0; b < B; ++b) {
         alignas(64) A sums[WIDTH];
         recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
@@ -265,6 +283,7 @@ struct Backward {
       }
     carry.finish(t);
     if (dweights) dweights.close();
+    if (dweights && call.layer_norm) norms.close();
   }
 
   // False if a number came that has no bf16 parts: then the results are void.
@@ -273,11 +292,12 @@ struct Backward {
     int64_t last = 0;
     for (int64_t done = 0; done < T && !overflow; done += chunk) {
       if (done > 0) {
-        std::copy_n(dz_of(last, 0), B * PLANES * Hp, dz_of(0, 0));
+        std::copy_n(dz_of(last, 0), B * planes * Hp, dz_of(0, 0));
         if (dz_split) std::copy_n(dz_split.at(last * B), B * dz_split.row(), dz_split.at(0));
       }
       last = std::min(chunk, T - done);
       recurrence(done, last);
+      if (call.layer_norm) norms.add(plan.batch_parts);
       products(done, last);
     }
     if (overflow) return false;

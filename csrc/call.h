@@ -111,7 +111,7 @@ struct Call : LayerCall {
                     "rnnkernels: expected an activation out of tanh, relu, sigmoid, hard_sigmoid, linear, got ", name);
   }
 
-  int64_t weights_per_layer() const { return D * (2 + 2 * bias + project); }
+  int64_t weights_per_layer() const { return D * (norm(0) + (layer_norm ? 2 * cell->states : 0)); }
 
   // The weights of one layer of H hidden units and P outputs.
   void take_weights(const Tensor* given, int64_t H_, int64_t P_, const Tensor* given_scales = nullptr) {
@@ -130,7 +130,9 @@ struct Call : LayerCall {
       const int64_t k = i % each;
       weights[i] = k == 0                     ? take(given[i], {G * H, I}, "weight_ih", type)
                    : k == 1                   ? take(given[i], {G * H, P}, "weight_hh", type)
-                   : project && k == each - 1 ? take(given[i], {P, H}, "weight_hr")
+                   : project && k == norm(-1) ? take(given[i], {P, H}, "weight_hr")
+                   : k >= norm(2)             ? take(given[i], {H}, "weight or bias of the norm of c")
+                   : k >= norm(0)             ? take(given[i], {G * H}, "weight of a norm")
                                               : take(given[i], {G * H}, "bias");
     }
   }

@@ -6,6 +6,7 @@
 template <class A, class Cell, int NV>
 struct Forward {
   using V = Vec<A>;
+  using Of = Cell;
   static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, K = Cell::KEPT;
   static constexpr int WIDTH = Weights<A, Cell, NV>::WIDTH, SUMS = Weights<A, Cell, NV>::SUMS;
   static constexpr int64_t BLOCK = 128;  // rows whose sums are kept at a time, at most
@@ -37,7 +38,13 @@ struct Forward {
     job.h.allocate(2 * job.rows * Pp, true);
     if (plan.hh == Form::pairs && !call.h_mask) job.h_split.allocate(2 * job.rows, P, plan.parts);
     if (Cell::STATES > 1) job.c.allocate(job.rows * Hp, true);
-    if (call.project) job.cell_out.allocate(job.rows * Hp);
+    if (call.project || (call.layer_norm && Cell::STATES > 1)) job.cell_out.allocate(job.rows * Hp);
+    if (call.layer_norm) job.normed.allocate(job.rows * panels * SUMS);
+    if (call.layer_norm && Cell::STATES > 1) job.cell_c.allocate(job.rows * Hp);
+    if (Cell::PHASES > 1) {
+      job.again.allocate(job.rows * Pp), job.first.allocate(job.rows * panels * SUMS);
+      if (plan.hh == Form::pairs) job.again_split.allocate(job.rows, P, plan.parts);
+    }
     if (plan.chunked) job.pre.allocate(chunk * job.rows * panels * SUMS);
     for (int64_t r = 0; call.states[0] && r < job.rows; ++r) set_state(job, 0, r, call.states);
   }
@@ -72,7 +79,7 @@ struct Forward {
 
   // What a thread has to itself.
   struct Work {
-    typename Inputs<A>::Copy x, h;
+    typename Inputs<A>::Copy x, h, again;
   };
 
   // The input's sums of some steps, for panels u0..u1.
@@ -80,10 +87,35 @@ struct Forward {
                      int64_t u1) const {
     const Left<A> x = inputs.rows_of_x(job, work.x, t0, steps);
     for (int64_t u = u0; u < u1; ++u)
-      weights.multiply(tiles, job.d, u, steps * job.rows, x, true, job.pre.data() + u * SUMS, panels * SUMS);
+      weights.multiply_input(tiles, job.d, u, steps * job.rows, x, job.pre.data() + u * SUMS, panels * SUMS);
   }
 
-  // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state.
+  // What a cell with two products does between them, for rows r..r+n of panel u; arguments as those of `apply`.
+  template <class F>
+  void apply_first(F functions, const Job<A>& job, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
+                   int64_t x_row, const A* sums) const {
+    const A* b = weights.bias_of(job.d, u);
+    for (int64_t m = r; m < r + n; ++m, x_sums += x_row, sums += SUMS)
+      for (int v = 0; v < NV; ++v) {
+        const int64_t j = u * WIDTH + v * W;
+        const int lanes = int(std::min<int64_t>(W, H - j));
+        if (lanes <= 0) break;
+        V s[G], h = load(job.h.data() + job.at(slot, m) * Pp + j);
+        for (int g = 0; g < G; ++g) {
+          const int at = g * WIDTH + v * W;
+          s[g] = load(x_sums + at) + load(b + at);
+          if (g < G - 1) s[g] = s[g] + load(sums + at);
+        }
+        if (call.h_mask) h = h * coefficients<A>(call.h_mask, 0, job.d, job.b0 + m, j, lanes);
+        const V product = Cell::first(functions, s, h);
+        for (int g = 0; g < G; ++g) s[g].store(job.first.data() + (m * panels + u) * SUMS + g * WIDTH + v * W);
+        product.store(job.again.data() + m * Pp + j);
+        if (job.again_split) job.again_split.put(product, m, j, overflow);
+      }
+  }
+
+  // The cell for rows r..r+n of panel u at step t, from the sums of the input (x_row apart) and of the state; for a
+  // cell with two products, from what `apply_first` left and the sums of the second one.
   template <class F>
   void apply(F functions, const Job<A>& job, int64_t t, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
              int64_t x_row, const A* sums) const {
@@ -98,15 +130,22 @@ struct Forward {
         V s[G], x[SPLIT + 1], kept[K + 1], c(A(0)), out(A(0));
         for (int g = 0; g < G; ++g) {
           const int at = g * WIDTH + v * W;
+          if constexpr (Cell::PHASES > 1) {
+            s[g] = load(x_sums + at);
+            if (g == G - 1) s[g] = s[g] + load(sums + v * W);
+            continue;
+          }
           s[g] = load(sums + at) + load(b + at);
           if (g < G - SPLIT) s[g] = s[g] + load(x_sums + at);
           else x[g - G + SPLIT] = load(x_sums + at) + load(b + SPLIT * WIDTH + at);
         }
-        if constexpr (SPLIT > 0) out = load(row.h_old + j);
+        if constexpr (Cell::MIXES) out = load(row.h_old + j);
         if constexpr (Cell::STATES > 1) c = load(row.c + j);
         V c_new = c;
         Cell::forward(functions, s, x, out, c_new, kept);
         if constexpr (Cell::STATES > 1) {
+          // a norm of c wants its whole row: until then, the output gate is what is left
+          if (F::ZONEOUT && call.layer_norm) c_new.store(job.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
           if (F::ZONEOUT && zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
           if (!alive) c_new = c;
           c_new.store(row.c + j);
@@ -114,7 +153,8 @@ struct Forward {
         }
         if (K > 0 && gates)
           for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
-        if (call.project) out.store(job.cell_out.data() + m * Hp + j);
+        if (call.project || (F::ZONEOUT && Cell::STATES > 1 && call.layer_norm))
+          out.store(job.cell_out.data() + m * Hp + j);
         else put<F>(job, t, row, j, lanes, alive, out);
       }
     }
@@ -190,17 +230,30 @@ struct Forward {
       reset(job, t, slot, member);
       if (!member.barrier()) return false;
     }
+    if (__builtin_expect(call.layer_norm, 0)) return step_normed(*this, job, work, tiles, t, slot, pre);
     const Left<A> x = pre ? Left<A>{} : inputs.rows_of_x(job, work.x, t, 1), h = inputs.rows_of_h(job, work.h, slot);
     alignas(64) A sums[BLOCK * SUMS], x_sums[BLOCK * SUMS];
     for_blocks(job, member, panels, slot & 1, [&](int64_t u, int64_t r, int64_t n) {
-      if (!pre) weights.multiply(tiles, job.d, u, n, x.from(r), true, x_sums, SUMS);
-      weights.multiply(tiles, job.d, u, n, h.from(r), false, sums, SUMS);
-      const A* of_x = pre ? pre + (r * panels + u) * SUMS : x_sums;
+      if (!pre) weights.multiply_input(tiles, job.d, u, n, x.from(r), x_sums, SUMS);
+      weights.multiply_state(tiles, job.d, u, n, h.from(r), sums, SUMS);
+      const A* given = pre ? pre + (r * panels + u) * SUMS : x_sums;
+      const int64_t row = pre ? panels * SUMS : SUMS;
       with_functions(call, [&](auto functions) __attribute__((always_inline)) {
-        apply(functions, job, t, u, slot, r, n, of_x, pre ? panels * SUMS : SUMS, sums);
+        if constexpr (Cell::PHASES > 1) apply_first(functions, job, u, slot, r, n, given, row, sums);
+        else apply(functions, job, t, u, slot, r, n, given, row, sums);
       });
     });
     if (!member.barrier()) return false;
+    if constexpr (Cell::PHASES > 1) {
+      const Left<A> again = inputs.rows_of_again(job, work.again);
+      for_blocks(job, member, panels, slot & 1, [&](int64_t u, int64_t r, int64_t n) {
+        weights.multiply_again(tiles, job.d, u, n, again.from(r), sums, SUMS);
+        with_functions(call, [&](auto functions) __attribute__((always_inline)) {
+          apply(functions, job, t, u, slot, r, n, job.first.data() + (r * panels + u) * SUMS, panels * SUMS, sums);
+        });
+      });
+      return member.barrier();
+    }
     if (!call.project) return true;
     for_blocks(job, member, out_panels, slot & 1,
                [&](int64_t u, int64_t r, int64_t n) { project(job, tiles, t, u, slot, r, n, sums); });
@@ -216,6 +269,7 @@ struct Forward {
       if (plan.chunked) {
         const auto [u0, u1] = member.share(panels);
         project_input(job, work, tiles, t0, steps, u0, u1);
+        if (call.layer_norm) normalize_input(*this, job, steps);
       }
       for (int64_t s = done; s < done + steps; ++s) {
         const int64_t t = back ? T - 1 - s : s;
@@ -231,7 +285,8 @@ struct Forward {
     if (!weights.pack(parallel)) return false;
     spread(parallel && plan.members == 1, D * plan.batch_parts, [&](int64_t i) {
       int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
-      Job<A> job{i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}};
+      Job<A> job{
+          i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
       start(job);
       Team::run(plan.members, [&](Team::Member& member) { run_job(job, member); });
       finish(job);

@@ -4,17 +4,18 @@
 template <class A, class Cell>
 struct WeightGradients {
   using V = Vec<A>;
-  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT;
+  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT;
 
   const Record<A, Cell>& record;
   const Schedule& plan;
+  const int planes;    // in dz: as in Backward
   const int64_t most;  // rows of a chunk
   Flag& overflow;      // a number that has no bf16 parts came
   const LayerCall& call = record.call;
   const int64_t d = record.d, B = call.B, I = call.I, H = call.H, P = call.P;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I), widest = std::max({Ip, Pp, Hp});
   const int parts = plan.products == Form::pairs ? plan.parts : 0;
-  Factor<A> x_rows, h_rows, out_rows;  // the right factors: a chunk's rows
+  Factor<A> x_rows, h_rows, again_rows, out_rows;  // the right factors: a chunk's rows
   GradientSum<A> dw_ih, dw_hh, dw_hr;
   Scratch<A> db;  // [2][G * H]
 
@@ -26,6 +27,7 @@ struct WeightGradients {
     const int64_t rows = rows_of_factor(most);
     x_rows.allocate(Ip, rows, parts), h_rows.allocate(Pp, rows, parts), db.allocate(2 * G * H, true);
     dw_ih.open(result(0), G * H, I), dw_hh.open(result(1), G * H, P);
+    if (Cell::PHASES > 1) again_rows.allocate(Pp, rows, parts);
     if (!call.project) return;
     out_rows.allocate(Hp, rows, 0);
     dw_hr.open(result(call.bias ? 4 : 2), P, H);
@@ -49,23 +51,28 @@ struct WeightGradients {
       };
       put(x_rows, I, [&](int64_t t, int64_t b, A* to) { record.get_x(t, b, to); });
       put(h_rows, P, [&](int64_t t, int64_t b, A* to) { record.get_h_before(t, b, to); });
+      if constexpr (Cell::PHASES > 1)
+        put(again_rows, P, [&](int64_t t, int64_t b, A* to) { record.get_again(t, b, to); });
       if constexpr (Cell::PROJECTION)
         if (call.project) put(out_rows, H, [&](int64_t t, int64_t b, A* to) { record.get_output(t, b, to); });
     }
   }
 
-  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi; dz [rows][PLANES][Hp].
+  // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi; dz [rows][planes][Hp].
   void add(bool start, const A* dz, int64_t rows, int64_t lo, int64_t hi) {
     Tiles tiles;
     Columns<A> units;
     units.allocate(parts ? most : rows, parts);
-    for (int plane = 0; plane < PLANES; ++plane) {
-      const int x_gate = plane < G ? plane : -1, r_gate = plane < G - SPLIT ? plane : plane < G ? -1 : plane - SPLIT;
+    for (int plane = 0; plane < planes; ++plane) {
+      const int split = planes - G, x_gate = plane < G ? plane : -1;
+      int r_gate = plane - split;
+      if (plane < G) r_gate = plane < G - split ? plane : -1;
       for (int64_t j = lo; j < hi; j += units.most()) {
         const int64_t n = std::min(units.most(), hi - j);
-        const Left<A> left = units.take(dz + plane * Hp + j, PLANES * Hp, rows, n, overflow);
+        const Left<A> left = units.take(dz + plane * Hp + j, planes * Hp, rows, n, overflow);
         if (x_gate >= 0) dw_ih.add(start, tiles, plan.level, x_gate * H + j, n, left, x_rows, rows);
-        if (r_gate >= 0) dw_hh.add(start, tiles, plan.level, r_gate * H + j, n, left, h_rows, rows);
+        const Factor<A>& states = Cell::PHASES > 1 && r_gate == G - 1 ? again_rows : h_rows;
+        if (r_gate >= 0) dw_hh.add(start, tiles, plan.level, r_gate * H + j, n, left, states, rows);
         for (int64_t m = 0; m < n; ++m) {
           if (x_gate >= 0) db.data()[x_gate * H + j + m] += units.total(m);
           if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += units.total(m);
@@ -82,6 +89,6 @@ struct WeightGradients {
 
   void close() const {
     dw_ih.close(), dw_hh.close(), dw_hr.close();
-    for (int k = 0; call.bias && k < 2; ++k) result(2 + k).put_row(db.data() + k * G * H, 0, G * H);
+    for (int k = 0; call.bias && !call.layer_norm && k < 2; ++k) result(2 + k).put_row(db.data() + k * G * H, 0, G * H);
   }
 };

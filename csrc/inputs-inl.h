@@ -6,6 +6,11 @@ struct Job {
   int64_t d, b0, rows;
   Scratch<A> h, c, cell_out, pre;  // h [2][rows][Pp], c and cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
   SplitRows h_split;               // [2][rows], where W_hh is in pairs and h is not masked
+  // Between the two products of a step: what the second one multiplies [rows][Pp] (and in pairs), and what is there of
+  // the gates [rows][panel][NB][W].
+  Scratch<A> again, first;
+  SplitRows again_split;
+  Scratch<A> normed, cell_c;  // with layer_norm: the state's sums of a step, as pre; c as the cell made it [rows][Hp]
   int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
 };
 
@@ -74,6 +79,18 @@ struct Inputs {
     Left<A> left;
     left.a = job.h.data() + job.at(slot, 0) * Pp, left.row = Pp;
     if (!h_as_it_is) transform(job, copy, slot, left);
+    return left;
+  }
+
+  // The rows that the second product of a step multiplies.
+  Left<A> rows_of_again(const Job<A>& job, Copy& copy) const {
+    Left<A> left;
+    left.a = job.again.data(), left.row = Pp;
+    if (job.again_split) left.take(job.again_split, 0);
+    if (!sorted(plan.hh)) return left;
+    copy.rows.allocate(job.rows * Pp);
+    for (int64_t r = 0; r < job.rows; ++r) sort_for_bfloat16(job.again.data() + r * Pp, P, copy.rows.data() + r * Pp);
+    left.a = copy.rows.data();
     return left;
   }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <limits>
 #include <stdexcept>
@@ -101,8 +102,14 @@ constexpr int kBytes = 64, kRegisters = 32;
 }  // namespace
 
 const CellInfo* find_cell(const std::string& name) {
-#define CELL(name, type) \
-  {#name, CellKind::name, baseline::type::G, baseline::type::STATES, baseline::type::KEPT, baseline::type::PROJECTION},
+#define CELL(name, type)       \
+  {#name,                      \
+   CellKind::name,             \
+   baseline::type::G,          \
+   baseline::type::STATES,     \
+   baseline::type::KEPT,       \
+   baseline::type::PROJECTION, \
+   baseline::type::PHASES},
   static const CellInfo table[] = {FOR_EACH_CELL(CELL)};
 #undef CELL
   for (const CellInfo& cell : table)
@@ -170,6 +177,8 @@ std::string Schedule::text() const {
   };
   std::string s = "W_ih " + held(ih) + ", W_hh " + held(hh);
   s += chunked ? ", input projected in chunks of steps" : ", input projected inside the tile";
+  if (phases > 1) s += ", two products in a step";
+  if (normed) s += ", a step's products before its norms and cells";
   if (members > 1) s += ", hidden units split over " + std::to_string(members) + " threads";
   else if (batch_parts > 1) s += ", batch split over " + std::to_string(batch_parts) + " threads";
   return s;

@@ -10,18 +10,19 @@
 #include "team.h"
 
 // Every cell once: its name, and its struct in cells/. Enumeration, table and choosers are made from this list.
-#define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru)
+#define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru) CELL(gru_reset_before, GruResetBefore)
 
 #define CELL(name, type) name,
 enum class CellKind { FOR_EACH_CELL(CELL) };
 #undef CELL
 
-// What a cell is, as far as tensors go; the same as in rnnkernels/cells.py.
+// What a cell is, as far as tensors and products go; the same as in rnnkernels/cells.py.
 struct CellInfo {
   const char* name;
   CellKind kind;
   int64_t gates, states, kept;
   bool has_projection;
+  int64_t phases;  // products in a step: with 2, that of the last gate waits for the other gates
 };
 // Null where there is no such cell.
 const CellInfo* find_cell(const std::string& name);
@@ -48,14 +49,15 @@ struct LayerCall {
   const CellInfo* cell;
   Storage storage;
   int64_t T, B, I, H, P, D;
-  bool bias, project;
+  bool bias, project, layer_norm;
+  double eps;                                                     // of layer_norm
   Activation act = Activation::tanh, gate = Activation::sigmoid;  // of candidates and outputs; of gates
   std::vector<bool> reverse;                                      // per direction of a group
 
   const void* x;  // (X, T, B, I), last stride 1
   int64_t x_stride_X, x_stride_T, x_stride_B;
   const void* states[2];             // (D, B, P), (D, B, H)
-  std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr]
+  std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr], [norms: x, h, those of c]
   std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
   const int64_t* lengths;            // (X, B), or (B,) with stride 0
   int64_t lengths_stride_X;
@@ -78,6 +80,8 @@ struct LayerCall {
   int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
+  // The number of the first weight of the norms, plus k.
+  int norm(int k) const { return 2 + 2 * bias + project + k; }
   bool quantized() const { return !scales.empty(); }
   // Whether a cell makes no h larger than 1 or than the one before.
   bool bounded() const {
@@ -112,7 +116,9 @@ struct Schedule {
   bool chunked;         // the input projected for a chunk of steps at once, or inside the tile
   bool threaded;        // large enough for several threads
   int64_t batch_parts;  // the batch of each direction split into this many independent jobs
-  int64_t members;      // threads that split the hidden units of a job and meet at a barrier every step
+  int64_t members;      // threads that split the hidden units of a job and meet at barriers in every step
+  int64_t phases = 1;   // products in a step
+  bool normed = false;  // all sums of a row are there before its cells
   std::string text() const;
 };
 

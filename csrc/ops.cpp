@@ -42,11 +42,11 @@ namespace {
 Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Bools& reverse,
                 bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
                 const MaybeTensor& lengths, const MaybeTensor& reset, const Tensors& reset_states,
-                const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm) {
+                const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
-  STD_TORCH_CHECK(!layer_norm, "rnnkernels: the C++ backend does not have the stage layer_norm");
   Call call(cell_name, x, reverse, bias, project, act, gate_name, lengths);
+  call.layer_norm = layer_norm, call.eps = eps;
   const int64_t n = call.weights_per_layer();
   STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
   STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
@@ -61,9 +61,9 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
                                            const MaybeString& activation, const MaybeString& gate,
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
-                                           bool layer_norm, double, bool save) {
+                                           bool layer_norm, double eps, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm);
+                         reset_states, h_mask, zone, layer_norm, eps);
   Tensor y = empty(call.dtype, {call.T, call.B, call.D * call.P});
   call.y = y.mutable_data_ptr();
   Tensors last, saved;
@@ -133,10 +133,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, StringHandle cell, const Tensor& x,
     const Tensors& states, const Tensors& weights, const Bools& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
-    const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double,
+    const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps,
     const Tensor& y, const Tensors& saved, const Bools& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm);
+                         reset_states, h_mask, zone, layer_norm, eps);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
@@ -177,7 +177,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
 }
 
 std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                     bool) {
+                     bool, bool layer_norm) {
   LayerCall call{};
   const std::string cell_name = text(cell);
   const bool quantized = dtype == aoti_torch_dtype_int8();
@@ -186,6 +186,7 @@ std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int
   STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
+  call.layer_norm = layer_norm;
   if (quantized) call.scales.resize(2 * D);
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }

@@ -135,7 +135,7 @@ inline void dot_quads(int64_t rows, const Bits* left, int64_t row, const int8_t*
 inline bool takes_quads(const LayerCall& call) {
 #ifdef PAIRS
   static const bool has = has_vnni();
-  return has && call.quantized() && std::max(call.I, call.P) <= kLongestQuads;
+  return has && call.quantized() && call.cell->phases == 1 && std::max(call.I, call.P) <= kLongestQuads;
 #else
   return false;
 #endif

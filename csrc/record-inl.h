@@ -41,7 +41,10 @@ struct Record {
   }
   V given(const void* state, int64_t at, int n) const { return state ? port(state).get(at, n) : V(A(0)); }
   void kept_at(int64_t t, int64_t b, int64_t j, int n, V* kept) const {
-    for (int k = 0; k < K; ++k) kept[k] = gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
+    for (int k = 0; k < K; ++k) kept[k] = gate_at(t, b, k, j, n);
+  }
+  V gate_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
+    return gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
   }
 
   // What the cell itself made of the state. Where zoneout has mixed it with the old one, c' comes from the gates (it
@@ -49,6 +52,11 @@ struct Record {
   V c_new(int64_t t, int64_t b, int64_t j, int n, const V* kept) const {
     if (call.zone[1]) return Cell::new_c(kept, c_before(t, b, j, n));
     return load_first(cells + cells_at(t, b) + j, n);
+  }
+  V c_cell(int64_t t, int64_t b, int64_t j, int n) const {
+    V kept[K];
+    if (call.zone[1]) kept_at(t, b, j, n, kept);
+    return c_new(t, b, j, n, kept);
   }
   V h_new(int64_t t, int64_t b, int64_t j, int n) const {
     const V h = y.get(y_at(t, b) + j, n);
@@ -79,13 +87,25 @@ struct Record {
       (call.h_mask ? h * coefficients<A>(call.h_mask, 0, d, b, j, n) : h).store(to + j);
     }
   }
+  // What the second product of a step multiplied.
+  void get_again(int64_t t, int64_t b, A* to) const {
+    get_h_before(t, b, to);
+    for (int64_t j = 0; j < P; j += V::W)
+      (load(to + j) * gate_at(t, b, 0, j, int(std::min<int64_t>(V::W, P - j)))).store(to + j);
+  }
   void get_output(int64_t t, int64_t b, A* to) const {
-    for (int64_t j = 0; j < H; j += V::W) {
-      const int n = int(std::min<int64_t>(V::W, H - j));
-      V kept[K];
-      kept_at(t, b, j, n, kept);
-      const V c = c_new(t, b, j, n, kept);
-      with_functions(call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
-    }
+    auto put = [&](auto&& c_in_output) {
+      for_row<A>(0, 1, H, [&](int, int64_t j, int n) {
+        V kept[K];
+        kept_at(t, b, j, n, kept);
+        const V c = c_in_output(j, n);
+        with_functions(call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
+      });
+    };
+    auto get = [&](int, int64_t j, int n) { return c_cell(t, b, j, n); };
+    if (!call.layer_norm) return put([&](int64_t j, int n) { return get(0, j, n); });
+    const Port<A> gain = port(call.weight(d, call.norm(2))), bias = port(call.weight(d, call.norm(3)));
+    const auto norm = normal<A>(0, 1, H, call.eps, get);
+    put([&](int64_t j, int n) { return norm.at(0, j, n) * gain.get(j, n) + bias.get(j, n); });
   }
 };

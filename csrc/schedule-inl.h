@@ -6,6 +6,7 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   const double recurrent = 2.0 * B * call.cell->gates * call.H * call.P,
                step = recurrent + 2.0 * B * call.cell->gates * call.H * call.I;
   Schedule s{level, Form::panels, Form::panels, Form::panels, 0, false, false, 1, 1};
+  s.phases = call.cell->phases, s.normed = call.layer_norm;
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
   if (threads > D) {
@@ -13,16 +14,17 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
     // every step, so steps must be long.
     const int64_t full = call.cell->gates * call.H * call.P * int64_t(sizeof(A)) > kNearBytes ? 24 : 6;
     const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / full);
-    const int64_t by_units = std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / 1e5)});
+    const int64_t by_units =
+        std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / double(call.cell->phases) / 1e5)});
     if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = by_batch;
-    else if (by_units > 1) s.members = by_units;
+    else if (by_units > 1 && !call.layer_norm) s.members = by_units;  // a norm is of all units
     else if (D == 1) s.batch_parts = std::clamp<int64_t>(B, 1, wanted);
   }
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
   // need it, because it reads every weight once a step anyway.
   const int64_t rows = B / s.batch_parts;
   const bool few_steps = call.T * ((B + 5) / 6) < 4;
-  s.chunked = call.T > 1 && rows < 16;  // few rows: their tiles would be poorly filled
+  s.chunked = call.layer_norm || (call.T > 1 && rows < 16);  // few rows: their tiles would be poorly filled
   if (few_steps || (call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Form::in_place;
   if (takes_quads(call)) {  // packing pays sooner, and for a single row too as long as the weights stay in the cache
@@ -42,7 +44,7 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   const int64_t G = call.cell->gates, few = bfloat16 ? 4 : 16;
   const bool wide = call.H >= 64 || (bfloat16 && call.H >= 32);
   const int64_t ih_bytes = 2 * s.parts * G * call.H * call.I, hh_bytes = 2 * s.parts * G * call.H * call.P;
-  if (tiles && call.T > 1) s.chunked = rows < 32 || ih_bytes > kNearBytes;
+  if (tiles && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
   const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
   if (wide && rows >= few && near) s.hh = Form::pairs;
   if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= 2 * few) s.ih = Form::pairs;

@@ -35,7 +35,8 @@ struct Stepper {
               : call.storage == Storage::float32 ? 4
                                                  : 2) {
     operations = 2.0 * B * call.cell->gates * call.H * (I + P + (count - 1) * 2 * P);
-    members = std::clamp<int64_t>(int64_t(operations / double(count) / kPerBarrier), 1, kMaxMembers);
+    members =
+        std::clamp<int64_t>(int64_t(operations / double(count * call.cell->phases) / kPerBarrier), 1, kMaxMembers);
     const size_t n = weights.size() / size_t(count);
     for (int64_t i = 0; i < count; ++i, call.I = P) {
       call.weights.assign(weights.begin() + i * n, weights.begin() + (i + 1) * n);

@@ -5,26 +5,30 @@
 template <class A, class Cell, int NV>
 struct Weights {
   static constexpr int W = Vec<A>::W, G = Cell::G, SPLIT = Cell::SPLIT, NB = G * NV;
-  static constexpr int WIDTH = NV * W, SUMS = NB * W;  // hidden units of a panel; their sums for one row
-  static constexpr int BIAS = (G + SPLIT) * WIDTH;     // and what is added to these
+  static constexpr int WIDTH = NV * W, SUMS = NB * W;      // hidden units of a panel; their sums for one row
+  static constexpr int AGAIN = Cell::PHASES > 1 ? NV : 0;  // vectors of W_hh that wait for the second product
+  static constexpr int BIAS = (G + SPLIT) * WIDTH;         // and what is added to these
 
   const LayerCall& call;
   const Schedule plan;
   const int64_t I = call.I, H = call.H, P = call.P, D = call.D;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
   Factor<A> w_ih, w_hh, w_hr;  // panel after panel, direction after direction
+  Factor<A> w_again;           // the last gate of W_hh, where it has a product of its own
   Scratch<A> bias;             // [D][panel][BIAS]
   Flag overflow;               // a number that has no bf16 parts came
 
   Weights(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
     bias.allocate(D * panels * BIAS);
-    allocate(w_ih, plan.ih, I);
-    allocate(w_hh, plan.hh, P);
+    allocate(w_ih, plan.ih, I, NB);
+    allocate(w_hh, plan.hh, P, NB - AGAIN);
+    if (AGAIN > 0) allocate(w_again, plan.hh, P, AGAIN);
     if (call.project) w_hr.allocate(D * out_panels * WIDTH, H, 0);
   }
 
-  void allocate(Factor<A>& w, Form form, int64_t K) const {
-    const int64_t columns = D * panels * SUMS;
+  // Panels of n vectors.
+  void allocate(Factor<A>& w, Form form, int64_t K, int n) const {
+    const int64_t columns = D * panels * n * W;
     if (form == Form::quads) w.allocate_quads(columns, K);
     else if (form == Form::narrow) w.allocate_narrow(columns, K, call.storage);
     else if (form != Form::in_place) w.allocate(columns, K, form == Form::pairs ? plan.parts : 0);
@@ -34,7 +38,7 @@ struct Weights {
   const T* weight(int64_t d, int k) const {
     return static_cast<const T*>(call.weight(d, k));
   }
-  int64_t column(int64_t d, int64_t u) const { return (d * panels + u) * SUMS; }
+  int64_t column(int64_t d, int64_t u, int n) const { return (d * panels + u) * n * W; }
   A* bias_of(int64_t d, int64_t u) const { return bias.data() + (d * panels + u) * BIAS; }
 
   // All of them; false if a number came that the form cannot take.
@@ -65,15 +69,16 @@ struct Weights {
     for (int i = 0; i < NB; ++i) {
       int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
       int n = int(std::clamp<int64_t>(H - j, 0, W));
-      auto pack = [&](Factor<A>& w, Form form, int k, int64_t width) {
-        const int64_t at = first * width, c = column(d, u);
-        if (form == Form::quads) w.pack_quads(weight<int8_t>(d, k) + at, call.scale(d, k) + first, n, width, c, NB, i);
-        else if (form == Form::narrow) w.pack_narrow(weight<Bits>(d, k) + at, n, width, c, NB, i);
+      auto pack = [&](Factor<A>& w, Form form, int k, int64_t width, int N, int v) {
+        const int64_t at = first * width, c = column(d, u, N);
+        if (form == Form::quads) w.pack_quads(weight<int8_t>(d, k) + at, call.scale(d, k) + first, n, width, c, N, v);
+        else if (form == Form::narrow) w.pack_narrow(weight<Bits>(d, k) + at, n, width, c, N, v);
         else if (form != Form::in_place)
-          w.pack_columns(port(call.weight(d, k)), at, width, n, width, c, NB, i, overflow);
+          w.pack_columns(port(call.weight(d, k)), at, width, n, width, c, N, v, overflow);
       };
-      pack(w_ih, plan.ih, 0, I);
-      pack(w_hh, plan.hh, 1, P);
+      pack(w_ih, plan.ih, 0, I, NB, i);
+      if (i < NB - AGAIN) pack(w_hh, plan.hh, 1, P, NB - AGAIN, i);
+      else pack(w_again, plan.hh, 1, P, AGAIN, i - NB + AGAIN);
     }
   }
 
@@ -86,16 +91,29 @@ struct Weights {
     }
   }
 
-  // sums = left times W_ih or W_hh, for n rows of panel u.
-  void multiply(Tiles& tiles, int64_t d, int64_t u, int64_t n, const Left<A>& left, bool input, A* sums,
-                int64_t sums_row) const {
-    const int64_t K = input ? I : P;
-    if ((input ? plan.ih : plan.hh) != Form::in_place)
-      return (input ? w_ih : w_hh)
-          .template multiply<NB>(tiles, plan.level, n, left, 0, K, column(d, u), sums, sums_row, Sum::put);
-    const int k = input ? 0 : 1;
-    for (int g = 0; g < G; ++g) {
-      const int64_t first = g * H + u * WIDTH, count = std::min<int64_t>(WIDTH, H - u * WIDTH);
+  // sums = left times W_ih, or times what the first product (or the second one) of a step takes of W_hh, for n rows of
+  // panel u.
+  void multiply_input(Tiles& tiles, int64_t d, int64_t u, int64_t n, const Left<A>& left, A* sums,
+                      int64_t sums_row) const {
+    multiply<NB>(w_ih, plan.ih, 0, I, 0, tiles, d, u, n, left, sums, sums_row);
+  }
+  void multiply_state(Tiles& tiles, int64_t d, int64_t u, int64_t n, const Left<A>& left, A* sums,
+                      int64_t sums_row) const {
+    multiply<NB - AGAIN>(w_hh, plan.hh, 1, P, 0, tiles, d, u, n, left, sums, sums_row);
+  }
+  void multiply_again(Tiles& tiles, int64_t d, int64_t u, int64_t n, const Left<A>& left, A* sums,
+                      int64_t sums_row) const {
+    multiply<AGAIN>(w_again, plan.hh, 1, P, G - 1, tiles, d, u, n, left, sums, sums_row);
+  }
+
+  // The same with weights k of K columns, gates g0.. that are N vectors in a panel.
+  template <int N>
+  void multiply(const Factor<A>& w, Form form, int k, int64_t K, int g0, Tiles& tiles, int64_t d, int64_t u, int64_t n,
+                const Left<A>& left, A* sums, int64_t sums_row) const {
+    if (form != Form::in_place)
+      return w.template multiply<N>(tiles, plan.level, n, left, 0, K, column(d, u, N), sums, sums_row, Sum::put);
+    for (int g = 0; g < N / NV; ++g) {
+      const int64_t first = (g0 + g) * H + u * WIDTH, count = std::min<int64_t>(WIDTH, H - u * WIDTH);
       for (int64_t m = 0; count < WIDTH && m < n; ++m)  // what pads a panel may become a factor
         std::fill_n(sums + m * sums_row + g * WIDTH + count, WIDTH - count, A(0));
       if (!call.quantized()) {

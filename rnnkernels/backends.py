@@ -58,7 +58,7 @@ class Cpp:
     """The C++ extension: fused loops on the CPU."""
 
     name = "cpp"
-    STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
+    STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "layer_norm", "second_product"})
     DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
     @staticmethod
@@ -82,8 +82,9 @@ class Cpp:
     @staticmethod
     def schedule(call):
         return torch.ops.rnnkernels.schedule(
-            call.cell, call.dtype, call.T, call.B, call.I, call.H, call.P, call.D, call.training
-        )
+            call.cell, call.dtype, call.T, call.B, call.I, call.H, call.P, call.D, call.training,
+            "layer_norm" in call.stages,
+        )  # fmt: skip
 
 
 class Triton:

@@ -45,7 +45,7 @@ from .autograd import (
     transform_in_graph,
     without_autocast,
 )
-from .cells import CELLS, ONE_PHASE, accumulate_dtype
+from .cells import CELLS, accumulate_dtype
 from .plan import Plan
 
 ARGUMENTS = (
@@ -65,7 +65,10 @@ SCHEMAS = {
     " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states)",
 }
 
-LIB.define("schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training) -> str")
+LIB.define(
+    "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
+    "bool layer_norm=False) -> str"
+)
 LIB.define("instruction_sets() -> str")
 
 
@@ -205,7 +208,7 @@ def layer(
         (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
         reset_states, zone = autocast_to(dtype, reset_states), autocast_to(dtype, zone)
         h_mask = None if h_mask is None else h_mask.to(dtype)
-    if device == "cpu" and not layer_norm and cell in ONE_PHASE and backends.forced() is None:
+    if device == "cpu" and backends.forced() is None:
         backend = "dispatch"  # the extension has all that such a call needs
     else:
         backend = backends.route(

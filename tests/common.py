@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from rnnkernels import ops
-from rnnkernels.cells import CELLS, ONE_PHASE
+from rnnkernels.cells import CELLS
 
 # Largest error allowed, relative to the largest magnitude of what is expected.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -30,11 +30,6 @@ def assert_close(name, actual, expected, tolerance=None):
         return
     e = error(actual, expected)
     assert e <= tolerance, f"{name}: error {e:.2e} of {tolerance:.0e} allowed"
-
-
-def op(name, cell):
-    """The op itself, or that of the reference for a cell that the kernels lack."""
-    return getattr(torch.ops.rnnkernels, name if cell in ONE_PHASE else f"reference_{name}").default
 
 
 class Case(NamedTuple):

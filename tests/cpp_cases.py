@@ -9,9 +9,11 @@ import torch
 from common import assert_close
 
 from rnnkernels import reference
-from rnnkernels.cells import ONE_PHASE as CELLS
+from rnnkernels.cells import CELLS
 
 OPS = torch.ops.rnnkernels
+ONE_PHASE = [name for name, spec in CELLS.items() if spec.phases == 1]
+TWO_PHASE = [name for name in CELLS if name not in ONE_PHASE]
 HALVES = (torch.bfloat16, torch.float16)
 BOTH = (False, True)
 ALL = (True, True, True)
@@ -40,7 +42,7 @@ class Shape(NamedTuple):
     needs: tuple = ALL
     threads: int = 1
     gate: str | None = None  # recurrent_activation
-    stages: str = ""  # words out of reset, restart (to given states), h_mask, zone, zone_mask (of zeros and ones)
+    stages: str = ""  # words out of reset, restart (to given states), h_mask, zone, zone_mask (of zeros and ones), norm
 
     def __repr__(self):
         default = Shape(self.cell)
@@ -106,10 +108,16 @@ def build(shape, seed):
     states = [new(D, B, P if i == 0 else H) for i in range(spec.states)] if shape.states else []
     sizes = [(spec.gates * H, shape.I), (spec.gates * H, P)]
     sizes += [(spec.gates * H,)] * (2 * shape.bias) + [(P, H)] * (shape.P > 0)
+    norm = "norm" in shape.stages.split()
+    each = len(sizes) + norm * 2 * spec.states
+    sizes += ([(spec.gates * H,)] * 2 + [(H,)] * (2 * (spec.states > 1))) * norm
     weights = [new(*s, scale=0.6 * k) for _ in range(D) for s in sizes]
     if shape.bias:
         shift = torch.cat([corner_bias(shape, g) for g in range(spec.gates)]).to(shape.dtype)
-        weights = [w + shift if w.dim() == 1 else w for w in weights]
+        weights = [w + shift if n % each in (2, 3) else w for n, w in enumerate(weights)]
+    if norm:  # gains, and the last bias
+        plain = len(sizes) - 2 * spec.states
+        weights = [w + 0.4 if n % each >= plain and n % each != plain + 3 else w for n, w in enumerate(weights)]
     dy = new(T, B, D * P)
     dlast = [new(D, B, P if i == 0 else H) for i in range(spec.states)] if shape.dlast else []
     acc = torch.float64 if shape.dtype == torch.float64 else torch.float32
@@ -128,7 +136,7 @@ def build(shape, seed):
         if dcells is not None:
             dcells[ends] = 0
     call = [shape.cell, x, states, weights, list(shape.reverse), shape.bias, shape.P > 0, shape.activation,
-            shape.gate, lengths, *build_stages(shape, g, new), False, 1e-5]  # fmt: skip
+            shape.gate, lengths, *build_stages(shape, g, new), norm, 1e-5]  # fmt: skip
     return call, dy, dlast, dcells
 
 
@@ -167,6 +175,8 @@ def in_float64(value):
 
 def weight_names(shape, D):
     names = ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * shape.bias + ["w_hr"] * (shape.P > 0)
+    if "norm" in shape.stages.split():
+        names += ["ln_x_weight", "ln_h_weight"] + ["ln_c_weight", "ln_c_bias"] * (CELLS[shape.cell].states > 1)
     return [f"d{name}[{d}]" for d in range(D) for name in names]
 
 

@@ -46,8 +46,8 @@ def both_ways(shape, call, dy, dlast, dcells, fence=lambda t: t):
 def shapes():
     for dtype in (torch.float32, torch.bfloat16):
         grids = cpp_worker.sizes(dtype), cpp_tiles.remainders(dtype), cpp_tiles.calls(dtype)
-        masks = islice(cpp_stages.masks(dtype), 0, None, 7)
-        for shape in chain(islice(grids[0], 0, None, 2), islice(grids[1], 0, None, 2), grids[2], masks):
+        masks, norms = islice(cpp_stages.masks(dtype), 0, None, 7), islice(cpp_stages.norms(dtype), 0, None, 9)
+        for shape in chain(islice(grids[0], 0, None, 2), islice(grids[1], 0, None, 2), grids[2], masks, norms):
             yield shape if shape.layout in (None, "batch first") else shape._replace(layout=None)
     yield from islice(cpp_worker.sizes(torch.float64), 0, None, 5)
 

@@ -6,7 +6,7 @@ import torch
 from common import error
 from cpp_cases import OPS, Shape, build
 
-from rnnkernels.cells import ONE_PHASE as CELLS
+from rnnkernels.cells import CELLS
 
 FAR = 2**31 + 12345  # more elements than 32 bits count
 

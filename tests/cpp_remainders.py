@@ -5,19 +5,17 @@ For the processes of cpp_worker.py: functions that yield what failed. Letters as
 
 import torch
 from common import TOLERANCES
-from cpp_cases import BOTH, HALVES, Shape, compare
+from cpp_cases import BOTH, HALVES, ONE_PHASE, TWO_PHASE, Shape, compare
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from rnnkernels.cells import ONE_PHASE as CELLS
 
 DIRECTIONS = st.sampled_from([(False,), (True,), BOTH])
 
 
 @st.composite
-def shapes(draw, dtype, T, B, I, H, threads):  # noqa: E741 - the letter of ops.py
-    """Any case whose sizes lie in these ranges."""
-    cell, n, hidden = draw(st.sampled_from(list(CELLS))), draw(st.integers(1, threads)), draw(st.integers(*H))
+def shapes(draw, dtype, cells, T, B, I, H, threads):  # noqa: E741 - the letter of ops.py
+    """Any case of these cells whose sizes lie in these ranges."""
+    cell, n, hidden = draw(st.sampled_from(cells)), draw(st.integers(1, threads)), draw(st.integers(*H))
     relu = cell == "rnn" and dtype not in HALVES  # see build: 16 bits go astray at relu's corner
     return Shape(
         cell, dtype, draw(st.integers(*T)), draw(st.integers(*B)), draw(st.integers(*I)), hidden,
@@ -50,10 +48,14 @@ def failures(dtype, examples, **ranges):
 def small(dtypes=TOLERANCES):
     """Every remainder of rows, units, inputs and steps (16 bits: gradients of a few units alone may cancel out)."""
     for dtype in dtypes:
-        yield from failures(dtype, 120, T=(1, 5), B=(1, 20), I=(1, 20), H=(8 if dtype in HALVES else 1, 70), threads=1)
+        sizes = dict(T=(1, 5), B=(1, 20), I=(1, 20), H=(8 if dtype in HALVES else 1, 70), threads=1)
+        yield from failures(dtype, 120, cells=ONE_PHASE, **sizes)
+        yield from failures(dtype, 40, cells=TWO_PHASE, **sizes)
 
 
 def large(dtypes=(torch.float32, torch.bfloat16, torch.float16)):
     """The same for sizes that are multiplied in bf16 parts, where the machine does that, on up to four threads."""
     for dtype in dtypes:
-        yield from failures(dtype, 60, T=(1, 5), B=(4, 70), I=(32, 70), H=(32, 140), threads=4)
+        sizes = dict(T=(1, 5), B=(4, 70), I=(32, 70), H=(32, 140), threads=4)
+        yield from failures(dtype, 60, cells=ONE_PHASE, **sizes)
+        yield from failures(dtype, 20, cells=TWO_PHASE, **sizes)

@@ -77,3 +77,32 @@ def masks(dtype):
     yield from small(dtype)
     if dtype in (torch.float32, torch.bfloat16):
         yield from large(dtype)
+
+
+def norms(dtype):
+    """Layer norm with every cell, stage, direction and form of the products; in 16 bits without zoneout, see below."""
+    ways = cycle([((False,), "ragged"), ((True,), None), (BOTH, "ragged"), ((False,), None), ((True,), "ragged")])
+    # c again from gates of 16 bits, and then over its deviation: that is more than rounding
+    for stages in ("", "reset", "restart h_mask") + (() if dtype in HALVES else ("zone", *ALL)):
+        for _ in range(5):
+            reverse, lengths = next(ways)
+            more = dict(dtype=dtype, stages=f"norm {stages}", reverse=reverse, lengths=lengths)
+            yield from cells(T=5, B=7, H=25, **more)
+            yield from cells(T=4, B=5, I=9, H=33, states=False, dlast=False, **more)
+            yield from cells(T=3, B=33, I=40, H=70, **more)  # bf16 parts
+            yield from cells(T=4, B=20, I=40, H=140, threads=3, **more)  # rows split over threads
+            yield from cells(T=3, B=4, I=16, H=32, bias=False, **more)
+            yield Shape("lstm", T=4, B=5, I=3, H=18, P=6, dcells=True, **more)
+            yield Shape("lstm", T=4, B=20, I=40, H=90, P=70, threads=2, **more)
+        yield from cells(dtype=dtype, T=3, B=5, H=19, X=2, reverse=BOTH, lengths="grouped", stages=f"norm {stages}")
+        yield from cells(dtype=dtype, T=4, B=0, reverse=BOTH, stages=f"norm {stages}")
+    for needs in ((a, b, c) for a in BOTH for b in BOTH for c in BOTH):
+        yield from cells(dtype=dtype, T=1 + 3 * needs[0], B=4, I=16, H=32, needs=needs, stages="norm")
+    if dtype not in HALVES:  # rounded weights or gates of a row alone may cancel out
+        yield from cells(dtype=dtype, T=3, B=1, I=16, H=32, stages="norm")
+        for layout in ("transposed", "batch first", "sliced", "padded"):
+            yield from cells(dtype=dtype, T=4, B=6, I=6, H=12, layout=layout, reverse=BOTH, stages="norm")
+        for act, gate in (("relu", None), ("linear", "hard_sigmoid"), ("sigmoid", "tanh")):
+            yield from cells(dtype=dtype, T=3, B=6, H=21, activation=act, gate=gate, stages="norm restart h_mask zone")
+    if dtype == torch.float64:  # several chunks of steps
+        yield from cells(dtype=dtype, T=63, B=20, I=33, H=127, reverse=BOTH, lengths="ragged", stages="norm")

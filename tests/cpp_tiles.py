@@ -18,6 +18,8 @@ def remainders(dtype):
         yield from cells(CELLS[n % 3], **sizes, **ways, **more)
         if n % 4 == 0:
             yield Shape("lstm", P=1 + 11 * n % (sizes["H"]), **sizes, **ways, **more)
+        if n % 7 in (0, 3):
+            yield Shape("gru_reset_before", **sizes, **ways, **more)
     for n in range(32 if dtype == torch.bfloat16 else 0):  # bf16 itself begins at smaller sizes, and needs no AMX
         sizes = dict(dtype=dtype, T=3 + n % 3, B=4 + n, I=32 + 3 * n % 32, H=32 + n)
         yield from cells(CELLS[n % 3], **sizes, reverse=BOTH if n % 2 else (True,))

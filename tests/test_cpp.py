@@ -17,6 +17,7 @@ from common import error
 from test_cpp_accuracy import errors
 
 from rnnkernels import reference
+from rnnkernels.cells import CELLS
 
 OPS = torch.ops.rnnkernels
 INSTRUCTION_SETS = cpp_worker.instruction_sets()
@@ -53,7 +54,7 @@ def activations():
 
 def not_finite():
     """NaN goes where it goes in the definition, and infinity saturates."""
-    for cell, G in (("rnn", 1), ("lstm", 4), ("gru", 3)):
+    for cell, G in ((name, spec.gates) for name, spec in CELLS.items()):
         for dtype in cpp_worker.TOLERANCES:
             for activation in (None, "relu", "hard_sigmoid", "linear"):
                 x = torch.randn(4, 3, 5).to(dtype)
@@ -85,9 +86,10 @@ def repeated():
     shapes = [dict(T=9, B=1, I=40, H=200), dict(T=20, B=48, I=9, H=40, reverse=(False, True), lengths="ragged")]
     shapes += [dict(T=63, B=7, I=20, H=100, dtype=torch.bfloat16), dict(T=300, B=2, I=3, H=20)]
     shapes += [dict(T=9, B=5, I=40, H=200, stages="restart h_mask zone", lengths="ragged")]
+    shapes += [dict(T=9, B=20, I=40, H=70, stages="norm")]
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        for shape in (cpp_cases.Shape(cell, **s) for s in shapes for cell in ("rnn", "lstm", "gru")):
+        for shape in (cpp_cases.Shape(cell, **s) for s in shapes for cell in CELLS):
             call, dy, dlast, dcells = cpp_cases.build(shape, 0)
             runs = []
             for _ in range(4):

@@ -9,6 +9,7 @@ import torch
 from common import assert_close, error
 
 from rnnkernels import backends
+from rnnkernels.cells import CELLS
 
 if backends.EXTENSION_ERROR is not None:
     pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)
@@ -18,7 +19,7 @@ OPS = torch.ops.rnnkernels
 
 def base(cell="lstm"):
     """The arguments of a small call, by name."""
-    G, S = {"rnn": 1, "lstm": 4, "gru": 3}[cell], 1 + (cell == "lstm")
+    G, S = CELLS[cell].gates, CELLS[cell].states
     return dict(
         cell=cell, x=torch.randn(3, 2, 3), states=[torch.randn(1, 2, 4) for _ in range(S)],
         weights=[torch.randn(s) for s in ((G * 4, 3), (G * 4, 4), (G * 4,), (G * 4,))], reverse=[False], bias=True,
@@ -65,6 +66,7 @@ BAD = {
     "gru with weights of lstm": lambda: forward("gru", weights=weights()),
     "projection without its weight": lambda: forward(project=True),
     "gru with projection": lambda: forward("gru", project=True),
+    "gates of another cell": lambda: backward("gru_reset_before", saved=[zeros(1, 3, 2, 4, 4)]),
     "x with 2 dimensions": lambda: forward(x=zeros(3, 2)),
     "x with 5 dimensions": lambda: forward(x=zeros(1, 1, 3, 2, 3)),
     "x scalar": lambda: forward(x=zeros()),
@@ -107,7 +109,12 @@ BAD = {
     "zone steps": lambda: backward(zone=[zeros(1), zeros(2, 1, 1, 1)]),
     "zone dimensions": lambda: forward(zone=[zeros(1), zeros(1, 1, 1, 1, 1)]),
     "zone scalar": lambda: forward(zone=[zeros(), zeros()]),
-    "layer norm": lambda: forward(layer_norm=True),
+    "layer norm without its weights": lambda: forward(layer_norm=True),
+    "weights of a layer norm that is not": lambda: forward(
+        weights=[*base()["weights"], *[zeros(16)] * 2, *[zeros(4)] * 2]
+    ),
+    "gain of h": lambda: forward(layer_norm=True, weights=[*base()["weights"], zeros(16), zeros(4), *[zeros(4)] * 2]),
+    "gain of c": lambda: forward(layer_norm=True, weights=[*base()["weights"], *[zeros(16)] * 2, zeros(16), zeros(4)]),
     "dy size": lambda: backward(dy=zeros(3, 2, 5)),
     "dy dtype": lambda: backward(dy=zeros(3, 2, 4, dtype=torch.float64)),
     "one dlast": lambda: backward(dlast=[zeros(1, 2, 4)]),

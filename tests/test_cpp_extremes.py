@@ -15,7 +15,7 @@ from cpp_cases import OPS, Shape, build, in_float64
 from cpp_worker import WORKER, in_process, instruction_sets
 
 from rnnkernels import reference
-from rnnkernels.cells import ONE_PHASE as CELLS
+from rnnkernels.cells import CELLS
 
 INF, NAN = float("inf"), float("nan")
 SETS = instruction_sets()

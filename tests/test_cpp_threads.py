@@ -17,17 +17,20 @@ from cpp_cases import BOTH, OPS, Shape, build, in_float64
 from cpp_worker import in_process
 
 from rnnkernels import LSTM, backends, reference
+from rnnkernels.cells import CELLS
 
 if backends.EXTENSION_ERROR is not None:
     pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)
 
 TIMEOUT = 90
-HIDDEN = [Shape(cell, T=20, B=1, I=64, H=330) for cell in ("rnn", "lstm", "gru")]  # split by hidden units: barriers
-BATCH = [Shape(cell, T=9, B=64, I=20, H=72) for cell in ("rnn", "lstm", "gru")]  # split by batch
-TWO = [Shape(cell, T=9, B=b, I=20, H=136, reverse=BOTH, lengths="ragged") for cell in ("lstm", "gru") for b in (2, 30)]
+MANY = [name for name, spec in CELLS.items() if spec.gates > 1]
+HIDDEN = [Shape(cell, T=20, B=1, I=64, H=330) for cell in CELLS]  # split by hidden units: barriers
+BATCH = [Shape(cell, T=9, B=64, I=20, H=72) for cell in CELLS]  # split by batch
+TWO = [Shape(cell, T=9, B=b, I=20, H=136, reverse=BOTH, lengths="ragged") for cell in MANY for b in (2, 30)]
 PROJECTED = [Shape("lstm", T=9, B=2, I=64, H=256, P=100)]
-TILES = [Shape(cell, T=9, B=b, I=40, H=150) for cell in ("lstm", "gru") for b in (17, 32)]  # split by either, with AMX
-SHAPES = HIDDEN + BATCH + TWO + PROJECTED + TILES
+TILES = [Shape(cell, T=9, B=b, I=40, H=150) for cell in MANY for b in (17, 32)]  # split by either, with AMX
+NORMED = [Shape(cell, T=7, B=20, I=20, H=136, stages="norm") for cell in CELLS]  # never split by hidden units
+SHAPES = HIDDEN + BATCH + TWO + PROJECTED + TILES + NORMED
 
 
 class Case:
@@ -76,6 +79,10 @@ def schedules():
         for s in shapes:
             text = OPS.schedule(s.cell, s.dtype, s.T, s.B, s.I, s.H, s.P or s.H, len(s.reverse), True)
             assert words in text, f"{s}: {text}"
+            assert ("two products in a step" in text) == (CELLS[s.cell].phases > 1), f"{s}: {text}"
+            assert "before its norms" not in text, f"{s}: {text}"
+            text = OPS.schedule(s.cell, s.dtype, s.T, s.B, s.I, s.H, s.P or s.H, len(s.reverse), True, True)
+            assert "a step's products before its norms and cells" in text and "hidden units split" not in text, text
 
 
 def oversubscribed():

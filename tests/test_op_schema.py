@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from common import make_case, op
+from common import make_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnkernels
 from rnnkernels.cells import CELLS
 
+OPS = torch.ops.rnnkernels
 BOTH = (False, True)
 # what torch's own compiler does in compiling
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -26,7 +27,7 @@ def test_opcheck(cell, variant):
     )  # fmt: skip
     # no autograd in the op: see autograd.py
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    forward, backward = op("layer", cell), op("layer_backward", cell)
+    forward, backward = OPS.layer.default, OPS.layer_backward.default
     for save in (False, True):
         torch.library.opcheck(forward, (*call, save), test_utils=checks)
     y, last, saved = forward(*call, True)
@@ -74,7 +75,7 @@ def test_fakes_tell_the_truth(backend, cell, dtype):
     """Shapes, dtypes and strides of both ops on meta tensors are those of the real ones."""
     case = make_case(cell, reverse=BOTH, dtype=dtype)
     x, states, weights = case.split(case.detached())
-    forward, backward = op("layer", cell), op("layer_backward", cell)
+    forward, backward = OPS.layer.default, OPS.layer_backward.default
 
     def run(device):
         move = lambda tensors: [t.to(device) for t in tensors]  # noqa: E731

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from common import assert_close, make_case, op
+from common import assert_close, make_case
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
 import rnnkernels
 from rnnkernels.cells import CELLS
 
+OPS = torch.ops.rnnkernels
 BOTH = (False, True)
 MODULES = {
     "RNN": lambda: rnnkernels.RNN(3, 4, 2, nonlinearity="relu", dtype=torch.float64),
@@ -138,13 +139,13 @@ def test_vmap_of_the_ops_themselves(cell, which):
         return cell, x, states, weights, BOTH, True, cell == "lstm", *[None] * 4, [], None, [], False, 1e-5
 
     def forward(*tensors):
-        y, last, saved = op("layer", cell)(*call(tensors), True)
+        y, last, saved = OPS.layer(*call(tensors), True)
         return [y, *last, *saved]
 
     def backward(needs, dy, *tensors):
         y, *rest = forward(*tensors)
         dlast, saved = rest[: case.states], rest[case.states :]
-        dx, *lists = op("layer_backward", cell)(dy, dlast, None, *call(tensors), y, saved, needs)
+        dx, *lists = OPS.layer_backward(dy, dlast, None, *call(tensors), y, saved, needs)
         return [*([dx] if needs[0] else []), *(t for v in lists for t in v)]
 
     each = [[t if d is None else t[k] for t, d in zip(tensors, dims, strict=True)] for k in range(N)]

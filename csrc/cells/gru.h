@@ -1,8 +1,8 @@
 // The GRU cell: n = act(x_n + r q), q = W_hn h + b_hn, h' = (1 - z) n + z h (Cho et al. 2014 as in cuDNN); gates r, z,
 // n.
 struct Gru {
-  static constexpr int G = 3, SPLIT = 1, STATES = 1, KEPT = 4;
-  static constexpr bool PROJECTION = false;
+  static constexpr int G = 3, SPLIT = 1, STATES = 1, KEPT = 4, PHASES = 1;
+  static constexpr bool PROJECTION = false, MIXES = true;
 
   // sums: x + r for the gates r and z, and q for n, whose x comes in x_split. kept: r, z, n, q.
   template <class F, class V>

@@ -1,7 +1,7 @@
 // The LSTM cell: c' = f c + i g, h' = o act(c') (Hochreiter & Schmidhuber 1997, Gers et al. 2000); gates i, f, g, o.
 struct Lstm {
-  static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4;
-  static constexpr bool PROJECTION = true;
+  static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4, PHASES = 1, OUTPUT = 3;
+  static constexpr bool PROJECTION = true, MIXES = false;
 
   // sums: x + r per gate. kept: the activated gates.
   template <class F, class V>
@@ -15,14 +15,19 @@ struct Lstm {
   // dh, dc: gradients of h' and c'. Out: d, the gradients of the pre-activations; dc, that of c.
   template <class F, class V>
   static INLINE void backward(F of, const V* kept, V, V, V c, V c_new, V dh, V& dc, V* d, V& dh_direct) {
-    V i = kept[0], f = kept[1], g = kept[2], o = kept[3], y = of.act(c_new);
-    V dc_new = dc + of.act_back(dh * o, y);
+    V y = of.act(c_new);
+    backward_from(of, kept, c, y, of.act_back(dh * kept[OUTPUT], y), dh, dc, d);
+    dh_direct = V(0);
+  }
+  // The same from y, which multiplies o, and from what reaches c' through it.
+  template <class F, class V>
+  static INLINE void backward_from(F of, const V* kept, V c, V y, V dc_output, V dh, V& dc, V* d) {
+    V i = kept[0], f = kept[1], g = kept[2], o = kept[OUTPUT], dc_new = dc + dc_output;
     d[0] = of.gate_back(dc_new * g, i);
     d[1] = of.gate_back(dc_new * c, f);
     d[2] = of.act_back(dc_new * i, g);
     d[3] = of.gate_back(dh * y, o);
     dc = dc_new * f;
-    dh_direct = V(0);
   }
 
   // c' from what training keeps, and the old c.

@@ -1,7 +1,7 @@
 // The RNN cell: h' = act(x + r) (Elman 1990).
 struct Rnn {
-  static constexpr int G = 1, SPLIT = 0, STATES = 1, KEPT = 0;
-  static constexpr bool PROJECTION = false;
+  static constexpr int G = 1, SPLIT = 0, STATES = 1, KEPT = 0, PHASES = 1;
+  static constexpr bool PROJECTION = false, MIXES = false;
 
   // sums: x + r per gate. The new h goes to h; nothing is kept, since the derivative follows from the output.
   template <class F, class V>

@@ -1,0 +1,135 @@
+// The gradients of the layer norms of one direction. What they were applied to is computed again, a chunk of steps at a
+// time.
+
+template <class A, class Cell>
+struct NormGradients {
+  using V = Vec<A>;
+  static constexpr int G = Cell::G, FIRST = G - Cell::PHASES + 1;  // gates of the first product
+  using Own = Weights<A, Cell, (G > 1 ? 1 : 2)>;
+
+  const Record<A, Cell>& record;
+  const LayerCall& call = record.call;
+  const Schedule plan{Level::vectors, Form::panels, Form::panels, Form::panels, 0, false, false, 1, 1};
+  const int64_t d = record.d, B = call.B, I = call.I, H = call.H, P = call.P;
+  const int64_t Hp = padded<A>(H), Pp = padded<A>(P), side = G * Hp, all = 4 * side + 2 * Hp;
+  std::unique_ptr<Own> weights;
+  Scratch<A> x, h;       // [row of a chunk][panel][G][WIDTH]: the sums of input and state
+  Scratch<A> dh, y, dc;  // [B][Hp]: of a step: gradient of the output, act(norm of c), what reaches c through the norm
+  Scratch<A> parts, sums;  // [part][all], [all]: gradients of b_ih, b_hh and both gains, and of those of c
+
+  Port<A> port(const void* data) const { return {data, call.storage}; }
+  Port<A> gain(int k) const { return port(call.weight(d, call.norm(k))); }
+  int64_t row() const { return weights->panels * Own::SUMS; }
+  A* part(int64_t i) const { return parts.data() + i * all; }
+
+  void open(int64_t rows, int64_t count, bool parallel) {
+    weights = std::make_unique<Own>(call, plan);
+    spread(parallel, weights->panels, [&](int64_t u) { weights->pack_panel(d, u); });
+    x.allocate(rows * row()), h.allocate(rows * row());
+    parts.allocate(count * all), sums.allocate(all, true);
+    if (Cell::STATES > 1) dh.allocate(B * Hp), y.allocate(B * Hp), dc.allocate(B * Hp);
+  }
+
+  // Before a chunk of so many rows.
+  void begin(int64_t done, int64_t rows, int64_t count, int64_t threads) const {
+    spread(threads > 1, threads, [&](int64_t i) { again(done, rows * i / threads, rows * (i + 1) / threads); });
+    std::fill_n(parts.data(), count * all, A(0));
+  }
+
+  // Sums of rows lo..hi of the chunk that begins after `done` steps; those of rows that have ended are not looked at.
+  void again(int64_t done, int64_t lo, int64_t hi) const {
+    constexpr int64_t ROWS = 64;
+    Tiles tiles;
+    Scratch<A> buffer;
+    const int64_t widest = std::max(padded<A>(I), Pp);
+    buffer.allocate(ROWS * widest);
+    for (int64_t first = lo; first < hi; first += ROWS) {
+      const int64_t n = std::min(ROWS, hi - first);
+      auto take = [&](auto&& get, auto&& multiply) {
+        for (int64_t r = first; r < first + n; ++r) {
+          const int64_t t = record.time(done + r / B), b = r % B;
+          A* to = buffer.data() + (r - first) * widest;
+          if (record.alive(t, b)) get(t, b, to);
+          else std::fill_n(to, widest, A(0));
+        }
+        Left<A> left;
+        left.a = buffer.data(), left.row = widest;
+        for (int64_t u = 0; u < weights->panels; ++u) multiply(u, left, first * row() + u * Own::SUMS);
+      };
+      take([&](int64_t t, int64_t b, A* to) { record.get_x(t, b, to); },
+           [&](int64_t u, const Left<A>& left, int64_t at) {
+             weights->multiply_input(tiles, d, u, n, left, x.data() + at, row());
+           });
+      take([&](int64_t t, int64_t b, A* to) { record.get_h_before(t, b, to); },
+           [&](int64_t u, const Left<A>& left, int64_t at) {
+             weights->multiply_state(tiles, d, u, n, left, h.data() + at, row());
+           });
+      if constexpr (Cell::PHASES > 1)
+        take([&](int64_t t, int64_t b, A* to) { record.get_again(t, b, to); },
+             [&](int64_t u, const Left<A>& left, int64_t at) {
+               weights->multiply_again(tiles, d, u, n, left, h.data() + at + FIRST * Own::WIDTH, row());
+             });
+    }
+  }
+
+  // Gates g0..g1 of row r of the chunk: dz [gate][Hp], from gate g0 on, becomes the gradient of the sums.
+  void gates(bool input, int64_t r, int g0, int g1, A* dz, A* part) const {
+    const A* from = (input ? x : h).data() + r * row();
+    auto get = [&](int g, int64_t j, int) { return load(from + in_panels<Own>(g, j)); };
+    A *db = part + (input ? 0 : 1) * side + g0 * Hp, *dgain = db + 2 * side;
+    normal<A>(g0, g1, H, call.eps, get).back(g0, g1, H, gain(input ? 0 : 1), g0 * H, dz, Hp, db, dgain);
+  }
+
+  // The same for c in the output: y and dc of row b, from dh.
+  void output(int64_t t, int64_t b, A* part) const {
+    if constexpr (Cell::STATES > 1) {
+      auto get = [&](int, int64_t j, int lanes) { return record.c_cell(t, b, j, lanes); };
+      const auto norm = normal<A>(0, 1, H, call.eps, get);
+      for_row<A>(0, 1, H, [&](int, int64_t j, int lanes) {
+        const V n = norm.at(0, j, lanes) * gain(2).get(j, lanes) + gain(3).get(j, lanes);
+        const V o = record.gate_at(t, b, Cell::OUTPUT, j, lanes), in = load(dh.data() + b * Hp + j);
+        with_functions(call, [&](auto f) {
+          const V out = f.act(n);
+          out.store(y.data() + b * Hp + j), f.act_back(in * o, out).store(dc.data() + b * Hp + j);
+        });
+      });
+      A* to = part + 4 * side;
+      norm.back(0, 1, H, gain(2), 0, dc.data() + b * Hp, Hp, to + Hp, to);
+    }
+  }
+
+  // After a chunk: what the parts have added up, which begins anew.
+  void add(int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < all; ++k) sums.data()[k] += part(i)[k];
+  }
+  void close() const {
+    const int first = call.norm(0);
+    for (int k = 0; k < 4; ++k)
+      for (int g = 0; g < G && (k > 1 || call.bias); ++g)
+        port(call.dweight(d, k > 1 ? first + k - 2 : 2 + k)).put_row(sums.data() + k * side + g * Hp, g * H, H);
+    for (int k = 0; k < 2 && Cell::STATES > 1; ++k)
+      port(call.dweight(d, first + 2 + k)).put_row(sums.data() + 4 * side + k * Hp, 0, H);
+  }
+};
+
+// In a loop (backward-inl.h) with layer norms, rows r..r+n of a step, of which all is there: dz of the norms becomes
+// that of the products. first: of all gates; else, of a cell with two products, of the second one's.
+template <class Loop, class A>
+void norm_rows(Loop& f, int64_t slot, int64_t t, int64_t r, int64_t n, bool first, A* part) {
+  constexpr int W = Vec<A>::W, G = Loop::G, FIRST = decltype(f.norms)::FIRST;
+  for (int64_t b = r; b < r + n; ++b) {
+    const int64_t row = (slot - 1) * f.B + b;
+    const bool alive = f.record.alive(t, b);
+    if (alive) f.norms.output(t, b, part);
+    const Chosen functions{f.call.act, f.call.gate};
+    for (int64_t j = 0; Loop::LATE && j < f.Hp; j += W)
+      f.cell(functions, slot, t, b, j, load(f.norms.dh.data() + b * f.Hp + j));
+    A *x = f.dz_of(slot, b), *h = x + G * f.Hp;
+    if (alive && first) f.norms.gates(true, row, 0, G, x, part), f.norms.gates(false, row, 0, FIRST, h, part);
+    if (alive && !first) f.norms.gates(false, row, FIRST, G, h + FIRST * f.Hp, part);
+    for (int p = 0; f.step_parts && p < f.planes; ++p)
+      for (int64_t j = 0; j < f.Hp; j += W)
+        f.dz_split.put(load(x + p * f.Hp + j), slot * f.B + b, p * f.Hk + j, f.overflow);
+  }
+}
