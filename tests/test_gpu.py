@@ -145,3 +145,33 @@ def test_compiles_and_matches_eager():
 def test_explains_the_gpu():
     text = str(rnnkernels.explain(rnnkernels.LSTM(16, 64).to(DEVICE), torch.randn(7, 3, 16, device=DEVICE)))
     assert "runs on   triton" in text
+
+
+def test_our_own_graphs_are_replayed_on_other_numbers():
+    """The second call of a shape is recorded, later ones are replayed; weights change between them."""
+    torch.manual_seed(0)
+    module, reference = rnnkernels.LSTM(24, 96), torch.nn.LSTM(24, 96).double()
+    module = module.to(DEVICE)
+    with schedules.force("stepwise"):
+        for _ in range(4):
+            with torch.no_grad():
+                module.weight_hh_l0.mul_(0.9)
+            reference.load_state_dict(module.state_dict())
+            x = torch.randn(9, 3, 24)
+            actual = run(module, x)
+            for name, value in run(reference, x).items():
+                assert_close(name, actual[name].cpu(), value)
+
+
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+def test_within_a_graph_of_the_caller(schedule):
+    """Capture and replay, with another input at the same place: cooperative launches included."""
+    module, x = rnnkernels.GRU(24, 32).to(DEVICE), torch.randn(9, 3, 24, device=DEVICE)
+    with schedules.force(schedule), torch.no_grad():
+        module(x)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y, _ = module(x)
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert torch.equal(y, module(x)[0])
