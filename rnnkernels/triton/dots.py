@@ -1,6 +1,6 @@
 """The recurrent products of the time loops, one per schedule, and the barrier between programs.
 
-Letters as in loop.py. A product gives one tile (units, batch) per gate going forward, and one in all going backward.
+Letters as in forward.py. A product gives one tile (units, batch) per gate going forward, and one in all backward.
 
 *resident*     weights and vector are on chip;
 *stepwise*     both are streamed from memory, BK at a time;

@@ -1,8 +1,8 @@
 """The Triton backend: ``layer`` and ``layer_backward`` of the op, and what it can and cannot run.
 
 Torch does the products that do not recur (products.py), one per direction before the time loop or after it, in the
-precision of torch's switch for matrix products; the loops of loop.py do the rest, launched by passes.py with the tiles
-that schedules.py chooses, in the precision of torch's switch for RNNs.
+precision of torch's switch for matrix products; the loops of forward.py and backward.py do the rest, launched by
+passes.py with the tiles that schedules.py chooses, in the precision of torch's switch for RNNs.
 """
 
 import functools

@@ -47,12 +47,12 @@ class Loop(NamedTuple):
         self.kernel[self.grid](begin=begin, end=end, **self.arguments, **arguments, **self.options)
 
 
-def loop_of(problem, kernel, function, cell, tiles, units, width, states, lengths=True, **arguments):
+def loop_of(problem, kernel, function, cell, tiles, units, width, states, **arguments):
     """A loop for a cell with ``units`` units and a product ``width`` long, whose states are the op's ``states``."""
     grid = (-(-problem.B // tiles.BB), -(-units // tiles.BH), problem.D)
     cooperative = tiles.schedule == "cooperative"
     arguments |= dict(
-        lengths=problem.lengths if lengths else None, length_x=problem.apart(problem.lengths, 2),
+        lengths=problem.lengths, length_x=problem.apart(problem.lengths, 2),
         reset=problem.reset, reset_x=problem.apart(problem.reset, 3),
         s_reset=problem.named(problem.reset_states, states, units), T=problem.T, B=problem.B, D=problem.D,
         CELL=function, ACTIVATION=problem.activation, GATE=problem.recurrent_activation,

@@ -1,6 +1,6 @@
 """The tiles of the time loops: where things lie, and loading and storing them.
 
-Letters as in loop.py. Tiles are (units, batch); tuples of them are one tile per gate, plane or state.
+Letters as in forward.py. Tiles are (units, batch); tuples of them are one tile per gate, plane or state.
 """
 
 import triton
