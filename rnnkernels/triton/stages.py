@@ -1,8 +1,8 @@
 """The stages between the steps of the time loops: reset, recurrent dropout, zoneout; each only where it is asked for.
 
-Letters as in forward.py. With reset, a row's states are replaced by zeros, or by given states, before the steps that the
-mask names. The mask of recurrent dropout multiplies h where the recurrent product reads it. Zoneout keeps the fraction
-z of the state that entered the step.
+Letters as in forward.py. With reset, a row's states are replaced by zeros, or by given states, before the steps that
+the mask names. The mask of recurrent dropout multiplies h where the recurrent product reads it. Zoneout keeps the
+fraction z of the state that entered the step.
 """
 
 import triton
