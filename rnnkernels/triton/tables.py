@@ -56,7 +56,7 @@ SHARES = (
     Share(16, 16, 8, 1024, 1024),
 )  # fmt: skip
 COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
-    ("tcgen05", "half"): (*SHARES, Share(16, 32, 8, 256, 0, 255)),
+    ("tcgen05", "half"): (*SHARES[:3], Share(16, 16, 8, 1024, 640), Share(16, 32, 8, 256, 0, 255)),
     "half": (*SHARES, Share(16, 32, 8, 256, 256, 255)),
     "tf32": (Share(8, 16, 8, 1024, 1024, 255), Share(16, 16, 8, 640, 640, 255)),
     "tf32x3": (Share(8, 16, 8, 320, 320, 255),),
