@@ -19,6 +19,7 @@ from torch import Tensor
 from benchmarks import memory
 from benchmarks.providers import PROVIDERS, SEED, Case, Job, Provider, Unsupported, module_job
 from benchmarks.providers.ours import reference_job
+from benchmarks.worker import said
 from benchmarks.workloads import Workload
 
 # Errors below these are rounding (the tests' tolerances): largest difference over the largest value of the tensor.
@@ -192,8 +193,7 @@ class Subject:
         except Unsupported as error:
             return {"reason": str(error)}
         except Exception as error:  # a provider that breaks costs its own cell of the table, not the run
-            lines = str(error).strip().splitlines() or [""]
-            return {"reason": f"{type(error).__name__}: {lines[0]}", "red": True}
+            return {"reason": said(error), "red": True}
 
     def time(self, calls: int) -> tuple[float, float]:
         """Seconds, by the timer, and of processor time for each of so many calls, one after the other."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.stats import ours
-from benchmarks.tables import Reasons, duration, markdown_table, ratio_text
-from benchmarks.targets import Reached, extreme
+from benchmarks.tables import Reasons, duration, machine_lines, markdown_table, ratio_text
+from benchmarks.targets import Reached, extreme, without_threads
 
 TITLES = {"infer": "Inference", "train": "Training step: forward and backward"}
 SECOND_PASS = ("layer_norm", "reset_after=False")  # those need a second pass over the units inside a step
@@ -48,19 +48,15 @@ def targets(rows: list[dict]) -> list[Reached]:
     return found
 
 
-def cell(row: dict, name: str, result: dict, reasons: Reasons) -> str:
-    return duration(row, result["seconds"]) if "seconds" in result else reasons.cell(name, result["reason"])
-
-
 def cells(row: dict, others: list[str], reasons: Reasons) -> list[str]:
     """One line of the table, as text."""
     kind, drawn = row["kind"].split(",")[0], row["masks"]
     line = [row["workload"], kind, str(row["T"]), str(row["B"]), f"{row['I']}→{row['H']}", row["variant"]]
-    line += [row["schedule"].split(":")[0], cell(row, "plain layer", row["plain"], reasons)]
-    line += [cell(row, "rnnkernels", ours(row), reasons), f"{row['over_plain']:.2f}" if row["over_plain"] else ""]
+    line += [row["schedule"].split(":")[0], reasons.cell(row, "plain layer", row["plain"])]
+    line += [reasons.cell(row, "rnnkernels", ours(row)), f"{row['over_plain']:.2f}" if row["over_plain"] else ""]
     line.append(duration(row, drawn["seconds"]) if drawn and "seconds" in drawn else "")
     for name in others:
-        line += [cell(row, name, row["providers"][name], reasons), ratio_text(over(row, name))]
+        line += [reasons.cell(row, name, row["providers"][name]), ratio_text(over(row, name))]
     return line
 
 
@@ -83,14 +79,13 @@ def markdown(results: dict) -> str:
     rows, parts = results["rows"], []
     others = [name for name in OTHERS if any(name in row["providers"] for row in rows)]
     columns = [*HEAD, *(text for name in others for text in (OTHERS[name], "its time over ours"))]
-    facts = "\n".join(f"- {name}: {value}" for name, value in results["machine"].items() if name != "command")
     for mode, title in TITLES.items():
         reasons, these = Reasons(), [row for row in rows if row["mode"] == mode]
         if these:
             parts.append(f"## {title}\n\n{markdown_table(columns, [cells(row, others, reasons) for row in these])}\n")
             if reasons.numbers:
                 parts.append("Not timed:\n\n" + "\n".join(reasons.lines()) + "\n")
-    lines = [[r.target, r.value, "reached" if r.good else "**missed**"] for r in targets(rows)]
+    lines = without_threads(targets(rows))
     absent = "".join(f"\nLeft out: {name} {why}.\n" for name, why in results["absent"].items())
     cut = f"\nOut of time: {'; '.join(results['cut'])}.\n" if results["cut"] else ""
     threads = ", ".join(str(count) for count in sorted({row["threads"] for row in rows}))
@@ -98,7 +93,7 @@ def markdown(results: dict) -> str:
 
     {results["machine"]["command"]}
 
-{facts}
+{machine_lines(results["machine"])}
 - threads: {threads}
 
 Medians of alternating runs, each provider in its own process. A provider is timed only if its output, and in training

@@ -92,7 +92,7 @@ def check_lengths(lengths, x):
     if not isinstance(lengths, Tensor):
         lengths = torch.as_tensor(lengths, dtype=torch.int64)
     T, B = x.shape[:2]
-    if lengths.dim() != 1 or lengths.dtype.is_floating_point or lengths.dtype in (torch.bool, torch.complex64):
+    if lengths.dim() != 1 or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         kind = DTYPE_NAMES.get(lengths.dtype, str(lengths.dtype))
         raise ValueError(f"Expected 'lengths' to be a 1D integer tensor, but got {lengths.dim()}D {kind} tensor")
     n = lengths.size(0)
