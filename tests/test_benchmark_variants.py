@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from common import refused
 
 from benchmarks import run, variants, variants_report, worker
 from benchmarks.measure import Subject, truth_of
@@ -180,6 +181,4 @@ def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path, capsys)
     ],
 )
 def test_a_bad_argument_is_one_clear_line_and_status_2(arguments, word, capsys):
-    with pytest.raises(SystemExit) as exit:
-        variants.main(arguments)
-    assert exit.value.code == 2 and word in capsys.readouterr().err.splitlines()[-1]
+    assert word in refused(variants.main, arguments, capsys)
