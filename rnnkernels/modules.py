@@ -61,7 +61,8 @@ class RNN(Recurrent):
 
     Raises:
         ValueError, RuntimeError, TypeError: where ``torch.nn.RNN`` does, in its words, and for what is said above.
-            The values of ``lengths`` are looked at on the CPU only.
+            Wrong values of ``lengths`` that lie on a GPU are a device-side assertion, which can be switched off: see
+            :func:`rnnkernels.checks.device_assertions`.
     """
 
     _wrong_input = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
