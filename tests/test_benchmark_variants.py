@@ -8,7 +8,7 @@ import torch
 from common import refused
 
 from benchmarks import run, variants, variants_report, worker
-from benchmarks.measure import Subject, truth_of
+from benchmarks.measure import FLOOR, Subject, errors, result_of, truth_of
 from benchmarks.providers import PROVIDERS, Case, Job, Provider, Unsupported
 from benchmarks.providers.case import masks
 from benchmarks.providers.ours import ours, reference_job
@@ -84,6 +84,28 @@ def test_a_variant_without_its_effect_is_red():
         w = replace(SMALL, cell="gru", T=40, **changes)
         facts = Subject(Provider(plain, "torch"), w, "float32", "train", 1).admit(truth_of(Case(w, "float32", "train")))
         assert facts["red"] and "wrong" in facts["reason"], w.kind
+
+
+def test_where_the_function_magnifies_rounding_the_last_digit_says_how_much_is_right():
+    """A layer-normed LSTM makes 5e-4 of 1e-7 in 100 steps; weights with three digits are still found out."""
+    w = replace(SMALL, T=100, B=8, I=32, H=64, **VARIANTS["layer_norm"])
+    case = Case(w, "float32", "train")
+    truth = truth_of(case)
+    torchs = errors(result_of(PROVIDERS["torch_script"].job(case), "train"), truth.tensors)
+    assert max(torchs.values()) > 5 * FLOOR["float32"]
+    assert all(torchs[name] <= known < 0.01 for name, known in truth.known.items())
+    assert "reason" not in Subject(PROVIDERS["rnnkernels"], w, "float32", "train", 1).admit(truth)
+
+    def rounded(case):
+        found = Case(case.workload, case.dtype, case.mode)
+        found.module.bfloat16().float()
+        return ours(found)
+
+    facts = Subject(Provider(rounded, "torch"), w, "float32", "train", 1).admit(truth)
+    assert facts["red"] and "wrong y" in facts["reason"]
+    short = Case(replace(w, T=5), "float32", "train")  # nothing is magnified: torch's error alone decides
+    truth = truth_of(short)
+    assert truth.known == errors(result_of(PROVIDERS["torch_script"].job(short), "train"), truth.tensors)
 
 
 def test_options_of_what_is_no_single_layer_are_refused():
