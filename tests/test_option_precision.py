@@ -2,8 +2,8 @@
 
 A layer norm divides by the spread of what it is given, and so magnifies what is wrong with h, step after step. Kernels
 compute in float32, but where their products take numbers of 16 bits (bfloat16 on AMX and AVX512_BF16, as anywhere) h is
-rounded before the recurrent product. Seen at H = 64: this 0.2 % of h is 8 % of y after 50 steps; changes of x in float64
-by half a unit in its last place make 4 to 8 % too. So it is tested that
+rounded before the recurrent product. Seen at H = 64: this 0.2 % of h is 8 % of y after 50 steps; changes of x in
+float64, by half a unit in its last place, make 4 to 8 % too. So it is tested that
 
 - each step is right, given the states that came out of the one before: up to the usual tolerance;
 - all steps together are no further from the equations than twice what such changes of x and h make of these. That goes
@@ -27,7 +27,7 @@ DRAWS = 3
 
 def make(size, zone, dtype):
     """The tensors of a call in its dtype, as leaves; the zoneout of h and c; and the gradient of y."""
-    T, B, I, H = size
+    T, B, I, H = size  # noqa: E741
     random = torch.Generator().manual_seed(sum(size))
 
     def normal(*shape, mean=0.0, spread=1.0):
