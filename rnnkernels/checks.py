@@ -104,7 +104,11 @@ def check_weights(weights, num_layers, D, bias, project, rows, I, H, P, N=1, nor
 def check_lengths(lengths, x):
     """``lengths`` as int64 on the device of x (T, B, I); their values are checked as `device_assertions` says."""
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, dtype=torch.int64)
+        if not hasattr(lengths, "__len__"):
+            raise TypeError(
+                f"Expected 'lengths' to be a tensor or a list of integers, but got {type(lengths).__name__}"
+            )
+        lengths = torch.as_tensor(lengths) if len(lengths) else torch.empty(0, dtype=torch.int64)
     T, B = x.shape[:2]
     if lengths.dim() != 1 or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         kind = DTYPE_NAMES.get(lengths.dtype, str(lengths.dtype))
@@ -112,6 +116,10 @@ def check_lengths(lengths, x):
     n = lengths.size(0)
     if n != B:
         raise ValueError(f"Expected `len(lengths)` to be equal to batch_size, but got {n} (batch_size={B})")
+    if not lengths.is_cpu and lengths.device != x.device:
+        raise ValueError(
+            f"Expected 'lengths' on the CPU or on the device of the input, {x.device}, but got {lengths.device}"
+        )
     moved = lengths.to(device=x.device, dtype=torch.int64)
     check_values(lengths if lengths.is_cpu else moved, T)
     return moved
