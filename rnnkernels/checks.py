@@ -108,7 +108,8 @@ def check_lengths(lengths, x):
             raise TypeError(
                 f"Expected 'lengths' to be a tensor or a list of integers, but got {type(lengths).__name__}"
             )
-        lengths = torch.as_tensor(lengths) if len(lengths) else torch.empty(0, dtype=torch.int64)
+        kind = None if len(lengths) else torch.int64  # of nothing torch would make floats
+        lengths = torch.as_tensor(lengths, dtype=kind, device="cpu")
     T, B = x.shape[:2]
     if lengths.dim() != 1 or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         kind = DTYPE_NAMES.get(lengths.dtype, str(lengths.dtype))

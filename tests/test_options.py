@@ -154,7 +154,8 @@ def test_features_alone_and_in_pairs(cell, features, name):
 
 
 @given(
-    st.sampled_from(CPU_BACKENDS), st.sampled_from(list(CELLS)), st.lists(st.sampled_from(list(FEATURES)), min_size=3, max_size=7, unique=True),
+    st.sampled_from(CPU_BACKENDS), st.sampled_from(list(CELLS)),
+    st.lists(st.sampled_from(list(FEATURES)), min_size=3, max_size=7, unique=True),
     st.integers(1, 2), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
 @settings(deadline=None, derandomize=True, max_examples=120, database=None)
