@@ -63,9 +63,10 @@ def test_rows_of_length_zero(cell):
     assert torch.equal(ours(again, hx, lengths=[0, 4, 0])[0], y)  # what lies past the end is not looked at
 
 
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-def test_packed_equals_lengths_with_options(name):
-    module = getattr(rnnkernels, name)(I, H, 2, bidirectional=True, dtype=torch.float64, **OPTIONS).eval()
+def test_packed_equals_lengths_with_options(name, options):
+    module = getattr(rnnkernels, name)(I, H, 2, bidirectional=True, dtype=torch.float64, **options).eval()
     x, cells = torch.randn(T, B, I, dtype=torch.float64), {"return_cell_states": True} if name == "LSTM" else {}
     y, last, *c = module(x, lengths=LENGTHS, **cells)
     for order in (False, True):

@@ -42,6 +42,7 @@ FEATURES = {
     "heads": {"heads": 2},
     "cell states": {"cells": True},
     "dropout": {"dropout": 0.5},
+    "batch_first": {"batch_first": True},
 }
 
 
@@ -82,7 +83,7 @@ def build(cell, features, layers=2, bias=True, seed=0, dtype=torch.float64, T=T)
     reset = torch.rand(T, B) < 0.4 if call["reset"] else None
     return module, x, hx, {
         "lengths": call["lengths"], "reset": reset, "restart": new() if call["reset"] == "states" else None,
-        "cells": bool(call["cells"]),
+        "cells": bool(call["cells"]), "batch_first": module.batch_first,
     }  # fmt: skip
 
 
@@ -94,14 +95,17 @@ def form(states):
 def run(module, x, hx, call):
     """The outputs of the module as a flat list."""
     more = {}
+    turn = (lambda t: t.transpose(0, 1)) if call["batch_first"] else (lambda t: t)
     if call["reset"] is not None:
-        more["reset"] = call["reset"] if call["restart"] is None else (call["reset"], form(call["restart"]))
+        reset = turn(call["reset"])
+        more["reset"] = reset if call["restart"] is None else (reset, form(call["restart"]))
     if call["lengths"] is not None:
         more["lengths"] = call["lengths"]
     if call["cells"]:
         more["return_cell_states"] = True
     torch.manual_seed(11)
-    return flat(module(x, form(hx), **more))
+    y, last, *c = module(turn(x), form(hx), **more)
+    return [turn(y), *flat(last), *map(turn, c)]
 
 
 def skip_what_a_backend_lacks(name, module, x, call):
