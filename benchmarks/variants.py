@@ -41,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "zoneout": {"options": (("zoneout", 0.1),)},
     "layer_norm": {"options": (("layer_norm", True),)},
     "reset_after=False": {"options": (("reset_after", False),)},
+    variants_report.RECOMPUTE: {"options": (("recompute", True),)},
 }
 PROVIDED = ("torch", "torch_script", "keras", "rnnkernels")
 ROUNDS = 5  # of each at least
@@ -67,11 +68,12 @@ def bases() -> list[Workload]:
 
 
 def planned(workloads: list[Workload], variants: list[str], modes: tuple[str, ...]) -> dict[tuple, list[Task]]:
-    """The rows of each plain workload and mode."""
+    """The rows of each plain workload and mode. What decides what training keeps has none in inference."""
     found: dict[tuple, list[Task]] = {}
     for w in workloads:
-        these = [name for name in variants if name != "reset_after=False" or w.cell == "gru"]
+        fitting = [name for name in variants if name != "reset_after=False" or w.cell == "gru"]
         for mode in modes:
+            these = [name for name in fitting if name != variants_report.RECOMPUTE or mode == "train"]
             if these:
                 found[w, mode] = [Task(name, replace(w, **VARIANTS[name]), mode) for name in these]
     return found
@@ -102,8 +104,9 @@ def measured(plainly: Rows, task: Task, providers: list[str], threads: int, unti
     """The row of a variant, with the plain layer between its runs; ``until`` is when to stop, by perf_counter."""
     w, dtype, cores = task.workload, task.workload.dtype, machine.cores(threads)
     with Rows(w, dtype, task.mode, providers, None) as own, ExitStack() as stack:
-        workers, facts = own.admitted(stack, cores, threads)
-        base, found = plainly.admitted(stack, cores, threads)
+        with_memory = task.variant == variants_report.RECOMPUTE
+        workers, facts = own.admitted(stack, cores, threads, with_memory)
+        base, found = plainly.admitted(stack, cores, threads, with_memory)
         facts["plain"] = found["rnnkernels"]
         if "rnnkernels" in base:
             workers["plain"] = base["rnnkernels"]
@@ -170,7 +173,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         p.error(f"--only {','.join(asked.only)}: no such workload; there are {', '.join(w.name for w in known)}")
     asked.modes = MODES if asked.mode == "both" else (asked.mode,)
     if not planned(asked.workloads, asked.variants, asked.modes):
-        p.error("--variants: reset_after=False is for workloads with a GRU")
+        p.error("--variants: reset_after=False is for workloads with a GRU, recompute for training")
     asked.providers = [name for name in PROVIDED if not PROVIDERS[name].missing()]
     asked.seconds = 0.01 if asked.quick else asked.seconds
     return asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.stats import ours
-from benchmarks.tables import Reasons, duration, machine_lines, markdown_table, ratio_text
+from benchmarks.tables import Reasons, duration, machine_lines, markdown_table, ratio_text, size
 from benchmarks.targets import Reached, extreme, without_threads
 
 TITLES = {"infer": "Inference", "train": "Training step: forward and backward"}
@@ -13,6 +13,7 @@ MOST = {False: 1.1, True: 1.4}  # of the plain layer's time, without and with su
 LOOP = ("torch_script", "the scripted loop", 5.0)
 LEAST = {"reset": ("torch", "split and pad", 3.0)}
 LEAST |= dict.fromkeys(("recurrent_dropout", "zoneout", *SECOND_PASS), LOOP)
+RECOMPUTE = "recompute"  # is for memory, and has no target in time
 RESETS = 0.03  # the share of steps, as in the workloads that have them
 OTHERS = {"torch": "torch.nn: split and pad, or pack", "torch_script": "scripted loop", "keras": "Keras"}
 HEAD = ["workload", "cell", "T", "B", "I→H", "variant", "runs on", "plain layer", "with the variant", "over plain"]
@@ -28,7 +29,7 @@ def over(row: dict, name: str) -> float | None:
 def targets(rows: list[dict]) -> list[Reached]:
     """Each target for each variant and mode. A row of ours without a time is a miss."""
     found = []
-    for variant in dict.fromkeys(row["variant"] for row in rows):
+    for variant in dict.fromkeys(row["variant"] for row in rows if row["variant"] != RECOMPUTE):
         for mode in TITLES:
             these = [row for row in rows if row["variant"] == variant and row["mode"] == mode]
             untimed = [row["workload"] for row in these if not row["over_plain"]]
@@ -74,6 +75,22 @@ def line(row: dict) -> str:
     return f"{head}: {', '.join(times)}"
 
 
+def memory_section(rows: list[dict]) -> str:
+    """What `recompute` saves: peak memory beside that of the plain layer."""
+    lines = []
+    for row in rows:
+        pair = [result.get("peak_bytes") for result in (row["plain"], ours(row))]
+        if all(pair):
+            shape = f"T {row['T']}, B {row['B']}, {row['I']}→{row['H']}"
+            lines.append(
+                [row["workload"], row["kind"].split(",")[0], shape, *map(size, pair), f"{pair[1] / pair[0]:.2f}"]
+            )
+    if not lines:
+        return ""
+    head = ["workload", "cell", "shape", "plain layer", "with recompute", "over plain"]
+    return f"## Peak memory of a training step, results included\n\n{markdown_table(head, lines)}\n"
+
+
 def markdown(results: dict) -> str:
     """The whole file: machine, targets, rows, reasons."""
     rows, parts = results["rows"], []
@@ -85,6 +102,7 @@ def markdown(results: dict) -> str:
             parts.append(f"## {title}\n\n{markdown_table(columns, [cells(row, others, reasons) for row in these])}\n")
             if reasons.numbers:
                 parts.append("Not timed:\n\n" + "\n".join(reasons.lines()) + "\n")
+    parts.append(memory_section(rows))
     lines = without_threads(targets(rows))
     absent = "".join(f"\nLeft out: {name} {why}.\n" for name, why in results["absent"].items())
     cut = f"\nOut of time: {'; '.join(results['cut'])}.\n" if results["cut"] else ""
@@ -108,4 +126,4 @@ one for each gate. {RESETS:.0%} of the steps are resets, lengths are uniform fro
 
 {markdown_table(["target", "reached (the worst)", ""], lines)}
 
-{chr(10).join(parts)}"""
+{chr(10).join(filter(None, parts))}"""

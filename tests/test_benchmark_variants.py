@@ -37,8 +37,9 @@ def test_every_side_computes_every_variant_or_says_why_not(name):
     if PROVIDERS[name].missing():
         pytest.skip(f"{name} {PROVIDERS[name].missing()}")
     lacks = {
-        "torch": ("recurrent_dropout", "zoneout", "layer_norm", "reset_after"),
-        "keras": ("recurrent_dropout", "zoneout", "layer_norm"),
+        "torch": ("recurrent_dropout", "zoneout", "layer_norm", "reset_after", "recompute"),
+        "torch_script": ("recompute",),
+        "keras": ("recurrent_dropout", "zoneout", "layer_norm", "recompute"),
     }
     for (w, dtype, mode), facts in zip(CASES, worker.call(1, facts_of, name, CASES), strict=True):
         lacking = set(lacks.get(name, ())) & set(dict(w.options)) or (
@@ -80,8 +81,8 @@ def test_a_variant_without_its_effect_is_red():
     def plain(case):
         return ours(Case(replace(SMALL, cell=case.workload.cell), case.dtype, case.mode))
 
-    for changes in VARIANTS.values():
-        w = replace(SMALL, cell="gru", T=40, **changes)
+    for name in [n for n in VARIANTS if n != "recompute"]:  # which changes no number
+        w = replace(SMALL, cell="gru", T=40, **VARIANTS[name])
         facts = Subject(Provider(plain, "torch"), w, "float32", "train", 1).admit(truth_of(Case(w, "float32", "train")))
         assert facts["red"] and "wrong" in facts["reason"], w.kind
 
@@ -126,7 +127,7 @@ def test_the_workloads_are_plain_on_the_cpu_and_nothing_is_planned_twice():
         assert w.device == "cpu" and w == variants.shrunk(w) and not (w.resets or w.packed or w.options)
     plan = variants.planned(found, list(VARIANTS), ("infer", "train"))
     tasks = [(task.workload, task.mode) for tasks in plan.values() for task in tasks]
-    assert len(tasks) == len(set(tasks)) == 2 * (5 * 7 + 2) and not any(task in plan for task in tasks)
+    assert len(tasks) == len(set(tasks)) == 2 * (5 * 7 + 2) + 7 and not any(task in plan for task in tasks)
 
 
 def test_the_other_benchmarks_do_not_measure_the_loop_unless_asked():
@@ -139,7 +140,7 @@ def test_a_run_writes_rows_and_targets(monkeypatch, tmp_path, capfd):
     status = variants.main(["--quick", "--out", str(tmp_path / "v")])
     results, text = json.loads((tmp_path / "v.json").read_text()), (tmp_path / "v.md").read_text()
     assert status == 0 and [(r["variant"], r["mode"]) for r in results["rows"]] == [
-        (name, mode) for mode in ("infer", "train") for name in VARIANTS
+        (name, mode) for mode in ("infer", "train") for name in VARIANTS if (name, mode) != ("recompute", "infer")
     ]
     for row in results["rows"]:
         mine = row["providers"]["rnnkernels"]
@@ -150,7 +151,10 @@ def test_a_run_writes_rows_and_targets(monkeypatch, tmp_path, capfd):
             row["variant"] in ("reset", "lengths")
         )
         assert f"| {row['variant']} |" in text
-    assert text.count("| tiny |") == len(results["rows"]) and "python -m benchmarks.variants --quick" in text
+    (both,) = [row for row in results["rows"] if row["variant"] == "recompute"]
+    assert both["plain"]["peak_bytes"] > 0 and both["providers"]["rnnkernels"]["peak_bytes"] > 0
+    assert "| tiny | GRU | T 7, B 5, 4→6 |" in text  # and their quotient
+    assert text.count("| tiny |") == len(results["rows"]) + 1 and "python -m benchmarks.variants --quick" in text
     assert ("no module named 'keras'" in text) == ("keras" in results["absent"])
     printed = capfd.readouterr()
     assert "reset, train: ≥ 3 x as fast as split and pad" in printed.out and "tiny, zoneout, train (" in printed.err
@@ -174,6 +178,7 @@ def row(variant, over_plain, **times):
         (row("layer_norm", 1.4, torch_script=4.9), [True, False]),
         (row("reset_after=False", 1.41), [False]),
         (row("zoneout", None, torch_script=9.0), [False]),  # a wrong result of ours is a miss
+        (row("recompute", 1.5), []),  # for memory
     ],
 )
 def test_targets(given, good):
@@ -198,6 +203,7 @@ def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path, capsys)
         (["--only", "nothing"], "no such workload; there are guide-bench-rnn"),
         (["--variants", "abacus"], "unknown 'abacus'"),
         (["--only", "imdb", "--variants", "reset_after=False"], "with a GRU"),
+        (["--variants", "recompute", "--mode", "infer"], "recompute for training"),
         (["--threads", "0"], "cores"),
         (["--seconds", "inf"], "not positive"),
     ],
