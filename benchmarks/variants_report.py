@@ -116,7 +116,9 @@ def markdown(results: dict) -> str:
 
 Medians of alternating runs, each provider in its own process. A provider is timed only if its output, and in training
 each gradient, is right against float64: for recurrent dropout, zoneout, layer norm and the GRU that resets before its
-product against our reference in plain torch, with the same masks; else against torch.nn. Masks are drawn inside the
+product against our reference in plain torch, with the same masks; else against torch.nn. A layer norm magnifies
+rounding: where torch's error shows that, right is also what is off by no more than twice what changes in the last digit
+of input and weights make of the result in float64. Masks are drawn inside the
 timed call on all sides, by torch in the same way; how long that alone takes has a column. *runs on* is the backend that
 `explain` names for the variant: the reference is plain torch, slow. `legged` and `rl-bench` are GPU workloads, here on
 the CPU with the smaller batch of column B. The recurrent dropout of Keras is not compared: it takes no masks, and draws
