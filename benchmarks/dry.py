@@ -94,7 +94,6 @@ def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None 
         replaced(JITFunction, "run", compile_only),
         replaced(driver, "_active", Driver(gpu.arch)),
         replaced(torch.backends.cudnn.rnn, "fp32_precision", switch),
-        schedules.tf32x3(arithmetic == "tf32x3"),
     ):
         yield found
 

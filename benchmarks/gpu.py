@@ -9,7 +9,6 @@ takes a process for each provider, and hours.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import re
@@ -24,15 +23,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import chips, gpu_experiments, gpu_report, gpu_rows, gpu_tests, machine, report, tables
 from benchmarks.gpu_targets import reached
 from benchmarks.measure import Timer, event_time, wall_time
 from benchmarks.model import ARITHMETICS
 from benchmarks.providers import PROVIDERS
-from benchmarks.run import RESULTS, listed, resumed
+from benchmarks.run import RESULTS, listed, progress, providers_of, resumed
 from benchmarks.workloads import Workload, select
 from rnnkernels.triton import schedules
 
@@ -61,11 +58,10 @@ def warm(gpu: chips.Gpu, arithmetic: str, w: Workload) -> None:
     """Compile what a workload will launch, in a process of its own, into Triton's cache on disk."""
     from benchmarks import dry
 
-    stages = tuple(name for name, used in (("lengths", w.packed), ("reset", w.resets > 0)) if used)
-    for reverse in [(False,), (True,)] if w.alternating else [(False, True)[: w.D]]:
+    dtype = ARITHMETICS[arithmetic]
+    for reverse in w.walks:
         for train in (False, True):
-            dtype = ARITHMETICS[arithmetic]
-            dry.launches(gpu, w.cell, dtype, w.T, w.B, w.H, 0, reverse, w.heads, False, stages, train, arithmetic)
+            dry.launches(gpu, w.cell, dtype, w.T, w.B, w.H, 0, reverse, w.heads, False, w.stages, train, arithmetic)
 
 
 def warm_experiment(gpu: chips.Gpu, schedule: str, size: gpu_experiments.Size) -> None:
@@ -110,10 +106,7 @@ def started(asked: argparse.Namespace, command: str) -> dict:
 
 
 def write(results: dict, out: Path) -> list[Path]:
-    paths = [out.with_name(out.name + suffix) for suffix in (".json", ".md")]
-    for path, text in zip(paths, (json.dumps(results, indent=1) + "\n", gpu_report.markdown(results)), strict=True):
-        report.replace(path, text)
-    return paths
+    return report.write_texts(out, report.json_and(gpu_report.markdown(results), results))
 
 
 def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None) -> None:
@@ -204,11 +197,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         p.error("no GPU here (torch.cuda.is_available() is False); --device cpu --quick shows that it works")
     if asked.device == "cpu" and not (asked.quick and asked.out):
         p.error("--device cpu: only with --quick and --out")
-    for name in asked.providers or ():
-        if PROVIDERS[name].missing():
-            p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
-    if not asked.providers:
-        asked.providers = [n for n in names if asked.device in PROVIDERS[n].devices and not PROVIDERS[n].missing()]
+    asked.providers = providers_of(p, asked)
     asked.steps = [step for step in SHARES if step in asked.steps]
     asked.workloads = select("cuda", asked.only)
     if not asked.workloads:
@@ -236,7 +225,6 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
     asked = parse(arguments)
     asked.timer = timer or (event_time if asked.device == "cuda" else wall_time)
     words = sys.argv[1:] if arguments is None else arguments
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     try:
         results = started(asked, shlex.join(["python", "-m", "benchmarks.gpu", *words]))
     except (OSError, ValueError, KeyError) as error:
@@ -245,14 +233,13 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
     budget, gpu, ended = Budget(60 * asked.minutes, asked.steps), figures(asked.device), False
     how = (asked.device, asked.providers, gpu, asked.seconds, 3 if asked.quick else 5)
     measuring = (gpu_rows.Here if timer else gpu_rows.Apart)(*how, asked.timer)
-    bar = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         write(results, asked.out)
-        with Progress(*bar, console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
-            task = progress.add_task("")
+        with progress() as bar:
+            task = bar.add_task("")
 
             def told(what: str, done: int, total: int) -> None:
-                progress.update(task, description=what, completed=done, total=total)
+                bar.update(task, description=what, completed=done, total=total)
 
             if "tests" in asked.steps:
                 told("tests, and compiling ahead", 0, 1)

@@ -10,6 +10,7 @@ from benchmarks.tables import (
     Reasons,
     best_text,
     duration,
+    machine_lines,
     markdown_table,
     memory_section,
     peers,
@@ -17,12 +18,9 @@ from benchmarks.tables import (
     shape_cells,
     share_text,
 )
+from benchmarks.targets import without_threads
 
 TITLES = {"infer": "Forward", "train": "Forward and backward"}
-
-
-def _facts(results: dict) -> str:
-    return "\n".join(f"- {name}: {value}" for name, value in results["machine"].items() if name != "command")
 
 
 def _tests(found: dict | None) -> str:
@@ -38,10 +36,8 @@ def _number(result: dict, name: str) -> str:
 
 
 def _row(row: dict, names: list[str], reasons: Reasons) -> list[str]:
-    line, mine = shape_cells(row)[:-1], ours(row)
-    for name in names:
-        result = row["providers"].get(name, {"reason": "not asked"})
-        line.append(duration(row, result["seconds"]) if "seconds" in result else reasons.cell(name, result["reason"]))
+    mine = ours(row)
+    line = [*shape_cells(row)[:-1], *(reasons.cell(row, name, row["providers"].get(name)) for name in names)]
     predicted = row.get("model", {}).get("seconds")
     return [
         *line, ratio_text(mine.get("ratio")), best_text(row), _number(mine, "us_per_step"),
@@ -95,15 +91,14 @@ def _experiments(results: list[dict], lines: list[dict]) -> str:
 
 def markdown(results: dict) -> str:
     """The whole file: facts, tests, targets, rows, experiments."""
-    means = "\n".join(f"- {line}" for line in means_lines([row for row in results["rows"] if row["providers"]]))
-    targets = markdown_table(
-        ["target", "measured", ""], gpu_targets.lines([r for r in results["rows"] if r["providers"]])
-    )
+    measured = [row for row in results["rows"] if row["providers"]]
+    means = "\n".join(f"- {line}" for line in means_lines(measured))
+    targets = markdown_table(["target", "measured", ""], without_threads(gpu_targets.reached(measured)))
     return f"""# Benchmark on {results["machine"]["device"]}
 
     {results["machine"]["command"]}
 
-{_facts(results)}
+{machine_lines(results["machine"])}
 
 Medians of alternating runs in one process, timed with {results["machine"]["timer"]}. A provider is timed only if its
 output, and in training each gradient, is right against float64. A ratio is the other's time over that of rnnkernels;

@@ -19,7 +19,7 @@ from benchmarks.measure import Subject, Timer, alternate, truth_of
 from benchmarks.providers import PROVIDERS, Case
 from benchmarks.providers.ours import schedule_of
 from benchmarks.rows import derive, head, summed_up
-from benchmarks.worker import Worker
+from benchmarks.worker import Worker, said
 from benchmarks.workloads import Workload
 
 MODES = ("train", "infer")
@@ -62,7 +62,7 @@ def measured(
     try:
         row["schedule"] = schedule_of(case)
     except (RuntimeError, TypeError, ValueError) as error:  # what was measured is worth more than this
-        row["schedule"] = f"explain: {type(error).__name__}: {error}"
+        row["schedule"] = f"explain: {said(error)}"
     if gpu is not None:
         arithmetic = arithmetic_of(dtype)
         row["bound"] = model.bound(gpu, w, arithmetic, mode)
@@ -99,8 +99,7 @@ class Here:
         try:
             return getattr(self.measuring, method)(*given)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            raise RuntimeError(f"{type(error).__name__}: {lines[0]}") from error
+            raise RuntimeError(said(error)) from error
 
     def close(self) -> None:
         """Nothing is to be ended here."""

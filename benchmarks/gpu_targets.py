@@ -51,8 +51,3 @@ def reached(rows: list[dict]) -> list[Reached]:
                 pairs.append((_name(row), mine / theirs))
         found += extreme(f"training memory ≤ {most} x {whom}", 1, pairs, most, "{:.2f}", True)
     return found
-
-
-def lines(rows: list[dict]) -> list[list[str]]:
-    """The targets as lines of a table."""
-    return [[r.target, r.value, "reached" if r.good else "**missed**"] for r in reached(rows)]

@@ -19,15 +19,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks import machine
 from benchmarks.chips import ARCHS, Gpu
 from benchmarks.model import ARITHMETICS, Layer, arithmetics, kind_of, layers, step
-from benchmarks.report import replace
-from benchmarks.run import RESULTS, listed
-from benchmarks.tables import markdown_table
+from benchmarks.report import replace, write_texts
+from benchmarks.run import RESULTS, listed, progress
+from benchmarks.tables import machine_lines, markdown_table
 from benchmarks.workloads import Workload, select
 from rnnkernels.triton import schedules
 
@@ -105,16 +103,15 @@ def rows_of(arch: str, arithmetic: str, w: Workload) -> list[dict]:
     from benchmarks import dry
 
     torch.set_num_threads(1)
-    asked = tuple(name for name, used in (("lengths", w.packed), ("reset", w.resets > 0)) if used)
     rows = []
-    for reverse in [(False,), (True,)] if w.alternating else [(False, True)[: w.D]]:
+    for reverse in w.walks:
         name = w.name + (", reverse layers" if reverse == (True,) else "")
         sizes = (ARCHS[arch], w.cell, ARITHMETICS[arithmetic], w.T, w.B, w.H, 0, reverse, w.heads, False)
         for mode, passes in (("infer", PASSES[:1]), ("train", PASSES[1:])):
             try:
-                note, launched = "", dry.launches(*sizes, asked, mode == "train", arithmetic)
+                note, launched = "", dry.launches(*sizes, w.stages, mode == "train", arithmetic)
             except NotImplementedError as error:
-                note = f"compiled without {', '.join(asked)}: {str(error).rpartition(': ')[2]}"
+                note = f"compiled without {', '.join(w.stages)}: {str(error).rpartition(': ')[2]}"
                 launched = dry.launches(*sizes, (), mode == "train", arithmetic)
             for this, layer in zip(passes, layers(w, arithmetic, mode), strict=True):
                 these = [each for each in launched if each.backward == layer.backward]
@@ -177,12 +174,11 @@ def markdown(results: dict) -> str:
             parts.append(f"{title}\n{markdown_table(HEAD, [line(row) for row in these])}\n")
     notes = sorted({row["note"] for row in rows if row["note"]})
     broken = [f"- {text}" for text in broken_lines(rows)]
-    head = "\n".join(f"- {name}: {value}" for name, value in results["machine"].items() if name != "command")
     return f"""# Kernels of the GPU workloads, compiled without a GPU
 
     {results["machine"]["command"]}
 
-{head}
+{machine_lines(results["machine"])}
 
 Each launch that the launcher makes for a workload's layer, compiled for the chip named, not run. A row is a pass; where
 the launches of a pass are several kernels (the first and the last step differ from the others), registers, stack and
@@ -203,21 +199,16 @@ def write(results: dict, out: Path) -> list[Path]:
     """JSON with a row a line, and Markdown."""
     rows = ",\n".join(json.dumps(row) for row in results["rows"])
     text = f'{{"machine": {json.dumps(results["machine"])},\n"rows": [\n{rows}\n]}}\n'
-    paths = [out.with_name(out.name + suffix) for suffix in (".json", ".md")]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for path, content in zip(paths, (text, markdown(results)), strict=True):
-        replace(path, content)
-    return paths
+    return write_texts(out, {".json": text, ".md": markdown(results)})
 
 
 def compiled(tasks: list[tuple[str, str, Workload]], processes: int) -> list[dict]:
     """The rows of all tasks; in this process where one is asked for."""
-    bar = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*bar, console=Console(stderr=True), transient=True) as progress:
-        at = progress.add_task("compiling", total=len(tasks))
+    with progress() as bar:
+        at = bar.add_task("compiling", total=len(tasks))
 
         def advance(rows: list[dict]) -> list[dict]:
-            progress.advance(at)
+            bar.advance(at)
             return rows
 
         if processes == 1:

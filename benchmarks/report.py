@@ -29,14 +29,23 @@ def replace(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
+def write_texts(out: Path, texts: dict[str, str]) -> list[Path]:
+    """A file for each suffix of a name that has none."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    paths = [out.with_name(out.name + suffix) for suffix in texts]
+    for path, text in zip(paths, texts.values(), strict=True):
+        replace(path, text)
+    return paths
+
+
+def json_and(markdown: str, results: dict) -> dict[str, str]:
+    """The texts of results, by suffix."""
+    return {".json": json.dumps(results, indent=1) + "\n", ".md": markdown}
+
+
 def write(results: dict, out: Path, with_plots: bool = False) -> list[Path]:
     """JSON and Markdown, and the plots where asked for."""
-    written = []
-    texts = {".json": json.dumps(results, indent=1) + "\n", ".md": markdown(results)}
-    for suffix, text in texts.items():
-        path = out.with_name(out.name + suffix)
-        replace(path, text)
-        written.append(path)
+    written = write_texts(out, json_and(markdown(results), results))
     for suffix, draw in PLOTS.items() if with_plots else ():
         path = out.with_name(out.name + suffix)
         if draw(results, path):

@@ -75,6 +75,15 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+def providers_of(p: argparse.ArgumentParser, asked: argparse.Namespace) -> list[str]:
+    """Those that are named, all of which have to be installed; or all that are, for the device."""
+    for name in asked.providers or ():
+        if PROVIDERS[name].missing():
+            p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
+    here = (name for name, p in PROVIDERS.items() if p.default and asked.device in p.devices and not p.missing())
+    return asked.providers or list(here)
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     p = parser()
     asked = p.parse_args(arguments)
@@ -85,12 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     cores = len(machine.cores(max(asked.threads)))
     if 0 < cores < max(asked.threads):
         p.error(f"--threads {max(asked.threads)}: this process has {cores} cores")
-    for name in asked.providers or ():
-        if PROVIDERS[name].missing():
-            p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
-    if not asked.providers:
-        here = {name: p for name, p in PROVIDERS.items() if p.default and asked.device in p.devices and not p.missing()}
-        asked.providers = list(here)
+    asked.providers = providers_of(p, asked)
     asked.workloads = select(asked.device, asked.only)
     if not asked.workloads:
         names = ", ".join(w.name for w in WORKLOADS if w.device == asked.device)
@@ -110,6 +114,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if asked.quick:
         asked.seconds, asked.no_memory = min(asked.seconds, 0.2), True
     return asked
+
+
+def progress() -> Progress:
+    """What runs, and how far it is; away when it is done. Two refreshes a second: more would disturb what is timed."""
+    bar = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*bar, console=Console(stderr=True), transient=True, refresh_per_second=2)
 
 
 def key_of(row: dict) -> tuple:
@@ -173,20 +183,18 @@ def main(arguments: list[str] | None = None) -> int:
         results = started(asked, shlex.join(["python", "-m", "benchmarks.run", *words]))
     except (OSError, ValueError, KeyError) as error:
         parser().error(f"--resume: {error}")
-    bar = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
     finished = False
     try:
-        # Two refreshes a second: more would disturb what is timed.
-        with Progress(*bar, console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
-            task = progress.add_task("", total=len(asked.workloads))
+        with progress() as bar:
+            task = bar.add_task("", total=len(asked.workloads))
             for workload in asked.workloads:
-                progress.update(task, description=workload.name)
+                bar.update(task, description=workload.name)
                 rows = measured(asked, workload, results)
                 results["rows"] += rows
                 report.write(results, asked.out)
                 for row in rows:
-                    progress.console.print(tables.line(row), soft_wrap=True, markup=False, highlight=False)
-                progress.advance(task)
+                    bar.console.print(tables.line(row), soft_wrap=True, markup=False, highlight=False)
+                bar.advance(task)
         finished = True
     except KeyboardInterrupt:
         console.print("stopped; what was measured is kept, --resume goes on", style="bold")

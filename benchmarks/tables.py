@@ -57,12 +57,16 @@ def shape_cells(row: dict) -> list[str]:
 
 
 class Reasons:
-    """The reasons of what was not timed, numbered: a cell of a table has the number."""
+    """The reasons of what was not timed, numbered: in a table stands the time, or the number."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
-    def cell(self, name: str, reason: str) -> str:
+    def cell(self, row: dict, name: str, result: dict | None) -> str:
+        """Of what was measured under a name; None: it was not asked."""
+        if result and "seconds" in result:
+            return duration(row, result["seconds"])
+        reason = result["reason"] if result else "not asked"
         return f"– ({self.numbers.setdefault(f'{name}: {reason}', len(self.numbers) + 1)})"
 
     def lines(self) -> list[str]:
@@ -75,10 +79,7 @@ def columns(names: list[str]) -> list[str]:
 
 def cells(row: dict, names: list[str], reasons: Reasons) -> list[str]:
     """One line of the table, as text: each provider's time, then how ours compares."""
-    line = shape_cells(row)
-    for name in names:
-        result = row["providers"].get(name, {"reason": "not asked"})
-        line.append(duration(row, result["seconds"]) if "seconds" in result else reasons.cell(name, result["reason"]))
+    line = [*shape_cells(row), *(reasons.cell(row, name, row["providers"].get(name)) for name in names)]
     return [*line, ratio_text(ours(row).get("ratio")), best_text(row), share_text(row, ours(row))]
 
 
@@ -102,6 +103,11 @@ def markdown_table(head: list[str], lines: list[list[str]]) -> str:
         return f"**{value}**" if value.endswith(SLOWER) else value
 
     return "\n".join([line(head), "|" + "---|" * len(head), *(line([mark(v) for v in values]) for values in lines)])
+
+
+def machine_lines(described: dict) -> str:
+    """The machine as a list; the command stands apart."""
+    return "\n".join(f"- {name}: {value}" for name, value in described.items() if name != "command")
 
 
 def roofs_section(roofs: dict | None) -> str:
@@ -170,7 +176,6 @@ def busy_section(rows: list[dict]) -> str:
 def markdown(results: dict) -> str:
     """The whole file: machine, roofs, targets, means, every row, memory, comparisons, reasons."""
     rows, names, reasons = results["rows"], peers(results["rows"]), Reasons()
-    head = "\n".join(f"- {name}: {value}" for name, value in results["machine"].items() if name != "command")
     means = "\n".join(f"- {line}" for line in means_lines(rows)) or "- no ratio yet"
     parts = []
     for mode, title in TITLES.items():
@@ -185,7 +190,7 @@ def markdown(results: dict) -> str:
 
     {results["machine"]["command"]}
 
-{head}
+{machine_lines(results["machine"])}
 
 Medians of alternating runs, each provider in its own process on as many cores as threads. A provider is timed only if
 its output, and in training each gradient, is right against float64. A ratio is the other's time over that of

@@ -127,6 +127,11 @@ def reached(rows: list[dict]) -> list[Reached]:
     return found
 
 
+def without_threads(found: list[Reached]) -> list[list[str]]:
+    """Targets as lines of a table, where there is but one number of threads."""
+    return [[r.target, r.value, "reached" if r.good else "**missed**"] for r in found]
+
+
 def lines(rows: list[dict]) -> list[list[str]]:
     """The targets as lines of a table."""
     return [[r.target, threads_text(r.threads), r.value, "yes" if r.good else "**no**"] for r in reached(rows)]

@@ -9,7 +9,6 @@ Writes JSON and Markdown (benchmarks/variants_report.py).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import shlex
 import sys
@@ -21,8 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from benchmarks import machine, report, variants_report
 from benchmarks.measure import alternate, wall_time
@@ -30,7 +28,7 @@ from benchmarks.providers import PROVIDERS, TORCH_DTYPES, Case
 from benchmarks.providers.case import masks
 from benchmarks.providers.ours import schedule_of
 from benchmarks.rows import Rows, derive, guarded, head, summed_up
-from benchmarks.run import MODES, RESULTS, listed
+from benchmarks.run import MODES, RESULTS, listed, progress
 from benchmarks.worker import Worker
 from benchmarks.workloads import WORKLOADS, Workload
 
@@ -43,6 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "zoneout": {"options": (("zoneout", 0.1),)},
     "layer_norm": {"options": (("layer_norm", True),)},
     "reset_after=False": {"options": (("reset_after", False),)},
+    variants_report.RECOMPUTE: {"options": (("recompute", True),)},
 }
 PROVIDED = ("torch", "torch_script", "keras", "rnnkernels")
 ROUNDS = 5  # of each at least
@@ -69,11 +68,12 @@ def bases() -> list[Workload]:
 
 
 def planned(workloads: list[Workload], variants: list[str], modes: tuple[str, ...]) -> dict[tuple, list[Task]]:
-    """The rows of each plain workload and mode."""
+    """The rows of each plain workload and mode. What decides what training keeps has none in inference."""
     found: dict[tuple, list[Task]] = {}
     for w in workloads:
-        these = [name for name in variants if name != "reset_after=False" or w.cell == "gru"]
+        fitting = [name for name in variants if name != "reset_after=False" or w.cell == "gru"]
         for mode in modes:
+            these = [name for name in fitting if name != variants_report.RECOMPUTE or mode == "train"]
             if these:
                 found[w, mode] = [Task(name, replace(w, **VARIANTS[name]), mode) for name in these]
     return found
@@ -104,8 +104,9 @@ def measured(plainly: Rows, task: Task, providers: list[str], threads: int, unti
     """The row of a variant, with the plain layer between its runs; ``until`` is when to stop, by perf_counter."""
     w, dtype, cores = task.workload, task.workload.dtype, machine.cores(threads)
     with Rows(w, dtype, task.mode, providers, None) as own, ExitStack() as stack:
-        workers, facts = own.admitted(stack, cores, threads)
-        base, found = plainly.admitted(stack, cores, threads)
+        with_memory = task.variant == variants_report.RECOMPUTE
+        workers, facts = own.admitted(stack, cores, threads, with_memory)
+        base, found = plainly.admitted(stack, cores, threads, with_memory)
         facts["plain"] = found["rnnkernels"]
         if "rnnkernels" in base:
             workers["plain"] = base["rnnkernels"]
@@ -122,7 +123,7 @@ def measured(plainly: Rows, task: Task, providers: list[str], threads: int, unti
     return derive(row)
 
 
-def run_all(asked: argparse.Namespace, results: dict, progress: Progress) -> None:
+def run_all(asked: argparse.Namespace, results: dict, bar: Progress) -> None:
     """Every row, each within its share of the time that is left.
 
     Checking and the fewest runs may take longer than that: after half as much time again the rest is left out, and
@@ -130,11 +131,11 @@ def run_all(asked: argparse.Namespace, results: dict, progress: Progress) -> Non
     """
     plan = planned(asked.workloads, asked.variants, asked.modes)
     left = sum(map(len, plan.values()))
-    end, at = time.perf_counter() + asked.seconds, progress.add_task("", total=left)
+    end, at = time.perf_counter() + asked.seconds, bar.add_task("", total=left)
     for (w, mode), tasks in plan.items():
         with Rows(w, w.dtype, mode, ["rnnkernels"], None) as plainly:
             for task in tasks:
-                progress.update(at, description=f"{w.name}, {task.variant}, {mode}")
+                bar.update(at, description=f"{w.name}, {task.variant}, {mode}")
                 now = time.perf_counter()
                 if not asked.quick and now > end + asked.seconds / 2:
                     results["cut"].append(f"{w.name}, {task.variant}, {mode}")
@@ -143,19 +144,13 @@ def run_all(asked: argparse.Namespace, results: dict, progress: Progress) -> Non
                 row = measured(plainly, task, asked.providers, asked.threads, until, 3 if asked.quick else ROUNDS)
                 results["rows"].append(row)
                 left -= 1
-                progress.console.print(variants_report.line(row), soft_wrap=True, markup=False, highlight=False)
-                progress.advance(at)
+                bar.console.print(variants_report.line(row), soft_wrap=True, markup=False, highlight=False)
+                bar.advance(at)
         write(results, asked.out)
 
 
 def write(results: dict, out: Path) -> list[Path]:
-    """JSON and Markdown."""
-    paths = [out.with_name(out.name + suffix) for suffix in (".json", ".md")]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    texts = (json.dumps(results, indent=1) + "\n", variants_report.markdown(results))
-    for path, text in zip(paths, texts, strict=True):
-        report.replace(path, text)
-    return paths
+    return report.write_texts(out, report.json_and(variants_report.markdown(results), results))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -178,7 +173,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         p.error(f"--only {','.join(asked.only)}: no such workload; there are {', '.join(w.name for w in known)}")
     asked.modes = MODES if asked.mode == "both" else (asked.mode,)
     if not planned(asked.workloads, asked.variants, asked.modes):
-        p.error("--variants: reset_after=False is for workloads with a GRU")
+        p.error("--variants: reset_after=False is for workloads with a GRU, recompute for training")
     asked.providers = [name for name in PROVIDED if not PROVIDERS[name].missing()]
     asked.seconds = 0.01 if asked.quick else asked.seconds
     return asked
@@ -191,11 +186,10 @@ def main(arguments: list[str] | None = None) -> int:
     absent = {name: PROVIDERS[name].missing() for name in PROVIDED if name not in asked.providers}
     described["peers"] = ", ".join(f"{name} {machine.version(name)}" for name in ("torch", "keras"))
     results = {"machine": described, "absent": absent, "rows": [], "cut": []}
-    bar, finished = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn()), False
+    finished = False
     try:
-        # Two refreshes a second: more would disturb what is timed.
-        with Progress(*bar, console=Console(stderr=True), transient=True, refresh_per_second=2) as progress:
-            run_all(asked, results, progress)
+        with progress() as bar:
+            run_all(asked, results, bar)
         finished = True
     except KeyboardInterrupt:
         print("stopped; what was measured is kept", file=sys.stderr)

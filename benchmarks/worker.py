@@ -33,6 +33,12 @@ _CONTEXT = multiprocessing.get_context(
 _CONTEXT.set_forkserver_preload(["torch", "benchmarks.measure"])
 
 
+def said(error: Exception) -> str:
+    """The kind of an error and its first line."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
+
+
 class Lost(RuntimeError):
     """The process ended, or did not answer in time."""
 
@@ -62,8 +68,7 @@ def _serve(connection: Connection, cores: list[int], make: Callable[..., Any], a
                 answer = getattr(target, method)(*given)
             connection.send((True, answer))
         except Exception as error:
-            lines = str(error).strip().splitlines() or [""]
-            connection.send((False, f"{type(error).__name__}: {lines[0]}"))
+            connection.send((False, said(error)))
 
 
 class Worker:

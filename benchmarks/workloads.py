@@ -37,6 +37,16 @@ class Workload:
         return 2 if self.bidirectional else 1
 
     @property
+    def stages(self) -> tuple[str, ...]:
+        """What its kernels do beside a plain layer's, by the names in rnnkernels.ops."""
+        return tuple(name for name, used in (("lengths", self.packed), ("reset", self.resets > 0)) if used)
+
+    @property
+    def walks(self) -> list[tuple[bool, ...]]:
+        """The kinds of its layers: of each direction, whether it walks backwards in time."""
+        return [(False,), (True,)] if self.alternating else [(False, True)[: self.D]]
+
+    @property
     def kind(self) -> str:
         """The cell and what is special about it, as it stands in the tables."""
         cell = self.cell.upper()

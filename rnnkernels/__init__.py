@@ -1,6 +1,6 @@
 """Fused LSTM, GRU and RNN layers: drop-in replacements of ``torch.nn``'s on C++ (CPU) and Triton (GPU) kernels."""
 
-from . import backends, functional, keras
+from . import backends, checks, functional, keras
 from ._version import __version__
 from .convert import convert, revert
 from .explain import explain
@@ -19,6 +19,7 @@ __all__ = [
     "Stepper",
     "__version__",
     "backends",
+    "checks",
     "convert",
     "explain",
     "functional",

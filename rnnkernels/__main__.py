@@ -6,9 +6,11 @@ import platform
 
 import torch
 
-from . import __version__, backends
+from . import __version__, backends, checks
 
-ENVIRONMENT_VARIABLES = (backends.ENVIRONMENT_VARIABLE, "RNNKERNELS_ISA", "TRITON_INTERPRET")
+ENVIRONMENT_VARIABLES = (
+    backends.ENVIRONMENT_VARIABLE, checks.ENVIRONMENT_VARIABLE, "RNNKERNELS_ISA", "TRITON_INTERPRET"
+)  # fmt: skip
 
 
 def version(distribution):

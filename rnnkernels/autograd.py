@@ -244,7 +244,13 @@ def differentiating():
     return any(level.key() == TransformType.Grad for level in levels) or (bool(levels) and torch.is_grad_enabled())
 
 
-differentiating._dynamo_marked_constant = True  # torch.compiler.assume_constant_result: run while tracing
+def transforming():
+    """Whether a ``torch.func`` transform is around the call; also while torch.compile traces."""
+    return torch._C._are_functorch_transforms_active()
+
+
+# torch.compiler.assume_constant_result: run while tracing
+differentiating._dynamo_marked_constant = transforming._dynamo_marked_constant = True
 
 
 def transform_in_graph(*plan_and_tensors):

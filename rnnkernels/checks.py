@@ -1,11 +1,25 @@
 """Whether tensors fit together, in torch.nn's words. Letters as in functional.py."""
 
+import os
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    is_gradtrackingtensor,
+)
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from .autograd import autocast_enabled
+from .autograd import autocast_enabled, transforming
 from .cells import CELLS
 from .options import PLAIN, norm_parameters
+
+ENVIRONMENT_VARIABLE = "RNNKERNELS_DEVICE_ASSERTIONS"
+ASSERTING = ("cpu", "cuda", "xpu", "meta")  # the devices for which torch has an assertion
+_assertions = os.environ.get(ENVIRONMENT_VARIABLE) or "1"
 
 DTYPE_NAMES = {
     torch.float64: "Double", torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16",
@@ -88,28 +102,93 @@ def check_weights(weights, num_layers, D, bias, project, rows, I, H, P, N=1, nor
 
 
 def check_lengths(lengths, x):
-    """``lengths`` as int64 on the device of x (T, B, I)."""
+    """``lengths`` as int64 on the device of x (T, B, I); their values are checked as `device_assertions` says."""
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, dtype=torch.int64)
+        if not hasattr(lengths, "__len__"):
+            raise TypeError(
+                f"Expected 'lengths' to be a tensor or a list of integers, but got {type(lengths).__name__}"
+            )
+        kind = None if len(lengths) else torch.int64  # of nothing torch would make floats
+        lengths = torch.as_tensor(lengths, dtype=kind, device="cpu")
     T, B = x.shape[:2]
-    if lengths.dim() != 1 or lengths.dtype.is_floating_point or lengths.dtype in (torch.bool, torch.complex64):
+    if lengths.dim() != 1 or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         kind = DTYPE_NAMES.get(lengths.dtype, str(lengths.dtype))
         raise ValueError(f"Expected 'lengths' to be a 1D integer tensor, but got {lengths.dim()}D {kind} tensor")
     n = lengths.size(0)
     if n != B:
         raise ValueError(f"Expected `len(lengths)` to be equal to batch_size, but got {n} (batch_size={B})")
-    if lengths.device.type == "cpu" and B > 0 and not symbolic():
+    if not lengths.is_cpu and lengths.device != x.device:
+        raise ValueError(
+            f"Expected 'lengths' on the CPU or on the device of the input, {x.device}, but got {lengths.device}"
+        )
+    moved = lengths.to(device=x.device, dtype=torch.int64)
+    check_values(lengths if lengths.is_cpu else moved, T)
+    return moved
+
+
+@contextmanager
+def device_assertions(enabled: bool):
+    """Within this context ``lengths`` that lie on a GPU are checked by an assertion there, or not checked at all.
+
+    What is checked of ``lengths`` is that each is from 0 to T. On the CPU that is done at once, with a ValueError. On a
+    GPU the host would have to wait for the values; in their place torch's own ``_assert_async`` is queued, four small
+    kernels a call: it stops the program with a device-side assertion (after which CUDA is of no use in that process),
+    and the host never waits. Graphs of ``torch.compile`` and ``torch.export`` hold the same assertion, on the CPU too,
+    where it raises a RuntimeError. Under ``vmap`` and ``grad`` of ``torch.func`` the values are checked like that as
+    well, but not under these inside ``torch.compile``, where the assertion has no rule for batches.
+
+    The default is True; the environment variable ``RNNKERNELS_DEVICE_ASSERTIONS=0`` switches off for a whole process.
+    Without it wrong lengths on a GPU have no defined result. What is on the CPU in eager mode is always checked.
+
+    Raises:
+        TypeError: for anything but a bool.
+        RuntimeError: in calls with lengths, if the environment variable is neither 0 nor 1.
+    """
+    global _assertions
+    if not isinstance(enabled, bool):
+        raise TypeError(f"enabled should be of type bool, got: {type(enabled).__name__}")
+    before, _assertions = _assertions, "1" if enabled else "0"
+    try:
+        yield
+    finally:
+        _assertions = before
+
+
+def check_values(lengths, T):
+    """Whether lengths are from 0 to T; an error at once, or an assertion."""
+    if torch.compiler.is_compiling():
+        if not transforming():
+            assert_values(lengths, T)
+    elif transforming():
+        while is_batchedtensor(lengths) or is_gradtrackingtensor(lengths):
+            lengths = get_unwrapped(lengths)
+        if not is_functorch_wrapped_tensor(lengths):
+            with temporarily_clear_interpreter_stack():
+                check_values(lengths, T)
+    elif not on_host(lengths):
+        assert_values(lengths, T)
+    elif lengths.numel() > 0:
         low, high = lengths.min().item(), lengths.max().item()
         if low < 0:
             raise ValueError(f"Length of all samples has to be at least 0, but found {low} in 'lengths'")
         if high > T:
             raise ValueError(f"Length of all samples has to be at most {T}, the number of steps, but found {high}")
-    return lengths.to(device=x.device, dtype=torch.int64)
 
 
-def symbolic():
-    """Whether the values of tensors cannot be looked at: while compiling or exporting, and under ``torch.func``."""
-    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+def on_host(tensor):
+    """Whether the values of a tensor can be looked at without waiting for a device."""
+    return tensor.is_cpu
+
+
+def assert_values(lengths, T):
+    """Have the device of lengths check them when it comes to it."""
+    if _assertions not in ("0", "1"):
+        raise RuntimeError(f"{ENVIRONMENT_VARIABLE}={_assertions} is neither 0 nor 1")
+    if _assertions == "1" and lengths.device.type in ASSERTING:
+        lengths = lengths.to(torch.int64)  # narrower ones may not hold T
+        # no number in the text: a graph with dynamic sizes has none
+        message = "Length of all samples in 'lengths' has to be at least 0 and at most the number of steps"
+        torch._assert_async((lengths == lengths.clamp(0, T)).all(), message)
 
 
 def check_reset(reset, input, batch_first, bidirectional):

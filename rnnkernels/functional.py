@@ -60,7 +60,8 @@ def rnn(
 
     Raises:
         ValueError: for an input whose dtype is not that of the weights, a wrong ``nonlinearity`` or option, wrong
-            ``lengths`` or ``reset`` (the values of ``lengths`` are looked at on the CPU only).
+            ``lengths`` or ``reset`` (wrong values of ``lengths`` that lie on a GPU: a device-side assertion, see
+            :func:`rnnkernels.checks.device_assertions`).
         RuntimeError: for shapes, devices and dtypes that do not fit together, and for T = 0.
     """
     if nonlinearity not in ("tanh", "relu"):

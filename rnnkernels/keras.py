@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from .options import PLAIN
-from .recurrent import MODES, Recurrent
+from .recurrent import MODES, check_recurrent
 
 ORDER = {"rnn": (0,), "lstm": (0, 1, 2, 3), "gru": (1, 0, 2)}
 """Where in Keras each gate of torch is, and the other way round."""
@@ -72,7 +72,7 @@ def export_weights(module: nn.Module) -> list:
         TypeError, ValueError: for a module of another kind, or one with something that Keras lacks.
     """
     check_module(module)
-    cell, arrays = MODES[module.mode][0], []
+    cell, arrays = module._cell, []
     for name, shape in shapes(module):
         kind, _, suffix = name.partition("_l")
         if kind == "bias":
@@ -99,7 +99,7 @@ def shapes(module):
 
 def parameters_of(module, name, array):
     """The parameters of the module, by name, that one array stands for."""
-    cell, (kind, _, suffix) = MODES[module.mode][0], name.partition("_l")
+    cell, (kind, _, suffix) = module._cell, name.partition("_l")
     if kind != "bias":
         return {name: ordered(array.T, cell)}
     ih, hh = array if array.dim() == 2 else (array, torch.zeros_like(array))
@@ -113,8 +113,7 @@ def ordered(rows, cell):
 
 def check_module(module):
     """Whether Keras has a module of this kind."""
-    if not isinstance(module, Recurrent):
-        raise TypeError(f"Expected an RNN, LSTM or GRU of rnnkernels, but got {type(module).__name__}")
+    check_recurrent(module)
     lacking = (module._options or PLAIN).changed("activation", "recurrent_activation", "reset_after", "recompute",
                                                 "recurrent_dropout")  # fmt: skip
     if module.proj_size:
@@ -135,7 +134,7 @@ def check_layer(module, layer):
     options = module._options or PLAIN
     found |= {"class": kind} | {name: config[name] for name in ("units", "use_bias", "go_backwards", "activation")}
     expected |= {
-        "class": {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}[MODES[module.mode][0]],
+        "class": {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}[module._cell],
         "units": module.hidden_size, "use_bias": module.bias, "go_backwards": False,
         "activation": MODES[module.mode][1] or options.activation,
     }  # fmt: skip

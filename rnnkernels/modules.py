@@ -38,8 +38,9 @@ class RNN(Recurrent):
         layer_norm: normalise what enters the cell (Ba et al. 2016, "Layer normalization"): ``LN(W_ih x) * g_x`` and
             ``LN(W_hh h) * g_h`` in the place of the two products, over the G*H units of all gates of a layer and
             direction, before the biases. Adds ``ln_x_weight_l0`` and ``ln_h_weight_l0`` (G*H) and so on. Default: False
-        recompute: save only the output (and c) for the backward pass, which computes the gates again by one product
-            over all steps (Chen et al. 2016, "Training deep nets with sublinear memory cost"). Default: False
+        recompute: save only the output (and c) for the backward pass, which computes the gates again, a layer at a
+            time, by products over many steps (Chen et al. 2016, "Training deep nets with sublinear memory cost"). It
+            saves memory in stacks of layers, not in a single one. Default: False
         heads: N, cuts h into N parts that do not see each other in the recurrent product (the block-diagonal
             recurrence of Beck et al. 2024, "xLSTM", and of DreamerV3): ``weight_hh`` is (N, G*H/N, H/N), and all else,
             the order of the gates in ``weight_ih`` (G*H, I) included, is as before: head n has the units n*H/N to
@@ -61,7 +62,8 @@ class RNN(Recurrent):
 
     Raises:
         ValueError, RuntimeError, TypeError: where ``torch.nn.RNN`` does, in its words, and for what is said above.
-            The values of ``lengths`` are looked at on the CPU only.
+            Wrong values of ``lengths`` that lie on a GPU are a device-side assertion, which can be switched off: see
+            :func:`rnnkernels.checks.device_assertions`.
     """
 
     _wrong_input = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"

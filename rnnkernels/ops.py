@@ -219,9 +219,9 @@ def layer(
     tensors = (x, *states, *weights, *reset_states, lengths, reset, h_mask, *zone)
     traced = torch.compiler.is_compiling()
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
+    if not traced:
+        refuse_forward_mode(tensors)
     if transform or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
-        if not traced:
-            refuse_forward_mode(tensors)
         plan = Plan(
             backend, cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
             activation, recurrent_activation, layer_norm, eps, return_cells, recompute,
@@ -233,8 +233,6 @@ def layer(
         S = CELLS[cell].states
         last, cells = tuple(rest[:S]), rest[-1]
     else:
-        if not traced:
-            refuse_forward_mode(tensors)
         y, last, saved = implementation(backend, "layer")(
             cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
             lengths, reset, reset_states, h_mask, zone, layer_norm, eps, return_cells,

@@ -103,8 +103,6 @@ def norm_parameters(cell, H):
 
 def settings(cell, activation, options):
     """``cell, activation, recurrent_activation`` of the op."""
-    if options is None:
-        return cell, activation, None
     if options.activation != "tanh":
         activation = options.activation
     gate = None if options.recurrent_activation == "sigmoid" else options.recurrent_activation

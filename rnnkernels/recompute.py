@@ -1,4 +1,4 @@
-"""``recompute``: what a backward pass needs of the forward pass, from its results, by one large product over all steps.
+"""``recompute``: what a backward pass needs of the forward pass, from its results, by large products over many steps.
 
 The gates of one layer at a time are there for a while: in the backward pass, and in the forward pass of a cell with c.
 
@@ -9,6 +9,9 @@ import torch
 
 from . import reference
 from .cells import CELLS, accumulate_dtype
+
+PARTS = 16  # a part of the steps at a time: what lies between inputs and gates is several times as large as the gates
+LEAST = 2**16  # pre-activations in a part, or the products would be too small
 
 
 def without_gates(cell, saved):
@@ -25,36 +28,40 @@ def with_gates(arguments, y, cells):
     lengths, reset, reset_states, h_mask, _, layer_norm, eps = rest
     if not CELLS[cell].kept:
         return cells
-    dtype, acc, D = x.dtype, accumulate_dtype(x.dtype), reference.directions_of(x, reverse)
+    acc, D, (T, B) = accumulate_dtype(x.dtype), reference.directions_of(x, reverse), y.shape[:2]
     act, gate = reference.functions(activation, recurrent_activation)
     states = states or reference.zero_states(cell, x, weights, reverse, project)
-    outputs, kept = y.unflatten(-1, (D, -1)), []
+    outputs, rows = y.unflatten(-1, (D, -1)), weights[0].size(0)
+    # a compiler puts parts together as it likes, and T may be any number in its graph
+    steps = T if torch.compiler.is_compiling() else max(-(-T // PARTS), LEAST // max(1, B * rows), 1)
+    gates = x.new_empty(D, T, B, CELLS[cell].kept, rows // CELLS[cell].gates)
     for d in range(D):
         own = [w.to(acc) for w in reference.weights_of(weights, d, D)]
         own = reference.Direction(cell, own, bias, project, eps if layer_norm else None)
         backward, ends = reverse[d % len(reverse)], reference.group(lengths, d, reverse, 1)
-        left = [outputs[:, :, d], *(c[d] for c in cells)]
-        old = [entering(s.to(acc), first[d].to(acc), backward, ends) for s, first in zip(left, states, strict=True)]
-        if reset is not None:
-            at = reference.group(reset, d, reverse, 2)[..., None]
-            restart = [s[d].to(acc) for s in reset_states] or [0.0] * len(old)
-            old = [torch.where(at, r, s) for s, r in zip(old, restart, strict=True)]
-        h = old[0] if h_mask is None else old[0] * h_mask[d].to(acc)
-        h, x_RGH, *old = (
-            t.flatten(0, 1) for t in (h, own.inputs(reference.group(x, d, reverse, 3).to(acc)), *old)
-        )  # a row for each step and sequence
-        again = lambda r, h=h, own=own: own.again(r * h)  # noqa: E731
-        gates = reference.CELL_FUNCTIONS[cell](x_RGH, own.recurrent(h), tuple(old), act, gate, own.norm, again)[1]
-        kept.append(torch.stack(gates, 1).unflatten(0, y.shape[:2]))
-    return [torch.stack(kept).to(dtype), *cells]
+        x_TBI, at = reference.group(x, d, reverse, 3), reference.group(reset, d, reverse, 2)
+        left, first = [outputs[:, :, d], *(c[d] for c in cells)], [s[d].to(acc) for s in states]
+        restart = [s[d].to(acc) for s in reset_states] or [0.0] * len(left)
+        for part in (slice(a, min(a + steps, T)) for a in range(0, T, steps)):
+            old = [entering(s, f, backward, ends, part) for s, f in zip(left, first, strict=True)]
+            if at is not None:
+                old = [torch.where(at[part, :, None], r, s) for s, r in zip(old, restart, strict=True)]
+            h = old[0] if h_mask is None else old[0] * h_mask[d].to(acc)
+            # a row for each step and sequence
+            h, x_RGH, *old = (t.flatten(0, 1) for t in (h, own.inputs(x_TBI[part].to(acc)), *old))
+            again = lambda r, h=h, own=own: own.again(r * h)  # noqa: E731
+            planes = reference.CELL_FUNCTIONS[cell](x_RGH, own.recurrent(h), tuple(old), act, gate, own.norm, again)[1]
+            gates[d, part] = torch.stack(planes, 1).unflatten(0, (part.stop - part.start, B))
+    return [gates, *cells]
 
 
-def entering(left, first, backward, ends):
-    """The state that enters each step (T, B, H or P), from those that left it and the initial one (B, H or P)."""
+def entering(left, first, backward, ends, part):
+    """The states (t, B, H or P) that enter some steps, from those that left all, and the initial one (B, H or P)."""
+    a, b, T = part.start, part.stop, left.size(0)
     if not backward:
-        return torch.cat([first[None], left[:-1]])
-    old = torch.cat([left[1:], first[None]])
+        return torch.cat([left[a - 1 : a].to(first) if a else first[None], left[a : b - 1].to(first)])
+    old = torch.cat([left[a + 1 : b].to(first), left[b : b + 1].to(first) if b < T else first[None]])
     if ends is None:
         return old
-    steps = torch.arange(old.size(0), device=old.device)[:, None, None]
+    steps = torch.arange(a, b, device=old.device)[:, None, None]
     return torch.where(steps + 1 < ends[:, None], old, first)

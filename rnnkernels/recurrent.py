@@ -19,6 +19,12 @@ from .options import Option, check_heads, norm_parameters, take_options
 MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm", None), "GRU": ("gru", None)}
 
 
+def check_recurrent(module):
+    """Whether a module is one of ours, where one with torch.nn's abilities will not do."""
+    if not isinstance(module, Recurrent):
+        raise TypeError(f"Expected an RNN, LSTM or GRU of rnnkernels, but got {type(module).__name__}")
+
+
 class Recurrent(nn.RNNBase):
     """What the three have in common: everything but the form of ``hx``."""
 

@@ -51,10 +51,15 @@ def layers(
     y, last = ops.over_layers(run, x, states, weights, num_layers, D)
     if not return_cells:
         return y, last
-    c = found[0].permute(1, 2, 0, 3).flatten(2)
-    if lengths is not None:  # backends leave there what they like
-        c = torch.where(torch.arange(c.size(0), device=c.device)[:, None, None] < lengths[:, None], c, 0.0)
+    c = zero_past(found[0].permute(1, 2, 0, 3).flatten(2), lengths)  # backends leave there what they like
     return y, last, c.to(y.dtype)
+
+
+def zero_past(v, lengths):
+    """v (T, B, H) with zeros past the lengths, where there are any."""
+    if lengths is None:
+        return v
+    return torch.where(torch.arange(v.size(0), device=v.device)[:, None, None] < lengths[:, None], v, 0.0)
 
 
 def layer(

@@ -8,7 +8,8 @@ from . import reference
 from .autograd import without_autocast
 from .cells import CELLS
 from .options import PLAIN, settings
-from .recurrent import MODES, Recurrent
+from .recurrent import MODES, check_recurrent
+from .stages import zero_past
 
 
 @torch.no_grad()
@@ -36,8 +37,7 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
         TypeError: for a module of another kind, or a ``PackedSequence``.
         ValueError, RuntimeError: as the module does.
     """
-    if not isinstance(module, Recurrent):
-        raise TypeError(f"Expected an RNN, LSTM or GRU of rnnkernels, but got {type(module).__name__}")
+    check_recurrent(module)
     if isinstance(input, PackedSequence):
         raise TypeError("Expected a padded input (with lengths), but got a PackedSequence")
     layers = []
@@ -48,6 +48,7 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
         return y, last
 
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record))(input)
+    lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
     options = module._options or PLAIN
     cell, D = settings(*MODES[module.mode], options)[0], 1 + module.bidirectional
     found = {}
@@ -65,9 +66,7 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
 
 def laid_out(v, module, input, lengths):
     """(T, B, H) in the layout of the input, with zeros past the lengths."""
-    if lengths is not None:
-        lengths = torch.as_tensor(lengths, device=v.device)
-        v = torch.where(torch.arange(v.size(0), device=v.device)[:, None, None] < lengths[:, None], v, 0.0)
+    v = zero_past(v, lengths)
     if input.dim() == 2:
         return v.squeeze(1)
     return v.transpose(0, 1) if module.batch_first else v

@@ -1,7 +1,8 @@
-"""What all tests share: one table of tolerances, one way to compare, and one way to make a call of the op."""
+"""What all tests share: one table of tolerances, one way to compare, one way to make a call of the op, and so on."""
 
 from typing import NamedTuple
 
+import pytest
 import torch
 
 from rnnkernels import ops
@@ -30,6 +31,14 @@ def assert_close(name, actual, expected, tolerance=None):
         return
     e = error(actual, expected)
     assert e <= tolerance, f"{name}: error {e:.2e} of {tolerance:.0e} allowed"
+
+
+def refused(main, arguments, capsys):
+    """What a command says last before it ends with status 2, as it does where its arguments are wrong."""
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
 
 
 class Case(NamedTuple):

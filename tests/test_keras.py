@@ -51,6 +51,14 @@ def pair(keras, name, wrap=False, **layout):
     return layer, load_weights(module, layer)
 
 
+def compare_states(last, states):
+    """Our final states with Keras's: forward's h and c, then backward's."""
+    last = last if isinstance(last, tuple) else (last,)
+    assert len(states) == len(last) * last[0].size(0)
+    for k, s in enumerate(states):
+        assert_close(f"state {k}", last[k % len(last)][k // len(last)], s.detach().cpu(), 1e-5)
+
+
 @pytest.mark.parametrize("wrap", (False, True), ids=["one", "Bidirectional"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_outputs_are_keras_s(keras, name, wrap):
@@ -59,22 +67,21 @@ def test_outputs_are_keras_s(keras, name, wrap):
     expected, *states = layer(x)
     y, last = module(x)
     assert_close("y", y, expected.detach().cpu(), 1e-5)
-    last = last if isinstance(last, tuple) else (last,)
-    for k, s in enumerate(states):  # forward's h and c, then backward's
-        assert_close(f"state {k}", last[k % len(last)][k // len(last)], s.detach().cpu(), 1e-5)
+    compare_states(last, states)
 
 
+@pytest.mark.parametrize("wrap", (False, True), ids=["one", "Bidirectional"])
 @pytest.mark.parametrize("name", ["SimpleRNN", "LSTM relu", "GRU", "GRU before"])
-def test_masks_are_lengths(keras, name):
-    layer, module = pair(keras, name)
+def test_masks_are_lengths(keras, name, wrap):
+    layer, module = pair(keras, name, wrap)
     x, lengths = torch.randn(B, T, I), torch.tensor([3, T, 1])
     mask = torch.arange(T) < lengths[:, None]
-    layer.zero_output_for_mask = True
+    for one in (layer.forward_layer, layer.backward_layer) if wrap else (layer,):
+        one.zero_output_for_mask = True
     expected, *states = layer(x, mask=mask)
     y, last = module(x, lengths=lengths)
     assert_close("y", y, expected.detach().cpu(), 1e-5)
-    for k, (a, e) in enumerate(zip(last if isinstance(last, tuple) else (last,), states, strict=True)):
-        assert_close(f"state {k}", a[0], e.detach().cpu(), 1e-5)
+    compare_states(last, states)
 
 
 @pytest.mark.parametrize("wrap", (False, True), ids=["one", "Bidirectional"])

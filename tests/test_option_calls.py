@@ -63,9 +63,10 @@ def test_rows_of_length_zero(cell):
     assert torch.equal(ours(again, hx, lengths=[0, 4, 0])[0], y)  # what lies past the end is not looked at
 
 
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "options"])
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
-def test_packed_equals_lengths_with_options(name):
-    module = getattr(rnnkernels, name)(I, H, 2, bidirectional=True, dtype=torch.float64, **OPTIONS).eval()
+def test_packed_equals_lengths_with_options(name, options):
+    module = getattr(rnnkernels, name)(I, H, 2, bidirectional=True, dtype=torch.float64, **options).eval()
     x, cells = torch.randn(T, B, I, dtype=torch.float64), {"return_cell_states": True} if name == "LSTM" else {}
     y, last, *c = module(x, lengths=LENGTHS, **cells)
     for order in (False, True):
@@ -165,6 +166,14 @@ BAD_CALLS = {
     "lengths of others": (lambda m: m(r(6, 3, 4), lengths=[1, 2]), ValueError, "got 2 .batch_size=3"),
     "lengths 2D": (lambda m: m(r(6, 3, 4), lengths=torch.ones(3, 1).long()), ValueError, "got 2D Long"),
     "lengths dtype": (lambda m: m(r(6, 3, 4), lengths=torch.ones(3)), ValueError, "got 1D Float tensor"),
+    "lengths bool": (lambda m: m(r(6, 3, 4), lengths=torch.ones(3).bool()), ValueError, "got 1D Bool tensor"),
+    "lengths complex": (lambda m: m(r(6, 3, 4), lengths=torch.ones(3).cdouble()), ValueError, "1D torch.complex128"),
+    "lengths, not whole": (lambda m: m(r(6, 3, 4), lengths=[1, 2.5, 3]), ValueError, "got 1D Float tensor"),
+    "lengths, a number": (lambda m: m(r(6, 3, 4), lengths=6), TypeError, "'lengths' to be a tensor or a list.*got int"),
+    "lengths, nowhere": (
+        lambda m: m(r(6, 3, 4), lengths=torch.ones(3, device="meta").long()), ValueError,
+        "on the CPU or on the device of the input, cpu, but got meta",
+    ),
     "negative": (lambda m: m(r(6, 3, 4), lengths=[1, -1, 2]), ValueError, "at least 0, but found -1"),
     "too long": (lambda m: m(r(6, 3, 4), lengths=[1, 7, 2]), ValueError, "at most 6, .*, but found 7"),
     "lengths, unbatched": (lambda m: m(r(6, 4), lengths=[6]), ValueError, "expected input to be 3D, got 2D tensor"),

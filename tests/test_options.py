@@ -8,7 +8,7 @@ from common import assert_close
 from conftest import CPU_BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from options_cases import plain
+from options_cases import ACTIVATIONS, plain
 from test_modules import flat
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -42,6 +42,7 @@ FEATURES = {
     "heads": {"heads": 2},
     "cell states": {"cells": True},
     "dropout": {"dropout": 0.5},
+    "batch_first": {"batch_first": True},
 }
 
 
@@ -82,7 +83,7 @@ def build(cell, features, layers=2, bias=True, seed=0, dtype=torch.float64, T=T)
     reset = torch.rand(T, B) < 0.4 if call["reset"] else None
     return module, x, hx, {
         "lengths": call["lengths"], "reset": reset, "restart": new() if call["reset"] == "states" else None,
-        "cells": bool(call["cells"]),
+        "cells": bool(call["cells"]), "batch_first": module.batch_first,
     }  # fmt: skip
 
 
@@ -94,14 +95,17 @@ def form(states):
 def run(module, x, hx, call):
     """The outputs of the module as a flat list."""
     more = {}
+    turn = (lambda t: t.transpose(0, 1)) if call["batch_first"] else (lambda t: t)
     if call["reset"] is not None:
-        more["reset"] = call["reset"] if call["restart"] is None else (call["reset"], form(call["restart"]))
+        reset = turn(call["reset"])
+        more["reset"] = reset if call["restart"] is None else (reset, form(call["restart"]))
     if call["lengths"] is not None:
         more["lengths"] = call["lengths"]
     if call["cells"]:
         more["return_cell_states"] = True
     torch.manual_seed(11)
-    return flat(module(x, form(hx), **more))
+    y, last, *c = module(turn(x), form(hx), **more)
+    return [turn(y), *flat(last), *map(turn, c)]
 
 
 def skip_what_a_backend_lacks(name, module, x, call):
@@ -154,29 +158,36 @@ def test_features_alone_and_in_pairs(cell, features, name):
 
 
 @given(
-    st.sampled_from(list(CELLS)), st.lists(st.sampled_from(list(FEATURES)), min_size=3, max_size=7, unique=True),
+    st.sampled_from(CPU_BACKENDS), st.sampled_from(list(CELLS)),
+    st.lists(st.sampled_from(list(FEATURES)), min_size=3, max_size=7, unique=True),
     st.integers(1, 2), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
-@settings(deadline=None, derandomize=True, max_examples=60, database=None)
-def test_any_combination(cell, features, layers, bias, seed):
+@settings(deadline=None, derandomize=True, max_examples=120, database=None)
+def test_any_combination(name, cell, features, layers, bias, seed):
     chosen = []
     for feature in features:
         if exists(cell, *chosen, feature) and (layers > 1 or feature != "dropout"):
             chosen.append(feature)
-    compare(*build(cell, chosen, layers, bias, seed))
+    with backends.force(name):
+        compare(*build(cell, chosen, layers, bias, seed))
 
 
-CHECKED = [
-    (cell, feature)
-    for cell in ("rnn", "lstm", "gru", "gru_reset_before")
-    for feature in FEATURES
-    if exists(cell, feature) and feature not in ("plain", "lengths", "dropout", "linear", "zoneout")
-]
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("gate", ACTIVATIONS)
+@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before"])
+def test_all_activations(backend, cell, gate, activation):
+    module, x, hx, call = build(cell, ["lengths"], layers=1)
+    module.activation, module.recurrent_activation = activation, gate
+    compare(module, x, hx, call)
+
+
+CHECKED = [(cell, feature) for cell in CELLS for feature in list(FEATURES)[1:] if exists(cell, feature)]
 
 
 @pytest.mark.parametrize("cell, feature", CHECKED, ids=[f"{c}-{f}" for c, f in CHECKED])
 def test_first_and_second_derivatives_numerically(cell, feature):
-    module, x, hx, call = build(cell, [feature], layers=1, T=3)
+    module, x, hx, call = build(cell, [feature], layers=2 if feature == "dropout" else 1, T=3)
+    call["lengths"] = None if call["lengths"] is None else torch.tensor([2, 0, 3])
     names, weights = zip(*module.named_parameters(), strict=True)
     restart, n = call["restart"] or (), 1 + len(hx)
 

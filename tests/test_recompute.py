@@ -37,10 +37,13 @@ def arguments_of(cell, stage, reverse, P=0, groups=False, states=True):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, True)], ids=["forward", "reverse", "both"])
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("cell", [*CELLS, "projected"])
-def test_gates_are_those_of_the_forward_pass(cell, stage, reverse):
+def test_gates_are_those_of_the_forward_pass(cell, stage, reverse, parts, monkeypatch):
+    monkeypatch.setattr(recompute, "PARTS", parts)
+    monkeypatch.setattr(recompute, "LEAST", 1)
     P, cell = (2, "lstm") if cell == "projected" else (0, cell)
     for more in ({}, {"states": False}, {"groups": True}):
         arguments = arguments_of(cell, stage, reverse, P, **more)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from common import assert_close
 from conftest import CPU_BACKENDS
 from test_option_modules import MODULES, make
@@ -61,6 +62,40 @@ def test_gates_obey_the_equations():
     xn = x @ module.weight_ih_l0[8:].detach().T + module.bias_ih_l0[8:].detach()
     assert_close("n", v["n"], (xn + v["r"] * v["q"]).relu())
     assert_close("h", v["h"], (1 - v["z"]) * v["n"] + v["z"] * before)
+
+
+def test_gates_obey_the_equations_with_options():
+    """With norms, zoneout, a restart from given states, and the reset before the product."""
+    module, x = rnnkernels.LSTM(3, 4, layer_norm=True, zoneout=(0.1, 0.3), dtype=torch.float64).eval(), x_of()
+    for p in module.parameters():
+        p.data += 0.3 * torch.randn_like(p)
+    hx, restart = (tuple(x_of(1, B, 4) for _ in range(2)) for _ in range(2))
+    mask = torch.rand(T, B) < 0.4
+    mask[2, 0], mask[:, 1] = True, False
+    v = {k.removesuffix("_l0"): t for k, t in trace(module, x, hx, reset=(mask, restart)).items()}
+    h, c = (
+        torch.where(mask[..., None], again, torch.cat([first, v[name][:-1]]))
+        for name, first, again in zip("hc", hx, restart, strict=True)
+    )
+    new = v["f"] * c + v["i"] * v["g"]
+    assert_close("c", v["c"], 0.3 * c + 0.7 * new)
+    normed = F.layer_norm(new, (4,), module.ln_c_weight_l0, module.ln_c_bias_l0).detach()
+    assert_close("h", v["h"], 0.1 * h + 0.9 * v["o"] * normed.tanh())
+    r = F.layer_norm(h @ module.weight_hh_l0.T, (16,), module.ln_h_weight_l0) + module.bias_hh_l0
+    gates = F.layer_norm(x @ module.weight_ih_l0.T, (16,), module.ln_x_weight_l0) + module.bias_ih_l0 + r
+    i, f, g, o = gates.detach().chunk(4, -1)
+    for name, e in (("i", i.sigmoid()), ("f", f.sigmoid()), ("g", g.tanh()), ("o", o.sigmoid())):
+        assert_close(name, v[name], e)
+
+    module = rnnkernels.GRU(3, 4, reset_after=False, dtype=torch.float64)
+    v = {k.removesuffix("_l0"): t for k, t in trace(module, x, hx[0]).items()}
+    h = torch.cat([hx[0], v["h"][:-1]])
+    r, z, xn = (x @ module.weight_ih_l0.T + module.bias_ih_l0).detach().chunk(3, -1)
+    hr, hz = (h @ module.weight_hh_l0[:8].T + module.bias_hh_l0[:8]).detach().chunk(2, -1)
+    hn = ((v["r"] * h) @ module.weight_hh_l0[8:].T + module.bias_hh_l0[8:]).detach()
+    for name, e in (("r", (r + hr).sigmoid()), ("z", (z + hz).sigmoid()), ("n", (xn + hn).tanh())):
+        assert_close(name, v[name], e)
+    assert_close("h", v["h"], (1 - v["z"]) * v["n"] + v["z"] * h)
 
 
 def test_heads_come_together():

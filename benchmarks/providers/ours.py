@@ -81,7 +81,7 @@ def ours(case: Case) -> Job:
 def reference_job(case: Case) -> Job:
     """The case with its options in float64 on the reference, with the masks that the seed gives in the case's dtype."""
     from rnnkernels import backends, ops
-    from rnnkernels.options import settings
+    from rnnkernels.options import PLAIN, settings
     from rnnkernels.recurrent import MODES
     from rnnkernels.stages import EPS
 
@@ -90,7 +90,7 @@ def reference_job(case: Case) -> Job:
     module = module_of(importlib.import_module("rnnkernels"), case, "float64")
     torch.manual_seed(SEED)
     h_mask, zone = masks(w, case.mode == "train", case.x)
-    cell, activation, gate = settings(*MODES[module.mode], module._options)
+    cell, activation, gate = settings(*MODES[module.mode], module._options or PLAIN)
     layer = partial(
         ops.layer, cell, states=[], weights=module._flat_weights, activation=activation, recurrent_activation=gate,
         lengths=case.lengths, reset=case.reset, h_mask=None if h_mask is None else h_mask.double(),

@@ -146,6 +146,8 @@ def torch_script(case: Case) -> Job:
     refuse_stacks("the scripted loop", w)
     if set(dict(w.options)) == {"recurrent_dropout"} and case.mode == "infer":
         raise Unsupported("recurrent dropout does nothing in inference: torch.nn's plain layer does the same")
+    if set(dict(w.options)) == {"recompute"}:
+        raise Unsupported("recompute changes no number: torch.nn's plain layer does the same")
     library = torch.nn
     if w.options:
         import rnnkernels as library
