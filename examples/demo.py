@@ -1,7 +1,7 @@
 """Train a character model twice, with torch.nn and with rnnkernels, and compare losses and speed.
 
-    python -m examples.char_lm                        # a 2-layer LSTM on Python's standard library
-    python -m examples.char_lm --text book.txt --cell gru --seconds 60
+    python -m examples.demo                        # a 2-layer LSTM on Python's standard library
+    python -m examples.demo --text book.txt --cell gru --seconds 60
 
 Both trainings start from the same seed and see the same characters in the same order, so their loss curves agree up to
 rounding, which training slowly amplifies. T time, B batch, V vocabulary, H hidden.
@@ -10,7 +10,7 @@ rounding, which training slowly amplifies. T time, B batch, V vocabulary, H hidd
 from __future__ import annotations
 
 import argparse
-import copy
+import itertools
 import math
 import statistics
 import sys
@@ -26,43 +26,21 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import rnnkernels
-from examples import text
+from examples import common, text
+from examples.common import BadData, positive
+from examples.language_model import CharLM, detach, generate
 
 T, B = 50, 50  # steps of truncated back-propagation, and streams read side by side, as in char-rnn
-EMBEDDING = 64
 HELD_OUT = 0.05  # the last part of the text is never trained on
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
-class CharLM(nn.Module):
-    """Embedding, recurrent layers, and a linear layer to the logits of the next character."""
-
-    def __init__(self, library, cell: str, vocabulary: int, hidden: int, layers: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(vocabulary, EMBEDDING)
-        self.rnn = getattr(library, cell.upper())(EMBEDDING, hidden, layers)  # the only line that differs
-        self.head = nn.Linear(hidden, vocabulary)
-
-    def forward(self, tokens_TB: Tensor, state=None):
-        y_TBH, state = self.rnn(self.embedding(tokens_TB), state)
-        return self.head(y_TBH), state
-
-
-def detach(state):
-    """The state without its history: gradients stop here, the memory goes on. An LSTM's state is a pair."""
-    return tuple(s.detach() for s in state) if isinstance(state, tuple) else state.detach()
-
-
 def batches(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
-    """Without end: inputs (T, B), targets one character later, and whether the text starts anew.
-
-    The text is cut into B long streams. Each batch continues the one before, so the state can be carried over.
-    """
-    length = (len(tokens) - 1) // B
-    x_LB, y_LB = (tokens[shift : shift + length * B].view(B, length).T.contiguous() for shift in (0, 1))
+    """Without end: inputs (T, B), targets one character later, and whether the text starts anew."""
+    streams = text.Streams(tokens, T, B)
     while True:
-        for start in range(0, length - T + 1, T):
-            yield x_LB[start : start + T], y_LB[start : start + T], start == 0
+        for n in range(len(streams)):
+            yield *streams[n], n == 0
 
 
 class Training:
@@ -112,19 +90,11 @@ def train(trainings: list[Training], seconds: float, steps: int | None) -> None:
             bar.update((done if steps else min(bar.total, time.perf_counter() - start)) - bar.n)
 
 
-@torch.no_grad()
 def sample(model: CharLM, characters: list[str], prompt: str, length: int, seed: int, temperature: float = 0.7) -> str:
     """Text drawn character by character: each draw is the next input, the state carries what came before."""
-    model = copy.deepcopy(model).cpu().eval()
-    generator = torch.Generator().manual_seed(seed)
     tokens = torch.tensor([characters.index(c) for c in prompt])
-    logits, state = model(tokens[:, None])
-    drawn = []
-    for _ in range(length):
-        token = torch.multinomial((logits[-1, 0] / temperature).softmax(0), 1, generator=generator)
-        drawn.append(characters[token])
-        logits, state = model(token[:, None], state)
-    return prompt + "".join(drawn)
+    drawn = itertools.islice(generate(model, tokens, temperature, seed), length)
+    return prompt + "".join(characters[token] for token in drawn)
 
 
 class Agreement(NamedTuple):
@@ -166,12 +136,7 @@ def report(torchs: Training, ours: Training, held_out: Tensor, name: str) -> Non
 
 def plot(torchs: Training, ours: Training, name: str, path: Path) -> None:
     """Loss and speed as a picture."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 1), layout="constrained")
+    figure, (left, right) = common.pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 1), layout="constrained")
     left.plot(torchs.losses, color="tab:orange", linewidth=4, alpha=0.5, label="torch.nn")
     left.plot(ours.losses, color="tab:blue", linewidth=1, label="rnnkernels")
     left.set(xlabel="step", ylabel="loss (nats per character)", title=f"{name}, on characters")
@@ -181,21 +146,11 @@ def plot(torchs: Training, ours: Training, name: str, path: Path) -> None:
     right.bar_label(bars, fmt="%.0f")
     right.set(ylabel="1000 characters per second", title=f"training: {speeds[1] / speeds[0]:.2f} times")
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    common.pyplot.close(figure)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
-    def positive(kind):
-        def parse(word: str):
-            value = kind(word)
-            if not 0 < value < math.inf:
-                raise ValueError
-            return value
-
-        parse.__name__ = f"positive {kind.__name__}"
-        return parse
-
-    parser = argparse.ArgumentParser(prog="python -m examples.char_lm", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m examples.demo", description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, help="a UTF-8 text file (default: Python's standard library, about 2 MB)")
     parser.add_argument("--cell", choices=("lstm", "gru", "rnn"), default="lstm")
     parser.add_argument("--hidden", type=positive(int), default=128)
@@ -219,12 +174,12 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
     source = asked.text or "Python's standard library"
     try:
-        learned = text.read(asked.text) if asked.text else text.standard_library()
+        learned = common.read_text(asked.text) if asked.text else text.standard_library()
         least = math.ceil((B * T + 1) / (1 - HELD_OUT)) + T
         if len(learned) < least:
-            raise text.BadText(f"{source}: too short: {len(learned)} characters, at least {least} are needed")
-    except text.BadText as error:
-        print(f"char_lm: {error}", file=sys.stderr)
+            raise BadData(f"{source}: too short: {len(learned)} characters, at least {least} are needed")
+    except BadData as error:
+        print(f"demo: {error}", file=sys.stderr)
         return 2
     points, numbers = np.unique(np.frombuffer(learned.encode("utf-32-le"), np.uint32), return_inverse=True)
     characters = [chr(point) for point in points]  # the vocabulary

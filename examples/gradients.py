@@ -174,7 +174,7 @@ def draw(found: dict[str, dict], path) -> None:
         "clipped": f"no input, clipped to {CLIP:g} at every step back",
         "parameters": f"of all parameters; dashed: after clip_grad_norm_ ({CLIP:g})",
     }
-    with common.plot(path, 2, 2, size=(11, 8)) as axes:
+    with common.plot(path, 2, 2, size=(8, 6.2)) as axes:
         for ax, (key, title) in zip(axes.flat, titles.items(), strict=True):
             for n, (name, facts) in enumerate(found.items()):
                 color = f"C{n}"
@@ -190,10 +190,10 @@ def draw(found: dict[str, dict], path) -> None:
             ax.set_yscale("log")
             if key != "parameters":
                 ax.set_ylim(bottom=1e-32)
-            ax.set_title(title)
+            ax.set_title(title, fontsize=10)
             ax.set_ylabel("gradient's norm" if key == "parameters" else "norm of $∂L/∂h_{T-k}$")
             ax.set_xlabel("length T of the sequence" if key == "parameters" else "steps back k")
-        axes[0, 0].legend(fontsize=8)
+        axes[0, 0].legend(fontsize=7)
 
 
 def draw_training(curves: dict[str, dict[str, list[float]]], path) -> None:
