@@ -172,7 +172,7 @@ def draw(found: dict[str, dict], path) -> None:
         "rest": "no input; dashed: largest eigenvalue$^k$",
         "driven": "random input",
         "clipped": f"no input, clipped to {CLIP:g} at every step back",
-        "parameters": f"of all parameters; dashed: after clip_grad_norm_ ({CLIP:g})",
+        "parameters": f"parameters; dashed: after clip_grad_norm_({CLIP:g})",
     }
     with common.plot(path, 2, 2, size=(8, 6.2)) as axes:
         for ax, (key, title) in zip(axes.flat, titles.items(), strict=True):
@@ -193,7 +193,7 @@ def draw(found: dict[str, dict], path) -> None:
             ax.set_title(title, fontsize=10)
             ax.set_ylabel("gradient's norm" if key == "parameters" else "norm of $∂L/∂h_{T-k}$")
             ax.set_xlabel("length T of the sequence" if key == "parameters" else "steps back k")
-        axes[0, 0].legend(fontsize=7)
+        axes[1, 1].legend(fontsize=7)
 
 
 def draw_training(curves: dict[str, dict[str, list[float]]], path) -> None:
