@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -148,12 +149,14 @@ def trainer(
     *,
     monitor: str | None = None,
     patience: int | None = None,
+    max_time: timedelta | None = None,
     callbacks: tuple[Callback, ...] = (),
     name: str = "",
     **options: Any,
 ) -> lightning.Trainer:
     """Lightning's Trainer as `asked`. With `monitor` (less is better) the best weights are kept for `fit` to restore,
-    with `patience` training stops after so many epochs without a better one. `name` tells models of one run apart."""
+    with `patience` training stops after so many epochs without a better one, and in any case after `max_time`. `name`
+    tells models of one run apart."""
     logs, checkpoints = (asked.out / kind / name for kind in ("logs", "checkpoints"))
     if not rank_zero_only.rank:  # an earlier run's
         for folder in (logs, checkpoints):
@@ -161,7 +164,7 @@ def trainer(
     logger = CSVLogger if asked.logger == "csv" else TensorBoardLogger
     device = torch.device(asked.device)
     devices: Any = asked.processes if device.index is None else [device.index]
-    watching: list[Callback] = [Timer(), *callbacks]
+    watching: list[Callback] = [Timer(max_time), *callbacks]  # Lightning ignores its own max_time beside a Timer
     if monitor:
         watching.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, enable_version_counter=False))
     if monitor and patience:

@@ -53,6 +53,11 @@ def test_the_same_seed_gives_the_same_metrics(source, trained, tmp_path):
         assert (tmp_path / name).read_bytes() == (trained / name).read_bytes()
 
 
+def test_minutes_end_the_training_with_a_validation(source, tmp_path):
+    assert run(tmp_path, "--path", source, *TINY, "--epochs", 10**6, "--minutes", 0.01, "--length", 2) == 0
+    assert 0 < metrics(tmp_path)["bits_per_character"] < 10
+
+
 @pytest.mark.parametrize("layers", common.LAYERS)
 def test_load_judges_the_same_without_training(layers, trained, tmp_path, capsys):
     """With either library's layers: the weights have the same names."""
@@ -248,6 +253,12 @@ def test_shakespeare_offline_is_one_clear_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(pooch, "retrieve", refuse)
     assert run(tmp_path, "--data", "shakespeare") == 2
     assert "cannot be had (no network); name a file with --path" in one_line(capsys)
+
+
+def test_a_model_of_another_example_is_one_clear_line(tmp_path, capsys):
+    common.save(tmp_path, nn.Linear(2, 3), vocabulary=["a"])
+    assert run(tmp_path / "out", "--load", tmp_path) == 2
+    assert "a model of another example" in one_line(capsys)
 
 
 def test_a_folder_without_a_model_is_one_clear_line(tmp_path, capsys):
