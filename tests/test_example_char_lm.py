@@ -1,6 +1,7 @@
 """The language model example: the state is carried, it learns and writes, NumPy agrees, bad input is one line."""
 
 import argparse
+import hashlib
 import itertools
 import json
 import math
@@ -204,6 +205,16 @@ def test_bigram_bits_are_those_of_counting():
     ]
     bits = -sum(map(math.log2, chances)) / 3
     assert text.bigram_bits(learned, judged, 3) == pytest.approx(bits)
+
+
+def test_what_is_wanted_of_shakespeare_and_of_other_texts(monkeypatch):
+    usual = {"level": "char", "cell": "lstm", "hidden": 256, "layers_deep": 2}
+    poem = "Shall I compare thee to a summer's day?"
+    asked = argparse.Namespace(**usual)
+    assert char_lm.bound(asked, poem, 3.5) == 3.5
+    monkeypatch.setattr(text, "SHAKESPEARE_SHA256", hashlib.sha256(poem.encode()).hexdigest())
+    assert char_lm.bound(asked, poem, 3.5) == 2.35
+    assert char_lm.bound(argparse.Namespace(**usual | {"hidden": 64}), poem, 3.5) == 3.5
 
 
 def one_line(capsys):
