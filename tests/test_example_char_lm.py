@@ -208,10 +208,11 @@ def test_bigram_bits_are_those_of_counting():
 
 
 def test_what_is_wanted_of_shakespeare_and_of_other_texts(monkeypatch):
-    usual = {"level": "char", "cell": "lstm", "hidden": 256, "layers_deep": 2}
+    usual = {"level": "char", "cell": "lstm", "hidden": 256, "layers_deep": 2, "data": "shakespeare", "path": None}
     poem = "Shall I compare thee to a summer's day?"
     asked = argparse.Namespace(**usual)
     assert char_lm.bound(asked, poem, 3.5) == 3.5
+    assert char_lm.bound(argparse.Namespace(**usual | {"data": "python"}), poem, 3.5) == 2.35
     monkeypatch.setattr(text, "SHAKESPEARE_SHA256", hashlib.sha256(poem.encode()).hexdigest())
     assert char_lm.bound(asked, poem, 3.5) == 2.35
     assert char_lm.bound(argparse.Namespace(**usual | {"hidden": 64}), poem, 3.5) == 3.5
