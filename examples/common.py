@@ -21,6 +21,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -81,9 +82,9 @@ def parser(
     made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=doc.splitlines()[0])
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     made.add_argument("--processes", type=positive(int), default=1, help="train on so many (DistributedDataParallel)")
-    made.add_argument("--cell", choices=cells, default=cells[0], help=f"default: {cells[0]}")
-    made.add_argument("--layers", choices=tuple(LAYERS), default="rnnkernels", help="whose (default: rnnkernels)")
-    made.add_argument("--epochs", type=positive(int), default=epochs, help=f"at most (default: {epochs})")
+    made.add_argument("--cell", choices=cells, default=cells[0], help="default: %(default)s")
+    made.add_argument("--layers", choices=tuple(LAYERS), default="rnnkernels", help="whose (default: %(default)s)")
+    made.add_argument("--epochs", type=positive(int), default=epochs, help="at most (default: %(default)s)")
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--out", type=Path, default=Path("runs") / name, help=f"a folder (default: runs/{name})")
     made.add_argument("--load", type=Path, metavar="DIR", help="use the model of an earlier run's --out; do not train")
@@ -148,12 +149,14 @@ def trainer(
     *,
     monitor: str | None = None,
     patience: int | None = None,
+    max_time: timedelta | None = None,
     callbacks: tuple[Callback, ...] = (),
     name: str = "",
     **options: Any,
 ) -> lightning.Trainer:
     """Lightning's Trainer as `asked`. With `monitor` (less is better) the best weights are kept for `fit` to restore,
-    with `patience` training stops after so many epochs without a better one. `name` tells models of one run apart."""
+    with `patience` training stops after so many epochs without a better one, and in any case after `max_time`. `name`
+    tells models of one run apart."""
     logs, checkpoints = (asked.out / kind / name for kind in ("logs", "checkpoints"))
     if not rank_zero_only.rank:  # an earlier run's
         for folder in (logs, checkpoints):
@@ -161,7 +164,7 @@ def trainer(
     logger = CSVLogger if asked.logger == "csv" else TensorBoardLogger
     device = torch.device(asked.device)
     devices: Any = asked.processes if device.index is None else [device.index]
-    watching: list[Callback] = [Timer(), *callbacks]
+    watching: list[Callback] = [Timer(max_time), *callbacks]  # Lightning ignores its own max_time beside a Timer
     if monitor:
         watching.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, enable_version_counter=False))
     if monitor and patience:
