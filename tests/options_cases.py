@@ -39,8 +39,8 @@ def draw(o, T, B, dtype, layer):
         mask = torch.dropout(mask, o.p, True)
     zones = []
     for p, width in zip(o.zones, (o.P, o.H), strict=False):
-        stays = random_bools(p, (T, D, B, width), "cpu") if train and p else torch.full((T, D, B, width), p, dtype=dtype)
-        zones.append(stays.to(dtype))
+        shape = (T, D, B, width)
+        zones.append(random_bools(p, shape, "cpu").to(dtype) if train and p else torch.full(shape, p, dtype=dtype))
     return mask, zones
 
 
