@@ -170,7 +170,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--prompt", help="what the samples begin with (default: the validation text's beginning)")
     made.add_argument("--length", type=positive(int), default=300, help="tokens of a sample (default: %(default)s)")
     made.add_argument("--temperature", type=positive(float), nargs="+", default=[0.7], help="default: 0.7")
-    made.add_argument("--check-numpy", action="store_true", help="only compare loss and gradients with NumPy's")
+    made.add_argument("--check-numpy", action="store_true", help="only compare with NumPy (--quick does it too)")
     return made
 
 
@@ -211,10 +211,10 @@ def learn(asked: argparse.Namespace, source: str, loaded: tuple[dict, dict] | No
             f"{asked.path or asked.data}: too short: {len(learned)} and {len(judged)} {asked.level}s to train and "
             f"validate with, at least {least} and 2 are needed"
         )
-    prompt = asked.prompt if asked.prompt is not None else validation[:40]
-    unknown = [character for character in dict.fromkeys(prompt) if pieces.token_to_id(character) is None]
+    prompt = validation[:40] if asked.prompt is None else asked.prompt
     if not prompt:
         raise BadData("--prompt: it is empty")
+    unknown = [character for character in dict.fromkeys(asked.prompt or "") if pieces.token_to_id(character) is None]
     if asked.level == "char" and unknown:
         raise BadData(f"--prompt {prompt!r}: {unknown} are not in the text that was learned")
 
