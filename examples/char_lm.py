@@ -55,6 +55,7 @@ HELLO = {
     "cell": "rnn", "layers_deep": 1, "hidden": 8, "embedding": 0, "dropout": 0.0, "steps": 4, "batch": 1, "epochs": 200,
     "lr": 0.03, "prompt": "h", "length": 4, "temperature": [0.1],
 }  # fmt: skip
+WORDS = {"hidden": 128, "steps": 32, "batch": 16, "lr": 4e-3}  # a text has fewer words, and steps would be few
 QUICK = {"epochs": 1, "lr": 2e-3, "check_numpy": True}
 KEPT = ("data", "path", "level", "cell", "hidden", "layers_deep", "embedding", "dropout", "steps", "batch")
 
@@ -284,10 +285,10 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
 
 def main(arguments: list[str] | None = None) -> int:
     made = parser()
-    hello = made.parse_known_args(arguments)[0].data == "hello"
-    if hello:  # a lesson has settings of its own, which given arguments win over
-        made.set_defaults(**HELLO)
-    return common.run("char_lm", made, work, arguments, quick={} if hello else QUICK)
+    asked = made.parse_known_args(arguments)[0]
+    own = HELLO if asked.data == "hello" else WORDS if asked.level == "word" else {}
+    made.set_defaults(**own)  # given arguments win
+    return common.run("char_lm", made, work, arguments, quick=QUICK | own)
 
 
 if __name__ == "__main__":
