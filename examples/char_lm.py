@@ -11,6 +11,8 @@ The text is cut into streams that are read side by side; each batch continues th
 over without its history (truncated back-propagation: Williams & Peng 1990, "An efficient gradient-based algorithm for
 on-line training of recurrent network trajectories"). Written: curves.png, sample.txt, and the model.
 
+With --level word an unknown word is one symbol, however it is spelled, so bits per character are fewer than the truth.
+
 Mended, against the guides:
 - random excerpts with a zero state each, though text goes on: here the state is carried, and starts anew only where the
   streams do;
