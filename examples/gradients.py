@@ -230,6 +230,8 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
         raise BadData(f"--steps {asked.steps}: 50 to 500 are wanted")
     library = common.LAYERS[asked.layers]
     weights, facts = common.load(asked.load) if asked.load else ({}, {})
+    if asked.load and "networks" not in facts:
+        raise BadData(f"--load {asked.load}: a model of another example")
     hidden, seed = facts.get("hidden", asked.hidden), facts.get("seed", asked.seed)
     lightning.seed_everything(seed, verbose=False)
     names = facts.get("networks") or [name for name in NETWORKS if asked.cell in ("all", name.split(",")[0].lower())]

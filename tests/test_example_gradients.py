@@ -106,6 +106,12 @@ def test_steps_out_of_range_are_one_clear_line(steps, tmp_path, capsys):
     assert capsys.readouterr().err == f"gradients: --steps {steps}: 50 to 500 are wanted\n"
 
 
+def test_a_model_of_another_example_is_one_clear_line(tmp_path, capsys):
+    common.save(tmp_path, torch.nn.Linear(2, 3), vocabulary=["a"])
+    assert run(tmp_path / "out", "--load", str(tmp_path)) == 2
+    assert capsys.readouterr().err == f"gradients: --load {tmp_path}: a model of another example\n"
+
+
 def test_a_folder_without_a_model_is_one_clear_line(tmp_path, capsys):
     assert run(tmp_path / "out", "--load", str(tmp_path)) == 2
     printed = capsys.readouterr().err
