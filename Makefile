@@ -1,4 +1,5 @@
-# make demo: train the character model     make test: all tests     make bench: the CPU benchmarks
+# make demo: train a character model      make test: all tests     make bench: the CPU benchmarks
+# make examples: all examples, quick settings, their thresholds checked (about 15 minutes)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
 # Everything is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -8,6 +9,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 DEMO ?=
+EXAMPLES ?=
 BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
 ASAN_CHECKS ?= sizes-float32 stages-float32 masks-float32 masks-bfloat16 activations-float32 arguments-float32 \
@@ -22,11 +24,14 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
 
-.PHONY: demo test asan bench lint format wheel clean distclean
+.PHONY: demo examples test asan bench lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
-	$(PY) -m examples.char_lm $(DEMO)
+	$(PY) -m examples.demo $(DEMO)
+
+examples: $(VENV)/installed
+	$(PY) -m examples --run --quick --check $(EXAMPLES)
 
 # The Triton kernels are interpreted in one process and compiled in another, side by side; the rest is a third. All three
 # run, and the last line is the sum of theirs.

@@ -6,9 +6,9 @@ INLINE V relu(V x) {
   return max(x, V(0));
 }
 
-// Those of torch.nn's cells, and no zoneout: what tiles are written for.
+// Those of torch.nn's cells, and neither zoneout nor layer norm: what tiles are written for.
 struct Standard {
-  static constexpr bool ZONEOUT = false;
+  static constexpr bool STAGED = false;
   template <class V>
   static INLINE V act(V x) {
     return tanh(x);
@@ -61,9 +61,14 @@ __attribute__((noinline)) V activate_back(Activation kind, V d, V y) {
   return d;
 }
 
-// Any of them, with zoneout and layer norm or without.
+// The same ones, with zoneout and layer norm or without.
+struct StandardStaged : Standard {
+  static constexpr bool STAGED = true;
+};
+
+// Any of them, likewise.
 struct Chosen {
-  static constexpr bool ZONEOUT = true;
+  static constexpr bool STAGED = true;
   Activation act_kind, gate_kind;
   template <class V>
   INLINE V act(V x) const {
@@ -85,9 +90,13 @@ struct Chosen {
 
 // f(the functions of a call): for whole tiles, so that those that are not chosen cost no register.
 template <class F>
-INLINE auto with_functions(const LayerCall& call, const F& f) {
-  if (__builtin_expect(
-          call.act == Activation::tanh && call.gate == Activation::sigmoid && !call.zone[0] && !call.layer_norm, 1))
-    return f(Standard{});
+INLINE auto with_stages(const LayerCall& call, const F& f) {
+  if (call.act == Activation::tanh && call.gate == Activation::sigmoid) return f(StandardStaged{});
   return f(Chosen{call.act, call.gate});
+}
+template <class F>
+INLINE auto with_functions(const LayerCall& call, const F& f) {
+  const bool standard = call.act == Activation::tanh && call.gate == Activation::sigmoid;
+  if (__builtin_expect(standard && !call.zone[0] && !call.layer_norm, 1)) return f(Standard{});
+  return with_stages(call, f);
 }

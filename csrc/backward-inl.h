@@ -8,6 +8,7 @@ template <class A, class Cell>
 struct Backward {
   using V = Vec<A>;
   using Of = Cell;
+  using Number = A;
   static constexpr bool LATE = Cell::STATES > 1;  // with layer norms, cells wait for the norm of a whole row of c
   static constexpr int W = V::W, WIDTH = 4 * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
 
@@ -39,7 +40,7 @@ struct Backward {
   Flag overflow;               // a number that has no bf16 parts came
   Carry<A, Cell> carry{record};
   WeightGradients<A, Cell> dweights{record, plan, planes, chunk * B, overflow};
-  NormGradients<A, Cell> norms{record};
+  NormGradients<A, Cell> norms{record, plan, overflow};
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
@@ -111,11 +112,11 @@ struct Backward {
     if constexpr (Cell::STATES > 1) {
       c = record.c_before(t, b, j, n), c_new = record.c_new(t, b, j, n, kept), dc_new = load(carry.c_of(b) + j);
       if (dcells) dc_new = dc_new + load_first(dcells + record.cells_at(t, b) + j, n);
-      if (F::ZONEOUT && call.zone[1])
+      if (F::STAGED && call.zone[1])
         dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
     }
     bool normed = false;
-    if constexpr (F::ZONEOUT && Cell::STATES > 1) normed = call.layer_norm;
+    if constexpr (F::STAGED && Cell::STATES > 1) normed = call.layer_norm;
     if constexpr (Cell::STATES > 1) {
       if (normed) {
         const V y = load(norms.y.data() + b * Hp + j), dc_output = load(norms.dc.data() + b * Hp + j);
@@ -125,16 +126,16 @@ struct Backward {
     }
     if (!normed) Cell::backward(functions, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
     for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
-    for (int g = 0; F::ZONEOUT && call.layer_norm && g < G; ++g) put(G + g, delta[g < G - SPLIT ? g : g + SPLIT]);
-    if constexpr (Cell::STATES > 1) (F::ZONEOUT && call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
-    const bool zoned = F::ZONEOUT && call.zone[0];
+    for (int g = 0; F::STAGED && call.layer_norm && g < G; ++g) put(G + g, delta[g < G - SPLIT ? g : g + SPLIT]);
+    if constexpr (Cell::STATES > 1) (F::STAGED && call.zone[1] ? dc_new + dc_old : dc_new).store(carry.c_of(b) + j);
+    const bool zoned = F::STAGED && call.zone[0];
     if (!call.project) (zoned ? direct + load(carry.h_of(b) + j) : direct).store(carry.h_of(b) + j);
   }
 
   // To the cell; but before that a norm of c wants its whole row.
   template <class F>
   INLINE void deliver(F functions, int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
-    if (F::ZONEOUT && LATE && call.layer_norm) dh.store(norms.dh.data() + b * Hp + j);
+    if (F::STAGED && LATE && call.layer_norm) dh.store(norms.dh.data() + b * Hp + j);
     else cell(functions, slot, t, b, j, dh);
   }
 
@@ -142,7 +143,7 @@ struct Backward {
   // step_projected).
   template <class F>
   void step(F functions, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
-    const bool zoned = F::ZONEOUT && call.zone[0];
+    const bool zoned = F::STAGED && call.zone[0];
     for (int64_t b = r; b < r + n; ++b)
       for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W) {
         const bool alive = record.alive(t, b);
@@ -196,26 +197,6 @@ struct Backward {
     });
   }
 
-  // dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have left there.
-  void input_gradient(int64_t done, int64_t lo, int64_t hi) {
-    constexpr int64_t ROWS = 128;
-    const bool add = d % int64_t(call.reverse.size()) != 0;
-    Tiles tiles;
-    Scratch<A> sums;
-    sums.allocate(ROWS * Ip);
-    for (int64_t first = lo; first < hi; first += ROWS) {
-      const int64_t n = std::min(ROWS, hi - first);
-      for (int64_t m = 0; add && m < n; ++m) dx.get_row(dx_at(done, first + m), sums.data() + m * Ip, I);
-      for (int g = 0; g < G; ++g)
-        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, g), g, 0, I, I,
-                 sums.data(), Ip, add || g > 0);
-      for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(done, first + m), I);
-    }
-  }
-  int64_t dx_at(int64_t done, int64_t r) const {
-    return ((call.group(d) * T + record.time(done + r / B)) * B + r % B) * I;
-  }
-
   void products(int64_t done, int64_t steps) {
     const int64_t rows = steps * B, threads = parallel ? thread_count() : 1;  // every row, every unit is the same work
     auto split_up = [&](int64_t n, int64_t unit, auto&& f) {
@@ -230,7 +211,7 @@ struct Backward {
             for (int p = 0; p < G; ++p)
               for (int64_t j = 0; j < H; j += W)
                 dz_split.put(load(dz_of(1, r) + p * Hp + j), B + r, p * Hk + j, overflow);
-        input_gradient(done, lo, hi);
+        input_gradient(*this, done, lo, hi);
       });
     }
     if (!dweights) return;

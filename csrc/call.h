@@ -167,12 +167,13 @@ struct Call : LayerCall {
     for (size_t k = 0; k < zone_.size(); ++k) zone[k] = take_coefficients(zone_[k], k ? H : P, "zone");
   }
 
-  // A tensor of any dtype that can be broadcast to (T, D, B, n).
+  // A tensor of bools or numbers that can be broadcast to (T, D, B, n).
   Coefficients take_coefficients(Tensor t, int64_t n, const char* name) {
     const int64_t dim = t.dim(), full[] = {T, D, B, n};
     int64_t strides[4] = {};
     STD_TORCH_CHECK(dim >= 1 && dim <= 4, "rnnkernels: ", name, " must have 1 to 4 dimensions, got ", dim);
-    if (dtype_of(t) != accumulate())
+    const bool bools = dtype_of(t) == aoti_torch_dtype_bool();
+    if (!bools && dtype_of(t) != accumulate())
       t = torch::stable::to(t, storage == Storage::float64 ? torch::headeronly::ScalarType::Double
                                                            : torch::headeronly::ScalarType::Float);
     if (t.stride(dim - 1) > 1) t = torch::stable::contiguous(t);
@@ -182,7 +183,7 @@ struct Call : LayerCall {
                       " in dimension ", i, ", got ", size);
       strides[k] = size == 1 ? 0 : t.stride(i);
     }
-    return {hold(t), strides[0], strides[1], strides[2], strides[3] != 0};
+    return {hold(t), strides[0], strides[1], strides[2], strides[3] != 0, bools};
   }
 
   static bool has_sizes(const Tensor& t, Sizes sizes) {

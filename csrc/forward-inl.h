@@ -29,8 +29,9 @@ struct Forward {
   const Port<A> gates = port(call.gates);
   mutable Flag overflow;  // a number that has no bf16 parts came
   Inputs<A> inputs{call, plan, chunk, Pp, overflow};
+  const NormWeights<A> norms{call};
   const bool zoned = bool(call.zone[0]);
-  const bool unbounded = !call.bounded() || call.project || zoned;  // else no h exceeds 1 or the first one
+  const bool unbounded = !call.bounded() || call.project;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {}
 
@@ -145,15 +146,15 @@ struct Forward {
         Cell::forward(functions, s, x, out, c_new, kept);
         if constexpr (Cell::STATES > 1) {
           // a norm of c wants its whole row: until then, the output gate is what is left
-          if (F::ZONEOUT && call.layer_norm) c_new.store(job.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
-          if (F::ZONEOUT && zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
+          if (F::STAGED && call.layer_norm) c_new.store(job.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
+          if (F::STAGED && zoned) c_new = zoneout(zone(1, job, t, row, j, lanes), c, c_new);
           if (!alive) c_new = c;
           c_new.store(row.c + j);
           if (call.cells) store_first(c_new, static_cast<A*>(call.cells) + row.kept * H + j, lanes);
         }
         if (K > 0 && gates)
           for (int k = 0; k < K; ++k) gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
-        if (call.project || (F::ZONEOUT && Cell::STATES > 1 && call.layer_norm))
+        if (call.project || (F::STAGED && Cell::STATES > 1 && call.layer_norm))
           out.store(job.cell_out.data() + m * Hp + j);
         else put<F>(job, t, row, j, lanes, alive, out);
       }
@@ -191,7 +192,7 @@ struct Forward {
   // The new h of a row at j: into the state and into y.
   template <class F>
   INLINE void put(const Job<A>& job, int64_t t, const Row& row, int64_t j, int lanes, bool alive, V out) const {
-    if (F::ZONEOUT && zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
+    if (F::STAGED && zoned) out = zoneout(zone(0, job, t, row, j, lanes), load(row.h_old + j), out);
     const V h = alive ? out : load(row.h_old + j);
     h.store(row.h + j);
     if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);

@@ -92,3 +92,28 @@ struct WeightGradients {
     for (int k = 0; call.bias && !call.layer_norm && k < 2; ++k) result(2 + k).put_row(db.data() + k * G * H, 0, G * H);
   }
 };
+
+// In a loop (backward-inl.h), dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have
+// left there.
+template <class Loop>
+void input_gradient(const Loop& f, int64_t done, int64_t lo, int64_t hi) {
+  using A = typename Loop::Number;
+  constexpr int64_t ROWS = 128;
+  const LayerCall& call = f.call;
+  const bool add = f.d % int64_t(call.reverse.size()) != 0;
+  const int64_t I = call.I;
+  Tiles tiles;
+  Scratch<A> sums;
+  sums.allocate(ROWS * f.Ip);
+  auto dx_at = [&](int64_t r) {
+    return ((call.group(f.d) * call.T + f.record.time(done + r / call.B)) * call.B + r % call.B) * I;
+  };
+  for (int64_t first = lo; first < hi; first += ROWS) {
+    const int64_t n = std::min(ROWS, hi - first);
+    for (int64_t m = 0; add && m < n; ++m) f.dx.get_row(dx_at(first + m), sums.data() + m * f.Ip, I);
+    for (int g = 0; g < Loop::G; ++g)
+      f.multiply(tiles, f.w_ih, f.ih_in_place ? call.weight(f.d, 0) : nullptr, n, f.dz_rows(1, first, g), g, 0, I, I,
+                 sums.data(), f.Ip, add || g > 0);
+    for (int64_t m = 0; m < n; ++m) f.dx.put_row(sums.data() + m * f.Ip, dx_at(first + m), I);
+  }
+}

@@ -34,12 +34,12 @@ enum class Activation { tanh, relu, sigmoid, hard_sigmoid, linear };
 // False where there is none of this name.
 bool find_activation(const std::string& name, Activation& found);
 
-// Factors for a state, (T, D, B, n) in the accumulate type: strides are 0 where they are the same along a dimension,
-// and a row has n numbers, or one for all if it is not `whole`. False where there are none.
+// Factors for a state, (T, D, B, n) in the accumulate type or as bools (0 and 1): strides are 0 where they are the same
+// along a dimension, and a row has n of them, or one for all if it is not `whole`. False where there are none.
 struct Coefficients {
   const void* data;
   int64_t stride_T, stride_D, stride_B;
-  bool whole;
+  bool whole, bools;
   explicit operator bool() const { return data != nullptr; }
 };
 

@@ -8,8 +8,11 @@ struct NormGradients {
   using Own = Weights<A, Cell, (G > 1 ? 1 : 2)>;
 
   const Record<A, Cell>& record;
+  const Schedule& loop;
+  Flag& overflow;  // a number that has no bf16 parts came
   const LayerCall& call = record.call;
-  const Schedule plan{Level::vectors, Form::panels, Form::panels, Form::panels, 0, false, false, 1, 1};
+  const Schedule plan = in_panels_only(loop);
+  const NormWeights<A> norms{call};
   const int64_t d = record.d, B = call.B, I = call.I, H = call.H, P = call.P;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), side = G * Hp, all = 4 * side + 2 * Hp;
   std::unique_ptr<Own> weights;
@@ -17,8 +20,12 @@ struct NormGradients {
   Scratch<A> dh, y, dc;  // [B][Hp]: of a step: gradient of the output, act(norm of c), what reaches c through the norm
   Scratch<A> parts, sums;  // [part][all], [all]: gradients of b_ih, b_hh and both gains, and of those of c
 
+  static Schedule in_panels_only(Schedule s) {  // of numbers, or of pairs: there are many rows
+    for (Form* form : {&s.ih, &s.hh})
+      if (*form != Form::pairs) *form = Form::panels;
+    return s;
+  }
   Port<A> port(const void* data) const { return {data, call.storage}; }
-  Port<A> gain(int k) const { return port(call.weight(d, call.norm(k))); }
   int64_t row() const { return weights->panels * Own::SUMS; }
   A* part(int64_t i) const { return parts.data() + i * all; }
 
@@ -41,34 +48,42 @@ struct NormGradients {
     constexpr int64_t ROWS = 64;
     Tiles tiles;
     Scratch<A> buffer;
+    SplitRows split_x, split_h;
     const int64_t widest = std::max(padded<A>(I), Pp);
     buffer.allocate(ROWS * widest);
+    if (plan.ih == Form::pairs) split_x.allocate(ROWS, I, plan.parts);
+    if (plan.hh == Form::pairs) split_h.allocate(ROWS, P, plan.parts);
     for (int64_t first = lo; first < hi; first += ROWS) {
       const int64_t n = std::min(ROWS, hi - first);
-      auto take = [&](auto&& get, auto&& multiply) {
+      auto take = [&](const SplitRows& split, int64_t K, auto&& get, auto&& multiply) {
         for (int64_t r = first; r < first + n; ++r) {
           const int64_t t = record.time(done + r / B), b = r % B;
           A* to = buffer.data() + (r - first) * widest;
           if (record.alive(t, b)) get(t, b, to);
           else std::fill_n(to, widest, A(0));
+          if (split) split.put_row(to, K, r - first, overflow);
         }
         Left<A> left;
         left.a = buffer.data(), left.row = widest;
+        if (split) left.take(split, 0);
         for (int64_t u = 0; u < weights->panels; ++u) multiply(u, left, first * row() + u * Own::SUMS);
       };
-      take([&](int64_t t, int64_t b, A* to) { record.get_x(t, b, to); },
-           [&](int64_t u, const Left<A>& left, int64_t at) {
-             weights->multiply_input(tiles, d, u, n, left, x.data() + at, row());
-           });
-      take([&](int64_t t, int64_t b, A* to) { record.get_h_before(t, b, to); },
-           [&](int64_t u, const Left<A>& left, int64_t at) {
-             weights->multiply_state(tiles, d, u, n, left, h.data() + at, row());
-           });
+      take(
+          split_x, I, [&](int64_t t, int64_t b, A* to) { record.get_x(t, b, to); },
+          [&](int64_t u, const Left<A>& left, int64_t at) {
+            weights->multiply_input(tiles, d, u, n, left, x.data() + at, row());
+          });
+      take(
+          split_h, P, [&](int64_t t, int64_t b, A* to) { record.get_h_before(t, b, to); },
+          [&](int64_t u, const Left<A>& left, int64_t at) {
+            weights->multiply_state(tiles, d, u, n, left, h.data() + at, row());
+          });
       if constexpr (Cell::PHASES > 1)
-        take([&](int64_t t, int64_t b, A* to) { record.get_again(t, b, to); },
-             [&](int64_t u, const Left<A>& left, int64_t at) {
-               weights->multiply_again(tiles, d, u, n, left, h.data() + at + FIRST * Own::WIDTH, row());
-             });
+        take(
+            split_h, P, [&](int64_t t, int64_t b, A* to) { record.get_again(t, b, to); },
+            [&](int64_t u, const Left<A>& left, int64_t at) {
+              weights->multiply_again(tiles, d, u, n, left, h.data() + at + FIRST * Own::WIDTH, row());
+            });
     }
   }
 
@@ -77,24 +92,23 @@ struct NormGradients {
     const A* from = (input ? x : h).data() + r * row();
     auto get = [&](int g, int64_t j, int) { return load(from + in_panels<Own>(g, j)); };
     A *db = part + (input ? 0 : 1) * side + g0 * Hp, *dgain = db + 2 * side;
-    normal<A>(g0, g1, H, call.eps, get).back(g0, g1, H, gain(input ? 0 : 1), g0 * H, dz, Hp, db, dgain);
+    normal<A>(g0, g1, H, call.eps, get).back(g0, g1, H, norms.of(d, input ? 0 : 1, g0), dz, Hp, db, dgain);
   }
 
   // The same for c in the output: y and dc of row b, from dh.
-  void output(int64_t t, int64_t b, A* part) const {
+  template <class F>
+  void output(F f, int64_t t, int64_t b, A* part) const {
     if constexpr (Cell::STATES > 1) {
       auto get = [&](int, int64_t j, int lanes) { return record.c_cell(t, b, j, lanes); };
       const auto norm = normal<A>(0, 1, H, call.eps, get);
       for_row<A>(0, 1, H, [&](int, int64_t j, int lanes) {
-        const V n = norm.at(0, j, lanes) * gain(2).get(j, lanes) + gain(3).get(j, lanes);
+        const V n = norm.at(0, j, lanes) * load(norms.of(d, 2) + j) + load(norms.of(d, 3) + j);
         const V o = record.gate_at(t, b, Cell::OUTPUT, j, lanes), in = load(dh.data() + b * Hp + j);
-        with_functions(call, [&](auto f) {
-          const V out = f.act(n);
-          out.store(y.data() + b * Hp + j), f.act_back(in * o, out).store(dc.data() + b * Hp + j);
-        });
+        const V out = f.act(n);
+        out.store(y.data() + b * Hp + j), f.act_back(in * o, out).store(dc.data() + b * Hp + j);
       });
       A* to = part + 4 * side;
-      norm.back(0, 1, H, gain(2), 0, dc.data() + b * Hp, Hp, to + Hp, to);
+      norm.back(0, 1, H, norms.of(d, 2), dc.data() + b * Hp, Hp, to + Hp, to);
     }
   }
 
@@ -121,10 +135,11 @@ void norm_rows(Loop& f, int64_t slot, int64_t t, int64_t r, int64_t n, bool firs
   for (int64_t b = r; b < r + n; ++b) {
     const int64_t row = (slot - 1) * f.B + b;
     const bool alive = f.record.alive(t, b);
-    if (alive) f.norms.output(t, b, part);
-    const Chosen functions{f.call.act, f.call.gate};
-    for (int64_t j = 0; Loop::LATE && j < f.Hp; j += W)
-      f.cell(functions, slot, t, b, j, load(f.norms.dh.data() + b * f.Hp + j));
+    with_stages(f.call, [&](auto functions) {
+      if (alive) f.norms.output(functions, t, b, part);
+      for (int64_t j = 0; Loop::LATE && j < f.Hp; j += W)
+        f.cell(functions, slot, t, b, j, load(f.norms.dh.data() + b * f.Hp + j));
+    });
     A *x = f.dz_of(slot, b), *h = x + G * f.Hp;
     if (alive && first) f.norms.gates(true, row, 0, G, x, part), f.norms.gates(false, row, 0, FIRST, h, part);
     if (alive && !first) f.norms.gates(false, row, FIRST, G, h + FIRST * f.Hp, part);

@@ -5,12 +5,11 @@
 template <class Loop, class A>
 void normalize_rows(const Loop& f, int64_t d, A* sums, int64_t rows, int k, int g0, int g1) {
   using Panels = decltype(f.weights);
-  const Port<A> gain = f.port(f.call.weight(d, f.call.norm(k)));
   for (int64_t r = 0; r < rows; ++r, sums += f.panels * Loop::SUMS) {
     auto get = [&](int g, int64_t j, int) { return load(sums + in_panels<Panels>(g, j)); };
     const auto norm = normal<A>(0, g1 - g0, f.H, f.call.eps, get);
     for_row<A>(0, g1 - g0, f.H, [&](int g, int64_t j, int lanes) {
-      (norm.at(g, j, lanes) * gain.get((g0 + g) * f.H + j, lanes)).store(sums + in_panels<Panels>(g, j));
+      (norm.at(g, j, lanes) * load(f.norms.of(d, k, g0 + g) + j)).store(sums + in_panels<Panels>(g, j));
     });
   }
 }
@@ -22,23 +21,22 @@ void normalize_input(const Loop& f, const Job<A>& job, int64_t steps) {
 }
 
 // The output of row r, from the output gate, which is there, and from c.
-template <class Loop, class A>
-void output_of_norm(const Loop& f, const Job<A>& job, int64_t t, int64_t slot, int64_t r) {
+template <class Functions, class Loop, class A>
+void output_of_norm(Functions functions, const Loop& f, const Job<A>& job, int64_t t, int64_t slot, int64_t r) {
   using Cell = typename Loop::Of;
   const LayerCall& call = f.call;
-  const Chosen functions{call.act, call.gate};
   typename Loop::Row row(f, job, t, slot, r);
-  const Port<A> gain = f.port(call.weight(job.d, call.norm(2))), bias = f.port(call.weight(job.d, call.norm(3)));
+  const A *gain = f.norms.of(job.d, 2), *bias = f.norms.of(job.d, 3);
   A* out = job.cell_out.data() + r * f.Hp;
   auto get = [&](int, int64_t j, int) { return load(job.cell_c.data() + r * f.Hp + j); };
   const auto norm = normal<A>(0, 1, f.H, call.eps, get);
   for_row<A>(0, 1, f.H, [&](int, int64_t j, int lanes) {
     Vec<A> kept[Cell::KEPT];
     kept[Cell::OUTPUT] = load(out + j);
-    const Vec<A> c = norm.at(0, j, lanes) * gain.get(j, lanes) + bias.get(j, lanes);
+    const Vec<A> c = norm.at(0, j, lanes) * load(gain + j) + load(bias + j);
     const Vec<A> h = Cell::output(functions, kept, c);
     if (call.project) h.store(out + j);
-    else f.template put<Chosen>(job, t, row, j, lanes, t < call.length(job.d, job.b0 + r), h);
+    else f.template put<Functions>(job, t, row, j, lanes, t < call.length(job.d, job.b0 + r), h);
   });
 }
 
@@ -48,26 +46,29 @@ __attribute__((noinline)) bool step_normed(const Loop& f, const Job<A>& job, Wor
                                            int64_t slot, const A* pre) {
   using Cell = typename Loop::Of;
   constexpr int G = Cell::G, SUMS = Loop::SUMS;
-  const Chosen functions{f.call.act, f.call.gate};
   const int64_t panels = f.panels, row = panels * SUMS;
   A* const sums = job.normed.data();
   const Left<A> h = f.inputs.rows_of_h(job, work.h, slot);
   for (int64_t u = 0; u < panels; ++u) f.weights.multiply_state(tiles, job.d, u, job.rows, h, sums + u * SUMS, row);
   normalize_rows(f, job.d, sums, job.rows, 1, 0, G - Cell::PHASES + 1);
-  for (int64_t r = 0; r < job.rows; ++r) {
-    for (int64_t at = r * row, u = 0; u < panels; ++u, at += SUMS)
-      if constexpr (Cell::PHASES > 1) f.apply_first(functions, job, u, slot, r, 1, pre + at, row, sums + at);
-      else f.apply(functions, job, t, u, slot, r, 1, pre + at, row, sums + at);
-    if constexpr (Cell::STATES > 1) output_of_norm(f, job, t, slot, r);
-  }
+  with_stages(f.call, [&](auto functions) {
+    for (int64_t r = 0; r < job.rows; ++r) {
+      for (int64_t at = r * row, u = 0; u < panels; ++u, at += SUMS)
+        if constexpr (Cell::PHASES > 1) f.apply_first(functions, job, u, slot, r, 1, pre + at, row, sums + at);
+        else f.apply(functions, job, t, u, slot, r, 1, pre + at, row, sums + at);
+      if constexpr (Cell::STATES > 1) output_of_norm(functions, f, job, t, slot, r);
+    }
+  });
   if constexpr (Cell::PHASES > 1) {
     const Left<A> again = f.inputs.rows_of_again(job, work.again);
     for (int64_t u = 0; u < panels; ++u)
       f.weights.multiply_again(tiles, job.d, u, job.rows, again, sums + u * SUMS, row);
     normalize_rows(f, job.d, sums, job.rows, 1, G - 1, G);
-    for (int64_t r = 0; r < job.rows; ++r)
-      for (int64_t at = r * row, u = 0; u < panels; ++u, at += SUMS)
-        f.apply(functions, job, t, u, slot, r, 1, job.first.data() + at, row, sums + at);
+    with_stages(f.call, [&](auto functions) {
+      for (int64_t r = 0; r < job.rows; ++r)
+        for (int64_t at = r * row, u = 0; u < panels; ++u, at += SUMS)
+          f.apply(functions, job, t, u, slot, r, 1, job.first.data() + at, row, sums + at);
+    });
   }
   alignas(64) A outs[Loop::BLOCK * SUMS];
   for (int64_t u = 0; f.call.project && u < f.out_panels; ++u)

@@ -3,8 +3,13 @@
 // The coefficients for step t, direction d, row b at j.
 template <class A>
 INLINE Vec<A> coefficients(const Coefficients& c, int64_t t, int64_t d, int64_t b, int64_t j, int n) {
-  const A* at = static_cast<const A*>(c.data) + t * c.stride_T + d * c.stride_D + b * c.stride_B;
-  return c.whole ? load_first(at + j, n) : Vec<A>(*at);
+  const int64_t at = t * c.stride_T + d * c.stride_D + b * c.stride_B;
+  if (c.bools) {
+    const uint8_t* from = static_cast<const uint8_t*>(c.data) + at;
+    return c.whole ? of_bools<A>(from + j, n) : Vec<A>(A(*from));
+  }
+  const A* from = static_cast<const A*>(c.data) + at;
+  return c.whole ? load_first(from + j, n) : Vec<A>(*from);
 }
 
 // Zoneout (Krueger et al. 2017): the fraction of the old state that stays.

@@ -86,6 +86,17 @@ INLINE void store_first(Vec<A> v, A* p, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+// Numbers 0 and 1 from as many bools.
+template <class A>
+INLINE Vec<A> of_bools(const uint8_t* p, int n) {
+  using Ints = typename Vec<A>::IntData;
+  uint8_t bytes __attribute__((vector_size(Vec<A>::W))) = {};
+  if (__builtin_expect(n >= Vec<A>::W, 1)) __builtin_memcpy(&bytes, p, sizeof(bytes));
+  else std::copy_n(p, n, reinterpret_cast<uint8_t*>(&bytes));
+  const Ints ones = Ints{} - __builtin_convertvector(bytes, Ints);  // all bits, or none
+  return Vec<A>((typename Vec<A>::Data)(ones & (Ints)Vec<A>(A(1)).v));
+}
+
 // ---- The 16-bit storage types, a vector at a time ------------------------------------------------------------------
 using Halves = uint16_t __attribute__((vector_size(kBytes / 2)));  // as many as there are floats in a vector
 

@@ -13,7 +13,8 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     lengths       int64 (B,): y is zero and the states are frozen from step lengths[b] on
     reset         bool (T, B): the state that enters the step is zero, or reset_states (shaped like states)
     h_mask        (D, B, P): multiplies h before the recurrent product (recurrent dropout)
-    zone          per state, broadcastable to (T, D, B, H or P): the fraction of the old state that stays (zoneout)
+    zone          per state, broadcastable to (T, D, B, H or P): where the old state stays (bool), or the fraction of it
+                  that stays (zoneout)
     y             (T, B, D*P), directions side by side
     last          the final states, shaped like states
     saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if

@@ -161,7 +161,8 @@ def build_stages(shape, g, new):
         zone = [random(*sizes[k][(T + B + shape.H) % 4]) for k in range(spec.states)]
         zone = [(0.9 * z).to((shape.dtype, torch.float64, torch.float32)[(T + B) % 3]) for z in zone]
     if "zone_mask" in words:
-        zone = [(random(T, D, B, P if k == 0 else shape.H) < 0.5).to(shape.dtype) for k in range(spec.states)]
+        zone = [random(T, D, B, P if k == 0 else shape.H) < 0.5 for k in range(spec.states)]
+        zone = [z if (T + B + k) % 2 else z.to(shape.dtype) for k, z in enumerate(zone)]
         zone = [laid_out(z, shape.layout) for z in zone]
     return reset, reset_states, h_mask, zone
 

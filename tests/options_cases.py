@@ -1,10 +1,12 @@
 """Layers with options, written out from the papers' equations: plain loops over layers, directions, rows and steps.
 
-Nothing of rnnkernels computes here. Letters as in modules.py.
+Nothing of rnnkernels computes here, it only draws the masks. Letters as in modules.py.
 """
 
 import torch
 import torch.nn.functional as F
+
+from rnnkernels.stages import random_bools
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -37,8 +39,8 @@ def draw(o, T, B, dtype, layer):
         mask = torch.dropout(mask, o.p, True)
     zones = []
     for p, width in zip(o.zones, (o.P, o.H), strict=False):
-        z = torch.full((T, D, B, width), p, dtype=dtype)
-        zones.append(torch.bernoulli(z) if train and p else z)
+        shape = (T, D, B, width)
+        zones.append(random_bools(p, shape, "cpu").to(dtype) if train and p else torch.full(shape, p, dtype=dtype))
     return mask, zones
 
 

@@ -7,6 +7,7 @@ from common import assert_close, make_case
 from torch.autograd import gradcheck, gradgradcheck
 
 from rnnkernels.cells import CELLS
+from rnnkernels.stages import random_bools
 
 T, B, H = 4, 3, 4
 ACTIVATIONS = {
@@ -213,3 +214,12 @@ def test_a_stage_without_gradient_says_so(stage):
         y.sum().backward()
     with torch.no_grad():
         case(*case.tensors, **{stage: value})
+
+
+@pytest.mark.parametrize("p", (1e-5, 0.05, 0.5, 0.9999, 0.999995))
+def test_random_bools_have_their_probability_even_where_it_is_no_multiple_of_their_resolution(p):
+    torch.manual_seed(0)
+    draws = torch.stack([random_bools(p, (3, 2**14 + 1), "cpu").count_nonzero() for _ in range(200)]).double()
+    expected, rest = p * 3 * (2**14 + 1), min(p, 1 - p) * 3 * (2**14 + 1)
+    assert abs(draws.mean() - expected) < 5 * max(rest, 1) ** 0.5 / 200**0.5
+    assert draws.std() > 0.5 * rest**0.5

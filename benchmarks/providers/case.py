@@ -123,7 +123,9 @@ def masks(w: Workload, train: bool, like: Tensor) -> tuple[Tensor | None, list[T
         h_mask = torch.dropout(torch.ones(1, w.B, w.H, **kind), options["recurrent_dropout"], True)
     if p := options.get("zoneout"):
         zone = [torch.full((1, 1, 1, 1), p, **kind) for _ in range(states)]
-        zone = [torch.bernoulli(z.expand(w.T, 1, w.B, w.H)) for z in zone] if train else zone
+        if train:
+            random_bools = importlib.import_module("rnnkernels.stages").random_bools
+            zone = [random_bools(p, (w.T, 1, w.B, w.H), like.device).to(like.dtype) for _ in zone]
     return h_mask, zone
 
 

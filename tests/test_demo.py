@@ -1,4 +1,4 @@
-"""The character model: the two trainings agree, the model learns, and unusable files end in one clear line."""
+"""The head-to-head program: the two trainings agree, the model learns, and unusable files end in one clear line."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from common import refused
 
 import rnnkernels
-from examples import char_lm, text
+from examples import common, demo, language_model, text
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def source(tmp_path_factory):
 
 
 def run(*arguments):
-    return char_lm.main([str(argument) for argument in arguments])
+    return demo.main([str(argument) for argument in arguments])
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
@@ -33,10 +33,10 @@ def test_it_trains_both_and_writes_the_picture(cell, source, tmp_path, capsys):
 
 
 def test_the_losses_fall_and_agree(source):
-    asked = char_lm.parse(["--hidden", "48"])
-    tokens = torch.tensor([ord(c) % 128 for c in text.read(source)])
-    torchs, ours = (char_lm.Training(library, asked, 128, tokens) for library in (torch.nn, rnnkernels))
-    char_lm.train([torchs, ours], seconds=1, steps=60)
+    asked = demo.parse(["--hidden", "48"])
+    tokens = torch.tensor([ord(c) % 128 for c in common.read_text(source)])
+    torchs, ours = (demo.Training(library, asked, 128, tokens) for library in (torch.nn, rnnkernels))
+    demo.train([torchs, ours], seconds=1, steps=60)
     assert len(torchs.losses) == len(ours.losses) == 60
     assert ours.losses[0] > 4.5 and ours.losses[-1] < 2.5
     assert ours.losses[:20] == pytest.approx(torchs.losses[:20], rel=1e-4)
@@ -45,35 +45,35 @@ def test_the_losses_fall_and_agree(source):
 
 
 def test_the_time_budget_stops_both_after_the_same_steps(source):
-    asked = char_lm.parse(["--hidden", "8", "--layers", "1"])
-    tokens = torch.tensor([ord(c) % 128 for c in text.read(source)])
-    both = [char_lm.Training(library, asked, 128, tokens) for library in (torch.nn, rnnkernels)]
-    char_lm.train(both, seconds=0.3, steps=None)
+    asked = demo.parse(["--hidden", "8", "--layers", "1"])
+    tokens = torch.tensor([ord(c) % 128 for c in common.read_text(source)])
+    both = [demo.Training(library, asked, 128, tokens) for library in (torch.nn, rnnkernels)]
+    demo.train(both, seconds=0.3, steps=None)
     assert len(both[0].losses) == len(both[1].losses) > 0
 
 
 def test_batches_continue_and_targets_are_one_ahead():
-    length = 2 * char_lm.T + 7
-    tokens = torch.arange(char_lm.B * length + 1)
-    stream = char_lm.batches(tokens)
+    length = 2 * demo.T + 7
+    tokens = torch.arange(demo.B * length + 1)
+    stream = demo.batches(tokens)
     (x0, y0, new0), (x1, _, new1), (x2, _, new2) = (next(stream) for _ in range(3))
-    assert x0.shape == (char_lm.T, char_lm.B) and (new0, new1, new2) == (True, False, True)
+    assert x0.shape == (demo.T, demo.B) and (new0, new1, new2) == (True, False, True)
     assert torch.equal(y0, x0 + 1) and torch.equal(x1[0], x0[-1] + 1) and torch.equal(x2, x0)
-    assert x0[0].tolist() == [b * length for b in range(char_lm.B)]
+    assert x0[0].tolist() == [b * length for b in range(demo.B)]
 
 
 def test_a_sample_is_drawn_from_the_vocabulary_and_repeats_with_its_seed():
-    model = char_lm.CharLM(rnnkernels, "lstm", 3, 5, 2)
-    drawn = [char_lm.sample(model, ["a", "b", "c"], "ab", 40, seed) for seed in (1, 1, 2)]
+    model = language_model.CharLM(rnnkernels, "lstm", 3, 5, 2)
+    drawn = [demo.sample(model, ["a", "b", "c"], "ab", 40, seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0].startswith("ab") and len(drawn[0]) == 42 and set(drawn[0]) <= set("abc")
 
 
 def test_agreement_counts_digits_and_steps():
     a = [2.0, 2.0, 2.0, 2.0]
-    assert char_lm.agreement(a, a) == [(7, 4)]
-    assert char_lm.agreement(a, [2.0, 2.0, 2.00005, 2.004]) == [(7, 2), (5, 3), (3, 4)]
-    assert char_lm.agreement(a, [2.0, math.nan, 2.0, 2.0]) == [(7, 1)]
+    assert demo.agreement(a, a) == [(7, 4)]
+    assert demo.agreement(a, [2.0, 2.0, 2.00005, 2.004]) == [(7, 2), (5, 3), (3, 4)]
+    assert demo.agreement(a, [2.0, math.nan, 2.0, 2.0]) == [(7, 1)]
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_an_unusable_file_is_one_clear_line_and_status_2(content, word, tmp_path
     assert run("--text", path) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1
-    assert printed.err.startswith(f"char_lm: {path}: ") and word in printed.err
+    assert printed.err.startswith(f"demo: {path}: ") and word in printed.err
 
 
 def test_a_folder_is_not_a_text(tmp_path, capsys):
@@ -114,7 +114,7 @@ def test_a_folder_is_not_a_text(tmp_path, capsys):
     ],
 )
 def test_a_bad_argument_is_status_2(arguments, word, capsys):
-    assert word in refused(char_lm.main, arguments, capsys)
+    assert word in refused(demo.main, arguments, capsys)
 
 
 def test_the_shortest_text_that_is_accepted_works(tmp_path, capsys):

@@ -1,0 +1,272 @@
+"""What the examples share: command line, data, Lightning's Trainer, the folder a run writes, times and thresholds.
+
+An example hands its parser and its work to `run`; the work calls the rest:
+
+    def work(asked) -> tuple[dict, list[Threshold]]: ...
+    def main(arguments=None) -> int:
+        return common.run("name", parser(), work, arguments, quick={"epochs": 2})
+
+`--out` then holds metrics.json (no times: the same seed writes the same file twice), times.json, plots, and what `save`
+writes: weights.safetensors and model.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import lightning
+import matplotlib
+import pooch
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import rnnkernels
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+LAYERS: dict[str, ModuleType] = {"torch": torch.nn, "rnnkernels": rnnkernels}
+
+
+class BadData(Exception):
+    """Why data, a file or a folder cannot be used, in one line."""
+
+
+class Threshold(NamedTuple):
+    """What a metric must show."""
+
+    metric: str
+    relation: str  # ">=" or "<="
+    bound: float
+
+    def holds(self, metrics: dict[str, Any]) -> bool:
+        value = metrics[self.metric]
+        return value >= self.bound if self.relation == ">=" else value <= self.bound
+
+
+def positive(kind: type) -> Callable[[str], Any]:
+    """A type for argparse: a finite number above 0."""
+
+    def parse(word: str):
+        value = kind(word)
+        if not 0 < value < math.inf:
+            raise ValueError
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"
+    return parse
+
+
+def parser(
+    name: str, doc: str, *, epochs: int, cells: tuple[str, ...] = ("lstm", "gru", "rnn")
+) -> argparse.ArgumentParser:
+    """The arguments that all examples have; `doc` is the docstring of the example, the first cell is the default."""
+    made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=doc.splitlines()[0])
+    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
+    made.add_argument("--processes", type=positive(int), default=1, help="train on so many (DistributedDataParallel)")
+    made.add_argument("--cell", choices=cells, default=cells[0], help="default: %(default)s")
+    made.add_argument("--layers", choices=tuple(LAYERS), default="rnnkernels", help="whose (default: %(default)s)")
+    made.add_argument("--epochs", type=positive(int), default=epochs, help="at most (default: %(default)s)")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--out", type=Path, default=Path("runs") / name, help=f"a folder (default: runs/{name})")
+    made.add_argument("--load", type=Path, metavar="DIR", help="use the model of an earlier run's --out; do not train")
+    made.add_argument("--logger", choices=("csv", "tensorboard"), default="csv")
+    made.add_argument("--quick", action="store_true", help="settings that take a minute or two; given arguments win")
+    made.add_argument("--check", action="store_true", help="end with status 1 where a threshold is missed")
+    return made
+
+
+def run(
+    name: str,
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], tuple[dict[str, Any], list[Threshold]]],
+    arguments: list[str] | None = None,
+    quick: dict[str, Any] | None = None,
+) -> int:
+    """Parse, work, write metrics.json and say which thresholds hold; the exit status (2: unusable data or folder)."""
+    asked = parser.parse_args(arguments)
+    if asked.quick:
+        parser.set_defaults(**(quick or {}))
+        asked = parser.parse_args(arguments)
+    try:
+        torch.zeros(1, device=asked.device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        parser.error(f"--device {asked.device}: {str(error).splitlines()[0]}")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)  # Lightning's advice on workers and log intervals
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning 2.6 with torch 2.13
+    lightning.seed_everything(asked.seed, verbose=False)
+    try:
+        try:
+            asked.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadData(f"--out {asked.out}: {error.strerror}") from error
+        metrics, thresholds = work(asked)
+    except BadData as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    if rank_zero_only.rank:  # another process of a distributed run
+        return 0
+    (asked.out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    missed = [wanted for wanted in thresholds if not wanted.holds(metrics)]
+    for wanted in thresholds:
+        value = metrics[wanted.metric]
+        print(f"{wanted.metric} {value:.4g}, wanted {wanted.relation} {wanted.bound:g}", end="")
+        print(": missed" if wanted in missed else "")
+    print(f"written: {asked.out}/")
+    return 1 if missed and asked.check else 0
+
+
+def outputs(layer: nn.Module, x_BTI: Tensor, lengths_B: Tensor) -> tuple[Tensor, Any]:
+    """A batch_first layer on rows of different lengths: y_BTH, zero past each length, and the last valid states."""
+    if type(layer).__module__.startswith("rnnkernels"):
+        return layer(x_BTI, lengths=lengths_B)
+    packed = pack_padded_sequence(x_BTI, lengths_B.cpu(), batch_first=True, enforce_sorted=False)
+    y, state = layer(packed)
+    return pad_packed_sequence(y, batch_first=True, total_length=x_BTI.shape[1])[0], state
+
+
+def trainer(
+    asked: argparse.Namespace,
+    *,
+    monitor: str | None = None,
+    patience: int | None = None,
+    max_time: timedelta | None = None,
+    callbacks: tuple[Callback, ...] = (),
+    name: str = "",
+    **options: Any,
+) -> lightning.Trainer:
+    """Lightning's Trainer as `asked`. With `monitor` (less is better) the best weights are kept for `fit` to restore,
+    with `patience` training stops after so many epochs without a better one, and in any case after `max_time`. `name`
+    tells models of one run apart."""
+    logs, checkpoints = (asked.out / kind / name for kind in ("logs", "checkpoints"))
+    if not rank_zero_only.rank:  # an earlier run's
+        for folder in (logs, checkpoints):
+            shutil.rmtree(folder, ignore_errors=True)
+    logger = CSVLogger if asked.logger == "csv" else TensorBoardLogger
+    device = torch.device(asked.device)
+    devices: Any = asked.processes if device.index is None else [device.index]
+    watching: list[Callback] = [Timer(max_time), *callbacks]  # Lightning ignores its own max_time beside a Timer
+    if monitor:
+        watching.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, enable_version_counter=False))
+    if monitor and patience:
+        watching.append(EarlyStopping(monitor, patience=patience))
+    return lightning.Trainer(
+        accelerator="cpu" if device.type == "cpu" else "gpu",
+        devices=devices,
+        strategy="ddp" if asked.processes > 1 else "auto",
+        max_epochs=asked.epochs,
+        logger=logger(logs, name="", version=""),
+        callbacks=watching,
+        enable_checkpointing=monitor is not None,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+        **options,
+    )
+
+
+def fit(trainer: lightning.Trainer, model: lightning.LightningModule, *data: Any) -> float:
+    """Train, restore the best weights where they were kept, and return the seconds that training took."""
+    trainer.fit(model, *data)
+    timer = next(callback for callback in trainer.callbacks if isinstance(callback, Timer))
+    kept = trainer.checkpoint_callback
+    if kept and kept.best_model_path:
+        model.load_state_dict(torch.load(kept.best_model_path, map_location="cpu", weights_only=False)["state_dict"])
+    return timer.time_elapsed("train")
+
+
+def note_time(asked: argparse.Namespace, seconds: float) -> None:
+    """Remember how long this run trained, and print the last run of each library's layers, if both were run."""
+    if rank_zero_only.rank:
+        return
+    path = asked.out / "times.json"
+    times = json.loads(path.read_text()) if path.exists() else {}
+    ignored = ("layers", "out", "check", "load", "logger")
+    settings = {key: str(value) for key, value in vars(asked).items() if key not in ignored}
+    times[asked.layers] = {"seconds": seconds, "settings": settings}
+    path.write_text(json.dumps(times, indent=1) + "\n")
+    print(f"trained in {seconds:.1f} s with {asked.layers}'s layers")
+    if len(times) == 2:
+        p, q = (times[name] for name in LAYERS)
+        same = "" if p["settings"] == q["settings"] else " (with other settings)"
+        ratio = p["seconds"] / q["seconds"]
+        print(
+            f"last runs: torch {p['seconds']:.1f} s, rnnkernels {q['seconds']:.1f} s: {ratio:.2f} times as fast{same}"
+        )
+
+
+def save(folder: Path, model: nn.Module, **facts: Any) -> None:
+    """Everything needed to use the model again: weights, and `facts` (arguments, vocabulary, ...) as JSON."""
+    if rank_zero_only.rank:
+        return
+    save_file({key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}, weights(folder))
+    (folder / "model.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def weights(folder: Path) -> Path:
+    return folder / "weights.safetensors"
+
+
+def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The weights and the facts that `save` wrote."""
+    try:
+        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        return load_file(weights(folder)), facts
+    except FileNotFoundError as error:
+        raise BadData(f"--load {folder}: no {Path(error.filename or weights(folder)).name} there") from error
+    except (OSError, ValueError) as error:
+        raise BadData(f"--load {folder}: {str(error).splitlines()[0]}") from error
+
+
+def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
+    """A public file, downloaded once into pooch's cache, held to its checksum: its path, or what `processor` makes."""
+    try:
+        return pooch.retrieve(url, sha256, path=pooch.os_cache("rnnkernels"), processor=processor)
+    except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or another file than expected
+        raise BadData(f"{url} cannot be had ({str(error).splitlines()[0]}); name a file with --path") from error
+
+
+def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
+    """A text file, or why it is none."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadData(f"{path}: {error.strerror or error}") from error
+    if not data:
+        raise BadData(f"{path}: the file is empty")
+    if b"\0" in data:
+        raise BadData(f"{path}: a binary file, not text")
+    try:
+        return data.decode(encoding).replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path}: not UTF-8 text (byte {error.start})") from error
+
+
+@contextmanager
+def plot(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] = (8, 4.5), **options: Any) -> Iterator:
+    """Axes to draw on, written to a PNG file at the end."""
+    figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", **options)
+    try:
+        yield axes
+        if not rank_zero_only.rank:
+            figure.savefig(path, dpi=110)
+    finally:
+        pyplot.close(figure)
