@@ -32,8 +32,7 @@ def with_gates(arguments, y, cells):
     act, gate = reference.functions(activation, recurrent_activation)
     states = states or reference.zero_states(cell, x, weights, reverse, project)
     outputs, rows = y.unflatten(-1, (D, -1)), weights[0].size(0)
-    # a compiler puts parts together as it likes, and T may be any number in its graph
-    steps = T if torch.compiler.is_compiling() else max(-(-T // PARTS), LEAST // max(1, B * rows), 1)
+    parts = parts_of(y, B * rows)
     gates = x.new_empty(D, T, B, CELLS[cell].kept, rows // CELLS[cell].gates)
     for d in range(D):
         own = [w.to(acc) for w in reference.weights_of(weights, d, D)]
@@ -42,22 +41,31 @@ def with_gates(arguments, y, cells):
         x_TBI, at = reference.group(x, d, reverse, 3), reference.group(reset, d, reverse, 2)
         left, first = [outputs[:, :, d], *(c[d] for c in cells)], [s[d].to(acc) for s in states]
         restart = [s[d].to(acc) for s in reset_states] or [0.0] * len(left)
-        for part in (slice(a, min(a + steps, T)) for a in range(0, T, steps)):
-            old = [entering(s, f, backward, ends, part) for s, f in zip(left, first, strict=True)]
+        for a, b in parts:
+            old = [entering(s, f, backward, ends, a, b) for s, f in zip(left, first, strict=True)]
             if at is not None:
-                old = [torch.where(at[part, :, None], r, s) for s, r in zip(old, restart, strict=True)]
+                old = [torch.where(at[a:b, :, None], r, s) for s, r in zip(old, restart, strict=True)]
             h = old[0] if h_mask is None else old[0] * h_mask[d].to(acc)
             # a row for each step and sequence
-            h, x_RGH, *old = (t.flatten(0, 1) for t in (h, own.inputs(x_TBI[part].to(acc)), *old))
+            h, x_RGH, *old = (t.flatten(0, 1) for t in (h, own.inputs(x_TBI[a:b].to(acc)), *old))
             again = lambda r, h=h, own=own: own.again(r * h)  # noqa: E731
             planes = reference.CELL_FUNCTIONS[cell](x_RGH, own.recurrent(h), tuple(old), act, gate, own.norm, again)[1]
-            gates[d, part] = torch.stack(planes, 1).unflatten(0, (part.stop - part.start, B))
+            gates[d, a:b] = torch.stack(planes, 1).unflatten(0, (b - a, B))
     return [gates, *cells]
 
 
-def entering(left, first, backward, ends, part):
-    """The states (t, B, H or P) that enter some steps, from those that left all, and the initial one (B, H or P)."""
-    a, b, T = part.start, part.stop, left.size(0)
+def parts_of(y, each):
+    """The steps of y (T, B, D*P) cut into parts (from, to); ``each`` step has so many pre-activations."""
+    T = y.size(0)
+    if torch.compiler.is_compiling() or type(y) is not torch.Tensor:
+        return [(0, T)]  # a compiler, which may trace with tensors of its own, cuts as it likes, for any T
+    steps = max(-(-T // PARTS), LEAST // max(1, each), 1)
+    return [(a, min(a + steps, T)) for a in range(0, T, steps)]
+
+
+def entering(left, first, backward, ends, a, b):
+    """The states (b-a, B, H or P) that enter steps a to b, from those that left all T, and the initial one."""
+    T = left.size(0)
     if not backward:
         return torch.cat([left[a - 1 : a].to(first) if a else first[None], left[a : b - 1].to(first)])
     old = torch.cat([left[a + 1 : b].to(first), left[b : b + 1].to(first) if b < T else first[None]])

@@ -95,6 +95,17 @@ def test_compiled(fresh, name):
         assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters())
 
 
+def test_recompute_compiles_once_for_all_lengths(fresh):
+    module = make("LSTM").eval()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for T in (5, 9, 40):
+            x = torch.randn(T, 2, 3, dtype=torch.float64)
+            grads = [torch.autograd.grad(f(x)[0].sin().sum(), list(module.parameters())) for f in (compiled, module)]
+            for k, (a, e) in enumerate(zip(*grads, strict=True)):
+                assert_close(f"gradient {k}", a, e)
+
+
 def test_compiled_by_inductor(fresh):
     module, x = make("LSTM").eval(), torch.randn(5, 2, 3, dtype=torch.float64)
     compiled = torch.compile(module, fullgraph=True, backend=INDUCTOR)
