@@ -1,6 +1,6 @@
 """The modules on a GPU, un-interpreted: against ``torch.nn`` in float64 on the CPU, and against themselves run again.
 
-Skipped where there is no GPU; what can be proved without one is in test_triton_interpreted.py and
+Skipped where there is no GPU; what can be proved without one is in test_triton_interpreted*.py and
 test_triton_compiled.py.
 """
 

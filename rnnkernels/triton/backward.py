@@ -10,17 +10,16 @@ step 0, which only the initial state needs, is left to the launcher.
 import triton
 import triton.language as tl
 
-from .dots import arrive, gradient_cooperative, gradient_streamed, load_pieces, wait
+from .dots import arrive, gradient_cooperative, gradient_streamed, kept_weights, wait
 from .forward import PLAIN
 from .stages import entering, load_keep, masked, resets_at, unzoned
 from .tiles import (
     added,
     chosen,
-    lengths_of,
     live_only,
     load_states,
     load_tiles,
-    load_weights,
+    place,
     replaced,
     state_offset,
     store_states,
@@ -55,25 +54,12 @@ def scan_backward(
     RESIDENT: tl.constexpr = SCHEDULE == "resident"
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     G: tl.constexpr = len(READS)
-    d = tl.program_id(2).to(tl.int64)
-    reverse = ((REVERSE >> (d % DIRECTIONS)) & 1) != 0
-    rows = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)
-    b = rows[None, :]
-    j = (tl.program_id(1) * BH + tl.arange(0, BH))[:, None]
-    mask = (b < B) if H % BH == 0 else (b < B) & (j < H)
-    n = lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS)
-    vb = rows[None, :, None] if COOPERATIVE else b
-    vn = lengths_of(lengths, length_x, T, B, vb, d, DIRECTIONS) if COOPERATIVE else n
+    d, reverse, j, b, mask, n, vb, vn = place(
+        lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
+    )  # fmt: skip
     w += d * (G * H * K)
-    if RESIDENT:
-        k = tl.arange(0, BK)
-        weights = ()
-        for g in tl.static_range(G):
-            weights = weights + (load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK),)
+    weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE)
     if COOPERATIVE:
-        weights = ()
-        for g in tl.static_range(G):
-            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT),)
         counters += d * tl.num_programs(0) + tl.program_id(0)
     keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
     ds = load_states(ds_in, S, H, mask, j, b, d, B, BH, BB, ACC)

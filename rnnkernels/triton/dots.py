@@ -64,6 +64,21 @@ def gradient_streamed(
 
 
 @triton.jit
+def kept_weights(
+    w, j, N: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
+    SPLIT: tl.constexpr, SCHEDULE: tl.constexpr,
+):  # fmt: skip
+    """The weights (N, H, K) of a program's units, as it keeps them for the sequence; none where they are streamed."""
+    weights = ()
+    for g in tl.static_range(N):
+        if SCHEDULE == "resident":
+            weights = weights + (load_weights(w + g * H * K, j, tl.arange(0, BK)[None, :], H, K, BH, BK),)
+        elif SCHEDULE == "cooperative":
+            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT),)
+    return weights
+
+
+@triton.jit
 def along_width(START: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr):
     """The places of a piece in the vector, as axes of (SPLIT, batch, width)."""
     return START + tl.arange(0, SPLIT)[:, None, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]

@@ -17,15 +17,14 @@ time n-1-i at its live step i, and at time i at a dead one: so every time is wri
 import triton
 import triton.language as tl
 
-from .dots import arrive, load_pieces, product_cooperative, product_resident, product_streamed, wait
+from .dots import arrive, kept_weights, product_cooperative, product_resident, product_streamed, wait
 from .stages import entering, load_keep, masked, resets_at, zoned
 from .tiles import (
     chosen,
-    lengths_of,
     live_only,
     load_states,
     load_tiles,
-    load_weights,
+    place,
     replaced,
     state_offset,
     store_states,
@@ -63,25 +62,12 @@ def scan_forward(
     LENGTHS: tl.constexpr = lengths is not None
     RESIDENT: tl.constexpr = SCHEDULE == "resident"
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
-    d = tl.program_id(2).to(tl.int64)
-    reverse = ((REVERSE >> (d % DIRECTIONS)) & 1) != 0
-    rows = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)
-    b = rows[None, :]
-    j = (tl.program_id(1) * BH + tl.arange(0, BH))[:, None]
-    mask = (b < B) if H % BH == 0 else (b < B) & (j < H)
-    n = lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS)
-    vb = rows[None, :, None] if COOPERATIVE else b  # the rows as an axis of what the product reads
-    vn = lengths_of(lengths, length_x, T, B, vb, d, DIRECTIONS) if COOPERATIVE else n
+    d, reverse, j, b, mask, n, vb, vn = place(
+        lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
+    )  # fmt: skip
     w += d * (G * H * K)
-    if RESIDENT:
-        k = tl.arange(0, BK)
-        weights = ()
-        for g in tl.static_range(G):
-            weights = weights + (load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK),)
+    weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE)
     if COOPERATIVE:
-        weights = ()
-        for g in tl.static_range(G):
-            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT),)
         counters += d * tl.num_programs(0) + tl.program_id(0)
     if bias is not None:
         last_bias = tl.load(bias + d * H + j, mask=j < H, other=0.0).to(ACC)

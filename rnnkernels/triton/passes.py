@@ -74,15 +74,26 @@ def loop_of(problem, kernel, function, cell, tiles, units, width, states, **argu
 class Carried:
     """States between the launches of a pass: the first launch reads ``first``, the last writes ``last``."""
 
-    def __init__(self, problem, first, last, launches):
-        self.first, self.last, self.launches = first and tuple(first), tuple(last), launches
-        between = [torch.empty_like(s, dtype=problem.accumulate) for s in last] if launches > 1 else []
-        self.between = tuple(between)
+    def __init__(self, problem, first, last, spans, names=("s_in", "s_out")):
+        between = [torch.empty_like(s, dtype=problem.accumulate) for s in last] if len(spans) > 1 else []
+        between = [tuple(between)] * (len(spans) - 1)
+        self.read, self.written, self.names = [first and tuple(first), *between], [*between, tuple(last)], names
 
     def at(self, launch):
-        """What a launch reads and writes; a program reads and writes its own tiles only."""
-        read = self.first if launch == 0 else self.between
-        return read, self.last if launch == self.launches - 1 else self.between
+        """The arguments of a launch: what it reads and writes; a program reads and writes its own tiles only."""
+        return dict(zip(self.names, (self.read[launch], self.written[launch]), strict=True))
+
+
+def spans_of(problem, tiles):
+    """The steps begin..end-1 of every launch."""
+    return [(t, t + 1) for t in range(problem.T)] if tiles.schedule == "stepwise" else [(0, problem.T)]
+
+
+def walk(spans, *turns):
+    """Launch loops over each span of steps, one after the other; each with its ``Carried`` states."""
+    for launch, (begin, end) in enumerate(spans):
+        for loop, carried in turns:
+            loop(begin, end, **carried.at(launch))
 
 
 def outputs(problem, save):
@@ -94,15 +105,15 @@ def outputs(problem, save):
     return y, last, gates, cells
 
 
-def forward(problem, inputs, states, save):
+def forward(problem, tiles, inputs, save):
     """Run the steps of the layer into its ``outputs``."""
-    cell, D, T, B, H, P = problem.cell, problem.D, problem.T, problem.B, problem.H, problem.P
-    tiles, project = problem.tiles(backward=False), bool(problem.w_hr)
+    cell, D, B, H, P = problem.cell, problem.D, problem.B, problem.H, problem.P
+    states, project = problem.states, bool(problem.w_hr)
     y, last, gates, cells = outputs(problem, save)
     bias = stacked([b[-H:] for b in problem.b_hh]) if cell.recurrent_bias and problem.b_hh else None
     hidden = problem.empty(D, B, H) if project else None
     own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
-    first, ring = (None, None) if tiles.schedule == "resident" else exchange(problem, states)
+    first, ring = (None, None) if tiles.schedule == "resident" else exchange(problem)
     run = loop_of(
         problem, forward_loop.scan_forward, cell.forward, cell, tiles, H, P, own, x=inputs, x_d=inputs.stride(0),
         x_t=inputs.stride(1), x_b=inputs.stride(2), w=stacked(problem.w_hh), bias=bias, v_first=first,
@@ -110,30 +121,23 @@ def forward(problem, inputs, states, save):
         h_mask=None if project else problem.h_mask, h_out=hidden, y=None if project else y, gates=gates, cells=cells,
         G=cell.gates,
     )  # fmt: skip
-    launches = T if tiles.schedule == "stepwise" else 1
-    carried = Carried(problem, problem.named(states, own, H), problem.named(last, own, H), launches)
-    if not project:
-        for t in range(launches):
-            s_in, s_out = carried.at(t)
-            run(t, T if launches == 1 else t + 1, s_in=s_in, s_out=s_out)
-        return y, last, gates, cells
-    out = loop_of(
-        problem, forward_loop.scan_forward, PROJECTION.forward, PROJECTION, tiles, P, H, (0,), x=None, x_d=0, x_t=0,
-        x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, v_out=ring,
-        h_mask=problem.h_mask, h_out=None, y=y, gates=None, cells=None, G=1,
-    )  # fmt: skip
-    projected = Carried(problem, states[:1] or None, last[:1], T)
-    for t in range(T):
-        for launch, turns in ((run, carried), (out, projected)):
-            s_in, s_out = turns.at(t)
-            launch(t, t + 1, s_in=s_in, s_out=s_out)
+    spans = spans_of(problem, tiles)
+    turns = [(run, Carried(problem, problem.named(states, own, H), problem.named(last, own, H), spans))]
+    if project:
+        out = loop_of(
+            problem, forward_loop.scan_forward, PROJECTION.forward, PROJECTION, tiles, P, H, (0,), x=None, x_d=0, x_t=0,
+            x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, v_out=ring,
+            h_mask=problem.h_mask, h_out=None, y=y, gates=None, cells=None, G=1,
+        )  # fmt: skip
+        turns.append((out, Carried(problem, states[:1] or None, last[:1], spans)))
+    walk(spans, *turns)
     return y, last, gates, cells
 
 
-def backward(problem, dy, dlast, dcells, states, y, gates, cells):
+def backward(problem, tiles, dy, dlast, dcells, y, gates, cells):
     """Run the steps of the layer backwards."""
     cell, T, H, P, D, B = problem.cell, problem.T, problem.H, problem.P, problem.D, problem.B
-    tiles, project = problem.tiles(backward=True), bool(problem.w_hr)
+    states, project = problem.states, bool(problem.w_hr)
     own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
     planes, saved = problem.empty(D, T, B, cell.planes, H), (y, cells)[: cell.states]
     widths = [P if k == 0 else H for k in range(cell.states)]
@@ -152,38 +156,32 @@ def backward(problem, dy, dlast, dcells, states, y, gates, cells):
             ds_reset=problem.named(dreset, states_of, units), **arguments,
         )  # fmt: skip
 
-    launches = T if tiles.schedule == "stepwise" else 1
-    inner = Carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), launches)
+    spans, names, projected = spans_of(problem, tiles)[::-1], ("ds_in", "ds_out"), None
+    inner = Carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), spans, names)
+    common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes)
     if not project:
-        run = loop(cell, H, P, own, **through, dy=dy, dcells=dcells, gates=gates, saved=saved, planes=planes)
-        for launch, t in enumerate(reversed(range(launches))):
-            ds_in, ds_out = inner.at(launch)
-            run(t, T if launches == 1 else t + 1, ds_in=ds_in, ds_out=ds_out)
-        return Gradients(planes, dfirst, tiles.schedule == "resident", None, dreset)
-    projected = problem.empty(D, T, B, 1, P)
-    out = loop(
-        PROJECTION, P, H, (0,), **through, dy=dy, dcells=None, gates=None, saved=(y,), planes=projected
-    )  # fmt: skip
-    run = loop(
-        cell, H, P, own, source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None, dy=None,
-        dcells=dcells, gates=gates, saved=saved, planes=planes,
-    )  # fmt: skip
-    outer = Carried(problem, dlast[:1] or None, dfirst[:1], T)
-    for launch, t in enumerate(reversed(range(T))):
-        for go, turns in ((out, outer), (run, inner)):
-            ds_in, ds_out = turns.at(launch)
-            go(t, t + 1, ds_in=ds_in, ds_out=ds_out)
-    return Gradients(planes, dfirst, False, projected, dreset)
+        walk(spans, (loop(cell, H, P, own, **through, dy=dy, **common), inner))
+    else:
+        projected = problem.empty(D, T, B, 1, P)
+        out = loop(
+            PROJECTION, P, H, (0,), **through, dy=dy, dcells=None, gates=None, saved=(y,), planes=projected
+        )  # fmt: skip
+        run = loop(
+            cell, H, P, own, source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None,
+            dy=None, **common,
+        )  # fmt: skip
+        walk(spans, (out, Carried(problem, dlast[:1] or None, dfirst[:1], spans, names)), (run, inner))
+    return Gradients(planes, dfirst, tiles.schedule == "resident", projected, dreset)
 
 
-def exchange(problem, states):
+def exchange(problem):
     """The vector that enters the first step, and a pair of buffers for the others'; None where these are outputs."""
     D, B, P = problem.D, problem.B, problem.P
-    first = states[0] if states else problem.zeros(D, B, P)
+    first = problem.states[0] if problem.states else problem.zeros(D, B, P)
     if problem.reset is None and problem.h_mask is None:
         return first, None
     if problem.reset is not None:
         again = torch.stack([problem.group_reset(d)[first_index(problem, d)] for d in range(D)])[..., None] != 0
         first = torch.where(again, problem.reset_states[0] if problem.reset_states else 0, first)
-    first = first if problem.h_mask is None else first * problem.h_mask
+    first = first if problem.h_mask is None else (first * problem.h_mask).to(problem.dtype)
     return first, problem.empty(2, B, D, P)

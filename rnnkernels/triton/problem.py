@@ -14,6 +14,8 @@ from .cells import CELLS, Cell
 
 class Problem(NamedTuple):
     cell: Cell
+    x: Any
+    states: list
     T: int
     B: int
     D: int
@@ -66,14 +68,14 @@ class Problem(NamedTuple):
             self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward, self.T
         )
 
-    def launches(self, backward):
-        """How many kernels a pass launches."""
-        steps = self.T if self.tiles(backward).schedule == "stepwise" else 1
+    def launches(self, tiles):
+        """How many kernels a pass with these tiles launches."""
+        steps = self.T if tiles.schedule == "stepwise" else 1
         return 2 * steps if self.w_hr else steps
 
     def recurrent(self):
         """The problem without what only the products outside the time loop read."""
-        return self._replace(w_ih=[], b_ih=[])
+        return self._replace(x=None, w_ih=[], b_ih=[])
 
     def named(self, tensors, states, units):
         """The named ones of the states' tensors; None names one that nobody reads. None where there are no tensors."""
@@ -93,8 +95,8 @@ class Problem(NamedTuple):
 
 
 def problem_of(
-    cell, x, weights, reverse, bias, project, activation, recurrent_activation,
-    lengths, reset, reset_states, h_mask, zone,
+    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+    lengths, reset, reset_states, h_mask, zone, layer_norm, eps,
 ):  # fmt: skip
     """Sort the arguments of the op."""
     D = len(reverse) * (x.size(0) if x.dim() == 4 else 1)
@@ -103,8 +105,8 @@ def problem_of(
     b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else ([], [])
     chip = schedules.chip_of(x.device)
     return Problem(
-        kinds, x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
-        activation or "tanh", recurrent_activation or "sigmoid",
+        kinds, x, [s.contiguous() for s in states], x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates,
+        w_hh[0].size(1), [bool(r) for r in reverse], activation or "tanh", recurrent_activation or "sigmoid",
         x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh,
         rest.pop(0) if project else [], None if lengths is None else lengths.to(x.device).contiguous(),
         None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
