@@ -10,7 +10,7 @@ step 0, which only the initial state needs, is left to the launcher.
 import triton
 import triton.language as tl
 
-from .dots import arrive, gradient_cooperative, gradient_streamed, kept_weights, wait
+from .dots import arrive, gradient_cooperative, gradient_streamed, kept_weights, product_resident, wait
 from .forward import PLAIN
 from .stages import entering, load_keep, masked, resets_at, unzoned
 from .tiles import (
@@ -42,7 +42,9 @@ def scan_backward(
     planes,  # (D, T, B, PLANES, H): the gradients of the pre-activations, the result
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, length_x, reset_x,
-    CELL: tl.constexpr, RENEW: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
+    CELL: tl.constexpr, RENEW: tl.constexpr,
+    FIRST: tl.constexpr, PHASE: tl.constexpr,  # as in the forward pass, FIRST being the cell's backward_first
+    ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, PLANES: tl.constexpr,
     NEW: tl.constexpr, OLD: tl.constexpr,  # which states after and before the step are read
     SOURCE: tl.constexpr, READS: tl.constexpr, LAG: tl.constexpr,  # planes of the product, LAG steps later
@@ -53,7 +55,9 @@ def scan_backward(
     LENGTHS: tl.constexpr = lengths is not None
     RESIDENT: tl.constexpr = SCHEDULE == "resident"
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
-    G: tl.constexpr = len(READS)
+    N: tl.constexpr = len(READS)  # gates of the first product
+    G: tl.constexpr = N if FIRST is None else N + 1
+    ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
@@ -99,12 +103,12 @@ def scan_backward(
         if dcells is not None:
             value = tl.load(dcells + row * H + j, mask=mask, other=0.0)
             arriving = replaced(arriving, S - 1, arriving[S - 1] + value.to(ACC), S)
-        if not RESIDENT:
+        if not RESIDENT and PHASE < 2:
             later = time_at(i + LAG, vn, reverse, LENGTHS)
             read = source + ((d * T + later) * B + vb) * (SOURCE * K)
             if COOPERATIVE:
                 tl.static_assert(LAG == 1)
-                wait(counters, (T - 1 - i) * tl.num_programs(1))
+                wait(counters, ARRIVALS * (T - 1 - i) * tl.num_programs(1))
                 dh = gradient_cooperative(
                     weights, read, (vb < B) & (i + 1 < T), READS, K, BH, BB, PIECES, SPLIT, ACC, PRECISION
                 )  # fmt: skip
@@ -129,22 +133,49 @@ def scan_backward(
         emitted, earlier = CELL(arriving, new, old, kept, ACTIVATION, GATE)
         if LENGTHS:
             emitted = live_only(i < n, emitted, PLANES)
-        store_tiles(planes + (row * (PLANES * H) + j), H, emitted, mask, PLANES, BH, BB, COOPERATIVE)
+        at = planes + (row * (PLANES * H) + j)
+        if FIRST is None:
+            store_tiles(at, H, emitted, mask, PLANES, BH, BB, COOPERATIVE)
+        else:
+            if PHASE < 2:
+                store_tiles(at + H, H, emitted[1:], mask, PLANES - 1, BH, BB, False)
+            dv = tl.zeros((BH, BB), ACC)
+            if RESIDENT:
+                dv = product_resident((weights[N],), emitted[N], 1, ACC, PRECISION)[0]
+            elif PHASE != 1:
+                read = source + ((d * T + time_at(i, vn, reverse, LENGTHS)) * B + vb) * (SOURCE * K)
+                if COOPERATIVE:
+                    arrive(counters)
+                    wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
+                    dv = gradient_cooperative(
+                        (weights[N],), read, vb < B, (N,), K, BH, BB, PIECES, SPLIT, ACC, PRECISION
+                    )  # fmt: skip
+                else:
+                    dv = gradient_streamed(
+                        w + N * H * K, read, j, b < B, K, (N,), H, K, BH, BB, BK, ACC, PRECISION, STAGES
+                    )  # fmt: skip
+            delta, dh = FIRST(dv, masked(old[0], keep), kept, ACTIVATION, GATE)
+            emitted, dh = replaced(emitted, 0, delta, PLANES), masked(dh, keep)
+            if PHASE != 1:
+                tl.store(at, delta.to(planes.dtype.element_ty), mask=mask)
+            earlier = replaced(earlier, 0, dh if PHASE == 2 else earlier[0] + dh, S)
         if COOPERATIVE:
             arrive(counters)
         if RESIDENT:
             dh = tl.zeros((BH, BB), ACC) if keep is not None else earlier[0]
-            for g in tl.static_range(G):
+            for g in tl.static_range(N):
                 part = emitted[READS[g]].to(w.dtype.element_ty)
                 dh = tl.dot(weights[g], part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
             earlier = replaced(earlier, 0, earlier[0] + masked(dh, keep) if keep is not None else dh, S)
-        if zone is not None:
+        if zone is not None and PHASE < 2:
             earlier = added(earlier, direct, S)
         if reset is not None:
             at_once = again & (i < n)
             restarted = added(restarted, live_only(at_once, earlier, S), S)
             earlier = live_only(~at_once, earlier, S)
-        if LENGTHS:
+        if PHASE == 2:  # the rest is there, and nothing comes to rows that are not live
+            earlier = added(earlier, stay, S)
+        elif LENGTHS:
             earlier = chosen(i < n, earlier, stay, S)
         ds = earlier
     store_states(ds_out, ds, S, H, mask, j, b, d, B)

@@ -143,6 +143,11 @@ def add(a, b):
 
 
 @triton.jit
+def add_two(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
 def add_three(a, b, c, d, e, f):
     return a + d, b + e, c + f
 
@@ -159,6 +164,8 @@ def over_parts(tiles, N: tl.constexpr):
         tiles = tl.reduce(tiles, 0, add_four)
     elif N == 3:
         tiles = tl.reduce(tiles, 0, add_three)
+    elif N == 2:
+        tiles = tl.reduce(tiles, 0, add_two)
     else:
         tl.static_assert(N == 1)
         tiles = (tl.reduce(tiles[0], 0, add),)

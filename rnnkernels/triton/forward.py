@@ -45,16 +45,20 @@ def scan_forward(
     s_reset,  # S states (D, B, H) that rows restart from, or None for zeros
     h_mask,  # (D, B, H), or None
     zone, zone_at,  # per state (T, D, B, H), and its strides by t, d and b; or None
-    s_in, s_out,  # S states (D, B, H); s_in may be None for zeros
+    s_in, s_out,  # S states (D, B, H); s_in may be None for zeros, s_out in PHASE 1
     v_first,  # (D, B, K): the vector of step 0; not read if resident
     vector,  # (T, B, D, K): outputs, each the vector of the next step; (2, B, D, K) if RING; None: v_first is for all
     v_out,  # (2, B, D, H): where a step leaves the next one's vector in turns, if that is not its output; or None
     h_out,  # (D, B, H): where a step leaves h for a projection, or None
     y,  # (T, B, D, H), or None
     gates, cells,  # (D, T, B, KEPT, H), (D, T, B, H): kept for the backward pass, or None
+    between,  # (D, B, H): the vector of a second product, for other programs or PHASE 2; or None
+    sums,  # (D, B, G - 1, H): the products of PHASE 1; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
-    CELL: tl.constexpr, ACTIVATION: tl.constexpr, GATE: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
+    CELL: tl.constexpr,
+    FIRST: tl.constexpr, PHASE: tl.constexpr,  # what a second product reads; 1, 2: a launch of two in a step; 0: of one
+    ACTIVATION: tl.constexpr, GATE: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
     PIECES: tl.constexpr, SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
     RING: tl.constexpr, SCHEDULE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
@@ -62,6 +66,8 @@ def scan_forward(
     LENGTHS: tl.constexpr = lengths is not None
     RESIDENT: tl.constexpr = SCHEDULE == "resident"
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
+    N: tl.constexpr = G if FIRST is None else G - 1  # gates of the first product
+    ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
@@ -80,8 +86,11 @@ def scan_forward(
         xs = load_tiles(x + t * x_t + (b * x_b + j), H, mask, G, ACC) if x is not None else ()
         again = resets_at(reset, reset_x, t, b, d, B, DIRECTIONS) if reset is not None else None
         old = entering(s, again, s_reset, S, H, mask, j, b, d, B)
-        if RESIDENT:
-            r = product_resident(weights, masked(old[0], keep), G, ACC, PRECISION)
+        h = masked(old[0], keep)
+        if PHASE == 2:
+            r = load_tiles(sums + ((d * B + b) * (N * H) + j), H, mask, N, ACC)
+        elif RESIDENT:
+            r = product_resident(weights, h, N, ACC, PRECISION)
         else:
             read = v_first + (d * B + vb) * K
             if vector is not None:
@@ -89,10 +98,30 @@ def scan_forward(
                 row = tl.where(i > 0, slot * (B * D * K) + (vb * D + d) * K, (d * B + vb) * K)
                 read = tl.where(i > 0, vector, v_first) + row
             if COOPERATIVE:
-                wait(counters, i * tl.num_programs(1))
-                r = product_cooperative(weights, read, vb < B, G, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)
+                wait(counters, ARRIVALS * i * tl.num_programs(1))
+                r = product_cooperative(weights, read, vb < B, N, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)
             else:
-                r = product_streamed(w, read, j, b < B, G, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+                r = product_streamed(w, read, j, b < B, N, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+        if FIRST is not None:
+            second = h * FIRST(xs, r, ACTIVATION, GATE)
+            if PHASE == 1:
+                store_tiles(sums + ((d * B + b) * (N * H) + j), H, r, mask, N, BH, BB, False)
+            if not RESIDENT and PHASE < 2:
+                tl.store(between + (d * B + b) * H + j, second.to(between.dtype.element_ty), mask=mask)
+            if RESIDENT:
+                r = r + product_resident((weights[N],), second, 1, ACC, PRECISION)
+            elif COOPERATIVE:
+                arrive(counters)
+                wait(counters, (ARRIVALS * i + 1) * tl.num_programs(1))
+                read = between + (d * B + vb) * K
+                r = r + product_cooperative(
+                    (weights[N],), read, vb < B, 1, K, BH, BB, PIECES, SPLIT, ACC, PRECISION
+                )  # fmt: skip
+            elif PHASE == 2:
+                read, last = between + (d * B + b) * K, w + N * H * K
+                r = r + product_streamed(last, read, j, b < B, 1, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+            else:  # what follows is for nobody, and the compiler leaves it away
+                r = r + (tl.zeros((BH, BB), ACC),)
         if bias is not None:
             r = replaced(r, G - 1, r[G - 1] + last_bias, G)
         new, kept = CELL(xs, r, old, ACTIVATION, GATE)
@@ -120,6 +149,7 @@ def scan_forward(
             store_tiles(gates + (row_kept * (KEPT * H) + j), H, kept, mask, KEPT, BH, BB, True)
         if cells is not None:
             tl.store(cells + row_kept * H + j, s[S - 1], mask=mask)
-    store_states(s_out, s, S, H, mask, j, b, d, B)
+    if s_out is not None:
+        store_states(s_out, s, S, H, mask, j, b, d, B)
     if h_out is not None:
         tl.store(h_out + (d * B + b) * H + j, s[0].to(h_out.dtype.element_ty), mask=mask)

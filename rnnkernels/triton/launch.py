@@ -16,7 +16,7 @@ from .. import backends
 from . import schedules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
+STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_product"})
 
 
 def unsupported(call):

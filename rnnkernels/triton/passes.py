@@ -7,6 +7,7 @@ recurrent product reads the output of the step before. A projection is a second 
 step, with a cell of its own that has no input; the output and the first state are its.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,8 @@ from . import schedules
 from .cells import PROJECTION
 from .problem import stacked, turned
 from .products import first_index
+
+NO_SCRATCH = dict(between=None, sums=None)
 
 
 class Gradients(NamedTuple):
@@ -71,17 +74,14 @@ def loop_of(problem, kernel, function, cell, tiles, units, width, states, **argu
     return Loop(kernel, grid, arguments, options)
 
 
-class Carried:
-    """States between the launches of a pass: the first launch reads ``first``, the last writes ``last``."""
-
-    def __init__(self, problem, first, last, spans, names=("s_in", "s_out")):
-        between = [torch.empty_like(s, dtype=problem.accumulate) for s in last] if len(spans) > 1 else []
-        between = [tuple(between)] * (len(spans) - 1)
-        self.read, self.written, self.names = [first and tuple(first), *between], [*between, tuple(last)], names
-
-    def at(self, launch):
-        """The arguments of a launch: what it reads and writes; a program reads and writes its own tiles only."""
-        return dict(zip(self.names, (self.read[launch], self.written[launch]), strict=True))
+def carried(problem, first, last, launches, names=("s_in", "s_out")):
+    """The states that each launch of a pass reads and writes, by the names of its arguments: the first launch reads
+    ``first``, the last writes ``last``; in between a program reads and writes its own tiles only."""
+    between = tuple(torch.empty_like(s, dtype=problem.accumulate) for s in last) if launches > 1 else ()
+    turns = zip(
+        [first and tuple(first), *[between] * (launches - 1)], [*[between] * (launches - 1), tuple(last)], strict=True
+    )
+    return [dict(zip(names, turn, strict=True)) for turn in turns]
 
 
 def spans_of(problem, tiles):
@@ -89,11 +89,26 @@ def spans_of(problem, tiles):
     return [(t, t + 1) for t in range(problem.T)] if tiles.schedule == "stepwise" else [(0, problem.T)]
 
 
+def phases_of(problem, tiles):
+    """The launches of one step of a cell: two where a second product has to wait for other programs."""
+    return (1, 2) if tiles.schedule == "stepwise" and problem.cell.first is not None else (0,)
+
+
 def walk(spans, *turns):
-    """Launch loops over each span of steps, one after the other; each with its ``Carried`` states."""
+    """Launch loops over each span of steps, one after the other; each with its ``carried`` states."""
     for launch, (begin, end) in enumerate(spans):
-        for loop, carried in turns:
-            loop(begin, end, **carried.at(launch))
+        for loop, states in turns:
+            loop(begin, end, **states[launch])
+
+
+def scratch(problem, tiles):
+    """Memory for what goes on between the programs, or the launches, of a step."""
+    if problem.cell.first is None or tiles.schedule == "resident":
+        return NO_SCRATCH
+    D, B, H, G = problem.D, problem.B, problem.H, problem.cell.gates
+    stepwise = tiles.schedule == "stepwise"
+    sums = problem.empty(D, B, G - 1, H, dtype=problem.accumulate) if stepwise else None
+    return dict(between=problem.empty(D, B, H), sums=sums)
 
 
 def outputs(problem, save):
@@ -110,26 +125,29 @@ def forward(problem, tiles, inputs, save):
     cell, D, B, H, P = problem.cell, problem.D, problem.B, problem.H, problem.P
     states, project = problem.states, bool(problem.w_hr)
     y, last, gates, cells = outputs(problem, save)
-    bias = stacked([b[-H:] for b in problem.b_hh]) if cell.recurrent_bias and problem.b_hh else None
     hidden = problem.empty(D, B, H) if project else None
     own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
     first, ring = (None, None) if tiles.schedule == "resident" else exchange(problem)
-    run = loop_of(
-        problem, forward_loop.scan_forward, cell.forward, cell, tiles, H, P, own, x=inputs, x_d=inputs.stride(0),
-        x_t=inputs.stride(1), x_b=inputs.stride(2), w=stacked(problem.w_hh), bias=bias, v_first=first,
-        vector=y if ring is None else ring, RING=ring is not None, v_out=None if project else ring,
-        h_mask=None if project else problem.h_mask, h_out=hidden, y=None if project else y, gates=gates, cells=cells,
-        G=cell.gates,
+    spans, phases = spans_of(problem, tiles), phases_of(problem, tiles)
+    run = partial(
+        loop_of, problem, forward_loop.scan_forward, cell.forward, cell, tiles, H, P, own, x=inputs,
+        x_d=inputs.stride(0), x_t=inputs.stride(1), x_b=inputs.stride(2), w=stacked(problem.w_hh),
+        bias=stacked([b[-H:] for b in problem.b_hh]) if cell.recurrent_bias and problem.b_hh else None, v_first=first,
+        vector=y if ring is None else ring, RING=ring is not None, h_mask=None if project else problem.h_mask,
+        G=cell.gates, FIRST=cell.first, **scratch(problem, tiles),
     )  # fmt: skip
-    spans = spans_of(problem, tiles)
-    turns = [(run, Carried(problem, problem.named(states, own, H), problem.named(last, own, H), spans))]
+    results = dict(y=None if project else y, v_out=None if project else ring, h_out=hidden, gates=gates, cells=cells)
+    s_turns = carried(problem, problem.named(states, own, H), problem.named(last, own, H), len(spans))
+    turns = [(run(PHASE=phase, **dict.fromkeys(results)), [turn | {"s_out": None} for turn in s_turns])
+             for phase in phases[:-1]]  # fmt: skip
+    turns.append((run(PHASE=phases[-1], **results), s_turns))
     if project:
         out = loop_of(
             problem, forward_loop.scan_forward, PROJECTION.forward, PROJECTION, tiles, P, H, (0,), x=None, x_d=0, x_t=0,
-            x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, v_out=ring,
-            h_mask=problem.h_mask, h_out=None, y=y, gates=None, cells=None, G=1,
+            x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, h_mask=problem.h_mask,
+            y=y, v_out=ring, h_out=None, gates=None, cells=None, G=1, FIRST=None, PHASE=0, **NO_SCRATCH,
         )  # fmt: skip
-        turns.append((out, Carried(problem, states[:1] or None, last[:1], spans)))
+        turns.append((out, carried(problem, states[:1] or None, last[:1], len(spans))))
     walk(spans, *turns)
     return y, last, gates, cells
 
@@ -144,23 +162,27 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells):
     dfirst = [problem.empty(D, B, n, dtype=problem.accumulate) for n in widths]
     dreset = [problem.zeros(D, B, n, dtype=problem.accumulate) for n in widths] if problem.reset_states else []
     through = dict(
-        source=planes, SOURCE=cell.planes, READS=cell.recurrent, LAG=1, w=turned(problem.w_hh, cell.gates),
+        source=planes, SOURCE=cell.planes, READS=cell.reads, LAG=1, w=turned(problem.w_hh, cell.gates),
         h_mask=problem.h_mask,
     )  # fmt: skip
 
-    def loop(of, units, width, states_of, **arguments):
+    def loop(of, units, width, states_of, phase=0, **arguments):
         old = tuple(o or (n and bool(problem.zone)) for n, o in zip(of.new, of.old, strict=True))
         return loop_of(
             problem, backward_loop.scan_backward, of.backward, of, tiles, units, width, states_of, RENEW=of.renew,
-            PLANES=of.planes, NEW=of.new, OLD=old, s_first=problem.named(states, states_of, units),
-            ds_reset=problem.named(dreset, states_of, units), **arguments,
+            FIRST=of.backward_first, PHASE=phase, PLANES=of.planes, NEW=of.new, OLD=old,
+            s_first=problem.named(states, states_of, units), ds_reset=problem.named(dreset, states_of, units),
+            **arguments,
         )  # fmt: skip
 
-    spans, names, projected = spans_of(problem, tiles)[::-1], ("ds_in", "ds_out"), None
-    inner = Carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), spans, names)
+    spans, phases, projected = spans_of(problem, tiles)[::-1], phases_of(problem, tiles), None
+    launches, names = len(spans) * len(phases), ("ds_in", "ds_out")
+    inner = carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), launches, names)
     common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes)
     if not project:
-        walk(spans, (loop(cell, H, P, own, **through, dy=dy, **common), inner))
+        turns = [(loop(cell, H, P, own, phase, **through, dy=dy, **common), inner[n :: len(phases)])
+                 for n, phase in enumerate(phases)]  # fmt: skip
+        walk(spans, *turns)
     else:
         projected = problem.empty(D, T, B, 1, P)
         out = loop(
@@ -170,7 +192,7 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells):
             cell, H, P, own, source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None,
             dy=None, **common,
         )  # fmt: skip
-        walk(spans, (out, Carried(problem, dlast[:1] or None, dfirst[:1], spans, names)), (run, inner))
+        walk(spans, (out, carried(problem, dlast[:1] or None, dfirst[:1], len(spans), names)), (run, inner))
     return Gradients(planes, dfirst, tiles.schedule == "resident", projected, dreset)
 
 

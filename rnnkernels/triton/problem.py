@@ -71,7 +71,7 @@ class Problem(NamedTuple):
     def launches(self, tiles):
         """How many kernels a pass with these tiles launches."""
         steps = self.T if tiles.schedule == "stepwise" else 1
-        return 2 * steps if self.w_hr else steps
+        return 2 * steps if self.w_hr or self.cell.first is not None else steps
 
     def recurrent(self):
         """The problem without what only the products outside the time loop read."""

@@ -79,8 +79,8 @@ def state_gradients(problem, found):
     first, restarted = list(found.states), list(found.reset_states)
     if not found.whole:
         for d in range(problem.D):
-            rows = found.planes[d][first_index(problem, d)][:, list(problem.cell.recurrent)].flatten(1)
-            dh = torch.mm(rows, problem.w_hh[d]).to(problem.accumulate)
+            rows = found.planes[d][first_index(problem, d)][:, list(problem.cell.reads)].flatten(1)
+            dh = torch.mm(rows, problem.w_hh[d][: rows.size(1)]).to(problem.accumulate)
             if problem.h_mask is not None:
                 dh *= problem.h_mask[d]
             if problem.reset is not None:
@@ -98,7 +98,7 @@ def weight_gradients(problem, y, gates, cells, found):
     for d in range(problem.D):
         dx = input_planes(problem, found, d)
         out.append(torch.mm(dx.t(), of_group(problem, problem.x, d).reshape(dx.size(0), -1)))
-        out.append(recurrent_weight_gradient(problem, y, found.planes[d].flatten(2), d))
+        out.append(recurrent_weight_gradient(problem, y, gates, found.planes[d].flatten(2), d))
         if problem.b_ih:
             db = found.planes[d].sum((0, 1))
             out.append(db[: problem.cell.gates].flatten())
@@ -132,11 +132,11 @@ def own_cells(problem, gates, cells, d):
     return problem.cell.new_cells(gates[d], old)
 
 
-def recurrent_weight_gradient(problem, y, planes_TB, d):
+def recurrent_weight_gradient(problem, y, gates, planes_TB, d):
     """dW_hh: the sum over steps of the recurrent gradients' outer product with the vector that entered the step."""
-    P, H, backward = problem.P, problem.H, problem.reverse[d % len(problem.reverse)]
+    P, H, backward, cell = problem.P, problem.H, problem.reverse[d % len(problem.reverse)], problem.cell
     h_TBP, first = y[..., d * P : (d + 1) * P], problem.states[0][d] if problem.states else None
-    if problem.reset is not None or problem.h_mask is not None:
+    if problem.reset is not None or problem.h_mask is not None or cell.first is not None:
         h = entered(problem, h_TBP, first, problem.reset_states[0][d] if problem.reset_states else None, d)
         if problem.h_mask is not None:
             h *= problem.h_mask[d]
@@ -144,10 +144,12 @@ def recurrent_weight_gradient(problem, y, planes_TB, d):
     else:
         h, later = (h_TBP[1:], planes_TB[:-1]) if backward else (h_TBP[:-1], planes_TB[1:])
     h, later, earliest = h.flatten(0, 1), later.flatten(0, 1), planes_TB[first_index(problem, d)]
-    out = problem.empty(problem.cell.gates * H, P)
-    for gate, plane, n in runs(problem.cell.recurrent):
+    out = problem.empty(cell.gates * H, P)
+    for gate, plane, n in runs(cell.reads):
         into, columns = out[gate * H : (gate + n) * H], slice(plane * H, (plane + n) * H)
         torch.mm(later[:, columns].t(), h, out=into)
         if first is not None:
             into.addmm_(earliest[:, columns].t(), first)
+    if cell.first is not None:
+        torch.mm(later[:, -H:].t(), gates[d, :, :, 0].flatten(0, 1) * h, out=out[-H:])
     return out

@@ -98,11 +98,9 @@ def bytes_read(cell, kind, backward):
     return (cell.kept + 1 + states) * BYTES[kind] + 8 * (cell.states - 1)
 
 
-def resident(kind, gates, reads, H, chip, backward):
-    """The tiles with which one program keeps everything, or the reason why it cannot.
-
-    ``reads``: bytes per hidden unit and row that a step reads from memory, besides weights.
-    """
+def resident(kind, cell, H, chip, backward):
+    """The tiles with which one program keeps everything, or the reason why it cannot."""
+    gates, reads = cell.gates, bytes_read(cell, kind, backward)
     size, this = block(H), "backward" if backward else "forward"
     limits = [limit for limit in row(RESIDENT, kind, chip) if limit.passes in ("both", this)]
     limit = next((limit for limit in limits if size <= limit.H), None)
@@ -114,7 +112,8 @@ def resident(kind, gates, reads, H, chip, backward):
     weights = gates * size * size * BYTES[kind] // 1024
     for stages in (3, 2, 1):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
-        tiles = Tiles("resident", size, limit.BB, size, limit.warps, stages, kept)
+        registers = limit.registers if cell.first else None
+        tiles = Tiles("resident", size, limit.BB, size, limit.warps, stages, kept, registers)
         if shared_bytes(kind, gates, reads, tiles) <= chip.shared:
             return tiles
     return f"the {weights} KB of weights of a direction do not fit the shared memory of {chip.name}"
@@ -178,11 +177,16 @@ def traffic(step, gates, B, D, H, chip):
     return max(-(-programs // chip.processors) * each, programs * each / (L2_PORTS * chip.processors))
 
 
+def loads_ahead(kind, chip):
+    """The loads of a streamed product that are in flight; with two, Triton 3.6 fails at float64 products for AMD."""
+    return 3 if chip.backend == "cuda" else 1 if kind == "double" else 2
+
+
 def stepwise(kind, gates, B, D, H, K, chip, reason):
     """Tiles for one launch per step."""
     steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
     step = min(steps, key=lambda step: traffic(step, gates, B, D, H, chip))
-    stages = 2 if chip.backend == "hip" else 3
+    stages = loads_ahead(kind, chip)
     return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason, step.registers)
 
 
@@ -197,7 +201,7 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
     if project:
         ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
     else:
-        ways["resident"] = resident(kind, cell.gates, bytes_read(cell, kind, backward), H, chip, backward)
+        ways["resident"] = resident(kind, cell, H, chip, backward)
         ways["cooperative"] = cooperative(kind, cell.gates, B, D, H, K, chip, backward)
         if T == 1 and _forced is None and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"

@@ -10,6 +10,8 @@ class Limit(NamedTuple):
     BB: int
     warps: int
     passes: str = "both"
+    registers: int | None = None
+    """What the compiler may use for a cell with two products in a step; None leaves it to it."""
 
 
 class Share(NamedTuple):
@@ -44,7 +46,7 @@ RESIDENT = {
     ("wgmma", "half"): (*SMALL, Limit(64, 16, 4), Limit(128, 16, 8)),
     ("wgmma", "tf32"): (*SMALL_TF32, Limit(64, 16, 8)),
     ("tcgen05", "half"): (*SMALL, Limit(64, 8, 4), Limit(128, 8, 8)),
-    ("tcgen05", "tf32"): (*SMALL, Limit(64, 8, 8)),
+    ("tcgen05", "tf32"): (*SMALL, Limit(64, 8, 8, registers=128)),
     ("mma", "half"): (*SMALL, Limit(64, 8, 4), Limit(128, 8, 8)),
     ("mma", "tf32"): (*SMALL_TF32, Limit(64, 8, 4)),
     ("mfma", "half"): (Limit(64, 16, 4), Limit(128, 16, 4, "forward")),
