@@ -147,6 +147,31 @@ def test_stepwise(arch, kind, at):
             check(launch, arch, kind in ("half", "tf32"))
 
 
+def norm_cases():
+    """The largest tiles on chip, and those of the first row of stepwise launches."""
+    for arch, kind in (("sm_80", "half"), ("sm_90", "half"), ("sm_90", "tf32"), ("sm_100", "half"), ("gfx942", "ieee")):
+        for cell in ("lstm", "gru_reset_before") if arch == "sm_90" else ("lstm",):
+            for schedule in ("resident", "stepwise"):
+                yield pytest.param(arch, kind, cell, schedule, id=f"{arch}-{kind}-{cell}-{schedule}")
+
+
+@pytest.mark.parametrize("arch, kind, cell, schedule", list(norm_cases()))
+def test_layer_norm(arch, kind, cell, schedule):
+    chip, tiles = ARCHS[arch].chip, None
+    H = schedules.row(schedules.RESIDENT, kind, chip)[-1].H
+    if schedule == "stepwise":
+        H, step = 1000, schedules.row(schedules.STEPWISE, kind, chip)[0]
+        tiles = schedules.Tiles("stepwise", *step[:4], schedules.loads_ahead(kind, chip), "", step.registers)
+    for launch in compiled(arch, cell, kind, H, stages=("lengths", "layer_norm"), tiles=tiles, reverse=(False,)):
+        found = check(launch, arch, False)
+        if launch.tiles.schedule == "resident":
+            reads = schedules.bytes_read(CELLS[cell], kind, launch.backward, norm=True)
+            most = schedules.shared_bytes(kind, CELLS[cell].gates, reads, launch.tiles)
+            assert (found["shared"] <= most or arch == "gfx942") and (found["tensor"] or kind == "ieee")
+        else:
+            assert launch.tiles.schedule == schedule
+
+
 def test_projection_is_the_same_loop():
     tiles = schedules.Tiles("stepwise", 64, 16, 64, 4, 3, "")
     found = compiled("sm_90", "lstm", "half", 1024, P=256, tiles=tiles)

@@ -103,6 +103,35 @@ def test_projection(options, dtype):
     check("lstm", reverse=(False,), states=False, dtype=DTYPES[dtype], **options)
 
 
+@pytest.mark.parametrize("schedule", ["resident", "stepwise"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_layer_norm(cell, schedule):
+    """Alone, over a part of a tile (resident) or several tiles; and with all other stages."""
+    options = dict(layer_norm=True, T=3, H=20, dtype=torch.float32)
+    check(cell, schedule, B=2, **options)
+    check(cell, schedule, B=3, reverse=(True,), stages=["restart", "h_mask", "zone"], lengths=[3, 0, 2], **options)
+
+
+NORMS = {
+    "bf16": dict(cell="lstm", T=2, B=2, H=127, dtype=torch.bfloat16, reverse=(True,)),
+    "bf16, two products": dict(cell="gru_reset_before", T=2, B=2, H=127, dtype=torch.bfloat16, reverse=(True,)),
+    "fp16, one step": dict(cell="gru", T=1, B=1, H=127, dtype=torch.float16, states=False, bias=False),
+    "float64": dict(cell="gru", T=3, B=2, H=33, dtype=torch.float64, reverse=BOTH, lengths=[1, 3]),
+    "two batch tiles": dict(
+        cell="lstm", T=2, B=17, H=20, dtype=torch.bfloat16, stages=["reset"], lengths=[2] * 16 + [1]
+    ),
+    "groups": dict(cell="gru_reset_before", T=3, B=2, H=20, dtype=torch.float32, reverse=BOTH, groups=2),
+    "projection": dict(cell="lstm", T=3, B=2, H=20, P=7, dtype=torch.float32, stages=["restart", "zone"]),
+    "batch first": dict(cell="rnn", T=4, B=3, H=20, dtype=torch.float32, batch_first=True),
+    "empty batch": dict(cell="lstm", T=3, B=0, H=20, dtype=torch.float32, reverse=BOTH),
+}
+
+
+@pytest.mark.parametrize("case", NORMS)
+def test_layer_norm_once(case):
+    check(layer_norm=True, **NORMS[case])
+
+
 @pytest.mark.parametrize("gate", ["sigmoid", "tanh", "relu", "hard_sigmoid", "linear"])
 @pytest.mark.parametrize("activation", ["sigmoid", "relu", "hard_sigmoid", "linear"])
 @pytest.mark.parametrize("cell", CELLS)

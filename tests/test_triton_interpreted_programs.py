@@ -64,13 +64,13 @@ def test_a_sabotaged_barrier_is_found(loop, cell, part, sabotage, monkeypatch):
             check(cell, "cooperative", seed, T=4, B=3, H=40, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("cell, P", [("lstm", 0), ("lstm", 7), ("gru_reset_before", 0)])
-def test_passes_replayed_from_a_graph(cell, P, monkeypatch):
+@pytest.mark.parametrize("cell, P, norm", [("lstm", 0, False), ("lstm", 7, False), ("gru_reset_before", 0, True)])
+def test_passes_replayed_from_a_graph(cell, P, norm, monkeypatch):
     """Other numbers at the same places: results of the recorded call must not come back."""
     recorded = fake_graphs.install(monkeypatch)
     for seed in range(3):
         options = dict(T=3, B=2, H=20, P=P, reverse=BOTH, seed=seed, dtype=torch.float32, stages=["restart", "zone"])
-        check(cell, "stepwise", lengths=[3, seed], **options)
+        check(cell, "stepwise", lengths=[3, seed], layer_norm=norm, **options)
     assert len(recorded) == 3  # training and inference forward, backward
     graphs.clear()
 
@@ -87,7 +87,7 @@ def call(**changes):
     [
         ({"device": torch.device("meta")}, "it runs on GPUs, and the input is on meta"),
         ({"dtype": torch.int64}, "dtype torch.int64 is not one of"),
-        ({"stages": frozenset({"reset", "layer_norm"})}, "it has no stage for layer_norm yet"),
+        ({"stages": frozenset({"reset", "one of tomorrow"})}, "it has no stage for one of tomorrow yet"),
         ({"cell": "gru", "stages": frozenset({"project"})}, "gru has no projection"),
     ],
 )
@@ -101,10 +101,10 @@ def test_without_triton(monkeypatch):
     assert launch.unsupported(call()) == "triton is not installed"
 
 
-def test_a_stage_that_is_missing_is_refused():
-    args = arguments("lstm", H=20, dtype=torch.float32)
-    args[14] = True
-    with pytest.raises(NotImplementedError, match="it has no stage for layer_norm yet"):
+def test_what_is_missing_is_refused():
+    args = arguments("gru", H=20, dtype=torch.float32)
+    args[6] = True
+    with pytest.raises(NotImplementedError, match="cannot run this layer: gru has no projection"):
         launch.layer(*args, False)
 
 
@@ -114,6 +114,8 @@ def test_schedule_says_why():
     assert "no registers for a product 1100 wide" in said
     assert "keep 64 KB of weights each" in launch.schedule(call(H=512, P=512))
     assert "stay in shared memory" in launch.schedule(call(training=False))
+    normed = launch.schedule(call(H=512, P=512, stages=frozenset({"layer_norm"})))
+    assert "not cooperative: a layer norm is over units of other programs" in normed and "stepwise" in normed
 
 
 @triton.jit

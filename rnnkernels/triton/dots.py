@@ -12,6 +12,7 @@ Letters as in forward.py. A product gives one tile (units, batch) per gate going
 import triton
 import triton.language as tl
 
+from .norms import unnormed
 from .tiles import load_weights
 
 
@@ -49,15 +50,24 @@ def product_streamed(
 @triton.jit
 def gradient_streamed(
     w, rows, j, in_batch, stop, READS: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr,
-    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, norm,
 ):  # fmt: skip
-    """The sum over gates of w[g, j, :] @ rows[b, READS[g], :]."""
+    """The sum over gates of w[g, j, :] @ rows[b, READS[g], :].
+
+    ``norm``: None, or what the gradients go through as they are read: where the rows' normed values (b, G, :) and the
+    gains (G, :) are, and the rows' mean, scale and sums (1, batch) for ``unnormed``.
+    """
     dh = tl.zeros((BH, BB), ACC)
     for start in tl.range(0, stop, BK, num_stages=STAGES):
         k = start + tl.arange(0, BK)
         inside = in_batch if K % BK == 0 else in_batch & (k[:, None] < K)
         for g in tl.static_range(len(READS)):
             part = tl.load(rows + (READS[g] * K + k[:, None]), mask=inside, other=0.0)
+            if norm is not None:
+                raw = tl.load(norm[0] + (g * K + k[:, None]), mask=inside, other=0.0).to(ACC)
+                gain = tl.load(norm[1] + (g * K + k[:, None]), mask=k[:, None] < K, other=0.0).to(ACC)
+                through = unnormed(part.to(ACC), raw, gain, norm[2], norm[3], norm[4], norm[5], len(READS) * K)
+                part = tl.where(inside, through, 0.0).to(w.dtype.element_ty)
             tile = load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK)
             dh = tl.dot(tile, part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
     return dh

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from .dots import arrive, kept_weights, product_cooperative, product_resident, product_streamed, wait
+from .norms import load_gains, normed
 from .stages import entering, load_keep, masked, resets_at, zoned
 from .tiles import (
     chosen,
@@ -45,7 +46,7 @@ def scan_forward(
     s_reset,  # S states (D, B, H) that rows restart from, or None for zeros
     h_mask,  # (D, B, H), or None
     zone, zone_at,  # per state (T, D, B, H), and its strides by t, d and b; or None
-    s_in, s_out,  # S states (D, B, H); s_in may be None for zeros, s_out in PHASE 1
+    s_in, s_out,  # S states (D, B, H); s_in may be None for zeros, s_out in all launches of a step but the last
     v_first,  # (D, B, K): the vector of step 0; not read if resident
     vector,  # (T, B, D, K): outputs, each the vector of the next step; (2, B, D, K) if RING; None: v_first is for all
     v_out,  # (2, B, D, H): where a step leaves the next one's vector in turns, if that is not its output; or None
@@ -53,11 +54,16 @@ def scan_forward(
     y,  # (T, B, D, H), or None
     gates, cells,  # (D, T, B, KEPT, H), (D, T, B, H): kept for the backward pass, or None
     between,  # (D, B, H): the vector of a second product, for other programs or PHASE 2; or None
-    sums,  # (D, B, G - 1, H): the products of PHASE 1; or None
+    sums,  # (D, B, G, H): the products of earlier launches of a step; or None
+    gain,  # (D, G, H): of the layer norm of the recurrent products; or None
+    c_gain, c_bias,  # (D, H): of the layer norm of the last state in the output; or None
+    parts,  # (D, 2, programs, B, 2): parts of rows' sums, as in norms.py; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
     CELL: tl.constexpr,
-    FIRST: tl.constexpr, PHASE: tl.constexpr,  # what a second product reads; 1, 2: a launch of two in a step; 0: of one
+    FIRST: tl.constexpr, OUTPUT: tl.constexpr,  # what a second product reads; h from kept values and the normed c
+    PHASE: tl.constexpr,  # 1, 2, ...: which launch of a step; 0: the only one
+    EPS: tl.constexpr,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
     PIECES: tl.constexpr, SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
@@ -68,6 +74,8 @@ def scan_forward(
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     N: tl.constexpr = G if FIRST is None else G - 1  # gates of the first product
     ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
+    NORM: tl.constexpr = gain is not None
+    SECOND: tl.constexpr = 2 if NORM else 1  # the launch that leaves the vector of a second product for the next
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
@@ -77,6 +85,15 @@ def scan_forward(
         counters += d * tl.num_programs(0) + tl.program_id(0)
     if bias is not None:
         last_bias = tl.load(bias + d * H + j, mask=j < H, other=0.0).to(ACC)
+    if NORM:
+        gains = load_gains(gain, G, H, j, d, ACC)
+    if c_gain is not None:
+        c_gains, c_biases = load_gains(c_gain, 1, H, j, d, ACC), load_gains(c_bias, 1, H, j, d, ACC)
+    if parts is not None:
+        parts += d * 4 * tl.num_programs(1) * B
+        more_parts = parts + 2 * tl.num_programs(1) * B
+    else:
+        more_parts = None
     keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
     s = load_states(s_in, S, H, mask, j, b, d, B, BH, BB, ACC)
     if x is not None:
@@ -87,8 +104,10 @@ def scan_forward(
         again = resets_at(reset, reset_x, t, b, d, B, DIRECTIONS) if reset is not None else None
         old = entering(s, again, s_reset, S, H, mask, j, b, d, B)
         h = masked(old[0], keep)
-        if PHASE == 2:
-            r = load_tiles(sums + ((d * B + b) * (N * H) + j), H, mask, N, ACC)
+        if sums is not None:
+            at_sums = sums + ((d * B + b) * (G * H) + j)
+        if PHASE > 1:
+            r = load_tiles(at_sums, H, mask, N, ACC)
         elif RESIDENT:
             r = product_resident(weights, h, N, ACC, PRECISION)
         else:
@@ -102,29 +121,38 @@ def scan_forward(
                 r = product_cooperative(weights, read, vb < B, N, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)
             else:
                 r = product_streamed(w, read, j, b < B, N, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+        if PHASE == 1:
+            store_tiles(at_sums, H, r, mask, N, BH, BB, False)
+        if NORM:
+            r = normed(r, gains, parts, N, H, BH, j, b, B, EPS, PHASE, 1)
         if FIRST is not None:
+            read = between + (d * B + vb) * K if between is not None else None
             second = h * FIRST(xs, r, ACTIVATION, GATE)
-            if PHASE == 1:
-                store_tiles(sums + ((d * B + b) * (N * H) + j), H, r, mask, N, BH, BB, False)
-            if not RESIDENT and PHASE < 2:
+            if COOPERATIVE or PHASE == SECOND:
                 tl.store(between + (d * B + b) * H + j, second.to(between.dtype.element_ty), mask=mask)
             if RESIDENT:
-                r = r + product_resident((weights[N],), second, 1, ACC, PRECISION)
+                q = product_resident((weights[N],), second, 1, ACC, PRECISION)
             elif COOPERATIVE:
                 arrive(counters)
                 wait(counters, (ARRIVALS * i + 1) * tl.num_programs(1))
-                read = between + (d * B + vb) * K
-                r = r + product_cooperative(
-                    (weights[N],), read, vb < B, 1, K, BH, BB, PIECES, SPLIT, ACC, PRECISION
-                )  # fmt: skip
-            elif PHASE == 2:
-                read, last = between + (d * B + b) * K, w + N * H * K
-                r = r + product_streamed(last, read, j, b < B, 1, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+                q = product_cooperative((weights[N],), read, vb < B, 1, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)
+            elif PHASE == SECOND + 1:
+                q = product_streamed(w + N * H * K, read, j, b < B, 1, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+                if NORM:
+                    store_tiles(at_sums + N * H, H, q, mask, 1, BH, BB, False)
+            elif PHASE > SECOND:
+                q = load_tiles(at_sums + N * H, H, mask, 1, ACC)
             else:  # what follows is for nobody, and the compiler leaves it away
-                r = r + (tl.zeros((BH, BB), ACC),)
+                q = (tl.zeros((BH, BB), ACC),)
+            if NORM:
+                q = normed(q, (gains[N],), more_parts, 1, H, BH, j, b, B, EPS, PHASE, 3)
+            r = r + q
         if bias is not None:
             r = replaced(r, G - 1, r[G - 1] + last_bias, G)
         new, kept = CELL(xs, r, old, ACTIVATION, GATE)
+        if c_gain is not None:
+            c = normed((new[S - 1],), c_gains, more_parts, 1, H, BH, j, b, B, EPS, PHASE, 2)[0] + c_biases[0]
+            new = replaced(new, 0, OUTPUT(kept, c, ACTIVATION), S)
         new = zoned(new, old, zone, zone_at, S, ZONE_J, t, b, j, d, mask, ACC)
         out = new[0]
         if LENGTHS:

@@ -16,7 +16,7 @@ from .. import backends
 from . import schedules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_product"})
+STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_product", "layer_norm"})
 
 
 def unsupported(call):
@@ -52,7 +52,7 @@ def schedule(call):
     for backward in (False, True) if call.training else (False,):
         tiles = schedules.choose(
             call.dtype, cell_of(call.cell), call.B, call.D, call.H, call.P, "project" in call.stages,
-            schedules.chip_of(call.device), backward, call.T,
+            schedules.chip_of(call.device), backward, call.T, "layer_norm" in call.stages,
         )  # fmt: skip
         name = "backward" if backward else "forward"
         often = ", a CUDA graph once a shape repeats" if tiles.schedule == "stepwise" and call.T > 1 else ""
@@ -101,8 +101,8 @@ def layer(*arguments):
     else:
         tiles = problem.tiles(backward=False)
         y, last, gates, cells = graphs.run(
-            passes.forward, problem.launches(tiles), problem.recurrent(), tiles, products.project_inputs(problem),
-            bool(save),
+            passes.forward, problem.launches(tiles, backward=False), problem.recurrent(), tiles,
+            products.project_inputs(problem), bool(save),
         )  # fmt: skip
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
@@ -110,7 +110,7 @@ def layer(*arguments):
 @on_device
 def layer_backward(dy, dlast, dcells, *arguments):
     """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states``."""
-    from . import graphs, passes, products
+    from . import graphs, norm_products, passes, products
 
     *call, y, saved, needs = arguments
     problem = problem_of(*call)
@@ -121,11 +121,15 @@ def layer_backward(dy, dlast, dcells, *arguments):
         return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
     gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
     tiles = problem.tiles(backward=True)
+    normed = norm_products.normed_of(problem, y, gates, cells) if problem.norm else None
     found = graphs.run(
-        passes.backward, problem.launches(tiles), problem.recurrent(), tiles, dy.contiguous(),
-        [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), y, gates, cells,
+        passes.backward, problem.launches(tiles, backward=True), problem.recurrent(), tiles, dy.contiguous(),
+        [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), y, gates, cells, normed,
     )  # fmt: skip
+    known = ()
+    if problem.norm:
+        problem, found, *known = norm_products.through_norms(problem, found, normed, gates, cells)
     dx = products.input_gradient(problem, found) if needs[0] else x.new_empty(0)
     dstates, dreset = products.state_gradients(problem, found) if needs[1] else ([], [])
-    dweights = products.weight_gradients(problem, y, gates, cells, found) if needs[2] else []
+    dweights = products.weight_gradients(problem, y, gates, cells, found, *known) if needs[2] else []
     return dx, dstates if states else [], dweights, dreset

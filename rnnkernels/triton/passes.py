@@ -20,7 +20,9 @@ from .cells import PROJECTION
 from .problem import stacked, turned
 from .products import first_index
 
-NO_SCRATCH = dict(between=None, sums=None)
+PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts=None, OUTPUT=None, EPS=0.0)
+PLAIN_BACKWARD = dict.fromkeys(("raw", "gain", "moments", "c_gain", "c_bias", "c_moments", "dnorm", "held", "parts"))
+PLAIN_BACKWARD |= dict(OUTPUT=None, READ_NORM=False, EMITS=(), PARTS=1)
 
 
 class Gradients(NamedTuple):
@@ -36,6 +38,8 @@ class Gradients(NamedTuple):
     """(D, T, B, 1, P): gradients of the projected output; None without a projection."""
     reset_states: list
     """Gradients of the states that rows restart from, with the same exception; empty if there are none."""
+    dnorm: Any
+    """(D, T, B, H): gradients of the layer norm of c; None without one."""
 
 
 class Loop(NamedTuple):
@@ -89,11 +93,6 @@ def spans_of(problem, tiles):
     return [(t, t + 1) for t in range(problem.T)] if tiles.schedule == "stepwise" else [(0, problem.T)]
 
 
-def phases_of(problem, tiles):
-    """The launches of one step of a cell: two where a second product has to wait for other programs."""
-    return (1, 2) if tiles.schedule == "stepwise" and problem.cell.first is not None else (0,)
-
-
 def walk(spans, *turns):
     """Launch loops over each span of steps, one after the other; each with its ``carried`` states."""
     for launch, (begin, end) in enumerate(spans):
@@ -101,14 +100,41 @@ def walk(spans, *turns):
             loop(begin, end, **states[launch])
 
 
-def scratch(problem, tiles):
-    """Memory for what goes on between the programs, or the launches, of a step."""
-    if problem.cell.first is None or tiles.schedule == "resident":
-        return NO_SCRATCH
-    D, B, H, G = problem.D, problem.B, problem.H, problem.cell.gates
-    stepwise = tiles.schedule == "stepwise"
-    sums = problem.empty(D, B, G - 1, H, dtype=problem.accumulate) if stepwise else None
-    return dict(between=problem.empty(D, B, H), sums=sums)
+def inside(problem, tiles):
+    """Arguments of the forward loop for a second product and layer norms: gains, and memory for what goes on between
+    the programs, or the launches, of a step."""
+    D, B, H, G, out = problem.D, problem.B, problem.H, problem.cell.gates, dict(PLAIN)
+    stepwise, wide = tiles.schedule == "stepwise", dict(dtype=problem.accumulate)
+    if problem.cell.first is not None and tiles.schedule != "resident":
+        out |= dict(between=problem.empty(D, B, H))
+    if len(problem.phases(tiles, False)) > 1:
+        out |= dict(sums=problem.empty(D, B, G, H, **wide))
+    if problem.norm:
+        parts = problem.empty(D, 2, -(-H // tiles.BH), B, 2, **wide) if stepwise else None
+        out |= dict(gain=stacked(problem.ln_h), parts=parts, EPS=problem.eps)
+    if problem.ln_c:
+        c_gain, c_bias = map(stacked, problem.ln_c)
+        out |= dict(c_gain=c_gain, c_bias=c_bias, OUTPUT=problem.cell.hidden)
+    return out
+
+
+def inside_backward(problem, tiles, normed):
+    """Arguments of the backward loops for layer norms: those of the product that reads and of the cell that emits what
+    was normed, and those of the cell's output."""
+    D, T, B, H = problem.D, problem.T, problem.B, problem.H
+    stepwise, wide, programs = tiles.schedule == "stepwise", dict(dtype=problem.accumulate), -(-H // tiles.BH)
+    if not problem.norm:
+        return {}, {}
+    parts = problem.empty(2, D, 2, programs, B, 2, **wide) if stepwise else None
+    products = dict(raw=normed.raw, moments=normed.moments, gain=stacked(problem.ln_h), parts=parts, PARTS=programs)
+    output = {}
+    if problem.ln_c:
+        c_gain, c_bias = map(stacked, problem.ln_c)
+        output = dict(
+            c_gain=c_gain, c_bias=c_bias, c_moments=normed.c_moments, dnorm=problem.empty(D, T, B, H),
+            held=problem.empty(D, B, H, **wide) if stepwise else None, OUTPUT=problem.cell.backward_hidden,
+        )  # fmt: skip
+    return products, output
 
 
 def outputs(problem, save):
@@ -128,13 +154,13 @@ def forward(problem, tiles, inputs, save):
     hidden = problem.empty(D, B, H) if project else None
     own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
     first, ring = (None, None) if tiles.schedule == "resident" else exchange(problem)
-    spans, phases = spans_of(problem, tiles), phases_of(problem, tiles)
+    spans, phases = spans_of(problem, tiles), problem.phases(tiles, backward=False)
     run = partial(
         loop_of, problem, forward_loop.scan_forward, cell.forward, cell, tiles, H, P, own, x=inputs,
         x_d=inputs.stride(0), x_t=inputs.stride(1), x_b=inputs.stride(2), w=stacked(problem.w_hh),
         bias=stacked([b[-H:] for b in problem.b_hh]) if cell.recurrent_bias and problem.b_hh else None, v_first=first,
         vector=y if ring is None else ring, RING=ring is not None, h_mask=None if project else problem.h_mask,
-        G=cell.gates, FIRST=cell.first, **scratch(problem, tiles),
+        G=cell.gates, FIRST=cell.first, **inside(problem, tiles),
     )  # fmt: skip
     results = dict(y=None if project else y, v_out=None if project else ring, h_out=hidden, gates=gates, cells=cells)
     s_turns = carried(problem, problem.named(states, own, H), problem.named(last, own, H), len(spans))
@@ -145,14 +171,14 @@ def forward(problem, tiles, inputs, save):
         out = loop_of(
             problem, forward_loop.scan_forward, PROJECTION.forward, PROJECTION, tiles, P, H, (0,), x=None, x_d=0, x_t=0,
             x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, h_mask=problem.h_mask,
-            y=y, v_out=ring, h_out=None, gates=None, cells=None, G=1, FIRST=None, PHASE=0, **NO_SCRATCH,
+            y=y, v_out=ring, h_out=None, gates=None, cells=None, G=1, FIRST=None, PHASE=0, **PLAIN,
         )  # fmt: skip
         turns.append((out, carried(problem, states[:1] or None, last[:1], len(spans))))
     walk(spans, *turns)
     return y, last, gates, cells
 
 
-def backward(problem, tiles, dy, dlast, dcells, y, gates, cells):
+def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
     """Run the steps of the layer backwards."""
     cell, T, H, P, D, B = problem.cell, problem.T, problem.H, problem.P, problem.D, problem.B
     states, project = problem.states, bool(problem.w_hr)
@@ -166,34 +192,43 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells):
         h_mask=problem.h_mask,
     )  # fmt: skip
 
-    def loop(of, units, width, states_of, phase=0, **arguments):
+    products, output = inside_backward(problem, tiles, normed)
+
+    def loop(of, units, width, states_of, **arguments):
         old = tuple(o or (n and bool(problem.zone)) for n, o in zip(of.new, of.old, strict=True))
         return loop_of(
             problem, backward_loop.scan_backward, of.backward, of, tiles, units, width, states_of, RENEW=of.renew,
-            FIRST=of.backward_first, PHASE=phase, PLANES=of.planes, NEW=of.new, OLD=old,
+            FIRST=of.backward_first, PLANES=of.planes, NEW=of.new, OLD=old,
             s_first=problem.named(states, states_of, units), ds_reset=problem.named(dreset, states_of, units),
-            **arguments,
+            **(PLAIN_BACKWARD | products | arguments),
         )  # fmt: skip
 
-    spans, phases, projected = spans_of(problem, tiles)[::-1], phases_of(problem, tiles), None
-    launches, names = len(spans) * len(phases), ("ds_in", "ds_out")
-    inner = carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), launches, names)
-    common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes)
-    if not project:
-        turns = [(loop(cell, H, P, own, phase, **through, dy=dy, **common), inner[n :: len(phases)])
-                 for n, phase in enumerate(phases)]  # fmt: skip
-        walk(spans, *turns)
-    else:
+    spans, phases, projected = spans_of(problem, tiles)[::-1], problem.phases(tiles, backward=True), None
+    chained = 1 if problem.ln_c else len(phases)  # a second product adds to the states' gradients, a norm holds them up
+    names = ("ds_in", "ds_out")
+    inner = carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), len(spans) * chained, names)
+    common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes) | output
+    common |= dict(EMITS=cell.reads if problem.norm else ())
+    if project:
         projected = problem.empty(D, T, B, 1, P)
         out = loop(
-            PROJECTION, P, H, (0,), **through, dy=dy, dcells=None, gates=None, saved=(y,), planes=projected
+            PROJECTION, P, H, (0,), **through, dy=dy, dcells=None, gates=None, saved=(y,), planes=projected, PHASE=0,
+            READ_NORM=problem.norm,
         )  # fmt: skip
-        run = loop(
-            cell, H, P, own, source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None,
-            dy=None, **common,
+        through = dict(
+            source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None, dy=None
         )  # fmt: skip
-        walk(spans, (out, carried(problem, dlast[:1] or None, dfirst[:1], len(spans), names)), (run, inner))
-    return Gradients(planes, dfirst, tiles.schedule == "resident", projected, dreset)
+        turns = [(out, carried(problem, dlast[:1] or None, dfirst[:1], len(spans), names))]
+    else:
+        through, turns = through | dict(dy=dy, READ_NORM=problem.norm), []
+    for n, phase in enumerate(phases):
+        run = loop(cell, H, P, own, **through, **common, PHASE=phase)
+        if problem.ln_c:
+            turns.append((run, [turn | {"ds_out": None} for turn in inner] if phase == 1 else inner))
+        else:
+            turns.append((run, inner[n :: len(phases)]))
+    walk(spans, *turns)
+    return Gradients(planes, dfirst, tiles.schedule == "resident", projected, dreset, output.get("dnorm"))
 
 
 def exchange(problem):

@@ -4,6 +4,7 @@ Letters: T time, B batch, D directions, X input groups, G gates, H hidden, I inp
 """
 
 import torch
+import torch.nn.functional as F
 
 
 def of_group(problem, x, d):
@@ -20,7 +21,10 @@ def project_inputs(problem):
         x_TBI = of_group(problem, problem.x, d)
         flat = (x_TBI.transpose(0, 1) if batch_first else x_TBI).reshape(T * B, -1)
         into = out[d].view(T * B, rows)
-        if problem.b_ih:
+        if problem.norm:
+            bias = input_bias(problem, d) if problem.b_ih else None
+            into.copy_(F.layer_norm(torch.mm(flat, problem.w_ih[d].t()), (rows,), problem.ln_x[d], bias, problem.eps))
+        elif problem.b_ih:
             torch.addmm(input_bias(problem, d), flat, problem.w_ih[d].t(), out=into)
         else:
             torch.mm(flat, problem.w_ih[d].t(), out=into)
@@ -92,20 +96,31 @@ def state_gradients(problem, found):
     return [g.to(problem.dtype) for g in first], [g.to(problem.dtype) for g in restarted]
 
 
-def weight_gradients(problem, y, gates, cells, found):
-    """The gradients of the weights, in the op's order."""
+def biases(problem, found, d):
+    """The gradients of b_ih and b_hh, if there are any, from the planes."""
+    if not problem.b_ih:
+        return []
+    db = found.planes[d].sum((0, 1))
+    recurrent = torch.cat([db[plane : plane + n] for _, plane, n in runs(problem.cell.recurrent)])
+    return [db[: problem.cell.gates].flatten(), recurrent.flatten()]
+
+
+def weight_gradients(problem, y, gates, cells, found, dbiases=None, dgains=None):
+    """The gradients of the weights, in the op's order; those of biases and of layer norms may be known already."""
     out = []
     for d in range(problem.D):
         dx = input_planes(problem, found, d)
         out.append(torch.mm(dx.t(), of_group(problem, problem.x, d).reshape(dx.size(0), -1)))
         out.append(recurrent_weight_gradient(problem, y, gates, found.planes[d].flatten(2), d))
-        if problem.b_ih:
-            db = found.planes[d].sum((0, 1))
-            out.append(db[: problem.cell.gates].flatten())
-            out.append(torch.cat([db[plane : plane + n] for _, plane, n in runs(problem.cell.recurrent)]).flatten())
+        out += dbiases[d] if dbiases else biases(problem, found, d)
         if problem.w_hr:
-            hidden = problem.cell.output(gates[d], own_cells(problem, gates, cells, d), problem.activation)
+            c = own_cells(problem, gates, cells, d)
+            if problem.ln_c:
+                gain, bias = (v[d].to(c.dtype) for v in problem.ln_c)
+                c = F.layer_norm(c, c.shape[2:], gain, bias, problem.eps)
+            hidden = problem.cell.output(gates[d], c, problem.activation)
             out.append(torch.mm(found.projected[d].view(-1, problem.P).t(), hidden.view(-1, problem.H)))
+        out += dgains[d] if dgains else []
     return out
 
 
@@ -132,16 +147,21 @@ def own_cells(problem, gates, cells, d):
     return problem.cell.new_cells(gates[d], old)
 
 
+def entered_vector(problem, y, d):
+    """What the recurrent product of direction d read at each step (T, B, P)."""
+    h_TBP = y[..., d * problem.P : (d + 1) * problem.P]
+    restart = problem.reset_states[0][d] if problem.reset_states else None
+    h = entered(problem, h_TBP, problem.states[0][d] if problem.states else None, restart, d)
+    return h if problem.h_mask is None else h.mul_(problem.h_mask[d])
+
+
 def recurrent_weight_gradient(problem, y, gates, planes_TB, d):
     """dW_hh: the sum over steps of the recurrent gradients' outer product with the vector that entered the step."""
     P, H, backward, cell = problem.P, problem.H, problem.reverse[d % len(problem.reverse)], problem.cell
-    h_TBP, first = y[..., d * P : (d + 1) * P], problem.states[0][d] if problem.states else None
     if problem.reset is not None or problem.h_mask is not None or cell.first is not None:
-        h = entered(problem, h_TBP, first, problem.reset_states[0][d] if problem.reset_states else None, d)
-        if problem.h_mask is not None:
-            h *= problem.h_mask[d]
-        later, first = planes_TB, None
+        h, later, first = entered_vector(problem, y, d), planes_TB, None
     else:
+        h_TBP, first = y[..., d * P : (d + 1) * P], problem.states[0][d] if problem.states else None
         h, later = (h_TBP[1:], planes_TB[:-1]) if backward else (h_TBP[:-1], planes_TB[1:])
     h, later, earliest = h.flatten(0, 1), later.flatten(0, 1), planes_TB[first_index(problem, d)]
     out = problem.empty(cell.gates * H, P)

@@ -90,17 +90,23 @@ def block(n, least=16):
     return max(least, 1 << (n - 1).bit_length())
 
 
-def bytes_read(cell, kind, backward):
-    """What a step reads from memory per hidden unit and row, in bytes."""
+def bytes_read(cell, kind, backward, norm=False):
+    """What a step reads from memory per hidden unit and row, in bytes; ``norm``: with layer norm."""
+    if backward and norm:  # the recurrent products
+        return bytes_read(cell, kind, backward) + cell.gates * BYTES[kind]
     if not backward:
         return cell.gates * BYTES[kind]
     states = cell.new[0] or cell.old[0]  # y; the cell states, and perhaps their gradients, are float32
     return (cell.kept + 1 + states) * BYTES[kind] + 8 * (cell.states - 1)
 
 
-def resident(kind, cell, H, chip, backward):
+def resident(kind, cell, H, chip, backward, norm=False):
     """The tiles with which one program keeps everything, or the reason why it cannot."""
-    gates, reads = cell.gates, bytes_read(cell, kind, backward)
+    gates, reads, rows = (
+        cell.gates,
+        bytes_read(cell, kind, backward, norm),
+        8 if norm and chip.backend == "cuda" else 16,
+    )
     size, this = block(H), "backward" if backward else "forward"
     limits = [limit for limit in row(RESIDENT, kind, chip) if limit.passes in ("both", this)]
     limit = next((limit for limit in limits if size <= limit.H), None)
@@ -113,7 +119,7 @@ def resident(kind, cell, H, chip, backward):
     for stages in (3, 2, 1):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
         registers = limit.registers if cell.first else None
-        tiles = Tiles("resident", size, limit.BB, size, limit.warps, stages, kept, registers)
+        tiles = Tiles("resident", size, min(limit.BB, rows), size, limit.warps, stages, kept, registers)
         if shared_bytes(kind, gates, reads, tiles) <= chip.shared:
             return tiles
     return f"the {weights} KB of weights of a direction do not fit the shared memory of {chip.name}"
@@ -190,7 +196,7 @@ def stepwise(kind, gates, B, D, H, K, chip, reason):
     return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason, step.registers)
 
 
-def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
+def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=False):
     """The tiles of one pass of a layer with H units whose recurrent product reads K = P values.
 
     Raises:
@@ -201,10 +207,12 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
     if project:
         ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
     else:
-        ways["resident"] = resident(kind, cell, H, chip, backward)
+        ways["resident"] = resident(kind, cell, H, chip, backward, norm)
         ways["cooperative"] = cooperative(kind, cell.gates, B, D, H, K, chip, backward)
         if T == 1 and _forced is None and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"
+        if norm:
+            ways["cooperative"] = "a layer norm is over units of other programs"
     if _forced in ways:
         if isinstance(ways[_forced], str):
             raise RuntimeError(f"the schedule {_forced!r} is forced but cannot run this layer: {ways[_forced]}")

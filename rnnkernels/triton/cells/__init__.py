@@ -32,6 +32,12 @@ class Cell(NamedTuple):
     backward_first: Any = None
     """``backward_first(dv, h, kept)``, from the gradient of that vector: the first plane, and the gradient of h."""
 
+    hidden: Any = None
+    """``hidden(kept, c)``: h from the last state as a layer norm left it; None: the output reads no other state."""
+
+    backward_hidden: Any = None
+    """``backward_hidden(dh, kept, c)``: the gradient of that, which ``backward`` adds to the last state's."""
+
     renew: Any = None
     """``renew(old, kept)`` gives the new states that zoneout has overwritten; None: they are not needed."""
 
@@ -56,7 +62,7 @@ CELLS = {
     "rnn": cell("rnn", rnn, planes=1, recurrent=(0,), new=(True,), old=(False,)),
     "lstm": cell(
         "lstm", lstm, planes=4, recurrent=(0, 1, 2, 3), new=(False, True), old=(False, True), renew=lstm.renew,
-        new_cells=lstm.new_cells, output=lstm.output
+        new_cells=lstm.new_cells, output=lstm.output, hidden=lstm.hidden, backward_hidden=lstm.backward_hidden
     ),
     "gru": cell("gru", gru, planes=4, recurrent=(0, 1, 3), new=(False,), old=(True,), recurrent_bias=True),
     "gru_reset_before": cell(
