@@ -10,6 +10,10 @@ in one direction and walks the steps begin..end-1. Tiles are (units, batch).
                before, when all programs with the same rows have arrived at a barrier.
 *stepwise*     one launch per step; weights are streamed, and the vector is read from the output of the step before.
 
+Some of a step needs the units of other programs: the vector of a second product, the moments of a layer norm. There
+resident programs have them, cooperative ones wait once more, and stepwise a launch ends: the next one (PHASE) loads the
+products, which the earlier ones have stored, and computes the rest again.
+
 A row of length n is live at steps 0..n-1; a dead row keeps its states and writes zeros. A reverse direction stands at
 time n-1-i at its live step i, and at time i at a dead one: so every time is written exactly once.
 """

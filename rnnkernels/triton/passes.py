@@ -4,7 +4,8 @@ Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S sta
 
 Resident and cooperative: one launch. Stepwise: one launch per step; the states lie in buffers in between, and the
 recurrent product reads the output of the step before. A projection is a second launch of the same loop within each
-step, with a cell of its own that has no input; the output and the first state are its.
+step, with a cell of its own that has no input; the output and the first state are its. A second product or layer norm
+makes more launches of each step (``Problem.phases``).
 """
 
 from functools import partial
@@ -119,22 +120,21 @@ def inside(problem, tiles):
 
 
 def inside_backward(problem, tiles, normed):
-    """Arguments of the backward loops for layer norms: those of the product that reads and of the cell that emits what
-    was normed, and those of the cell's output."""
+    """Arguments of the backward loops for layer norms: those of all, and those of the cell's alone."""
     D, T, B, H = problem.D, problem.T, problem.B, problem.H
     stepwise, wide, programs = tiles.schedule == "stepwise", dict(dtype=problem.accumulate), -(-H // tiles.BH)
     if not problem.norm:
         return {}, {}
     parts = problem.empty(2, D, 2, programs, B, 2, **wide) if stepwise else None
     products = dict(raw=normed.raw, moments=normed.moments, gain=stacked(problem.ln_h), parts=parts, PARTS=programs)
-    output = {}
+    own = dict(EMITS=problem.cell.reads)
     if problem.ln_c:
         c_gain, c_bias = map(stacked, problem.ln_c)
-        output = dict(
+        own |= dict(
             c_gain=c_gain, c_bias=c_bias, c_moments=normed.c_moments, dnorm=problem.empty(D, T, B, H),
             held=problem.empty(D, B, H, **wide) if stepwise else None, OUTPUT=problem.cell.backward_hidden,
         )  # fmt: skip
-    return products, output
+    return products, own
 
 
 def outputs(problem, save):
@@ -191,8 +191,7 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
         source=planes, SOURCE=cell.planes, READS=cell.reads, LAG=1, w=turned(problem.w_hh, cell.gates),
         h_mask=problem.h_mask,
     )  # fmt: skip
-
-    products, output = inside_backward(problem, tiles, normed)
+    products, of_cell = inside_backward(problem, tiles, normed)
 
     def loop(of, units, width, states_of, **arguments):
         old = tuple(o or (n and bool(problem.zone)) for n, o in zip(of.new, of.old, strict=True))
@@ -207,8 +206,7 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
     chained = 1 if problem.ln_c else len(phases)  # a second product adds to the states' gradients, a norm holds them up
     names = ("ds_in", "ds_out")
     inner = carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), len(spans) * chained, names)
-    common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes) | output
-    common |= dict(EMITS=cell.reads if problem.norm else ())
+    common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes) | of_cell
     if project:
         projected = problem.empty(D, T, B, 1, P)
         out = loop(
@@ -228,7 +226,7 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
         else:
             turns.append((run, inner[n :: len(phases)]))
     walk(spans, *turns)
-    return Gradients(planes, dfirst, tiles.schedule == "resident", projected, dreset, output.get("dnorm"))
+    return Gradients(planes, dfirst, tiles.schedule == "resident", projected, dreset, of_cell.get("dnorm"))
 
 
 def exchange(problem):
@@ -240,5 +238,5 @@ def exchange(problem):
     if problem.reset is not None:
         again = torch.stack([problem.group_reset(d)[first_index(problem, d)] for d in range(D)])[..., None] != 0
         first = torch.where(again, problem.reset_states[0] if problem.reset_states else 0, first)
-    first = first if problem.h_mask is None else (first * problem.h_mask).to(problem.dtype)
-    return first, problem.empty(2, B, D, P)
+    first = first if problem.h_mask is None else first * problem.h_mask
+    return first.to(problem.dtype), problem.empty(2, B, D, P)

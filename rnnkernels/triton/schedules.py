@@ -3,8 +3,8 @@
 *resident*     one program per batch tile and direction keeps the recurrent weights on chip for the whole sequence;
 *cooperative*  programs that run at once share the hidden units, keep their weights on chip for the whole sequence, and
                wait for each other at every step;
-*stepwise*     one launch per time step; its programs share the hidden units and stream the weights through shared
-               memory.
+*stepwise*     one launch per time step, or a few where a step has a second product or layer norms; its programs share
+               the hidden units and stream the weights through shared memory.
 """
 
 from contextlib import contextmanager
