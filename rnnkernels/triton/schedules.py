@@ -102,11 +102,7 @@ def bytes_read(cell, kind, backward, norm=False):
 
 def resident(kind, cell, H, chip, backward, norm=False):
     """The tiles with which one program keeps everything, or the reason why it cannot."""
-    gates, reads, rows = (
-        cell.gates,
-        bytes_read(cell, kind, backward, norm),
-        8 if norm and chip.backend == "cuda" else 16,
-    )
+    gates, reads = cell.gates, bytes_read(cell, kind, backward, norm)
     size, this = block(H), "backward" if backward else "forward"
     limits = [limit for limit in row(RESIDENT, kind, chip) if limit.passes in ("both", this)]
     limit = next((limit for limit in limits if size <= limit.H), None)
@@ -119,7 +115,10 @@ def resident(kind, cell, H, chip, backward, norm=False):
     for stages in (3, 2, 1):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
         registers = limit.registers if cell.first else None
-        tiles = Tiles("resident", size, min(limit.BB, rows), size, limit.warps, stages, kept, registers)
+        rows, warps = limit.BB, limit.warps
+        if norm:  # more tiles at a time
+            rows, warps = 8, max(warps, 4) if size > 16 else warps
+        tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)
         if shared_bytes(kind, gates, reads, tiles) <= chip.shared:
             return tiles
     return f"the {weights} KB of weights of a direction do not fit the shared memory of {chip.name}"
@@ -188,9 +187,9 @@ def loads_ahead(kind, chip):
     return 3 if chip.backend == "cuda" else 1 if kind == "double" else 2
 
 
-def stepwise(kind, gates, B, D, H, K, chip, reason):
+def stepwise(kind, gates, B, D, H, K, chip, reason, norm=False):
     """Tiles for one launch per step."""
-    steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
+    steps = [step for step in row(STEPWISE, kind, chip) if (B > 16 or step.BB <= 16) and (step.norms or not norm)]
     step = min(steps, key=lambda step: traffic(step, gates, B, D, H, chip))
     stages = loads_ahead(kind, chip)
     return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason, step.registers)
@@ -222,4 +221,4 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=Fal
         if fitting is not None:
             return fitting
     reason = "forced" if _forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
-    return stepwise(kind, cell.gates, B, D, H, K, chip, reason)
+    return stepwise(kind, cell.gates, B, D, H, K, chip, reason, norm)
