@@ -26,7 +26,7 @@ from rnnkernels.triton import launch, schedules
 
 # Kernels are the same for every T; so many launches of a step each cost only time.
 STEPS = 64
-STAGES = ("lengths", "reset", "restart", "h_mask", "zone")
+STAGES = ("lengths", "reset", "restart", "h_mask", "zone", "layer_norm")
 
 
 class Launch(NamedTuple):
@@ -125,6 +125,8 @@ def launches(
     group = () if groups == 1 else (groups,)
     I = 16  # noqa: E741 - no kernel sees the input's width
     per_direction = [(G * H, I), (G * H, P or H), (G * H,), (G * H,)] + [(P, H)] * (P > 0)
+    norm = "layer_norm" in stages
+    per_direction += [(G * H,), (G * H,)] * norm + [(H,), (H,)] * (norm and S > 1)
     lengths = empty(*group, B, dtype=torch.int64) if "lengths" in stages else None
     reset = empty(*group, T, B, dtype=torch.bool) if {"reset", "restart"} & set(stages) else None
     widths = [P or H if k == 0 else H for k in range(S)]
@@ -134,7 +136,7 @@ def launches(
     given = [empty(D, B, n) for n in widths] if "restart" in stages else []
     call = (
         cell, empty(*group, T, B, I), first, [empty(*shape) for shape in per_direction * D], list(reverse), True, P > 0,
-        None, None, lengths, reset, given, h_mask, zone, False, 1e-5,
+        None, None, lengths, reset, given, h_mask, zone, norm, 1e-5,
     )  # fmt: skip
     with compiling(gpu, arithmetic, tiles) as found:
         y, last, saved = launch.layer(*call, train)

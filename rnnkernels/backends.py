@@ -91,7 +91,6 @@ class Triton:
     """Triton kernels: GPUs."""
 
     name = "triton"
-    STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
 
     @staticmethod
     def layer(*args):
@@ -113,7 +112,7 @@ class Triton:
             return "it runs on GPUs (on the CPU interpreted, for tests, where it is forced)"
         from .triton import launch
 
-        return lacking(call, cls.STAGES) or launch.unsupported(call)
+        return launch.unsupported(call)
 
     @staticmethod
     def schedule(call):

@@ -28,7 +28,6 @@ CELLS = {
     "gru": CellSpec("gru", gates=3, states=1, planes=("r", "z", "n", "q")),  # q = W_hn h + b_hn
     "gru_reset_before": CellSpec("gru_reset_before", gates=3, states=1, planes=("r", "z", "n"), phases=2),
 }
-ONE_PHASE = {name: spec for name, spec in CELLS.items() if spec.phases == 1}
 
 
 def accumulate_dtype(dtype):

@@ -1,6 +1,6 @@
 """The modules on a GPU, un-interpreted: against ``torch.nn`` in float64 on the CPU, and against themselves run again.
 
-Skipped where there is no GPU; what can be proved without one is in test_triton_interpreted.py and
+Skipped where there is no GPU; what can be proved without one is in test_triton_interpreted*.py and
 test_triton_compiled.py.
 """
 
@@ -115,6 +115,30 @@ def test_resets_equal_the_reference_in_float64(cell, dtype, H):
         zip(results(DEVICE, x.dtype), results("cpu", torch.float64), strict=True)
     ):  # fmt: skip
         assert_close(f"result {at}", actual.cpu(), expected)
+
+
+@pytest.mark.parametrize("H", [40, 200])
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("RNN", dict(layer_norm=True)),
+        ("LSTM", dict(layer_norm=True)),
+        ("LSTM", dict(layer_norm=True, proj_size=16)),
+        ("GRU", dict(layer_norm=True)),
+        ("GRU", dict(reset_after=False)),
+        ("GRU", dict(reset_after=False, layer_norm=True)),
+    ],
+)
+def test_options_equal_the_cpu_in_float64(kind, options, dtype, H):
+    """Layer norm and a second product, with rows of different lengths, on whatever schedule is chosen."""
+    torch.manual_seed(0)
+    module = getattr(rnnkernels, kind)(24, H, bidirectional=True, **options).to(DTYPES[dtype])
+    reference, lengths = copy.deepcopy(module).double(), [20, 1, 7, 12, 20]
+    x = torch.randn(20, len(lengths), 24).to(DTYPES[dtype])
+    actual = run(module.to(DEVICE), x, lengths)
+    for name, value in run(reference, x, lengths).items():
+        assert_close(name, actual[name].cpu(), value)
 
 
 RACES = [("resident", 64), ("cooperative", 64), ("cooperative", 512), ("stepwise", 256)]

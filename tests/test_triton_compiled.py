@@ -51,7 +51,8 @@ KINDS_OF = {  # the arithmetics to compile; what is the same code as on another 
 
 def cells_of(arch, kind, largest):
     """LSTM has most registers; the other cells are compiled where tiles are largest."""
-    return list(CELLS) if (arch, kind, largest) == ("sm_90", "half", True) else ["lstm"]
+    all_of_them = largest and (arch, kind) in (("sm_90", "half"), ("gfx942", "double"))
+    return list(CELLS) if all_of_them else ["lstm"]
 
 
 def resident_cases():
@@ -62,8 +63,12 @@ def resident_cases():
                 for cell in cells_of(arch, kind, limit is limits[-1]):
                     if arch != "sm_100" or limit.H >= 64:
                         yield pytest.param(arch, kind, cell, limit.H, id=f"{arch}-{kind}-{cell}-{limit.H}")
-    for arch, cell, H in (("sm_90", "gru", 100), ("sm_80", "lstm", 40), ("sm_90", "lstm", 20)):
-        yield pytest.param(arch, "half", cell, H, id=f"{arch}-half-{cell}-{H}")
+    for arch, kind, cell, H in (
+        ("sm_90", "half", "gru", 100), ("sm_80", "half", "lstm", 40), ("sm_90", "half", "lstm", 20),
+        ("sm_80", "half", "gru_reset_before", 128), ("sm_90", "tf32", "gru_reset_before", 64),
+        ("sm_100", "tf32", "gru_reset_before", 64),
+    ):  # fmt: skip
+        yield pytest.param(arch, kind, cell, H, id=f"{arch}-{kind}-{cell}-{H}")
 
 
 @pytest.mark.parametrize("arch, kind, name, H", list(resident_cases()))
@@ -101,7 +106,7 @@ def cooperative_cases():
                             case = f"{arch}-{kind}-{share.BH}x{share.BB}x{share.warps}-{name}-{H}"
                             yield pytest.param(arch, kind, "lstm", share, H, backward, id=case)
     share = next(share for share in schedules.COOPERATIVE["half"] if share.K >= 1000)
-    for cell, H in (("gru", 1000), ("rnn", 1000)):
+    for cell, H in (("gru", 1000), ("rnn", 1000), ("gru_reset_before", 1000)):
         for backward in (False, True):
             yield pytest.param("sm_90", "half", cell, share, H, backward, id=f"sm_90-{cell}-{backward}-{H}")
 
@@ -121,7 +126,8 @@ def test_cooperative(arch, kind, cell, share, H, backward):
         if not stages:
             assert not offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found), found
         assert launch.compiled.metadata.launch_cooperative_grid
-        assert found["atomics"] == 1 and "CCTL" in found["opcodes"], "an arrival that releases, a wait that acquires"
+        barriers = 1 if CELLS[cell].first is None else 2
+        assert found["atomics"] == barriers and "CCTL" in found["opcodes"], "arrivals that release, waits that acquire"
 
 
 def stepwise_cases():
@@ -135,10 +141,35 @@ def stepwise_cases():
 def test_stepwise(arch, kind, at):
     """Every row of the table of stepwise launches, at a hidden size that is no multiple of the tiles."""
     step = schedules.row(schedules.STEPWISE, kind, ARCHS[arch].chip)[at]
-    tiles = schedules.Tiles("stepwise", *step[:4], 2 if arch == "gfx942" else 3, "", step.registers)
+    tiles = schedules.Tiles("stepwise", *step[:4], schedules.loads_ahead(kind, ARCHS[arch].chip), "", step.registers)
     for cell in cells_of(arch, kind, at == 0):
         for launch in compiled(arch, cell, kind, 1000, tiles=tiles):
             check(launch, arch, kind in ("half", "tf32"))
+
+
+def norm_cases():
+    """The largest tiles on chip, and those of the first row of stepwise launches."""
+    for arch, kind in (("sm_80", "half"), ("sm_90", "half"), ("sm_90", "tf32"), ("sm_100", "half"), ("gfx942", "ieee")):
+        for cell in ("lstm", "gru_reset_before") if arch == "sm_90" else ("lstm",):
+            for schedule in ("resident", "stepwise"):
+                yield pytest.param(arch, kind, cell, schedule, id=f"{arch}-{kind}-{cell}-{schedule}")
+
+
+@pytest.mark.parametrize("arch, kind, cell, schedule", list(norm_cases()))
+def test_layer_norm(arch, kind, cell, schedule):
+    chip, tiles = ARCHS[arch].chip, None
+    H = schedules.row(schedules.RESIDENT, kind, chip)[-1].H
+    if schedule == "stepwise":
+        H, step = 1000, next(step for step in schedules.row(schedules.STEPWISE, kind, chip) if step.norms)
+        tiles = schedules.Tiles("stepwise", *step[:4], schedules.loads_ahead(kind, chip), "", step.registers)
+    for launch in compiled(arch, cell, kind, H, stages=("lengths", "layer_norm"), tiles=tiles, reverse=(False,)):
+        found = check(launch, arch, False)
+        if launch.tiles.schedule == "resident":
+            reads = schedules.bytes_read(CELLS[cell], kind, launch.backward, norm=True)
+            most = schedules.shared_bytes(kind, CELLS[cell].gates, reads, launch.tiles)
+            assert (found["shared"] <= most or arch == "gfx942") and (found["tensor"] or kind == "ieee")
+        else:
+            assert launch.tiles.schedule == schedule
 
 
 def test_projection_is_the_same_loop():

@@ -9,7 +9,7 @@ import fake_graphs
 import pytest
 import torch
 
-from rnnkernels.triton import graphs, schedules
+from rnnkernels.triton import graphs
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +49,6 @@ def test_another_shape_or_setting_is_another_graph(recorded, other):
     for arguments in (dict(x=torch.ones(4)), dict(x=torch.ones(4)) | other):
         for _ in range(3):
             call(**arguments)
-    assert len(recorded) == 2
-
-
-def test_a_forced_schedule_is_another_graph(recorded):
-    call(torch.ones(4)), call(torch.ones(4))
-    with schedules.force("stepwise"):
-        call(torch.ones(4)), call(torch.ones(4))
     assert len(recorded) == 2
 
 

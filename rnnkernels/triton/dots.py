@@ -12,6 +12,7 @@ Letters as in forward.py. A product gives one tile (units, batch) per gate going
 import triton
 import triton.language as tl
 
+from .norms import unnormed
 from .tiles import load_weights
 
 
@@ -49,18 +50,42 @@ def product_streamed(
 @triton.jit
 def gradient_streamed(
     w, rows, j, in_batch, stop, READS: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr,
-    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, norm,
 ):  # fmt: skip
-    """The sum over gates of w[g, j, :] @ rows[b, READS[g], :]."""
+    """The sum over gates of w[g, j, :] @ rows[b, READS[g], :].
+
+    ``norm``: None, or what the gradients go through as they are read: where the rows' normed values (b, G, :) and the
+    gains (G, :) are, and the rows' mean, scale and sums (1, batch) for ``unnormed``.
+    """
     dh = tl.zeros((BH, BB), ACC)
     for start in tl.range(0, stop, BK, num_stages=STAGES):
         k = start + tl.arange(0, BK)
         inside = in_batch if K % BK == 0 else in_batch & (k[:, None] < K)
         for g in tl.static_range(len(READS)):
             part = tl.load(rows + (READS[g] * K + k[:, None]), mask=inside, other=0.0)
+            if norm is not None:
+                raw = tl.load(norm[0] + (g * K + k[:, None]), mask=inside, other=0.0).to(ACC)
+                gain = tl.load(norm[1] + (g * K + k[:, None]), mask=k[:, None] < K, other=0.0).to(ACC)
+                through = unnormed(part.to(ACC), raw, gain, norm[2], norm[3], norm[4], norm[5], len(READS) * K)
+                part = tl.where(inside, through, 0.0).to(w.dtype.element_ty)
             tile = load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK)
             dh = tl.dot(tile, part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
     return dh
+
+
+@triton.jit
+def kept_weights(
+    w, j, N: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
+    SPLIT: tl.constexpr, SCHEDULE: tl.constexpr,
+):  # fmt: skip
+    """The weights (N, H, K) of a program's units, as it keeps them for the sequence; none where they are streamed."""
+    weights = ()
+    for g in tl.static_range(N):
+        if SCHEDULE == "resident":
+            weights = weights + (load_weights(w + g * H * K, j, tl.arange(0, BK)[None, :], H, K, BH, BK),)
+        elif SCHEDULE == "cooperative":
+            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT),)
+    return weights
 
 
 @triton.jit
@@ -128,6 +153,11 @@ def add(a, b):
 
 
 @triton.jit
+def add_two(a, b, c, d):
+    return a + c, b + d
+
+
+@triton.jit
 def add_three(a, b, c, d, e, f):
     return a + d, b + e, c + f
 
@@ -144,6 +174,8 @@ def over_parts(tiles, N: tl.constexpr):
         tiles = tl.reduce(tiles, 0, add_four)
     elif N == 3:
         tiles = tl.reduce(tiles, 0, add_three)
+    elif N == 2:
+        tiles = tl.reduce(tiles, 0, add_two)
     else:
         tl.static_assert(N == 1)
         tiles = (tl.reduce(tiles[0], 0, add),)

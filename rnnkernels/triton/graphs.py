@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import schedules
-
 MOST_GRAPHS = 16
 MOST_LAUNCHES = 4096
 MOST_MEMORY = 1 / 16  # of the device's
@@ -41,9 +39,9 @@ def run(function, launches, *arguments):
     """``function(*arguments)``, which launches kernels and allocates its results; arguments are trees of tensors."""
     leaves = list(leaves_of(arguments))
     device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
-    if not records(leaves, device, launches):
+    if not worth_it(leaves, device, launches):
         return function(*arguments)
-    key = (function, schedules.forced(), *map(described, leaves))
+    key = (function, *map(described, leaves))
     with _lock:
         if key not in _seen:
             _seen[key] = None
@@ -57,7 +55,7 @@ def run(function, launches, *arguments):
         return replay(_seen[key], leaves)
 
 
-def records(leaves, device, launches):
+def worth_it(leaves, device, launches):
     """Whether a call with so many launches is worth a graph here."""
     return (
         on_gpu(device)

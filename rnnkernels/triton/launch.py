@@ -12,11 +12,11 @@ from contextlib import nullcontext
 
 import torch
 
-from ..cells import CELLS
+from .. import backends
 from . import schedules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone"})
+STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_product", "layer_norm"})
 
 
 def unsupported(call):
@@ -30,16 +30,14 @@ def unsupported(call):
         return f"{chip.name} has compute capability {chip.capability / 10}, it needs 8.0"
     if call.dtype not in DTYPES:
         return f"dtype {call.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return missing(call.cell, call.stages)
+    return missing(call)
 
 
-def missing(cell, stages):
+def missing(call):
     """What the kernels lack for a layer on any chip, or None."""
-    if stages - STAGES:
-        return f"it has no stage for {', '.join(sorted(stages - STAGES))} yet"
-    if "project" in stages and cell_of(cell).output is None:
-        return f"{cell} has no projection"
-    return None
+    if "project" in call.stages and not backends.lacking(call, STAGES) and cell_of(call.cell).output is None:
+        return f"{call.cell} has no projection"
+    return backends.lacking(call, STAGES)
 
 
 def cell_of(name):
@@ -54,7 +52,7 @@ def schedule(call):
     for backward in (False, True) if call.training else (False,):
         tiles = schedules.choose(
             call.dtype, cell_of(call.cell), call.B, call.D, call.H, call.P, "project" in call.stages,
-            schedules.chip_of(call.device), backward, call.T,
+            schedules.chip_of(call.device), backward, call.T, "layer_norm" in call.stages,
         )  # fmt: skip
         name = "backward" if backward else "forward"
         often = ", a CUDA graph once a shape repeats" if tiles.schedule == "stepwise" and call.T > 1 else ""
@@ -62,13 +60,21 @@ def schedule(call):
     return "; ".join(said)
 
 
-def refuse(cell, reset, reset_states, h_mask, zone, layer_norm):
-    """Raise for what ``unsupported`` would have said: the dispatcher may call a backend without asking it."""
-    stages = {"reset": reset is not None or reset_states, "h_mask": h_mask is not None, "zone": zone}
-    stages |= {"layer_norm": layer_norm, "second_product": CELLS[cell].phases > 1}
-    reason = missing(cell, {name for name, there in stages.items() if there})
+def problem_of(cell, x, states, weights, *rest):
+    """The ``Problem`` of the op's arguments up to eps.
+
+    Raises:
+        NotImplementedError: for what ``unsupported`` would have said: the dispatcher calls a backend without asking it.
+    """
+    from . import problem  # imports triton
+
+    reverse, _, project, activation, gate, lengths, reset, _, h_mask, zone, layer_norm, _ = rest
+    reason = missing(
+        backends.facts(cell, x, weights, reverse, project, activation, gate, lengths, reset, h_mask, zone, layer_norm)
+    )
     if reason is not None:
         raise NotImplementedError(f"rnnkernels: the Triton backend cannot run this layer: {reason}")
+    return problem.problem_of(cell, x, states, weights, *rest)
 
 
 def on_device(function):
@@ -84,55 +90,46 @@ def on_device(function):
 
 
 @on_device
-def layer(
-    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, save,
-):  # fmt: skip
+def layer(*arguments):
     """``rnnkernels::layer``: returns ``y, last, saved``."""
     from . import graphs, passes, products
-    from .problem import problem_of
 
-    refuse(cell, reset, reset_states, h_mask, zone, layer_norm)
-    problem = problem_of(
-        cell, x, weights, reverse, bias, project, activation, recurrent_activation,
-        lengths, reset, reset_states, h_mask, zone,
-    )  # fmt: skip
+    *call, save = arguments
+    problem = problem_of(*call)
     if problem.B == 0:
         y, last, gates, cells = passes.outputs(problem, save)
     else:
+        tiles = problem.tiles(backward=False)
         y, last, gates, cells = graphs.run(
-            passes.forward, problem.launches(backward=False), problem.recurrent(),
-            products.project_inputs(problem, x), [s.contiguous() for s in states], bool(save),
+            passes.forward, problem.launches(tiles, backward=False), problem.recurrent(), tiles,
+            products.project_inputs(problem), bool(save),
         )  # fmt: skip
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
 
 @on_device
-def layer_backward(
-    dy, dlast, dcells, cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, y, saved, needs,
-):  # fmt: skip
+def layer_backward(dy, dlast, dcells, *arguments):
     """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states``."""
-    from . import graphs, passes, products
-    from .problem import problem_of
+    from . import graphs, norm_products, passes, products
 
-    refuse(cell, reset, reset_states, h_mask, zone, layer_norm)
-    problem = problem_of(
-        cell, x, weights, reverse, bias, project, activation, recurrent_activation,
-        lengths, reset, reset_states, h_mask, zone,
-    )  # fmt: skip
+    *call, y, saved, needs = arguments
+    problem = problem_of(*call)
+    cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call[3], problem.reset_states
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
                  zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip
         return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
-    states = [s.contiguous() for s in states]
-    gates = saved[0] if problem.cell.kept else None
-    cells = saved[-1] if problem.cell.states > 1 else None
+    gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
+    tiles = problem.tiles(backward=True)
+    normed = norm_products.normed_of(problem, y, gates, cells) if problem.norm else None
     found = graphs.run(
-        passes.backward, problem.launches(backward=True), problem.recurrent(), dy.contiguous(),
-        [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), states, y, gates, cells,
+        passes.backward, problem.launches(tiles, backward=True), problem.recurrent(), tiles, dy.contiguous(),
+        [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), y, gates, cells, normed,
     )  # fmt: skip
-    dx = products.input_gradient(problem, x, found) if needs[0] else x.new_empty(0)
+    known = ()
+    if problem.norm:
+        problem, found, *known = norm_products.through_norms(problem, found, normed, gates, cells)
+    dx = products.input_gradient(problem, found) if needs[0] else x.new_empty(0)
     dstates, dreset = products.state_gradients(problem, found) if needs[1] else ([], [])
-    dweights = products.weight_gradients(problem, x, states, y, gates, cells, found) if needs[2] else []
+    dweights = products.weight_gradients(problem, y, gates, cells, found, *known) if needs[2] else []
     return dx, dstates if states else [], dweights, dreset

@@ -14,6 +14,8 @@ from .cells import CELLS, Cell
 
 class Problem(NamedTuple):
     cell: Cell
+    x: Any
+    states: list
     T: int
     B: int
     D: int
@@ -38,6 +40,18 @@ class Problem(NamedTuple):
     reset_states: Any = ()
     h_mask: Any = None
     zone: Any = ()
+    ln_x: Any = ()
+    """Gains (G*H) of the layer norms of the inputs' products; none without layer norm."""
+    ln_h: Any = ()
+    """The same for the recurrent ones."""
+    ln_c: Any = ()
+    """Gains and biases (H), two lists, of the layer norm of c in the output of a cell that has c."""
+    eps: float = 0.0
+
+    @property
+    def norm(self):
+        """Whether there are layer norms."""
+        return bool(self.ln_x)
 
     @property
     def accumulate(self):
@@ -63,17 +77,25 @@ class Problem(NamedTuple):
 
     def tiles(self, backward):
         return schedules.choose(
-            self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward, self.T
-        )
+            self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward, self.T,
+            self.norm,
+        )  # fmt: skip
 
-    def launches(self, backward):
-        """How many kernels a pass launches."""
-        steps = self.T if self.tiles(backward).schedule == "stepwise" else 1
-        return 2 * steps if self.w_hr else steps
+    def phases(self, tiles, backward):
+        """The launches of one step of the cell, 1, 2, ...: the next waits for what programs know of each other's units,
+        which is a second product's vector, or the moments of a layer norm; (0,) where there is but one."""
+        second, output = self.cell.first is not None, bool(self.ln_c)
+        launches = 1 + max(second, output) if backward else 1 + self.norm + output + second * (1 + self.norm)
+        return tuple(range(1, launches + 1)) if tiles.schedule == "stepwise" and launches > 1 else (0,)
+
+    def launches(self, tiles, backward):
+        """How many kernels a pass with these tiles launches."""
+        steps = self.T if tiles.schedule == "stepwise" else 1
+        return steps * (len(self.phases(tiles, backward)) + bool(self.w_hr))
 
     def recurrent(self):
         """The problem without what only the products outside the time loop read."""
-        return self._replace(w_ih=[], b_ih=[])
+        return self._replace(x=None, w_ih=[], b_ih=[])
 
     def named(self, tensors, states, units):
         """The named ones of the states' tensors; None names one that nobody reads. None where there are no tensors."""
@@ -93,8 +115,8 @@ class Problem(NamedTuple):
 
 
 def problem_of(
-    cell, x, weights, reverse, bias, project, activation, recurrent_activation,
-    lengths, reset, reset_states, h_mask, zone,
+    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
+    lengths, reset, reset_states, h_mask, zone, layer_norm, eps,
 ):  # fmt: skip
     """Sort the arguments of the op."""
     D = len(reverse) * (x.size(0) if x.dim() == 4 else 1)
@@ -102,13 +124,16 @@ def problem_of(
     w_ih, w_hh, *rest = ([weights[d * each + n] for d in range(D)] for n in range(each))
     b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else ([], [])
     chip = schedules.chip_of(x.device)
+    w_hr = rest.pop(0) if project else []
+    ln_x, ln_h, *ln_c = rest if layer_norm else ([], [])
     return Problem(
-        kinds, x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
-        activation or "tanh", recurrent_activation or "sigmoid",
-        x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh,
-        rest.pop(0) if project else [], None if lengths is None else lengths.to(x.device).contiguous(),
+        kinds, x, [s.contiguous() for s in states], x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates,
+        w_hh[0].size(1), [bool(r) for r in reverse], activation or "tanh", recurrent_activation or "sigmoid",
+        x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, w_hr,
+        None if lengths is None else lengths.to(x.device).contiguous(),
         None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
         [s.contiguous() for s in reset_states], None if h_mask is None else h_mask.contiguous(), zone,
+        ln_x, ln_h, ln_c, eps,
     )  # fmt: skip
 
 

@@ -4,23 +4,27 @@ Letters: T time, B batch, D directions, X input groups, G gates, H hidden, I inp
 """
 
 import torch
+import torch.nn.functional as F
 
 
-def group_input(problem, x, d):
-    """The input (T, B, I) that direction d reads."""
+def of_group(problem, x, d):
+    """The part (T, B, I) of the input, or of its gradient, that belongs to direction d."""
     return x[problem.group(d)] if x.dim() == 4 else x
 
 
-def project_inputs(problem, x):
+def project_inputs(problem):
     """The input pre-activations with their biases, (D, T, B, G*H); in memory (D, B, T, G*H) where x is batch first."""
     D, T, B, rows = problem.D, problem.T, problem.B, problem.w_ih[0].size(0)
-    batch_first = group_input(problem, x, 0).transpose(0, 1).is_contiguous()
+    batch_first = of_group(problem, problem.x, 0).transpose(0, 1).is_contiguous()
     out = problem.empty(D, B, T, rows) if batch_first else problem.empty(D, T, B, rows)
     for d in range(D):
-        x_TBI = group_input(problem, x, d)
+        x_TBI = of_group(problem, problem.x, d)
         flat = (x_TBI.transpose(0, 1) if batch_first else x_TBI).reshape(T * B, -1)
         into = out[d].view(T * B, rows)
-        if problem.b_ih:
+        if problem.norm:
+            bias = input_bias(problem, d) if problem.b_ih else None
+            into.copy_(F.layer_norm(torch.mm(flat, problem.w_ih[d].t()), (rows,), problem.ln_x[d], bias, problem.eps))
+        elif problem.b_ih:
             torch.addmm(input_bias(problem, d), flat, problem.w_ih[d].t(), out=into)
         else:
             torch.mm(flat, problem.w_ih[d].t(), out=into)
@@ -62,11 +66,11 @@ def first_index(problem, d):
     return (lengths - 1).clamp(min=0), torch.arange(problem.B, device=problem.device)
 
 
-def input_gradient(problem, x, found):
+def input_gradient(problem, found):
     """dx, shaped like x."""
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = problem.empty(*problem.x.shape)
     for d in range(problem.D):
-        into = group_input(problem, dx, d).view(-1, x.size(-1))
+        into = of_group(problem, dx, d).view(-1, dx.size(-1))
         if d % len(problem.reverse) == 0:
             torch.mm(input_planes(problem, found, d), problem.w_ih[d], out=into)
         else:
@@ -79,8 +83,8 @@ def state_gradients(problem, found):
     first, restarted = list(found.states), list(found.reset_states)
     if not found.whole:
         for d in range(problem.D):
-            rows = found.planes[d][first_index(problem, d)][:, list(problem.cell.recurrent)].flatten(1)
-            dh = torch.mm(rows, problem.w_hh[d]).to(problem.accumulate)
+            rows = found.planes[d][first_index(problem, d)][:, list(problem.cell.reads)].flatten(1)
+            dh = torch.mm(rows, problem.w_hh[d][: rows.size(1)]).to(problem.accumulate)
             if problem.h_mask is not None:
                 dh *= problem.h_mask[d]
             if problem.reset is not None:
@@ -92,20 +96,31 @@ def state_gradients(problem, found):
     return [g.to(problem.dtype) for g in first], [g.to(problem.dtype) for g in restarted]
 
 
-def weight_gradients(problem, x, states, y, gates, cells, found):
-    """The gradients of the weights, in the op's order."""
+def biases(problem, found, d):
+    """The gradients of b_ih and b_hh, if there are any, from the planes."""
+    if not problem.b_ih:
+        return []
+    db = found.planes[d].sum((0, 1))
+    recurrent = torch.cat([db[plane : plane + n] for _, plane, n in runs(problem.cell.recurrent)])
+    return [db[: problem.cell.gates].flatten(), recurrent.flatten()]
+
+
+def weight_gradients(problem, y, gates, cells, found, dbiases=None, dgains=None):
+    """The gradients of the weights, in the op's order; those of biases and of layer norms may be known already."""
     out = []
     for d in range(problem.D):
         dx = input_planes(problem, found, d)
-        out.append(torch.mm(dx.t(), group_input(problem, x, d).reshape(dx.size(0), -1)))
-        out.append(recurrent_weight_gradient(problem, states, y, found.planes[d].flatten(2), d))
-        if problem.b_ih:
-            db = found.planes[d].sum((0, 1))
-            out.append(db[: problem.cell.gates].flatten())
-            out.append(torch.cat([db[plane : plane + n] for _, plane, n in runs(problem.cell.recurrent)]).flatten())
+        out.append(torch.mm(dx.t(), of_group(problem, problem.x, d).reshape(dx.size(0), -1)))
+        out.append(recurrent_weight_gradient(problem, y, gates, found.planes[d].flatten(2), d))
+        out += dbiases[d] if dbiases else biases(problem, found, d)
         if problem.w_hr:
-            hidden = problem.cell.output(gates[d], own_cells(problem, states, gates, cells, d), problem.activation)
+            c = own_cells(problem, gates, cells, d)
+            if problem.ln_c:
+                gain, bias = (v[d].to(c.dtype) for v in problem.ln_c)
+                c = F.layer_norm(c, c.shape[2:], gain, bias, problem.eps)
+            hidden = problem.cell.output(gates[d], c, problem.activation)
             out.append(torch.mm(found.projected[d].view(-1, problem.P).t(), hidden.view(-1, problem.H)))
+        out += dgains[d] if dgains else []
     return out
 
 
@@ -123,31 +138,38 @@ def entered(problem, after, first, restart, d):
     return torch.where(problem.group_reset(d)[:, :, None] != 0, given, before)
 
 
-def own_cells(problem, states, gates, cells, d):
+def own_cells(problem, gates, cells, d):
     """The cell states as the cell made them, before zoneout."""
     if not problem.zone:
         return cells[d]
     restart = problem.reset_states[1][d] if problem.reset_states else None
-    old = entered(problem, cells[d], states[1][d] if states else None, restart, d)
+    old = entered(problem, cells[d], problem.states[1][d] if problem.states else None, restart, d)
     return problem.cell.new_cells(gates[d], old)
 
 
-def recurrent_weight_gradient(problem, states, y, planes_TB, d):
+def entered_vector(problem, y, d):
+    """What the recurrent product of direction d read at each step (T, B, P)."""
+    h_TBP = y[..., d * problem.P : (d + 1) * problem.P]
+    restart = problem.reset_states[0][d] if problem.reset_states else None
+    h = entered(problem, h_TBP, problem.states[0][d] if problem.states else None, restart, d)
+    return h if problem.h_mask is None else h.mul_(problem.h_mask[d])
+
+
+def recurrent_weight_gradient(problem, y, gates, planes_TB, d):
     """dW_hh: the sum over steps of the recurrent gradients' outer product with the vector that entered the step."""
-    P, H, backward = problem.P, problem.H, problem.reverse[d % len(problem.reverse)]
-    h_TBP, first = y[..., d * P : (d + 1) * P], states[0][d] if states else None
-    if problem.reset is not None or problem.h_mask is not None:
-        h = entered(problem, h_TBP, first, problem.reset_states[0][d] if problem.reset_states else None, d)
-        if problem.h_mask is not None:
-            h *= problem.h_mask[d]
-        later, first = planes_TB, None
+    P, H, backward, cell = problem.P, problem.H, problem.reverse[d % len(problem.reverse)], problem.cell
+    if problem.reset is not None or problem.h_mask is not None or cell.first is not None:
+        h, later, first = entered_vector(problem, y, d), planes_TB, None
     else:
+        h_TBP, first = y[..., d * P : (d + 1) * P], problem.states[0][d] if problem.states else None
         h, later = (h_TBP[1:], planes_TB[:-1]) if backward else (h_TBP[:-1], planes_TB[1:])
     h, later, earliest = h.flatten(0, 1), later.flatten(0, 1), planes_TB[first_index(problem, d)]
-    out = problem.empty(problem.cell.gates * H, P)
-    for gate, plane, n in runs(problem.cell.recurrent):
+    out = problem.empty(cell.gates * H, P)
+    for gate, plane, n in runs(cell.reads):
         into, columns = out[gate * H : (gate + n) * H], slice(plane * H, (plane + n) * H)
         torch.mm(later[:, columns].t(), h, out=into)
         if first is not None:
             into.addmm_(earliest[:, columns].t(), first)
+    if cell.first is not None:
+        torch.mm(later[:, -H:].t(), gates[d, :, :, 0].flatten(0, 1) * h, out=out[-H:])
     return out

@@ -3,8 +3,8 @@
 *resident*     one program per batch tile and direction keeps the recurrent weights on chip for the whole sequence;
 *cooperative*  programs that run at once share the hidden units, keep their weights on chip for the whole sequence, and
                wait for each other at every step;
-*stepwise*     one launch per time step; its programs share the hidden units and stream the weights through shared
-               memory.
+*stepwise*     one launch per time step, or a few where a step has a second product or layer norms; its programs share
+               the hidden units and stream the weights through shared memory.
 """
 
 from contextlib import contextmanager
@@ -90,19 +90,19 @@ def block(n, least=16):
     return max(least, 1 << (n - 1).bit_length())
 
 
-def bytes_read(cell, kind, backward):
-    """What a step reads from memory per hidden unit and row, in bytes."""
+def bytes_read(cell, kind, backward, norm=False):
+    """What a step reads from memory per hidden unit and row, in bytes; ``norm``: with layer norm."""
+    if backward and norm:  # the recurrent products
+        return bytes_read(cell, kind, backward) + cell.gates * BYTES[kind]
     if not backward:
         return cell.gates * BYTES[kind]
     states = cell.new[0] or cell.old[0]  # y; the cell states, and perhaps their gradients, are float32
     return (cell.kept + 1 + states) * BYTES[kind] + 8 * (cell.states - 1)
 
 
-def resident(kind, gates, reads, H, chip, backward):
-    """The tiles with which one program keeps everything, or the reason why it cannot.
-
-    ``reads``: bytes per hidden unit and row that a step reads from memory, besides weights.
-    """
+def resident(kind, cell, H, chip, backward, norm=False):
+    """The tiles with which one program keeps everything, or the reason why it cannot."""
+    gates, reads = cell.gates, bytes_read(cell, kind, backward, norm)
     size, this = block(H), "backward" if backward else "forward"
     limits = [limit for limit in row(RESIDENT, kind, chip) if limit.passes in ("both", this)]
     limit = next((limit for limit in limits if size <= limit.H), None)
@@ -114,7 +114,11 @@ def resident(kind, gates, reads, H, chip, backward):
     weights = gates * size * size * BYTES[kind] // 1024
     for stages in (3, 2, 1):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
-        tiles = Tiles("resident", size, limit.BB, size, limit.warps, stages, kept)
+        registers = limit.registers if cell.first else None
+        rows, warps = limit.BB, limit.warps
+        if norm:  # more tiles at a time
+            rows, warps = 8, max(warps, 4) if size > 16 else warps
+        tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)
         if shared_bytes(kind, gates, reads, tiles) <= chip.shared:
             return tiles
     return f"the {weights} KB of weights of a direction do not fit the shared memory of {chip.name}"
@@ -178,15 +182,20 @@ def traffic(step, gates, B, D, H, chip):
     return max(-(-programs // chip.processors) * each, programs * each / (L2_PORTS * chip.processors))
 
 
-def stepwise(kind, gates, B, D, H, K, chip, reason):
+def loads_ahead(kind, chip):
+    """The loads of a streamed product that are in flight; with two, Triton 3.6 fails at float64 products for AMD."""
+    return 3 if chip.backend == "cuda" else 1 if kind == "double" else 2
+
+
+def stepwise(kind, gates, B, D, H, K, chip, reason, norm=False):
     """Tiles for one launch per step."""
-    steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
+    steps = [step for step in row(STEPWISE, kind, chip) if (B > 16 or step.BB <= 16) and (step.norms or not norm)]
     step = min(steps, key=lambda step: traffic(step, gates, B, D, H, chip))
-    stages = 2 if chip.backend == "hip" else 3
+    stages = loads_ahead(kind, chip)
     return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason, step.registers)
 
 
-def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
+def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=False):
     """The tiles of one pass of a layer with H units whose recurrent product reads K = P values.
 
     Raises:
@@ -197,10 +206,12 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
     if project:
         ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
     else:
-        ways["resident"] = resident(kind, cell.gates, bytes_read(cell, kind, backward), H, chip, backward)
+        ways["resident"] = resident(kind, cell, H, chip, backward, norm)
         ways["cooperative"] = cooperative(kind, cell.gates, B, D, H, K, chip, backward)
         if T == 1 and _forced is None and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"
+        if norm:
+            ways["cooperative"] = "a layer norm is over units of other programs"
     if _forced in ways:
         if isinstance(ways[_forced], str):
             raise RuntimeError(f"the schedule {_forced!r} is forced but cannot run this layer: {ways[_forced]}")
@@ -210,4 +221,4 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2):
         if fitting is not None:
             return fitting
     reason = "forced" if _forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
-    return stepwise(kind, cell.gates, B, D, H, K, chip, reason)
+    return stepwise(kind, cell.gates, B, D, H, K, chip, reason, norm)

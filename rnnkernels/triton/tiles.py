@@ -26,6 +26,27 @@ def lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS: tl.constexpr):
 
 
 @triton.jit
+def place(
+    lengths, length_x, T, B, H: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, REVERSE: tl.constexpr,
+    DIRECTIONS: tl.constexpr, SCHEDULE: tl.constexpr,
+):  # fmt: skip
+    """Where a program stands: its direction d, whether that is a reverse one, units j, rows b, which of them there are,
+    the lengths n of the rows, and both rows and lengths as axes of what the recurrent product reads."""
+    d = tl.program_id(2).to(tl.int64)
+    reverse = ((REVERSE >> (d % DIRECTIONS)) & 1) != 0
+    rows = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)
+    j = (tl.program_id(1) * BH + tl.arange(0, BH))[:, None]
+    b = rows[None, :]
+    mask = (b < B) if H % BH == 0 else (b < B) & (j < H)
+    n = lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS)
+    if SCHEDULE == "cooperative":
+        vb = rows[None, :, None]
+        return d, reverse, j, b, mask, n, vb, lengths_of(lengths, length_x, T, B, vb, d, DIRECTIONS)
+    else:
+        return d, reverse, j, b, mask, n, b, n
+
+
+@triton.jit
 def load_tiles(at, plane, mask, N: tl.constexpr, ACC: tl.constexpr):
     """N tiles, ``plane`` elements apart, in the accumulate dtype."""
     tiles = ()

@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 from ...cells import CELLS as SPECS
-from . import gru, lstm, projection, rnn
+from . import gru, gru_reset_before, lstm, projection, rnn
 
 
 class Cell(NamedTuple):
     """``forward(x, r, s)`` gives the new states and the kept planes; ``backward(ds, new, old, kept)`` the gradients of
-    the pre-activations as planes, and of the old states but for what the recurrent product adds."""
+    the pre-activations as planes, and of the old states but for what the recurrent products add."""
 
     forward: Any
     backward: Any
@@ -26,6 +26,18 @@ class Cell(NamedTuple):
     recurrent_bias: bool = False
     """Whether the last gate's b_hh belongs to its recurrent product alone; any other b_hh is merged with b_ih."""
 
+    first: Any = None
+    """``first(x, r)`` gives the factor of h in a second product, that of the last gate; None: there is one product."""
+
+    backward_first: Any = None
+    """``backward_first(dv, h, kept)``, from the gradient of that vector: the first plane, and the gradient of h."""
+
+    hidden: Any = None
+    """``hidden(kept, c)``: h from the last state as a layer norm left it; None: the output reads no other state."""
+
+    backward_hidden: Any = None
+    """``backward_hidden(dh, kept, c)``: the gradient of that, which ``backward`` adds to the last state's."""
+
     renew: Any = None
     """``renew(old, kept)`` gives the new states that zoneout has overwritten; None: they are not needed."""
 
@@ -34,6 +46,11 @@ class Cell(NamedTuple):
 
     output: Any = None
     """``output(gates, cells, activation)``: h before a projection, from what is kept; None: no projection."""
+
+    @property
+    def reads(self):
+        """The planes that the product of the step before reads: all of ``recurrent``, but for that of the second."""
+        return self.recurrent if self.first is None else self.recurrent[:-1]
 
 
 def cell(name, module, **layout):
@@ -45,9 +62,13 @@ CELLS = {
     "rnn": cell("rnn", rnn, planes=1, recurrent=(0,), new=(True,), old=(False,)),
     "lstm": cell(
         "lstm", lstm, planes=4, recurrent=(0, 1, 2, 3), new=(False, True), old=(False, True), renew=lstm.renew,
-        new_cells=lstm.new_cells, output=lstm.output
+        new_cells=lstm.new_cells, output=lstm.output, hidden=lstm.hidden, backward_hidden=lstm.backward_hidden
     ),
     "gru": cell("gru", gru, planes=4, recurrent=(0, 1, 3), new=(False,), old=(True,), recurrent_bias=True),
+    "gru_reset_before": cell(
+        "gru_reset_before", gru_reset_before, planes=3, recurrent=(0, 1, 2), new=(False,), old=(True,),
+        first=gru_reset_before.first, backward_first=gru_reset_before.backward_first
+    ),
 }  # fmt: skip
 
 PROJECTION = Cell(

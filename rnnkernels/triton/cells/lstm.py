@@ -18,6 +18,12 @@ def forward(x, r, s, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
 
 
 @triton.jit
+def hidden(kept, c, ACTIVATION: tl.constexpr):
+    """h' from what is kept and from c' as the output sees it."""
+    return kept[3] * activate(c, ACTIVATION)
+
+
+@triton.jit
 def backward(ds, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
     i, f, g, o = kept
     a = activate(new[1], ACTIVATION)
@@ -27,6 +33,12 @@ def backward(ds, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
     dg = dc * i * slope(g, ACTIVATION)
     do = ds[0] * a * slope(o, GATE)
     return (di, df, dg, do), (tl.zeros_like(dc), dc * f)
+
+
+@triton.jit
+def backward_hidden(dh, kept, c, ACTIVATION: tl.constexpr):
+    """The gradient of c' as the output sees it; ``backward`` adds it to that of c'."""
+    return dh * kept[3] * slope(activate(c, ACTIVATION), ACTIVATION)
 
 
 @triton.jit
