@@ -131,7 +131,7 @@ def launches(
     reset = empty(*group, T, B, dtype=torch.bool) if {"reset", "restart"} & set(stages) else None
     widths = [P or H if k == 0 else H for k in range(S)]
     h_mask = empty(D, B, widths[0]) if "h_mask" in stages else None
-    zone = [empty(T, D, B, n) for n in widths] if "zone" in stages else []
+    zone = [empty(T, D, B, n, dtype=torch.bool) for n in widths] if "zone" in stages else []
     first = [empty(D, B, n) for n in widths] if states else []
     given = [empty(D, B, n) for n in widths] if "restart" in stages else []
     call = (

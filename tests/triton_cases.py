@@ -51,7 +51,9 @@ def stages_of(cell, x, states, weights, D, stages):
     zone = []
     if "zone" in stages:
         zone = [(chance(T, *s).mul(3).floor() / 2).clamp(max=1).to(x.dtype) for s in shapes]
-    if "expected zone" in stages:
+    if "zone_mask" in stages:  # as zoneout draws them in training
+        zone = [chance(T, *s) < 0.5 for s in shapes]
+    if "expected_zone" in stages:
         zone = [torch.tensor(p, dtype=x.dtype).view(1, 1, 1, 1) for p in (0.25, 0.5)][: len(shapes)]
     return reset, given, h_mask, zone
 
