@@ -114,10 +114,10 @@ def resident(kind, cell, H, chip, backward, norm=False):
     weights = gates * size * size * BYTES[kind] // 1024
     for stages in (3, 2, 1):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
-        registers = limit.registers if cell.first else None
-        rows, warps = limit.BB, limit.warps
-        if norm:  # more tiles at a time
+        rows, warps, registers = limit.BB, limit.warps, limit.registers if cell.first else None
+        if norm:  # more tiles at a time, and registers that the compiler would rather spill than take
             rows, warps = 8, max(warps, 4) if size > 16 else warps
+            registers = 255 if cell.first or warps <= 4 else None
         tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)
         if shared_bytes(kind, gates, reads, tiles) <= chip.shared:
             return tiles
