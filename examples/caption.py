@@ -206,11 +206,11 @@ def draw(captions: list[str], pictures: Pictures, path) -> None:
     shown = (right[: 24 - len(wrong)] + wrong)[:24]
     with common.plot(path, 6, 4, size=(12, 8)) as axes:
         for axis in axes.flat:
-            axis.axis("off")
+            axis.set(xticks=[], yticks=[])
         for axis, n in zip(axes.flat, shown, strict=False):
             axis.imshow(pictures.pixels_BCYX[n, 0].numpy(), cmap="gray_r")
             label = captions[n] if n not in wrong else f"{captions[n]}\n(not: {wanted[n]})"
-            axis.set_title(label, fontsize=9, color="tab:red" if n in wrong else "black", y=-0.02, va="top")
+            axis.set_xlabel(label, fontsize=9, color="tab:red" if n in wrong else "black")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -21,61 +21,22 @@ B batch, T characters, V vocabulary, H hidden, M memory (2H), A attention, K bea
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning
 import numpy as np
 import torch
-from babel.dates import format_date
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 
 from examples import common
+from examples.dates import END, PAD, START, WRITTEN, Sentence, batched, sentences
 
 TIME = "about 70 s"
-PAD, START, END = range(3)
-WRITTEN = ["<pad>", "<start>", "<end>", *"0123456789-"]
-UNKNOWN = 1  # a character that training never showed; 0 is padding
 LONGEST = len("2000-12-31") + 1  # and <end>
-FIRST, LAST = datetime.date(1900, 1, 1), datetime.date(2099, 12, 31)
-STYLES = [(locale, style) for locale in ("fr", "en", "en_GB") for style in ("full", "long", "medium")]
-STYLES += [("fr", "EEE d MMM y"), ("en", "EEE, MMM d, y"), ("en_GB", "EEE d MMM y")]
-BATCH = 64
-
-
-class Sentence(NamedTuple):
-    text: str
-    iso: str
-    locale: str
-
-
-def sentences(sizes: list[int], seed: int) -> list[list[Sentence]]:
-    """Lists of dates in words, as long as asked; no day is in two lists or twice in one, each in a style by chance."""
-    random = np.random.default_rng(seed)
-    days = iter(random.permutation((LAST - FIRST).days + 1))
-    lists = []
-    for size in sizes:
-        lists.append([])
-        for _ in range(size):
-            date = FIRST + datetime.timedelta(days=int(next(days)))
-            locale, style = STYLES[random.integers(len(STYLES))]
-            lists[-1].append(Sentence(format_date(date, style, locale=locale), date.isoformat(), locale))
-    return lists
-
-
-def batched(data: list[Sentence], characters: str, shuffle: bool = False, size: int = BATCH) -> DataLoader:
-    """Batches (characters_BT, padded with 0; lengths_B; written_BT from <start> to <end>)."""
-
-    def collate(some: list[Sentence]) -> tuple[Tensor, Tensor, Tensor]:
-        read = [torch.tensor([characters.find(c) + 2 for c in sentence.text]) for sentence in some]  # find: -1 if not
-        written = [[START, *map(WRITTEN.index, sentence.iso), END] for sentence in some]
-        return pad_sequence(read, batch_first=True), torch.tensor([len(row) for row in read]), torch.tensor(written)
-
-    return DataLoader(data, size, shuffle=shuffle, collate_fn=collate)
+VALIDATION, TEST = 1000, 3000  # dates
 
 
 class Attention(nn.Module):
@@ -239,13 +200,26 @@ def draw_curves(curves: dict[str, list[float]], path) -> None:
         axis.legend()
 
 
+def a_date(word: str) -> str:
+    if not word.strip():
+        raise argparse.ArgumentTypeError("an empty date")
+    return word
+
+
+def share(word: str) -> float:
+    value = float(word)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"a share is from 0 to 1, not {word}")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
-    made = common.parser("seq2seq", __doc__, epochs=12)
+    made = common.parser("seq2seq", __doc__, epochs=8)
     made.add_argument("--hidden", type=common.positive(int), default=96)
-    made.add_argument("--dates", type=common.positive(int), default=20_000, help="to train on (default: 20000)")
-    made.add_argument("--last-ratio", type=float, default=0.5, help="of teacher forcing at the end (default: 0.5)")
+    made.add_argument("--dates", type=common.positive(int), default=8000, help="to train on (default: 8000)")
+    made.add_argument("--last-ratio", type=share, default=0.5, help="of teacher forcing at the end (default: 0.5)")
     made.add_argument("--beam", type=common.positive(int), default=5, help="texts kept at each step (default: 5)")
-    made.add_argument("--date", metavar="TEXT", help="with --load: read this date and end")
+    made.add_argument("--date", type=a_date, metavar="TEXT", help="read this date too")
     return made
 
 
@@ -278,7 +252,7 @@ def evaluate(models: nn.ModuleDict, test: list[Sentence], characters: str, asked
 
 def work(asked: argparse.Namespace) -> tuple[dict, list[common.Threshold]]:
     weights, facts = common.earlier(asked, "seq2seq")
-    validation, test, train_data = sentences([1000, 3000, asked.dates], asked.seed)
+    validation, test, train_data = sentences([VALIDATION, TEST, asked.dates], asked.seed)
     characters = facts.get("characters") or "".join(sorted({c for sentence in train_data for c in sentence.text}))
     models = nn.ModuleDict(
         {
@@ -290,22 +264,23 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[common.Threshold]]:
     )
     if asked.load:
         common.restore(models, weights, asked.load)
-    if asked.date:
-        read, lengths, _ = next(iter(batched([Sentence(asked.date, "", "")], characters)))
-        print(texts(beam(models["with_attention"].eval(), read, lengths, asked.beam)[0])[0])
-    if not asked.load:
+    else:
         train(models, asked, batched(train_data, characters, shuffle=True), batched(validation, characters, size=256))
         arguments = {name: getattr(asked, name) for name in ("cell", "hidden", "seed", "last_ratio")}
         common.save(asked.out, models, example="seq2seq", arguments=arguments, characters=characters)
     metrics = evaluate(models, test, characters, asked)
+    print(f"{len(test)} dates that were not trained on")
     for name, value in metrics.items():
-        print(f"{name.replace('_', ' ')}: {value:.2%} of {len(test)} unseen dates")
+        print(f"{name.replace('_', ' ')}: {value:.2%}")
     draw_attention(models["with_attention"], test, characters, asked.out / "attention.png")
+    if asked.date:
+        read, lengths, _ = next(iter(batched([Sentence(asked.date, "", "")], characters)))
+        print(f"{asked.date}: {texts(beam(models['with_attention'], read, lengths, asked.beam)[0])[0]}")
     return metrics, [common.Threshold("exact_match", ">=", 0.98)]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run("seq2seq", parser(), work, arguments, quick={"epochs": 6, "dates": 8000})
+    return common.run("seq2seq", parser(), work, arguments, quick={"epochs": 6, "dates": 4000})
 
 
 if __name__ == "__main__":

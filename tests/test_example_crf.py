@@ -87,6 +87,19 @@ def test_padding_counts_for_nothing(made):
     assert crf(emissions, tags, lengths)[3] == 0  # a row of length 0
 
 
+def test_what_is_not_allowed_never_comes():
+    allowed, first = torch.tensor([[True, False], [True, True]]), torch.tensor([False, True])
+    crf = CRF(2, allowed, first).double()
+    emissions, lengths = torch.randn(50, 6, 2, dtype=torch.float64), torch.randint(1, 7, (50,))
+    for row, length in zip(crf.decode(emissions, lengths).tolist(), lengths.tolist(), strict=True):
+        assert row[0] == 1 and (0, 1) not in itertools.pairwise(row[:length])
+    # four sequences of four steps are left: 1 1 1 1, 1 1 1 0, ... 1 0 0 0; without emissions they are equally likely
+    tags = torch.tensor([[1] * n + [0] * (4 - n) for n in range(1, 5)])
+    torch.testing.assert_close(
+        crf(torch.zeros(4, 4, 2).double(), tags, torch.full((4,), 4)).exp(), torch.full((4,), 4.0).double()
+    )
+
+
 def test_transitions_decide_where_emissions_do_not():
     crf = CRF(3).double()
     with torch.no_grad():
