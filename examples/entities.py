@@ -17,14 +17,12 @@ from examples.common import BadData, read_text
 
 Sentence = list[tuple[str, str]]  # words with their tags
 
-# A word of a name is a stem and an ending. A stem says nothing, and an ending is its type's own four times out of five:
+# A word of a name is a stem and an ending. A stem says nothing, and an ending is not always its type's own:
 # as with Arnac, Morville or Lefort, which may be people, places or firms, the rest must come from the words around.
 STARTS = "Ab Bel Cour Dor Es Fal Gar Her Jon Ker Lam Mar Nol Or Pel Quin Ros Sar Ter Ur Val Vil Yv Zel".split()
 MIDDLES = "a ari bo cel dri e eli fon gui i imo la lon mi na ondi o pra ri so tan u vi".split()
 ENDINGS = {"PER": ["eau", "ier", "otte", "and"], "LOC": ["ville", "ac", "court", "gny"], "ORG": ["tech", "ex", "oma"]}
-OWN_ENDING = 0.8
-ROLL = 0.2  # share of sentences that are rolls
-
+OWN_ENDING = 0.85
 # Where nothing around tells the type (NAME), names have three or four words, so that their endings together do.
 TEMPLATES = """
 Mme PER travaille chez ORG depuis mars .
@@ -36,7 +34,7 @@ le maire de LOC , PER , a reçu les salariés de ORG .
 à LOC , il pleut depuis lundi et ORG reste fermé .
 PER et PER ont racheté ORG .
 les ventes de ORG à LOC ont déçu PER .
-lundi , personne ne savait rien de plus .
+lundi , personne ne savait rien de plus à LOC .
 le vin de cette année est bon , dit M. PER .
 on attend PER à LOC .
 tout le monde parle de NAME .
@@ -77,22 +75,14 @@ def tagged(words: Iterable[str], kind: str) -> Sentence:
 
 
 def sentence(names: Names) -> Sentence:
-    """A sentence of a template, or a roll of people and the towns they come from: "présents : Arnier Morville ...".
+    """A sentence of a template.
 
-    In both there are tags that no word tells alone. A long name has one type, whatever the ending of each of its words,
-    and a roll goes from person to town, or from town to person, all along. That a tag depends on the tag before it is
-    what the transitions of a CRF say.
+    A long name has one type, whatever the ending of each of its words: that a tag must go with the tag before it is
+    what the transitions of a CRF say, and what words that get their tags one by one do not know.
     """
-    random = names.random
-    if random.random() < ROLL:
-        kinds = ("PER", "LOC") if random.random() < 0.5 else ("LOC", "PER")
-        words: Sentence = [(str(random.choice(["présents", "inscrits", "absents"])), "O"), (":", "O")]
-        for n in range(random.integers(6, 11)):
-            words += tagged([names.word(kinds[n % 2])], kinds[n % 2])
-        return [*words, (".", "O")]
-    words = []
-    for word in str(random.choice(TEMPLATES)).split():
-        kind = str(random.choice(list(ENDINGS))) if word == "NAME" else word
+    words: Sentence = []
+    for word in str(names.random.choice(TEMPLATES)).split():
+        kind = str(names.random.choice(list(ENDINGS))) if word == "NAME" else word
         words += tagged(names.name(kind, word == "NAME"), kind) if kind in ENDINGS else [(word, "O")]
     return words
 
