@@ -22,8 +22,8 @@ Sentence = list[tuple[str, str]]  # words with their tags
 STARTS = "Ab Bel Cour Dor Es Fal Gar Her Jon Ker Lam Mar Nol Or Pel Quin Ros Sar Ter Ur Val Vil Yv Zel".split()
 MIDDLES = "a ari bo cel dri e eli fon gui i imo la lon mi na ondi o pra ri so tan u vi".split()
 ENDINGS = {"PER": ["eau", "ier", "otte", "and"], "LOC": ["ville", "ac", "court", "gny"], "ORG": ["tech", "ex", "oma"]}
-OWN_ENDING = 0.85
-# Where nothing around tells the type (NAME), names have three or four words, so that their endings together do.
+OWN_ENDING = 0.8
+# Where nothing around tells the type (NAME), names have four or five words, so that their endings together do.
 TEMPLATES = """
 Mme PER travaille chez ORG depuis mars .
 M. PER a quitté LOC pour LOC .
@@ -59,9 +59,9 @@ class Names:
         return str(self.random.choice(self.stems)) + str(self.random.choice(ENDINGS[kind]))
 
     def name(self, kind: str, long: bool = False) -> list[str]:
-        """One to three words, or where it is to be long three or four."""
+        """One to three words, or where it is to be long four or five."""
         if long:
-            return [self.word(kind) for _ in range(self.random.integers(3, 5))]
+            return [self.word(kind) for _ in range(self.random.integers(4, 6))]
         words = [self.word(kind) for _ in range(self.random.integers(1, 3))]
         if self.random.random() < 0.7:
             return words

@@ -42,7 +42,7 @@ from examples.entities import Sentence
 TIME = "about 60 s"
 FORGOTTEN = 0.3  # share of words that training hides, so that letters and neighbours are learned from
 BATCH = 32
-SIZES = [1000, 300, 1000]  # sentences of the grammar
+SIZES = [600, 300, 1000]  # sentences of the grammar
 
 
 class Known(NamedTuple):
@@ -207,7 +207,7 @@ def draw(models: nn.ModuleDict, by_kind: dict[str, dict], path: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = common.parser("tagging", __doc__, epochs=15)
+    made = common.parser("tagging", __doc__, epochs=20)
     made.add_argument("--data", choices=("names", "eeg"), default="names", help="default: names, of a grammar")
     made.add_argument("--path", type=Path, metavar="FILE", help="a CoNLL file, or with --data eeg a CSV file")
     made.add_argument("--hidden", type=common.positive(int), default=48)
@@ -252,7 +252,7 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[common.Threshold]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run("tagging", parser(), work, arguments, quick={"epochs": 10})
+    return common.run("tagging", parser(), work, arguments, quick={"epochs": 14})
 
 
 if __name__ == "__main__":
