@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from num2words import num2words
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -242,6 +243,8 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[common.Threshold]]:
         common.note_time(asked, common.fit(trainer, model, train, validation))
         arguments = {name: getattr(asked, name) for name in ("cell", "hidden", "seed")}
         common.save(asked.out, model, example="caption", arguments=arguments, vocabulary=WORDS)
+    if rank_zero_only.rank:  # another process of a distributed run has no more to do
+        return {}, []
     captions = written(model, pictures["test"], asked.device)
     metrics = evaluate(captions, pictures["test"], new)
     print(f"{len(captions)} pictures of {len(of['test'])} digits that were not trained on")

@@ -125,7 +125,10 @@ def divided(sentences: list[Sentence], path: Path, seed: int) -> list[list[Sente
         raise BadData(f"{path}: {len(different)} different sentences; at least 10 are needed")
     order = np.random.default_rng(seed).permutation(len(different))
     cuts = [int(0.7 * len(order)), int(0.85 * len(order))]
-    return [[different[n] for n in part] for part in np.split(order, cuts)]
+    parts = [[different[n] for n in part] for part in np.split(order, cuts)]
+    if all(tag == "O" for sentence in parts[0] for _, tag in sentence):
+        raise BadData(f"{path}: no names in the sentences to train on, every tag is O")
+    return parts
 
 
 class Name(NamedTuple):

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, balanced_accuracy_score
 from sklearn.model_selection import train_test_split
@@ -168,6 +169,8 @@ def work(asked: argparse.Namespace, weights: dict, facts: dict) -> tuple[dict, l
         }
         center, scale = scaler.center_.tolist(), scaler.scale_.tolist()
         common.save(asked.out, model, example="tagging", arguments=arguments, center=center, scale=scale)
+    if rank_zero_only.rank:  # another process of a distributed run has no more to do
+        return {}, []
     p_T = probabilities(model, scaled[2], asked.device)
     metrics = {
         "accuracy": accuracy_score(state[2], p_T > 0.5),

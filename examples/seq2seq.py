@@ -27,6 +27,7 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
@@ -268,6 +269,8 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[common.Threshold]]:
         train(models, asked, batched(train_data, characters, shuffle=True), batched(validation, characters, size=256))
         arguments = {name: getattr(asked, name) for name in ("cell", "hidden", "seed", "last_ratio")}
         common.save(asked.out, models, example="seq2seq", arguments=arguments, characters=characters)
+    if rank_zero_only.rank:  # another process of a distributed run has no more to do
+        return {}, []
     metrics = evaluate(models, test, characters, asked)
     print(f"{len(test)} dates that were not trained on")
     for name, value in metrics.items():

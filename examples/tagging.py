@@ -29,6 +29,7 @@ from typing import NamedTuple
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -243,6 +244,8 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[common.Threshold]]:
         arguments = {name: getattr(asked, name) for name in ("data", "cell", "hidden", "seed")}
         arguments["path"] = asked.path and str(asked.path)
         common.save(asked.out, models, example="tagging", arguments=arguments, known=known)
+    if rank_zero_only.rank:  # another process of a distributed run has no more to do
+        return {}, []
     metrics, by_kind = evaluate(models, test, asked.device)
     show(metrics)
     draw(models, by_kind, asked.out / "tagging.png")

@@ -79,6 +79,7 @@ def test_conll_files_of_both_schemes(tmp_path):
         ("Zo\xe9 B-PER\n".encode("latin-1"), "not UTF-8"),
         (b"Jean B-PER\n\n" * 50, "1 different sentences; at least 10"),
         (b"\n\n", "0 different sentences"),
+        ("\n\n".join(f"mot{n} O" for n in range(20)).encode(), "every tag is O"),
         (None, "No such file"),
     ],
 )
