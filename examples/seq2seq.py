@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 from examples import common
 from examples.dates import END, PAD, START, WRITTEN, Sentence, batched, sentences
 
-TIME = "about 70 s"
+TIME = "about 40 s"
 LONGEST = len("2000-12-31") + 1  # and <end>
 VALIDATION, TEST = 1000, 3000  # dates
 
@@ -122,7 +122,7 @@ class Reader(lightning.LightningModule):
             self.curve.append(1 - float(self.trainer.callback_metrics["val_wrong"]))
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), lr=3e-3)
+        optimizer = torch.optim.Adam(self.parameters(), lr=4e-3)
         steps = self.trainer.estimated_stepping_batches
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -16,11 +16,6 @@ from examples.entities import Name
 EEG = Path(os.environ.get("RNNKERNELS_DATA", "does-not-exist")) / "eeg-eye-state.csv"
 
 
-@pytest.fixture
-def few(monkeypatch):
-    monkeypatch.setattr(tagging, "SIZES", [250, 40, 80])
-
-
 def run(*arguments):
     return tagging.main([str(argument) for argument in arguments])
 
@@ -124,16 +119,25 @@ def test_words_seen_once_are_unknown_and_their_letters_are_not():
     assert batch.letter_lengths_N.tolist() == [2, 3, 3]
 
 
-def test_it_learns_loads_and_repeats(few, tmp_path, capsys):
-    for folder in ("a", "b"):
-        assert run("--epochs", 6, "--hidden", 24, "--out", tmp_path / folder) == 0
-    assert run("--load", tmp_path / "a", "--out", tmp_path / "c") == 0
-    a, b, c = ((tmp_path / folder / "metrics.json").read_bytes() for folder in "abc")
-    assert a == b == c
-    assert (tmp_path / "c" / "tagging.png").read_bytes().startswith(b"\x89PNG")
+def test_it_learns_and_loads(monkeypatch, tmp_path):
+    monkeypatch.setattr(tagging, "SIZES", [320, 30, 60])
+    monkeypatch.setattr(entities, "TEMPLATES", ["Mme PER travaille chez ORG .", "on attend PER à LOC ."])
+    assert run("--epochs", 8, "--hidden", 24, "--out", tmp_path / "a") == 0
+    assert run("--load", tmp_path / "a", "--out", tmp_path / "b") == 0
     found = metrics(tmp_path / "a")
-    assert found["impossible_tags"] == 0 and found["f1"] > 0.3  # tagging nothing has 0
+    assert found == metrics(tmp_path / "b")
+    assert (tmp_path / "b" / "tagging.png").read_bytes().startswith(b"\x89PNG")
+    assert found["impossible_tags"] == 0 and found["f1"] > 0.6  # tagging nothing has 0
     assert found["f1_gained_by_crf"] == pytest.approx(found["f1"] - found["f1_without_crf"], abs=1e-5)
+
+
+def test_it_repeats(monkeypatch, tmp_path):
+    monkeypatch.setattr(tagging, "SIZES", [64, 20, 20])
+    for folder in ("a", "b"):
+        assert run("--epochs", 1, "--hidden", 8, "--seed", 3, "--out", tmp_path / folder) == 0
+    a, b = (tmp_path / folder for folder in "ab")
+    assert (a / "metrics.json").read_bytes() == (b / "metrics.json").read_bytes()
+    assert common.weights(a).read_bytes() == common.weights(b).read_bytes()
 
 
 def test_a_conll_file_is_learned_with_torchs_layers(tmp_path, capsys):
