@@ -12,8 +12,8 @@ not one word a digit: 71 is "soixante et onze", 80 "quatre-vingts", 281 "deux ce
 Mended: the guides only draw one-to-many and show no measure of it. Here a caption counts if every word is right; test
 pictures are composed of digits that no training picture holds (splitting composed pictures instead would put the same
 digits on both sides), a tenth of the three-digit numbers stands on test pictures only, and what is judged is written
-freely, not with the right words before each (teacher forcing), as in training. Unseen digits are not unseen writers: scikit-learn does
-not say who wrote which.
+freely, not with the right words before each (teacher forcing), as in training. Unseen digits are not unseen writers:
+scikit-learn does not say who wrote which.
 
 B batch, T words, V vocabulary, H hidden.
 """
