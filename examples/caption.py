@@ -215,9 +215,11 @@ def draw(captions: list[str], pictures: Pictures, path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = common.parser("caption", __doc__, epochs=30)
+    made = common.parser("caption", __doc__, epochs=15)
     made.add_argument("--hidden", type=common.positive(int), default=128)
-    made.add_argument("--pictures", type=common.positive(int), default=20_000, help="to train on (default: 20000)")
+    made.add_argument(
+        "--pictures", type=common.positive(int), default=20_000, help="to train on (default: %(default)s)"
+    )
     return made
 
 

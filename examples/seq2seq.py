@@ -217,9 +217,13 @@ def share(word: str) -> float:
 def parser() -> argparse.ArgumentParser:
     made = common.parser("seq2seq", __doc__, epochs=8)
     made.add_argument("--hidden", type=common.positive(int), default=96)
-    made.add_argument("--dates", type=common.positive(int), default=8000, help="to train on (default: 8000)")
-    made.add_argument("--last-ratio", type=share, default=0.5, help="of teacher forcing at the end (default: 0.5)")
-    made.add_argument("--beam", type=common.positive(int), default=5, help="texts kept at each step (default: 5)")
+    made.add_argument("--dates", type=common.positive(int), default=8000, help="to train on (default: %(default)s)")
+    made.add_argument(
+        "--last-ratio", type=share, default=0.5, help="of teacher forcing at the end (default: %(default)s)"
+    )
+    made.add_argument(
+        "--beam", type=common.positive(int), default=5, help="texts kept at each step (default: %(default)s)"
+    )
     made.add_argument("--date", type=a_date, metavar="TEXT", help="read this date too")
     return made
 
