@@ -210,6 +210,18 @@ def note_time(asked: argparse.Namespace, seconds: float) -> None:
         )
 
 
+def earlier(asked: argparse.Namespace, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What --load names: weights and facts of a run of example `name`, whose arguments become those asked. Without
+    --load nothing."""
+    if not asked.load:
+        return {}, {}
+    found, facts = load(asked.load)
+    if not isinstance(facts, dict) or facts.get("example") != name:
+        raise BadData(f"--load {asked.load}: not a run of {name}")
+    vars(asked).update(facts["arguments"])
+    return found, facts
+
+
 def save(folder: Path, model: nn.Module, **facts: Any) -> None:
     """Everything needed to use the model again: weights, and `facts` (arguments, vocabulary, ...) as JSON."""
     if rank_zero_only.rank:
@@ -239,18 +251,6 @@ def restore(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise BadData(f"--load {folder}: the weights are not those of the model that model.json describes") from error
-
-
-def earlier(asked: argparse.Namespace, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What --load names: weights and facts of a run of example `name`, whose arguments become those asked. Without
-    --load nothing."""
-    if not asked.load:
-        return {}, {}
-    found, facts = load(asked.load)
-    if not isinstance(facts, dict) or facts.get("example") != name:
-        raise BadData(f"--load {asked.load}: not a run of {name}")
-    vars(asked).update(facts["arguments"])
-    return found, facts
 
 
 def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
