@@ -7,7 +7,8 @@
 Characters in, characters out: a bidirectional encoder reads "mercredi 22 novembre 1995", a decoder writes "1995-11-22"
 and, before each character, looks where it wants (Bahdanau et al. 2015, "Neural machine translation by jointly learning
 to align and translate"). The same model without attention, which knows the sentence only as one vector, is trained
-beside it. In training the decoder reads the right character before (teacher forcing), and ever more often its own
+beside it: sentences are short, so of 8,000 dates it learns as much, but of 4,000 (--quick) it misses 1 to 4 in 100.
+In training the decoder reads the right character before (teacher forcing), and ever more often its own
 (scheduled sampling, Bengio et al. 2015); it then writes greedily and by beam search.
 
 Mended: sentences split at random put the same date, in another style or language, into training and test; here the days
