@@ -213,6 +213,18 @@ def note_time(asked: argparse.Namespace, seconds: float) -> None:
         )
 
 
+def earlier(asked: argparse.Namespace, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What --load names: weights and facts of a run of example `name`, whose arguments become those asked. Without
+    --load nothing."""
+    if not asked.load:
+        return {}, {}
+    found, facts = load(asked.load)
+    if not isinstance(facts, dict) or facts.get("example") != name:
+        raise BadData(f"--load {asked.load}: not a run of {name}")
+    vars(asked).update(facts["arguments"])
+    return found, facts
+
+
 def save(folder: Path, model: nn.Module, **facts: Any) -> None:
     """Everything needed to use the model again: weights, and `facts` (arguments, vocabulary, ...) as JSON."""
     if rank_zero_only.rank:
@@ -234,6 +246,14 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadData(f"--load {folder}: no {Path(error.filename or weights(folder)).name} there") from error
     except (OSError, ValueError) as error:
         raise BadData(f"--load {folder}: {str(error).splitlines()[0]}") from error
+
+
+def restore(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Give a model the weights that `load` found."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadData(f"--load {folder}: the weights are not those of the model that model.json describes") from error
 
 
 def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
