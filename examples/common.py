@@ -75,6 +75,13 @@ def positive(kind: type) -> Callable[[str], Any]:
     return parse
 
 
+def seed(word: str) -> int:
+    """A type for argparse: what NumPy's generators take."""
+    if not 0 <= int(word) < 2**32:
+        raise argparse.ArgumentTypeError(f"expected 0 to 2**32 - 1, got {word}")
+    return int(word)
+
+
 def parser(
     name: str, doc: str, *, epochs: int, cells: tuple[str, ...] = ("lstm", "gru", "rnn")
 ) -> argparse.ArgumentParser:
@@ -85,7 +92,7 @@ def parser(
     made.add_argument("--cell", choices=cells, default=cells[0], help="default: %(default)s")
     made.add_argument("--layers", choices=tuple(LAYERS), default="rnnkernels", help="whose (default: %(default)s)")
     made.add_argument("--epochs", type=positive(int), default=epochs, help="at most (default: %(default)s)")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seed", type=seed, default=0)
     made.add_argument("--out", type=Path, default=Path("runs") / name, help=f"a folder (default: runs/{name})")
     made.add_argument("--load", type=Path, metavar="DIR", help="use the model of an earlier run's --out; do not train")
     made.add_argument("--logger", choices=("csv", "tensorboard"), default="csv")
