@@ -1,7 +1,7 @@
 """Time series for `forecast`: where they come from, what is put right before, and forecasts that need no network.
 
-The training part alone decides on outliers, differences, mean and deviation. N values, F future steps, O origins: where the
-last value stands that a forecast may see.
+The training part alone decides on outliers, differences, mean and deviation. N values, F future steps, O origins: where
+the last value stands that a forecast may see.
 """
 
 from __future__ import annotations
