@@ -44,7 +44,7 @@ from tqdm import tqdm
 from examples import common
 from examples.common import BadData, Threshold
 
-TIME = "about 40 s"
+TIME = "about 45 s"
 POEM = "un jour sur ses longs pieds allait je ne sais ou le heron au long bec"  # first lines, without accents
 WORDS = POEM.split()
 BITS, HIDDEN = 5, 20

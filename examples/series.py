@@ -85,6 +85,8 @@ def table(path: Path, column: str | None, rate: float | None) -> Series:
     wrong = given[numbers.isna() & given.notna()]
     if len(wrong):
         raise BadData(f"{path}: {wrong.iloc[0]!r} in row {wrong.index[0] + 1} of column {column!r} is not a number")
+    if numbers.isna().all():
+        raise BadData(f"{path}: no number in column {column!r}")
     values = filled(numbers)
     times = np.arange(len(values)) / (rate or 1)
     return Series("eeg", values, times, column, "second" if rate else "row", (1, 4, 8, 16, 32), 50)
@@ -148,11 +150,11 @@ class Scaling(NamedTuple):
 def scaling(series: Series) -> tuple[Scaling, list[float]]:
     """Differences until the augmented Dickey-Fuller test says stationary (p <= 0.05), twice at most; and each p."""
     training = series.values[: series.ends[0]]
+    if np.diff(training).std() <= 1e-12 * abs(training).max():
+        raise BadData(f"{series.name}: the training part is constant or a straight line")
     p: list[float] = []
     for order in range(3):
         z = np.diff(training, order)
-        if z.std() <= 1e-12 * abs(training).max():
-            raise BadData(f"{series.name}: the training part of {series.unit!r} is constant or a straight line")
         with warnings.catch_warnings():  # statsmodels 0.15: the result will be another type
             warnings.simplefilter("ignore", FutureWarning)
             p.append(float(adfuller(z)[1]))
@@ -219,31 +221,30 @@ class LinearAR(NamedTuple):
 
 def draw(path: Path, series: Series, origins_O: np.ndarray, found: Curves, loop: Curves, best: str) -> None:
     """True against predicted in the test part, forecasts that go on alone, and the error by horizon."""
-    steps, future = max(series.horizons), len(loop[best])
+    steps, future, times, start = max(series.horizons), len(loop[best]), series.times, series.ends[1] - 1
     truth = futures(series.values, origins_O, steps)
+    colors = {name: f"C{k}" for k, name in enumerate(found)}
     with plot(path, 3, size=(9.5, 10)) as (top, middle, bottom):
         seen = origins_O[:300]  # more would not be legible
-        top.plot(
-            series.times[seen[0] : seen[-1] + steps], series.values[seen[0] : seen[-1] + steps], "0.6", label="true"
-        )
-        for h in (1, steps):
-            top.plot(series.times[seen + h], found[best][: len(seen), h - 1], linewidth=1, label=f"{best}, {h} ahead")
+        shown, near = slice(seen[0], seen[-1] + steps + 1), slice(max(0, start - future // 2), start + future + 1)
+        top.plot(times[shown], series.values[shown], "0.6", label="true")
+        for h, style in ((1, "-"), (steps, "--")):
+            values = found[best][: len(seen), h - 1]
+            top.plot(times[seen + h], values, style, color=colors[best], linewidth=1, label=f"{best}, {h} ahead")
         top.set(title=f"{series.name}: true against predicted, test part", xlabel=series.clock, ylabel=series.unit)
 
-        start = series.ends[1] - 1  # the last value that the loop sees
-        near = slice(max(0, start - future // 2), start + future + 1)
-        middle.plot(series.times[near], series.values[near], "0.6", label="true")
-        ahead = series.times[start] + (series.times[1] - series.times[0]) * np.arange(1, future + 1)
+        middle.plot(times[near], series.values[near], "0.6", label="true")
+        ahead = times[start] + (times[1] - times[0]) * np.arange(1, future + 1)
         for name, values in loop.items():
-            middle.plot(ahead, values, "--" if name in BASELINES else "-", linewidth=1, label=name)
-        middle.axvline(series.times[start], color="black", linewidth=0.5)
+            middle.plot(ahead, values, "--" if name in BASELINES else "-", color=colors[name], linewidth=1, label=name)
+        middle.axvline(times[start], color="black", linewidth=0.5)
         middle.set(title=f"alone: {future} steps in a closed loop", xlabel=series.clock, ylabel=series.unit)
 
         for name, values in found.items():
             style = "--" if name in BASELINES else "-"
-            bottom.plot(range(1, steps + 1), rmse(values, truth), style, linewidth=1, label=name)
+            bottom.plot(range(1, steps + 1), rmse(values, truth), style, color=colors[name], linewidth=1, label=name)
         if series.floor:
             bottom.axhline(series.floor, color="black", linewidth=0.5, label="noise")
-        bottom.set(title="error by horizon, test part", xlabel="steps ahead", ylabel="RMSE", ylim=(0, None))
+        bottom.set(title="error by horizon, test part", xlabel="steps ahead", ylabel="RMSE", yscale="log")
         for axes in (top, middle, bottom):
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
