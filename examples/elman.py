@@ -170,14 +170,14 @@ def draw(path: Path, found: dict[str, np.ndarray], heard: Text) -> None:
             ylabel="RMS over five bits",
             xlim=(-1, shown),
         )
-        top.legend(loc="upper right", ncols=3)
         places = range(heard.places.max() + 1)
         for name, error in found.items():
             means = [error[heard.places[1:] == place].mean() for place in places]
             bottom.plot([place + 1 for place in places], means, ".-" if name in NETWORKS else "k:", label=name)
         bottom.set(title="mean error by place in the word", xlabel="letter of the word", ylabel="RMS over five bits")
         bottom.set(ylim=(0, None), xticks=[place + 1 for place in places])
-        bottom.legend()
+        bottom.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        top.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def parser() -> argparse.ArgumentParser:

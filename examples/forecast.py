@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import lightning
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -68,7 +69,7 @@ def variants(asked: argparse.Namespace, data: Series) -> list[Variant]:
         if data.name == "sine" and asked.layers == "rnnkernels":
             cells.append("relu")
         elif data.name == "sine":
-            print("left out: LSTM with activation='relu', which torch.nn does not have")
+            series.say("left out: LSTM with activation='relu', which torch.nn does not have")
     found = []
     for cell in cells:
         window, hidden, layers = GUIDES[cell] if data.name == "sine" else (data.window, 16, 1)
@@ -108,7 +109,7 @@ class Forecaster(lightning.LightningModule):
         return self.loss(batch)
 
     def validation_step(self, batch, index):
-        self.log("validation", self.loss(batch), prog_bar=True)
+        self.log("validation", self.loss(batch), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), self.rate, weight_decay=1e-2)
@@ -163,8 +164,10 @@ def evaluate(
     chosen = [float(alphas[h - 1]) for h in data.horizons]
     unit = f" ({data.unit})" if data.unit else ""
     table = Table("steps ahead", *map(str, data.horizons), title=f"{data.name}: RMSE{unit} from {len(truth)} origins")
-    for name, row in {**errors, **({"noise": [data.floor] * len(chosen)} if data.floor else {})}.items():
+    for name, row in errors.items():
         table.add_row(name, *(f"{value:.4g}" for value in row))
+    if data.floor:
+        table.add_row("noise", *[f"{data.floor:.4g}"] * len(chosen))
     table.add_row("alpha of smoothing", *(f"{alpha:.2f}" for alpha in chosen))
     Console().print(table)
     return found, {"horizons": data.horizons, "rmse": errors, "alpha": chosen}
@@ -208,9 +211,7 @@ def thresholds(metrics: dict[str, Any]) -> list[Threshold]:
 def parser() -> argparse.ArgumentParser:
     made = common.parser("forecast", __doc__, epochs=100, cells=("all", *CELLS))
     whole, number = common.positive(int), common.positive(float)
-    made.add_argument(
-        "--data", nargs="+", choices=series.NAMES, help="default: sine sunspots; eeg where there is --path"
-    )
+    made.add_argument("--data", nargs="+", choices=series.NAMES, help="default: sine sunspots; with --path: eeg")
     made.add_argument("--path", type=Path, help="a CSV file with a header, for --data eeg")
     made.add_argument("--column", help="of that file: its name (default: the first)")
     made.add_argument("--rate", type=number, help="of that file: samples per second")
@@ -249,6 +250,8 @@ def restored(
 def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     weights, known = restore(asked) if asked.load else ({}, {})
     asked.data = asked.data or (["eeg"] if asked.path else ["sine", "sunspots"])
+    if asked.path and "eeg" not in asked.data:
+        raise BadData("--path: a file is read for --data eeg only")
     metrics, kept, models, seconds = {}, {}, nn.ModuleDict(), 0.0
     for name in dict.fromkeys(asked.data):
         data, outliers = series.read(asked, name)
@@ -259,10 +262,13 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
             scaled, p = series.scaling(data)
             networks = {shape.cell: train(asked, data, scaled, shape) for shape in variants(asked, data)}
         shown = ", ".join(f"{value:.3f}" for value in p)
-        print(f"{name}: Dickey-Fuller p = {shown}: {scaled.order} differences; {len(outliers)} outliers")
+        series.say(f"{name}: Dickey-Fuller p = {shown}: {scaled.order} differences; {len(outliers)} outliers")
+        if rank_zero_only.rank:  # another process of a distributed run: it has only trained
+            continue
         for cell, network in networks.items():
             models[f"{name}-{cell}"] = network.model.to(asked.device)
-            seconds += network.seconds if cell != "relu" else 0  # torch.nn has no such layer to compare with
+            if cell != "relu" or asked.cell == "relu":  # torch.nn has no such layer to compare times with
+                seconds += network.seconds
         metrics[name] = {"values": len(data.values), "outliers": outliers, "dickey_fuller_p": p, "noise": data.floor}
         metrics[name] |= {"differences": scaled.order, **study(asked, data, scaled, networks)}
         kept[name] = {"scaling": scaled, "p": p, "networks": [(n.variant, n.validation) for n in networks.values()]}

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas
 import statsmodels.datasets
+from lightning.pytorch.utilities import rank_zero_only
 from statsmodels.tsa.ar_model import ar_select_order
 from statsmodels.tsa.stattools import adfuller
 
@@ -27,6 +28,8 @@ GROSS = 25.0  # robust standard deviations from what came before: an outlier
 RECENT = 25  # values that "what came before" means
 BASELINES = ("naive", "smoothing", "linear AR")
 ALPHAS = np.linspace(0.05, 1.0, 20)
+
+say = rank_zero_only(print)  # once, however many processes train
 
 
 Curves = dict[str, np.ndarray]  # by method
@@ -124,7 +127,7 @@ def read(asked: argparse.Namespace, name: str) -> tuple[Series, list[int]]:
     series, outliers = cleaned(series)
     if outliers:
         when = ", ".join(f"{series.times[k]:g}" for k in outliers[:10]) + (", ..." if len(outliers) > 10 else "")
-        print(f"{name}: outliers, replaced by the value before them, at {series.clock} {when}")
+        say(f"{name}: outliers, replaced by the value before them, at {series.clock} {when}")
     return series, outliers
 
 

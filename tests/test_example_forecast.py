@@ -158,6 +158,7 @@ def test_other_refusals_are_one_line(tmp_path, capsys):
     (tmp_path / "weights.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
     for arguments, words in (
         (("--data", "eeg"), "name a CSV file with --path"),
+        (("--data", "co2", "--path", "table.csv"), "for --data eeg only"),
         (("--points", 50), "50 values are too few"),
         (("--window", 5000), "2000 values are too few"),
         (("--cell", "relu", "--layers", "torch"), "--cell relu needs --layers rnnkernels"),
