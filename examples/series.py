@@ -249,5 +249,7 @@ def draw(path: Path, series: Series, origins_O: np.ndarray, found: Curves, loop:
         if series.floor:
             bottom.axhline(series.floor, color="black", linewidth=0.5, label="noise")
         bottom.set(title="error by horizon, test part", xlabel="steps ahead", ylabel="RMSE", yscale="log")
+        bottom.yaxis.set_major_formatter("{x:g}")
+        bottom.yaxis.set_minor_formatter("{x:g}")
         for axes in (top, middle, bottom):
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
