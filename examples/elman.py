@@ -4,7 +4,7 @@
     python -m examples.elman --cell gru --epochs 20
     python -m examples.elman --load runs/elman --heard 5000     # the same networks on a longer new text
 
-The first 16 words of La Fontaine's "Le Heron" are drawn at random, again and again, and written without spaces. Each
+The first 16 words of La Fontaine's "Le Héron" are drawn at random, again and again, and written without spaces. Each
 letter is five bits, and a network predicts the next letter. Inside a word the next letter is known, once the word is;
 the next word is not. So whoever remembers errs at word starts, although nothing ever told that there are words. Three
 networks of 20 hidden units learn it, letter by letter:
@@ -13,10 +13,11 @@ networks of 20 hidden units learn it, letter by letter:
     Elman            RNNCell: the context is copied back, gradients stop there (back-propagation through one step)
     BPTT             the same with gradients through the last letters (truncated back-propagation through time)
 
-Mended of the lecture's version:
-- Errors were drawn over letters that the network had learned from. Here the sequence is new, of words drawn afresh.
-- The pattern was shown by eye. Here it is a number: first letters against later ones, the same for a baseline that
-  cannot remember, and an F1 of the word starts that the peaks of the error give, beside that of calling all letters so.
+Mended, where the lesson is usually left to the eye:
+- The errors are those of a new text, of words drawn afresh, not of the letters that were learned.
+- The pattern is a number. First letters are harder than later ones even for a table of letter pairs, which has no
+  memory at all ("ratio"). Only memory makes the error fall inside words ("fall": second letters against those after).
+- The words that the error's peaks cut out have an F1, beside those of the table and of calling each letter a start.
 
 Papers: Elman 1990, "Finding structure in time", Cognitive Science 14; Rumelhart, Hinton & Williams 1986 (momentum);
 Williams & Peng 1990 (truncated BPTT).
@@ -225,9 +226,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     found = {name: errors(model, heard.bits.to(asked.device)) for name, model in models.items()}
     found["pairs (table)"] = pair_errors(learned, heard)
     metrics: dict[str, Any] = {"letters": len(learned.letters), "heard": len(heard.letters)}
-    table = Table(
-        "error of", "first", "later", "ratio", "fall", "F1 of starts", title="letters of words, in a new text"
-    )
+    table = Table("error of", "first", "later", "ratio", "fall", "F1 of starts", title="a new text: letters of words")
     for name, error in found.items():
         metrics[name] = measured(error, heard)
         table.add_row(name, *(f"{value:.3f}" for value in metrics[name].values()))

@@ -10,15 +10,15 @@ loop), and it is trained in that loop. On the sine the networks are the guides' 
 64 (LSTM), a window of 50 and 50 units (GRU, and LSTM with activation="relu"). Elsewhere LSTM and GRU; nothing bounds a
 loop of relu, and on differences of few values it runs away (--data sunspots --cell relu).
 
-Mended of the guides:
-- The scaler was fitted on the whole series, test part included. Here the training part alone decides on mean,
-  deviation, differences and outliers; parts follow each other in time; the best epoch is chosen on a validation part.
-- A forecast of one step looks perfect on a plot even if it only repeats the last value. Here naive, smoothed and linear
-  forecasts stand beside the network's at every horizon, from the same origins, and the sine's noise is named: no
-  forecast of it can do better.
-- The one-step plot was called a forecast of the future. Here the forecast that goes on alone is drawn as well.
-- A series with a trend was fed as it is, gross errors of the EEG's amplifier too. Here the augmented Dickey-Fuller test
-  decides on differences, and each outlier that is replaced is named.
+Mended:
+- Normalising with test data. Here the training part alone decides on mean, deviation, differences and outliers; the
+  parts follow each other in time; the best epoch is chosen on a validation part in between.
+- No baseline. A forecast of one step looks perfect on a plot even if it only repeats the last value. Here naive,
+  smoothed and linear forecasts stand beside the network's at every horizon, from the same origins, and so does the
+  sine's noise: no forecast of it can do better.
+- One step called the future. Here the forecast that goes on alone is drawn as well.
+- Trends and gross errors (the EEG's amplifier) fed as they are. Here the augmented Dickey-Fuller test decides on
+  differences, and each outlier that is replaced is named.
 
 Papers: Hochreiter & Schmidhuber 1997 (LSTM); Cho et al. 2014 (GRU); Yule 1927 (linear AR, on the sunspots); Brown 1956
 (exponential smoothing); Dickey & Fuller 1979, Said & Dickey 1984 (the test). EEG: Roesler 2013, "EEG Eye State" (UCI).

@@ -17,6 +17,7 @@ import numpy as np
 import pandas
 import statsmodels.datasets
 from lightning.pytorch.utilities import rank_zero_only
+from matplotlib.ticker import LogLocator, NullFormatter
 from statsmodels.tsa.ar_model import ar_select_order
 from statsmodels.tsa.stattools import adfuller
 
@@ -30,8 +31,6 @@ BASELINES = ("naive", "smoothing", "linear AR")
 ALPHAS = np.linspace(0.05, 1.0, 20)
 
 say = rank_zero_only(print)  # once, however many processes train
-
-
 Curves = dict[str, np.ndarray]  # by method
 
 
@@ -75,7 +74,7 @@ def co2() -> Series:
 def table(path: Path, column: str | None, rate: float | None) -> Series:
     """A column of a CSV file with a header, such as the UCI's EEG Eye State; the rate is in samples per second."""
     try:
-        data = pandas.read_csv(io.StringIO(read_text(path)), dtype=str, skipinitialspace=True)
+        data = pandas.read_csv(io.StringIO(read_text(path)), dtype=str, skipinitialspace=True, index_col=False)
     except pandas.errors.ParserError as error:
         raise BadData(f"{path}: not a CSV table ({str(error).strip()})") from error
     except pandas.errors.EmptyDataError as error:
@@ -249,7 +248,8 @@ def draw(path: Path, series: Series, origins_O: np.ndarray, found: Curves, loop:
         if series.floor:
             bottom.axhline(series.floor, color="black", linewidth=0.5, label="noise")
         bottom.set(title="error by horizon, test part", xlabel="steps ahead", ylabel="RMSE", yscale="log")
+        bottom.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         bottom.yaxis.set_major_formatter("{x:g}")
-        bottom.yaxis.set_minor_formatter("{x:g}")
+        bottom.yaxis.set_minor_formatter(NullFormatter())
         for axes in (top, middle, bottom):
             axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
