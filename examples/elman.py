@@ -100,7 +100,7 @@ def detached(state: Any) -> Any:
 def train(model: Predictor, bits: Tensor, passes: int, span: int, note: Callable[[int, float], Any]) -> None:
     """Elman's training: a step of SGD for every `span` letters, and no gradient from before them.
 
-    By hand, since Lightning's bookkeeping of a step takes several times as long as a letter.
+    By hand, since Lightning's bookkeeping of so small steps more than doubles the time.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     for n in range(passes):

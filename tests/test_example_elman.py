@@ -116,7 +116,7 @@ def test_the_error_falls_inside_words_of_a_new_text_only_with_memory():
     bptt = elman.measured(elman.errors(trained("rnn", 3), heard.bits), heard)
     assert table["fall"] < 1.1 and blind["fall"] < 1.2
     assert bptt["ratio"] > 1.3
-    assert bptt["fall"] > 1.2 * max(blind["fall"], table["fall"])
+    assert bptt["fall"] > 1.1 * max(blind["fall"], table["fall"])
 
 
 def test_a_run_is_written_repeated_and_loaded(tmp_path, capsys):
