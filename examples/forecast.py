@@ -7,8 +7,8 @@
 
 A network reads a window of the last values and forecasts one step; to see further it reads its own forecasts (a closed
 loop), and it is trained in that loop. On the sine the networks are the guides' three: a window of 20 and two layers of
-64 (LSTM), a window of 50 and 50 units (GRU, and LSTM with activation="relu"). Elsewhere LSTM and GRU; nothing bounds a
-loop of relu, and on differences of few values it runs away (--data sunspots --cell relu).
+64 (LSTM), a window of 50 and 50 units (GRU, and LSTM with activation="relu"). Elsewhere LSTM and GRU, of a short series
+the mean of three each; nothing bounds a loop of relu, and on differences it may run away (--data sunspots --cell relu).
 
 Mended:
 - Normalising with test data. Here the training part alone decides on mean, deviation, differences and outliers; the
@@ -56,8 +56,12 @@ class Variant(NamedTuple):
     window: int
     hidden: int
     layers: int
+    members: int  # networks whose forecasts are averaged
 
 
+FEW = (
+    1000  # values: from so few each network learns something else, by its first weights; the mean of three is steadier
+)
 GUIDES = {"lstm": (20, 64, 2), "gru": (50, 50, 1), "relu": (50, 50, 1), "rnn": (20, 64, 2)}  # on the sine
 
 
@@ -73,7 +77,8 @@ def variants(asked: argparse.Namespace, data: Series) -> list[Variant]:
     found = []
     for cell in cells:
         window, hidden, layers = GUIDES[cell] if data.name == "sine" else (data.window, 16, 1)
-        found.append(Variant(cell, asked.window or window, asked.hidden or hidden, layers))
+        members = 3 if data.name != "sine" and len(data.values) < FEW else 1
+        found.append(Variant(cell, asked.window or window, asked.hidden or hidden, layers, members))
     return found
 
 
@@ -118,11 +123,11 @@ class Forecaster(lightning.LightningModule):
 
 
 class Network(NamedTuple):
-    """A trained model and what is known of it."""
+    """Trained models of one variant and what is known of them."""
 
     variant: Variant
-    model: Forecaster
-    validation: float  # its loss on the validation part
+    models: nn.ModuleList
+    validation: float  # their mean loss on the validation part
     seconds: float = 0.0
 
     @torch.no_grad()
@@ -130,24 +135,28 @@ class Network(NamedTuple):
         """In the series' own unit, (O, future)."""
         z = scaled.apply(data.values)
         window = series.windows(z, origins_O - scaled.order, self.variant.window)
-        known = torch.as_tensor(window, dtype=torch.float32, device=self.model.device)
-        return scaled.undo(self.model.eval()(known, future).double().cpu().numpy(), data.values, origins_O)
+        known = torch.as_tensor(window, dtype=torch.float32, device=self.models[0].device)
+        mean = torch.stack([model.eval()(known, future) for model in self.models]).double().mean(0)
+        return scaled.undo(mean.cpu().numpy(), data.values, origins_O)
 
 
 def train(asked: argparse.Namespace, data: Series, scaled: Scaling, variant: Variant) -> Network:
-    lightning.seed_everything(asked.seed, verbose=False)  # the same, whatever was trained before
     z, horizon = scaled.apply(data.values), max(data.horizons)
-    model = Forecaster(asked.layers, variant, horizon)
     parts = []
     for part in (0, 1):
         at = series.origins(data, part, variant.window, scaled.order) - scaled.order
         arrays = series.windows(z, at, variant.window), series.futures(z, at, horizon)
         parts.append(TensorDataset(*(torch.as_tensor(array, dtype=torch.float32) for array in arrays)))
     loaders = DataLoader(parts[0], max(32, len(parts[0]) // 40), shuffle=True), DataLoader(parts[1], len(parts[1]))
-    name = f"{data.name}-{variant.cell}"
-    trainer = common.trainer(asked, monitor="validation", patience=20, name=name, gradient_clip_val=1.0)
-    seconds = common.fit(trainer, model, *loaders)
-    return Network(variant, model, trainer.checkpoint_callback.best_model_score.item(), seconds)
+    models, validation, seconds = nn.ModuleList(), 0.0, 0.0
+    for member in range(variant.members):
+        lightning.seed_everything(asked.seed + 1000 * member, verbose=False)  # the same, whatever was trained before
+        models.append(Forecaster(asked.layers, variant, horizon))
+        name = f"{data.name}-{variant.cell}-{member}"
+        trainer = common.trainer(asked, monitor="validation", patience=20, name=name, gradient_clip_val=1.0)
+        seconds += common.fit(trainer, models[member], *loaders)
+        validation += trainer.checkpoint_callback.best_model_score.item() / variant.members
+    return Network(variant, models, validation, seconds)
 
 
 def evaluate(
@@ -240,10 +249,10 @@ def restored(
     found = {}
     for shape, validation in networks:
         variant = Variant(*shape)
-        model = Forecaster(asked.layers, variant, max(data.horizons))
+        models = nn.ModuleList(Forecaster(asked.layers, variant, max(data.horizons)) for _ in range(variant.members))
         prefix = f"{data.name}-{variant.cell}."
-        model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-        found[variant.cell] = Network(variant, model, validation)
+        models.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        found[variant.cell] = Network(variant, models, validation)
     return found
 
 
@@ -252,7 +261,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     asked.data = asked.data or (["eeg"] if asked.path else ["sine", "sunspots"])
     if asked.path and "eeg" not in asked.data:
         raise BadData("--path: a file is read for --data eeg only")
-    metrics, kept, models, seconds = {}, {}, nn.ModuleDict(), 0.0
+    metrics, kept, saved, seconds = {}, {}, nn.ModuleDict(), 0.0
     for name in dict.fromkeys(asked.data):
         data, outliers = series.read(asked, name)
         if asked.load:
@@ -266,7 +275,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
         if rank_zero_only.rank:  # another process of a distributed run: it has only trained
             continue
         for cell, network in networks.items():
-            models[f"{name}-{cell}"] = network.model.to(asked.device)
+            saved[f"{name}-{cell}"] = network.models.to(asked.device)
             if cell != "relu" or asked.cell == "relu":  # torch.nn has no such layer to compare times with
                 seconds += network.seconds
         metrics[name] = {"values": len(data.values), "outliers": outliers, "dickey_fuller_p": p, "noise": data.floor}
@@ -275,7 +284,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     if not asked.load:
         arguments = {key: value for key, value in vars(asked).items() if key not in OWN}
         arguments["path"] = asked.path and str(asked.path.resolve())
-        common.save(asked.out, models, example="forecast", arguments=arguments, series=kept)
+        common.save(asked.out, saved, example="forecast", arguments=arguments, series=kept)
         common.note_time(asked, seconds)
     return metrics, thresholds(metrics)
 

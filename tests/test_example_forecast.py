@@ -107,7 +107,7 @@ def test_the_linear_model_finds_an_autoregression():
 @pytest.mark.parametrize("cell", ["lstm", "gru", "relu", "rnn"])
 def test_the_closed_loop_reads_its_own_forecasts(cell):
     torch.manual_seed(0)
-    model = forecast.Forecaster("rnnkernels", forecast.Variant(cell, 6, 8, 2), 3)
+    model = forecast.Forecaster("rnnkernels", forecast.Variant(cell, 6, 8, 2, 1), 3)
     window = torch.randn(4, 6)
     with torch.no_grad():
         three = model(window, 3)
@@ -115,6 +115,17 @@ def test_the_closed_loop_reads_its_own_forecasts(cell):
             grown = torch.cat([window, three[:, :step]], 1)
             torch.testing.assert_close(model(grown, 1), three[:, step : step + 1])
     assert three.std() > 0
+
+
+def test_the_forecast_of_several_is_their_mean():
+    torch.manual_seed(0)
+    data, scaled, at = made(walk(60)), Scaling(1, 0.2, 1.5), np.array([20, 40])
+    variant = forecast.Variant("gru", 5, 4, 1, 3)
+    models = [forecast.Forecaster("rnnkernels", variant, 3) for _ in range(3)]
+    each = [forecast.Network(variant, torch.nn.ModuleList([m]), 0.0).forecast(data, scaled, at, 3) for m in models]
+    together = forecast.Network(variant, torch.nn.ModuleList(models), 0.0).forecast(data, scaled, at, 3)
+    assert abs(each[0] - each[1]).max() > 1e-3
+    np.testing.assert_allclose(together, np.mean(each, 0), rtol=1e-6)
 
 
 def test_gaps_take_the_last_value_and_text_is_refused(tmp_path):
