@@ -74,6 +74,14 @@ def positive(kind: type) -> Callable[[str], Any]:
     return parse
 
 
+def fraction(word: str) -> float:
+    """A type for argparse: from 0 to below 1, for dropout and other shares."""
+    value = float(word)
+    if not 0 <= value < 1:
+        raise ValueError
+    return value
+
+
 def parser(
     name: str, doc: str, *, epochs: int, cells: tuple[str, ...] = ("lstm", "gru", "rnn")
 ) -> argparse.ArgumentParser:
