@@ -241,6 +241,14 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise BadData(f"--load {folder}: {str(error).splitlines()[0]}") from error
 
 
+def restore(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Give a model the weights that `load` found."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise BadData(f"--load {folder}: the weights are not those of the model that model.json describes") from error
+
+
 def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
     """A public file, downloaded once into pooch's cache, held to its checksum: its path, or what `processor` makes."""
     try:

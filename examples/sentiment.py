@@ -30,7 +30,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -125,10 +125,7 @@ def recall(asked: argparse.Namespace) -> tuple[nn.ModuleDict, reviews.Vocabulary
         setattr(asked, name, Path(value) if name == "path" and value else value)
     vocabulary = reviews.Vocabulary(facts["words"])
     models = nn.ModuleDict({kind: Reader(kind, len(vocabulary.known), asked) for kind in facts["models"]})
-    try:
-        models.load_state_dict(weights)
-    except RuntimeError as error:
-        raise BadData(f"--load {asked.load}: other weights than model.json says") from error
+    common.restore(models, weights, asked.load)
     return models, vocabulary, facts["models"]
 
 
@@ -146,13 +143,23 @@ def train_all(
         models[kind], seconds = train(kind, len(vocabulary.known), rows, asked)
         losses = [epoch["val_loss"] for epoch in models[kind].history]
         trained[kind] = {"epochs": len(losses), "best_epoch": losses.index(min(losses)) + 1, "seconds": seconds}
-    common.note_time(asked, sum(kind["seconds"] for kind in trained.values()))
     arguments = {name: str(asked.path) if name == "path" and asked.path else getattr(asked, name) for name in KEPT}
     common.save(asked.out, models, example="sentiment", arguments=arguments, words=vocabulary.known, models=trained)
     return models, trained
 
 
-def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
+class Prepared(NamedTuple):
+    """Trained or loaded models, and the data."""
+
+    models: nn.ModuleDict
+    trained: dict[str, Any]
+    vocabulary: reviews.Vocabulary
+    parts: tuple[list[Review], list[Review], list[Review]]
+    rows: list[list[tuple[Tensor, int]]]
+
+
+def prepare(asked: argparse.Namespace) -> Prepared:
+    """The data, and models: those of `asked.load`, or new ones."""
     settle(asked)
     models, vocabulary, trained = recall(asked) if asked.load else (None, None, {})
     parts = reviews.load(asked)
@@ -162,8 +169,15 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     say(f"{asked.path or asked.data}: {sizes} reviews to train, validate and test; {len(vocabulary.known)} words")
     if models is None:
         models, trained = train_all(asked, vocabulary, (rows[0], rows[1]))
+    return Prepared(models, trained, vocabulary, parts, rows)
+
+
+def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
+    models, trained, vocabulary, parts, rows = prepare(asked)
     if rank_zero_only.rank:  # what follows is for one process
         return {}, []
+    if not asked.load:
+        common.note_time(asked, sum(facts["seconds"] for facts in trained.values()))
 
     texts, labels = [review.text for review in parts[2]], [review.label for review in parts[2]]
     bag = bag_of_words(parts[0], asked.words)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from matplotlib.colors import to_rgba
 from rich.table import Table
-from sklearn.metrics import ConfusionMatrixDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from torch import Tensor
 
 from examples import common
@@ -85,9 +85,9 @@ def confusion(labels: list[int], judged: dict[str, Tensor], out: Path) -> None:
         for place in axes.flat[len(judged) :]:
             place.axis("off")
         for place, (name, p) in zip(axes.flat, judged.items(), strict=False):
-            ConfusionMatrixDisplay.from_predictions(
-                labels, (p > 0.5).int(), display_labels=["bad", "good"], ax=place, colorbar=False, cmap="Blues"
-            )
+            matrix = confusion_matrix(labels, p > 0.5, labels=[0, 1])
+            drawn = ConfusionMatrixDisplay(matrix, display_labels=["bad", "good"])
+            drawn.plot(ax=place, colorbar=False, cmap="Blues", im_kw={"vmin": 0})
             place.set_title(name.replace("_", " "))
             place.label_outer()
 
