@@ -7,7 +7,7 @@
 
 `rnnkernels.trace` runs a trained layer and returns its gates and states by name. Each is a heat map, steps across and
 units down, with the words or characters on the axis, and below them the lengths of the vectors c and h. A row is the
-same unit in all maps, in the order of the last hidden state. The HTML pages show the same, and values under the pointer.
+same unit in all maps, in the order of the last hidden state. The HTML pages show values under the pointer.
 
 Do units mean something? In the character model the unit is sought whose memory follows the place in the line, on one
 half of a text, and judged on the other. A gate below 0.1 or above 0.9 counts as shut or open, as in Karpathy et al.

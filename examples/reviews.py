@@ -132,7 +132,7 @@ def imdb(archive: Path) -> tuple[list[Review], list[Review]]:
     """Training and test part, each 25,000 reviews, straight from the archive."""
     found = {"train": [], "test": []}
     try:
-        with tarfile.open(archive) as files:
+        with tarfile.open(archive, "r:gz") as files:
             for member in files:
                 place = re.fullmatch(r"aclImdb/(train|test)/(pos|neg)/\w+\.txt", member.name)
                 if place:

@@ -245,14 +245,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dropout", type=common.fraction, default=0.3, help="of what each layer reads (default: 0.3)")
     made.add_argument("--recurrent-dropout", type=common.fraction, help="default: 0.3, IMDb 0.2")
     made.add_argument(
-        "--patience", type=common.positive(int), default=3, help="epochs without a better one (default: 3)"
+        "--patience", type=common.positive(int), default=4, help="epochs without a better one (default: 4)"
     )
-    made.add_argument("--rate", type=common.positive(float), default=2e-3, help="Adam's (default: 0.002)")
+    made.add_argument("--rate", type=common.positive(float), default=3e-3, help="of learning, at first (default: 0.003)")
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run("sentiment", parser(), work, arguments, quick={"reviews": 5000, "epochs": 8})
+    return common.run("sentiment", parser(), work, arguments, quick={"reviews": 6000, "epochs": 12})
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def table(tmp_path_factory):
 def trained(table, tmp_path_factory):
     """One run of the GRU and its folder."""
     out = tmp_path_factory.mktemp("runs") / "first"
-    assert run("--path", table, "--cell", "gru", "--epochs", 5, *SMALL, "--out", out) == 0
+    assert run("--path", table, "--cell", "gru", "--epochs", 3, *SMALL, "--out", out) == 0
     return out
 
 
@@ -63,13 +63,13 @@ def test_it_learns_what_a_bag_of_words_cannot(trained):
     assert found["gru_accuracy"] == found["accuracy"] >= 0.95 and found["gru_loss"] < 0.3
     assert found["bag_of_words_accuracy"] < 0.75
     assert found["gru_parameters"] == sum(p.numel() for p in load_file(trained / "weights.safetensors").values())
-    assert 1 <= found["gru_best_epoch"] <= found["gru_epochs"] <= 5
+    assert 1 <= found["gru_best_epoch"] <= found["gru_epochs"] <= 3
     for name in ("accuracy", "curves", "confusion"):
         assert (trained / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_seed_repeats_its_metrics_and_loading_does_too(table, trained, tmp_path):
-    assert run("--path", table, "--cell", "gru", "--epochs", 5, *SMALL, "--out", tmp_path / "again") == 0
+    assert run("--path", table, "--cell", "gru", "--epochs", 3, *SMALL, "--out", tmp_path / "again") == 0
     assert run("--load", trained, "--out", tmp_path / "loaded") == 0
     for name in ("again", "loaded"):
         assert (tmp_path / name / "metrics.json").read_bytes() == (trained / "metrics.json").read_bytes()
@@ -136,7 +136,7 @@ def test_the_grammar():
 def test_no_word_of_the_grammar_tells_the_label_of_a_concession():
     """Both labels use every word equally often, but for chance: no count is beyond five standard deviations."""
     drawn = random.Random(0)
-    made = [french.sentence(drawn, n % 2) for n in range(20_000)]
+    made = [french.sentence(drawn, n % 2) for n in range(8000)]
     bags = [(set(reviews.words(review.text)), review.label) for review in made if review.kind != "plain"]
     for word in set().union(*(bag for bag, _ in bags)):
         labels = [label for bag, label in bags if word in bag]
@@ -279,8 +279,8 @@ def test_what_does_not_go_together_is_status_2(trained, tmp_path, capsys):
 
 def test_two_processes_train_like_one_with_twice_the_batch(table, tmp_path):
     """The same rows make up each step, gradients are averaged; without dropout what remains is rounding."""
-    options = ["--path", table, "--cell", "gru", "--epochs", 3, "--embedding", 16, "--rate", 0.01, "--seed", 5]
-    options += ["--dropout", 0, "--recurrent-dropout", 0]
+    options = ["--path", table, "--cell", "gru", "--reviews", 200, "--epochs", 2, "--embedding", 16]
+    options += ["--rate", 0.01, "--seed", 5, "--dropout", 0, "--recurrent-dropout", 0]
     both = [*options, "--processes", 2, "--batch", 8, "--out", tmp_path / "both"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
@@ -292,21 +292,17 @@ def test_two_processes_train_like_one_with_twice_the_batch(table, tmp_path):
     assert run(*options, "--batch", 16, "--out", tmp_path / "one") == 0
     found, expected = (load_file(tmp_path / name / "weights.safetensors") for name in ("both", "one"))
     for name, value in expected.items():
-        torch.testing.assert_close(
-            found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
-        )
+        assert (found[name] - value).abs().max() <= 1e-4 * value.abs().max(), name
     found, expected = metrics(tmp_path / "both"), metrics(tmp_path / "one")
-    assert expected["gru_accuracy"] >= 0.9
-    for name, value in expected.items():
-        assert found[name] == pytest.approx(value, rel=1e-3), name
+    assert found.pop("chosen") == expected.pop("chosen") == "gru"
+    assert found == pytest.approx(expected, rel=1e-3) and expected["gru_loss"] < 0.69
 
 
-@pytest.mark.skipif(
-    not (DATA / "rt-polarity.pos").exists(), reason="RNNKERNELS_DATA names no folder with rt-polarity.pos"
-)
-def test_rt_polarity_by_one_epoch_of_the_real_set(tmp_path):
-    """Seconds suffice to leave chance behind; the full training reaches 74 %."""
+def test_two_epochs_of_the_real_rt_polarity(tmp_path):
+    """They leave chance behind; the full training reaches 74 %."""
     path = DATA / "rt-polarity.pos"
-    options = ("--cell", "attention", "--epochs", 2, "--rate", 0.004, "--out", tmp_path)
+    if not path.exists():
+        pytest.skip("RNNKERNELS_DATA names no folder with rt-polarity.pos")
+    options = ("--cell", "attention", "--epochs", 2, "--out", tmp_path)
     assert run("--data", "rt-polarity", "--path", path, *options) == 0
     assert metrics(tmp_path)["accuracy"] >= 0.65
