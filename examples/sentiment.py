@@ -247,7 +247,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--patience", type=common.positive(int), default=4, help="epochs without a better one (default: 4)"
     )
-    made.add_argument("--rate", type=common.positive(float), default=3e-3, help="of learning, at first (default: 0.003)")
+    made.add_argument(
+        "--rate", type=common.positive(float), default=3e-3, help="of learning, at first (default: 0.003)"
+    )
     return made
 
 
