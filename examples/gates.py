@@ -89,7 +89,7 @@ def source(asked: argparse.Namespace) -> tuple[str, str]:
         raise BadData(str(error)) from error
     whole = whole[: asked.characters]
     if len(whole) < 3 * HELD_OUT:
-        raise BadData(f"{asked.text}: {len(whole)} characters, at least {3 * HELD_OUT} are needed")
+        raise BadData(f"{asked.text or 'the text'}: {len(whole)} characters, at least {3 * HELD_OUT} are needed")
     return whole[:-HELD_OUT], whole[-HELD_OUT:]
 
 
@@ -151,6 +151,8 @@ def read_reviews(asked: argparse.Namespace) -> tuple[dict[str, float], float]:
     accuracy = sentiment.figures(judge(model, ready.rows[2], asked.device), ready.parts[2])["accuracy"]
     hard = french.HARD if wish.data == "french" else reviews.HARD
     for phrase in asked.phrase or [example for example, _ in hard[:2]]:
+        if not reviews.words(phrase):
+            raise BadData(f"--phrase {phrase!r}: no words")
         tokens = ready.vocabulary.encode(phrase, wish.tokens)
         p = judge(model, [(tokens, 0)], asked.device).item()
         planes = {name: plane[0] for name, plane in trace(model, tokens[None]).items()}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import random
 import re
 import tarfile
 from collections import Counter
@@ -68,26 +69,26 @@ def load(asked: argparse.Namespace) -> tuple[list[Review], list[Review], list[Re
         found = from_file(asked.path or rt_polarity(), asked.encoding)
     test = distinct(test)
     found = distinct(found, without=test)
+    if asked.reviews and asked.reviews < len(found):
+        found = random.Random(asked.seed).sample(found, asked.reviews)
     counts = Counter(review.label for review in found)
     if min(counts[0], counts[1]) < LEAST:
         source = asked.path or asked.data
         raise BadData(f"{source}: {counts[1]} good and {counts[0]} bad reviews, at least {LEAST} of each are needed")
-    if asked.reviews and asked.reviews < len(found):
-        found = parts(found, asked.reviews, asked.seed)[1]
     if not test:
         found, test = parts(found, 0.1, asked.seed)
     train, validation = parts(found, 0.1, asked.seed)
     return train, validation, test
 
 
-def parts(reviews: list[Review], second: float | int, seed: int) -> list[list[Review]]:
+def parts(reviews: list[Review], second: float, seed: int) -> list[list[Review]]:
     """Two parts by chance, as good and as bad as the whole."""
     return train_test_split(reviews, test_size=second, random_state=seed, stratify=[review.label for review in reviews])
 
 
 def distinct(reviews: list[Review], without: Iterable[Review] = ()) -> list[Review]:
-    """Of reviews with the same words the first, and none that stands in `without`."""
-    seen, kept = {" ".join(words(review.text)) for review in without}, []
+    """Of reviews with the same words the first, and none that stands in `without` or has no word."""
+    seen, kept = {""} | {" ".join(words(review.text)) for review in without}, []
     for review in reviews:
         if (key := " ".join(words(review.text))) not in seen:
             seen.add(key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from matplotlib.colors import to_rgba
@@ -41,21 +42,21 @@ def right_and_wrong(phrases: Phrases, judged: dict[str, Tensor]) -> Table:
         column.no_wrap = True
     for i, (text, label) in enumerate(phrases):
         right = ("right" if (p[i] > 0.5) == label else f"[red]{p[i]:.2f}" for p in judged.values())
-        table.add_row(text, "good" if label else "bad", *right)
+        table.add_row(shorten(text, 100, placeholder=" ..."), "good" if label else "bad", *right)
     return table
 
 
 def bars(found: Figures, out: Path) -> None:
     """Accuracy on the test part, and on each kind of sentence where there are kinds."""
     keys = [name for name in next(iter(found.values())) if name.startswith("accuracy")]
-    with common.plot(out / "accuracy.png") as axes:
+    with common.plot(out / "accuracy.png", size=(10, 4.5)) as axes:
         width = 0.8 / len(keys)
         for k, key in enumerate(keys):
             places = [n + (k - (len(keys) - 1) / 2) * width for n in range(len(found))]
             drawn = axes.bar(
                 places, [100 * figure[key] for figure in found.values()], width, label=key.replace("_", ": ")
             )
-            axes.bar_label(drawn, fmt="%.0f", fontsize=8)
+            axes.bar_label(drawn, fmt="%.0f", fontsize=7)
         axes.axhline(50, color="gray", linewidth=0.8, linestyle="--")
         axes.set_xticks(range(len(found)), [name.replace("_", " ") for name in found])
         axes.set(ylabel="% of test reviews right", ylim=(0, 115), title="Six models and a bag of words")
@@ -94,28 +95,21 @@ def confusion(labels: list[int], judged: dict[str, Tensor], out: Path) -> None:
 
 @torch.no_grad()
 def attention(model: torch.nn.Module, phrases: list[tuple[Tensor, int]], words: list[list[str]], out: Path) -> None:
-    """The words of each phrase on a ground as dark as the attention to them, and what the model made of it."""
+    """The last words of each phrase on a ground as dark as the attention to them, and what the model made of it."""
     with common.plot(out / "attention.png", size=(10, 0.42 * len(phrases) + 0.8)) as axes:
         axes.set(ylim=(len(phrases) - 0.4, -0.6), title="Attention of the LSTM to each word")
         for row, ((tokens, label), spelled) in enumerate(zip(phrases, words, strict=True)):
             device = next(model.parameters()).device
             logit, weights = model(tokens[None].to(device), torch.tensor([len(tokens)], device=device))
             weights, x = weights[0].cpu() / weights.max().cpu(), 0.0
-            for word, weight in zip(spelled[-len(tokens) :], weights.tolist(), strict=True):
+            for word, weight in list(zip(spelled[-len(tokens) :], weights.tolist(), strict=True))[-24:]:
                 width = 1.0 + 0.62 * len(word)
                 axes.barh(row, width, 0.8, x, color=to_rgba("tab:orange", weight))
                 axes.text(x + width / 2, row, word, ha="center", va="center", fontsize=8, family="monospace")
                 x += width
             p = logit.sigmoid().item()
-            mark = "good" if p > 0.5 else "bad"
-            axes.text(
-                x + 0.6,
-                row,
-                f"{mark} ({p:.2f})",
-                va="center",
-                fontsize=8,
-                color="green" if (p > 0.5) == label else "red",
-            )
+            verdict, colour = f"{'good' if p > 0.5 else 'bad'} ({p:.2f})", "green" if (p > 0.5) == label else "red"
+            axes.text(x + 0.6, row, verdict, va="center", fontsize=8, color=colour)
             axes.update_datalim([(0, 0), (x + 9, 0)])
         axes.autoscale_view(scaley=False)
         axes.axis("off")
