@@ -39,11 +39,12 @@ MODELS = {
 
 
 class Attention(nn.Module):
-    """A weight for every step, and the mean of the steps under these weights (Raffel and Ellis 2016)."""
+    """The mean of all steps, weighted by softmax(tanh(w y + b)) (Raffel and Ellis 2016). The tanh keeps the ratio of two
+    weights below e^2: without it one step soon takes all, and the recurrent layer hardly learns any more."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.score = nn.Sequential(nn.Linear(features, features), nn.Tanh(), nn.Linear(features, 1, bias=False))
+        self.score = nn.Sequential(nn.Linear(features, 1), nn.Tanh())
 
     def forward(self, y_BTH: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         scores_BT = self.score(y_BTH).squeeze(-1)

@@ -12,6 +12,7 @@ import io
 import random
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -139,7 +140,7 @@ def imdb(archive: Path) -> tuple[list[Review], list[Review]]:
                 if place:
                     text = files.extractfile(member).read().decode("utf-8").replace("<br />", " ")
                     found[place[1]].append(Review(text, int(place[2] == "pos")))
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, EOFError, OSError, UnicodeDecodeError) as error:
         raise BadData(f"{archive}: {error}") from error
     return found["train"], found["test"]
 
