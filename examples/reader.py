@@ -39,8 +39,8 @@ MODELS = {
 
 
 class Attention(nn.Module):
-    """The mean of all steps, weighted by softmax(tanh(w y + b)) (Raffel and Ellis 2016). The tanh keeps the ratio of two
-    weights below e^2: without it one step soon takes all, and the recurrent layer hardly learns any more."""
+    """The mean of all steps, weighted by softmax(tanh(w y + b)) (Raffel and Ellis 2016). The tanh keeps the ratio of
+    two weights below e^2: without it one step soon takes all, and the recurrent layer hardly learns any more."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
