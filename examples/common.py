@@ -75,11 +75,20 @@ def positive(kind: type) -> Callable[[str], Any]:
     return parse
 
 
+<<<<<<< HEAD
 def seed(word: str) -> int:
     """A type for argparse: what NumPy's generators take."""
     if not 0 <= int(word) < 2**32:
         raise argparse.ArgumentTypeError(f"expected 0 to 2**32 - 1, got {word}")
     return int(word)
+=======
+def fraction(word: str) -> float:
+    """A type for argparse: from 0 to below 1, for dropout and other shares."""
+    value = float(word)
+    if not 0 <= value < 1:
+        raise ValueError
+    return value
+>>>>>>> e2
 
 
 def parser(

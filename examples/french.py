@@ -1,0 +1,140 @@
+"""A small grammar of French film reviews in which the order of the words decides.
+
+A concession or a reversal holds a good half and a bad half, and what counts is which of them is the main clause:
+"malgré une fin ratée, le film est superbe" is praise, "malgré une fin superbe, le film est raté" is not. A negation
+turns its clause round. Good and bad words take the same places equally often, so that a bag of words has only the
+plain sentences to learn from.
+
+    sentence   = opening? core closing?
+    core       = plain | concession | reversal
+    clause(s)  = the noun predicate(s) | on y trouve noun(s)
+    noun(s)    = a noun adjective(s) | a noun qui predicate(s)
+    predicate  = est très adjective(s) | n'est pas adjective(not s) | verb(s)
+"""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+PLAIN, NEGATED = 0.2, 0.2  # how many sentences are plain, and how many predicates negated
+
+MASCULINE = "film scénario rythme décor dialogue montage dénouement récit casting humour épilogue".split()
+FEMININE = "musique fin photographie réalisation scène distribution histoire intrigue interprétation ambiance".split()
+ADJECTIVES = (  # bad, good; feminine where it is not made with an e
+    "raté fade lourd prévisible banal confus décevant médiocre pénible bâclé interminable maladroit insupportable "
+    "ridicule ennuyeux/ennuyeuse creux/creuse poussif/poussive artificiel/artificielle",
+    "brillant superbe passionnant touchant captivant réussi original drôle subtil élégant émouvant remarquable "
+    "splendide magnifique inventif/inventive savoureux/savoureuse audacieux/audacieuse gracieux/gracieuse",
+)
+VERBS = (
+    ("m'a ennuyé", "m'a agacé", "m'a déçu", "tourne en rond", "sonne faux", "manque de souffle", "laisse indifférent"),
+    ("m'a ému", "m'a conquis", "m'a enchanté", "vaut le détour", "fait mouche", "tient ses promesses", "sort du lot"),
+)
+COPULAS = ("est", "reste", "paraît", "semble")
+DEGREES = ("", "très", "vraiment", "assez", "franchement", "plutôt")
+NEGATIONS = ("n'est pas", "n'est jamais", "n'est en rien", "est loin d'être", "est tout sauf")
+OPENINGS = ("vu hier soir :", "un mot sur ce film :", "mon avis :", "après réflexion,", "soyons justes,", "en bref,")
+CLOSINGS = (
+    "voilà mon avis.",
+    "je l'ai vu en salle avec des amis.",
+    "la séance durait deux heures.",
+    "ma sœur l'a vu aussi.",
+    "il sort en salle mercredi.",
+    "à chacun de juger.",
+)
+CORES = {  # C and N: a clause and a noun that agree with the label; c and n: that speak against it
+    "plain": ("{C}", "{C} et {C}", "non seulement {C}, mais en plus {C}", "{C}, d'autant plus que {C}"),
+    "concession": (
+        "malgré {n}, {C}",
+        "{C}, malgré {n}",
+        "même si {c}, {C}",
+        "{C}, même si {c}",
+        "certes {c}, mais {C}",
+        "{C}, en dépit d'{n}",
+    ),
+    "reversal": (
+        "au début {c}, mais finalement {C}",
+        "{C}, alors qu'au début {c}",
+        "je m'attendais à {n}, mais {C}",
+        "on nous promettait {n}, or {C}",
+        "d'abord {c}, puis tout change : {C}",
+    ),
+}
+HARD = (  # written by hand, never in the corpus
+    ("malgré une fin ratée, le film est superbe.", 1),
+    ("malgré une fin superbe, le film est raté.", 0),
+    ("le film est superbe, malgré une fin ratée.", 1),
+    ("le film est raté, malgré une fin superbe.", 0),
+    ("au début le récit semble passionnant, mais finalement le récit est ennuyeux.", 0),
+    ("au début le récit semble ennuyeux, mais finalement le récit est passionnant.", 1),
+    ("le scénario n'est pas médiocre.", 1),
+    ("l'intrigue est loin d'être captivante.", 0),
+    ("l'humour n'est jamais lourd et la musique n'est en rien banale.", 1),
+    ("certes le décor est magnifique, mais l'histoire n'est pas touchante.", 0),
+    ("même si le montage n'est pas vraiment réussi, l'ambiance m'a conquis.", 1),
+    ("je m'attendais à un film drôle, mais l'humour sonne faux.", 0),
+    ("on nous promettait une histoire banale, or l'intrigue est tout sauf prévisible.", 1),
+    ("d'abord le casting m'a enchanté, puis tout change : le rythme manque de souffle.", 0),
+)
+
+
+class Review(NamedTuple):
+    text: str
+    label: int  # 1: praise
+    kind: str = ""  # which rule of the grammar made it
+
+
+def adjective(draw: random.Random, label: int, feminine: bool) -> str:
+    masculine, _, form = draw.choice(ADJECTIVES[label].split()).partition("/")
+    if not feminine:
+        return masculine
+    return form or (masculine if masculine.endswith("e") else f"{masculine}e")
+
+
+def predicate(draw: random.Random, label: int, feminine: bool) -> str:
+    if draw.random() < NEGATED:
+        return f"{draw.choice(NEGATIONS)} {adjective(draw, 1 - label, feminine)}"
+    if draw.random() < 0.3:
+        return draw.choice(VERBS[label])
+    return " ".join(f"{draw.choice(COPULAS)} {draw.choice(DEGREES)} {adjective(draw, label, feminine)}".split())
+
+
+def noun(draw: random.Random, label: int) -> str:
+    feminine = draw.random() < 0.5
+    words = f"{'une' if feminine else 'un'} {draw.choice(FEMININE if feminine else MASCULINE)}"
+    if draw.random() < 0.5:
+        return f"{words} {adjective(draw, label, feminine)}"
+    return f"{words} qui {predicate(draw, label, feminine)}"
+
+
+def clause(draw: random.Random, label: int) -> str:
+    if draw.random() < 0.2:
+        return f"on y trouve {noun(draw, label)}"
+    feminine = draw.random() < 0.5
+    name = draw.choice(FEMININE if feminine else MASCULINE)
+    article = "l'" if name[0] in "aéhi" else "la " if feminine else "le "
+    return f"{article}{name} {predicate(draw, label, feminine)}"
+
+
+def sentence(draw: random.Random, label: int) -> Review:
+    """One review with this label, by the grammar above."""
+    kind = "plain" if draw.random() < PLAIN else draw.choice(("concession", "reversal"))
+    core = draw.choice(CORES[kind])
+    for letter, made, of in (("C", clause, label), ("c", clause, 1 - label), ("n", noun, 1 - label)):
+        while f"{{{letter}}}" in core:
+            core = core.replace(f"{{{letter}}}", made(draw, of), 1)
+    opening = f"{draw.choice(OPENINGS)} " if draw.random() < 0.3 else ""
+    closing = f" {draw.choice(CLOSINGS)}" if draw.random() < 0.3 else ""
+    return Review(f"{opening}{core}.{closing}", label, kind)
+
+
+def reviews(count: int, seed: int) -> list[Review]:
+    """So many different reviews, good and bad in turn, none of them in HARD."""
+    draw, seen, made = random.Random(seed), {text for text, _ in HARD}, []
+    while len(made) < count:
+        review = sentence(draw, len(made) % 2)
+        if review.text not in seen:
+            seen.add(review.text)
+            made.append(review)
+    return made
