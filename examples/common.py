@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import shutil
 import sys
 import warnings
@@ -39,6 +38,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
+from examples.arguments import fraction as fraction
+from examples.arguments import parser as parser
+from examples.arguments import positive as positive
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -60,54 +62,6 @@ class Threshold(NamedTuple):
     def holds(self, metrics: dict[str, Any]) -> bool:
         value = metrics[self.metric]
         return value >= self.bound if self.relation == ">=" else value <= self.bound
-
-
-def positive(kind: type) -> Callable[[str], Any]:
-    """A type for argparse: a finite number above 0."""
-
-    def parse(word: str):
-        value = kind(word)
-        if not 0 < value < math.inf:
-            raise ValueError
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"
-    return parse
-
-
-<<<<<<< HEAD
-def seed(word: str) -> int:
-    """A type for argparse: what NumPy's generators take."""
-    if not 0 <= int(word) < 2**32:
-        raise argparse.ArgumentTypeError(f"expected 0 to 2**32 - 1, got {word}")
-    return int(word)
-=======
-def fraction(word: str) -> float:
-    """A type for argparse: from 0 to below 1, for dropout and other shares."""
-    value = float(word)
-    if not 0 <= value < 1:
-        raise ValueError
-    return value
->>>>>>> e2
-
-
-def parser(
-    name: str, doc: str, *, epochs: int, cells: tuple[str, ...] = ("lstm", "gru", "rnn")
-) -> argparse.ArgumentParser:
-    """The arguments that all examples have; `doc` is the docstring of the example, the first cell is the default."""
-    made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=doc.splitlines()[0])
-    made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    made.add_argument("--processes", type=positive(int), default=1, help="train on so many (DistributedDataParallel)")
-    made.add_argument("--cell", choices=cells, default=cells[0], help="default: %(default)s")
-    made.add_argument("--layers", choices=tuple(LAYERS), default="rnnkernels", help="whose (default: %(default)s)")
-    made.add_argument("--epochs", type=positive(int), default=epochs, help="at most (default: %(default)s)")
-    made.add_argument("--seed", type=seed, default=0)
-    made.add_argument("--out", type=Path, default=Path("runs") / name, help=f"a folder (default: runs/{name})")
-    made.add_argument("--load", type=Path, metavar="DIR", help="use the model of an earlier run's --out; do not train")
-    made.add_argument("--logger", choices=("csv", "tensorboard"), default="csv")
-    made.add_argument("--quick", action="store_true", help="settings that take a minute or two; given arguments win")
-    made.add_argument("--check", action="store_true", help="end with status 1 where a threshold is missed")
-    return made
 
 
 def run(
