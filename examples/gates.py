@@ -83,10 +83,7 @@ def trace(model: Reader | Characters, tokens_BT: Tensor) -> dict[str, Tensor]:
 
 def source(asked: argparse.Namespace) -> tuple[str, str]:
     """The text to train on, and what follows it."""
-    try:
-        whole = common.read_text(asked.text) if asked.text else text.standard_library(asked.characters)
-    except text.BadText as error:
-        raise BadData(str(error)) from error
+    whole = common.read_text(asked.text) if asked.text else text.standard_library(asked.characters)
     whole = whole[: asked.characters]
     if len(whole) < 3 * HELD_OUT:
         raise BadData(f"{asked.text or 'the text'}: {len(whole)} characters, at least {3 * HELD_OUT} are needed")
