@@ -149,8 +149,11 @@ def test_stepwise(arch, kind, at):
 
 def norm_cases():
     """The largest tiles on chip, and those of the first row of stepwise launches."""
-    for arch, kind in (("sm_80", "half"), ("sm_90", "half"), ("sm_90", "tf32"), ("sm_100", "half"), ("gfx942", "ieee")):
-        for cell in ("lstm", "gru_reset_before") if arch == "sm_90" else ("lstm",):
+    for arch, kind in (
+        ("sm_80", "half"), ("sm_80", "tf32"), ("sm_90", "half"), ("sm_90", "tf32"), ("sm_100", "half"),
+        ("sm_100", "tf32"), ("gfx942", "half"), ("gfx942", "ieee"),
+    ):  # fmt: skip
+        for cell in ("lstm", "gru_reset_before") if arch in ("sm_80", "sm_90") else ("lstm",):
             for schedule in ("resident", "stepwise"):
                 yield pytest.param(arch, kind, cell, schedule, id=f"{arch}-{kind}-{cell}-{schedule}")
 

@@ -53,15 +53,19 @@ def test_groups_with_inputs_of_their_own(cell, schedule):
     check(cell, schedule, lengths=[[3, 0], [1, 2]], **args)
 
 
-STAGES = ["reset", "restart", "h_mask", "zone", "zone_mask", "expected_zone"]
-STAGES += ["reset h_mask", "restart zone", "h_mask zone"]
+ALONE, PAIRS = (
+    ["reset", "restart", "h_mask", "zone"],
+    ["expected_zone", "reset h_mask", "restart zone_mask", "h_mask zone"],
+)
+STAGES = [*ALONE, *PAIRS]
+ON_SCHEDULE = [("resident", stages) for stages in STAGES]
+ON_SCHEDULE += [(schedule, stages) for schedule in ("cooperative", "stepwise") for stages in PAIRS]
 
 
-@pytest.mark.parametrize("stages", STAGES)
-@pytest.mark.parametrize("schedule", schedules.NAMES)
+@pytest.mark.parametrize("schedule, stages", ON_SCHEDULE)
 @pytest.mark.parametrize("cell", CELLS)
 def test_stages(cell, schedule, stages):
-    """Every stage alone and in pairs, with lengths and both directions."""
+    """Every stage alone, on chip, and in pairs, with lengths and both directions."""
     check(cell, schedule, T=4, B=3, H=20, dtype=torch.float32, reverse=BOTH, stages=stages.split(), lengths=[4, 0, 3])
 
 

@@ -30,6 +30,13 @@ def test_programs_do_not_depend_on_each_other(seed):
         assert grid.switches > 0
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_launches_of_a_step_do_not_depend_on_the_order_of_programs(cell):
+    """Those of a layer norm, forward and backward: none reads what another program of the same launch writes."""
+    with triton_shim.concurrent_grid(0):
+        check(cell, "stepwise", T=3, B=2, H=40, layer_norm=True, dtype=torch.float32)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("cell", CELLS)
 def test_programs_that_wait_for_each_other(cell, seed):

@@ -73,7 +73,7 @@ STEPWISE = {  # those through which the weights and vectors of a step come soone
     ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
     ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
     ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 4, 255)),
-    ("mma", "tf32"): (Step(64, 16, 32, 8, norms=False), Step(32, 16, 16, 4)),
+    ("mma", "tf32"): (Step(64, 16, 32, 8, norms=False), Step(32, 16, 16, 4, 255)),
     ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
     ("mfma", "ieee"): (Step(32, 16, 16, 8),),
     ("mfma", "double"): (Step(16, 8, 16, 4),),
