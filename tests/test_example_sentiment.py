@@ -134,8 +134,7 @@ def test_the_grammar():
 
 def test_no_word_of_the_grammar_tells_the_label_of_a_concession():
     """Both labels use every word equally often, but for chance: no count is beyond five standard deviations."""
-    drawn = random.Random(0)
-    made = [french.sentence(drawn, n % 2) for n in range(8000)]
+    made = [french.sentence(draw, n % 2) for draw in [random.Random(0)] for n in range(8000)]
     bags = [(set(reviews.words(review.text)), review.label) for review in made if review.kind != "plain"]
     for word in set().union(*(bag for bag, _ in bags)):
         labels = [label for bag, label in bags if word in bag]
@@ -294,8 +293,7 @@ def test_two_processes_train_like_one_with_twice_the_batch(table, tmp_path):
 
 def test_two_epochs_of_the_real_rt_polarity(tmp_path):
     """They leave chance behind; the full training reaches 74 %."""
-    path = DATA / "rt-polarity.pos"
-    if not path.exists():
+    if not (path := DATA / "rt-polarity.pos").exists():
         pytest.skip("RNNKERNELS_DATA names no folder with rt-polarity.pos")
     options = ("--cell", "attention", "--epochs", 2, "--out", tmp_path)
     assert run("--data", "rt-polarity", "--path", path, *options) == 0
