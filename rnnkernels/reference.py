@@ -164,6 +164,13 @@ def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, r
     return torch.stack(ys), s, torch.stack(cs), torch.stack(kept) if spec.kept else None
 
 
+def zero_past(v, lengths):
+    """v (T, B, H) or (X, T, B, H) with zeros past the lengths (B,) or (X, B), where there are any."""
+    if lengths is None:
+        return v
+    return torch.where((torch.arange(v.size(-3), device=v.device)[:, None] < lengths[..., None, :])[..., None], v, 0.0)
+
+
 def layer(
     cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
     lengths, reset, reset_states, h_mask, zone, layer_norm, eps, save,
@@ -174,7 +181,7 @@ def layer(
     act, gate = functions(activation, recurrent_activation)
     states = states or zero_states(cell, x, weights, reverse, project)
     x, states, weights, reset_states, zone = (
-        x.to(acc), [s.to(acc) for s in states], [w.to(acc) for w in weights],
+        zero_past(x.to(acc), lengths), [s.to(acc) for s in states], [w.to(acc) for w in weights],
         [s.to(acc) for s in reset_states], [z.to(acc) for z in zone],
     )  # fmt: skip
     h_mask = None if h_mask is None else h_mask.to(acc)

@@ -11,6 +11,7 @@ from . import ops
 from .cells import CELLS
 from .checks import check
 from .options import PLAIN, settings
+from .reference import zero_past
 
 EPS = 1e-5
 """What layer norms add to a variance, as in ``torch.nn.LayerNorm``."""
@@ -53,13 +54,6 @@ def layers(
         return y, last
     c = zero_past(found[0].permute(1, 2, 0, 3).flatten(2), lengths)  # backends leave there what they like
     return y, last, c.to(y.dtype)
-
-
-def zero_past(v, lengths):
-    """v (T, B, H) with zeros past the lengths, where there are any."""
-    if lengths is None:
-        return v
-    return torch.where(torch.arange(v.size(0), device=v.device)[:, None, None] < lengths[:, None], v, 0.0)
 
 
 def layer(

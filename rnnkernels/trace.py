@@ -9,7 +9,6 @@ from .autograd import without_autocast
 from .cells import CELLS
 from .options import PLAIN, settings
 from .recurrent import MODES, check_recurrent
-from .stages import zero_past
 
 
 @torch.no_grad()
@@ -66,7 +65,7 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
 
 def laid_out(v, module, input, lengths):
     """(T, B, H) in the layout of the input, with zeros past the lengths."""
-    v = zero_past(v, lengths)
+    v = reference.zero_past(v, lengths)
     if input.dim() == 2:
         return v.squeeze(1)
     return v.transpose(0, 1) if module.batch_first else v

@@ -211,3 +211,23 @@ def test_nobody_waits_for_a_gpu():
         module(x, lengths=lengths)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("backend", ("cpp", "reference"))
+@pytest.mark.parametrize("options", ({}, {"layer_norm": True}, {"recompute": True}, {"zoneout": 0.3}), ids=str)
+@pytest.mark.parametrize("kind", ("RNN", "LSTM", "GRU"))
+def test_what_lies_past_the_lengths_is_never_read(kind, options, backend):
+    """Not even where its gradient is zero: zero times NaN would reach the weights."""
+    lengths, x = torch.tensor([4, 0, 2]), torch.randn(4, 3, 5)
+    past = torch.arange(4)[:, None] >= lengths
+    layer = getattr(rnnkernels, kind)(5, 6, bidirectional=True, **options)
+    found = []
+    for value in (0.0, torch.nan):
+        given = torch.where(past[..., None], value, x).requires_grad_()
+        torch.manual_seed(0)
+        with rnnkernels.backends.force(backend):
+            y, last = layer(given, lengths=lengths)
+            total = y.square().sum() + (last if kind != "LSTM" else last[1]).square().sum()
+            found.append([y, *torch.autograd.grad(total, [given, *layer.parameters()])])
+    for zeros, nans in zip(*found, strict=True):
+        assert torch.equal(zeros, nans)

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 import torch
 
 from .. import backends
+from ..reference import zero_past
 from . import schedules
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -114,6 +115,7 @@ def layer_backward(dy, dlast, dcells, *arguments):
 
     *call, y, saved, needs = arguments
     problem = problem_of(*call)
+    problem = problem._replace(x=zero_past(problem.x, problem.lengths))  # else what lies there meets gradients of zero
     cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call[3], problem.reset_states
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in

@@ -63,7 +63,7 @@ def first_index(problem, d):
     if problem.lengths is None:
         return -1
     lengths = problem.lengths if problem.lengths.dim() == 1 else problem.lengths[problem.group(d)]
-    return (lengths - 1).clamp(0, problem.T - 1), torch.arange(problem.B, device=problem.device)
+    return (lengths - 1).clamp(min=0), torch.arange(problem.B, device=problem.device)
 
 
 def input_gradient(problem, found):

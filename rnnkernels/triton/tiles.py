@@ -18,11 +18,11 @@ def time_at(i, n, reverse, LENGTHS: tl.constexpr):
 
 @triton.jit
 def lengths_of(lengths, length_x, T, B, b, d, DIRECTIONS: tl.constexpr):
-    """The lengths of rows b, at most T: T where there are none."""
+    """The lengths of rows b: T where there are none."""
     if lengths is None:
         return T
     else:
-        return tl.minimum(tl.load(lengths + (d // DIRECTIONS) * length_x + b, mask=b < B, other=0), T)
+        return tl.load(lengths + (d // DIRECTIONS) * length_x + b, mask=b < B, other=0)
 
 
 @triton.jit
