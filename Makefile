@@ -33,22 +33,26 @@ demo: $(VENV)/installed
 examples: $(VENV)/installed
 	$(PY) -m examples --run --quick --check $(EXAMPLES)
 
-# The Triton kernels are interpreted in one process and compiled in another, side by side; the rest is a third. All three
-# run, and the last line is the sum of theirs.
+# Two suites at a time, each in a process of its own, for Triton kernels are interpreted in one and compiled in another:
+# what has no threads of its own goes on in the background. All run, and the last line is the sum of theirs.
+BACKGROUND := tests/test_example*.py tests/test_option*.py tests/test_op_*.py
 test: $(VENV)/installed $(VENV)/triton
 	@$(PY) -c "import torch, rnnkernels._C" || { echo "The C++ extension was not built: see the messages of pip above."; exit 1; }
-	@set -o pipefail; mkdir -p build; rm -f build/tests-*.log; failed=""; \
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(TEST) tests/test_triton_interpreted*.py > build/tests-triton-interpreted.log 2>&1 & \
-	interpreted=$$!; trap 'kill $$interpreted 2>/dev/null' EXIT; \
+	@set -o pipefail; mkdir -p build; rm -f build/tests-*.log build/failed-*; \
 	suite() { \
 	  name=$$1; shift; echo; echo "== tests: $$name"; \
-	  env "$$@" 2>&1 | tee "build/tests-$$name.log" || failed="$$failed $$name"; \
+	  env "$$@" 2>&1 | tee "build/tests-$$name.log" || touch "build/failed-$$name"; \
 	}; \
+	set -m; { \
+	  suite triton-interpreted OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(TEST) tests/test_triton_interpreted*.py; \
+	  suite options-examples OMP_NUM_THREADS=1 $(TEST) $(BACKGROUND); \
+	} > build/background.log & \
+	background=$$!; set +m; trap 'kill -- -$$background 2>/dev/null' EXIT; \
 	suite triton-compiled OMP_NUM_THREADS=1 $(TEST) tests/test_triton_compiled.py; \
-	echo; echo "== tests: triton-interpreted"; wait $$interpreted || failed="$$failed triton-interpreted"; \
-	cat build/tests-triton-interpreted.log; \
 	suite all-others $(TEST) tests benchmarks/test_regression.py \
-	  --ignore-glob='tests/test_triton_interpreted*.py' --ignore=tests/test_triton_compiled.py; \
+	  --ignore-glob='tests/test_triton_interpreted*.py' --ignore=tests/test_triton_compiled.py \
+	  $(patsubst %,--ignore-glob='%',$(BACKGROUND)); \
+	wait $$background; cat build/background.log; failed="$$(cd build && ls failed-* 2>/dev/null)"; \
 	echo; for log in build/tests-*.log; do echo "$$(basename $$log .log): $$(tail -n 1 $$log)"; done; \
 	tail -q -n 1 build/tests-*.log | awk ' \
 	  { for (n = 2; n <= NF; n++) if ($$n ~ /^(passed|failed|error|errors|skipped|xfailed|xpassed),?$$/) { \
@@ -57,7 +61,7 @@ test: $(VENV)/installed $(VENV)/triton
 	  END { text = ""; split("failed error passed skipped xfailed xpassed", words, " "); \
 	    for (n = 1; n <= 6; n++) if (count[words[n]]) text = text (text ? ", " : "") count[words[n]] " " words[n]; \
 	    printf "=========== %s in %.2fs ===========\n", text, seconds }'; \
-	if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
+	if [ -n "$$failed" ]; then echo "$$failed"; exit 1; fi
 
 # An extension of its own, in build/asan; the installed one stays as it is. Python leaks on purpose, so leaks do not count.
 asan: $(VENV)/installed
