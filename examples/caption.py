@@ -160,10 +160,7 @@ class Captioner(lightning.LightningModule):
         self.log("val_loss", self.loss(*batch), prog_bar=True, sync_dist=True)
 
     def configure_optimizers(self):
-        optimizer = torch.optim.AdamW(self.parameters(), lr=3e-3)
-        steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=3e-3, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return common.one_cycle(self, torch.optim.AdamW(self.parameters(), lr=3e-3))
 
     @torch.no_grad()
     def write(self, pixels_BCYX: Tensor) -> list[str]:

@@ -163,6 +163,13 @@ def fit(trainer: lightning.Trainer, model: lightning.LightningModule, *data: Any
     return timer.time_elapsed("train")
 
 
+def one_cycle(model: lightning.LightningModule, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """An optimiser whose rate rises to its own and falls to nothing over the training (Smith & Topin 2018)."""
+    steps = int(model.trainer.estimated_stepping_batches)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, optimizer.defaults["lr"], total_steps=steps)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
 def note_time(asked: argparse.Namespace, seconds: float) -> None:
     """Remember how long this run trained, and print the last run of each library's layers, if both were run."""
     if rank_zero_only.rank:

@@ -123,10 +123,7 @@ class Reader(lightning.LightningModule):
             self.curve.append(1 - float(self.trainer.callback_metrics["val_wrong"]))
 
     def configure_optimizers(self):
-        optimizer = torch.optim.Adam(self.parameters(), lr=4e-3)
-        steps = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=4e-3, total_steps=steps)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return common.one_cycle(self, torch.optim.Adam(self.parameters(), lr=4e-3))
 
 
 @torch.no_grad()

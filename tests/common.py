@@ -80,3 +80,21 @@ def make_case(
     tensors = [(0.6 * torch.randn(s, generator=random, dtype=torch.float64)).to(dtype).requires_grad_() for s in shapes]
     settings |= {"reverse": reverse, "bias": bias, "project": P > 0, "layer_norm": layer_norm}
     return Case(cell, S if states else 0, tensors, settings)
+
+
+UNUSABLE_TEXTS = {
+    "missing": (None, "No such file"),
+    "empty": (b"", "empty"),
+    "binary": (b"\x7fELF\0\0\1" * 1000, "binary"),
+    "latin-1": (b"caf\xe9 " * 2000, "not UTF-8 text (byte 3)"),
+    "short": (b"too little to learn\n" * 5, "too short: "),
+}
+
+
+def unusable(name, folder):
+    """A file that no example can read as text, or learn from, and what is said of it."""
+    content, words = UNUSABLE_TEXTS[name]
+    path = folder / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    return path, words

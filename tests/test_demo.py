@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from common import refused
+from common import UNUSABLE_TEXTS, refused, unusable
 
 import rnnkernels
 from examples import common, demo, language_model, text
@@ -76,21 +76,9 @@ def test_agreement_counts_digits_and_steps():
     assert demo.agreement(a, [2.0, math.nan, 2.0, 2.0]) == [(7, 1)]
 
 
-@pytest.mark.parametrize(
-    "content, word",
-    [
-        (None, "No such file"),
-        (b"", "empty"),
-        (b"\x7fELF\0\0\1" * 1000, "binary"),
-        (b"caf\xe9 " * 2000, "not UTF-8 text (byte 3)"),
-        (b"too little to learn\n" * 5, "too short: 100 characters"),
-    ],
-    ids=["missing", "empty", "binary", "latin-1", "short"],
-)
-def test_an_unusable_file_is_one_clear_line_and_status_2(content, word, tmp_path, capsys):
-    path = tmp_path / "text.txt"
-    if content is not None:
-        path.write_bytes(content)
+@pytest.mark.parametrize("name", UNUSABLE_TEXTS)
+def test_an_unusable_file_is_one_clear_line_and_status_2(name, tmp_path, capsys):
+    path, word = unusable(name, tmp_path)
     assert run("--text", path) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and len(printed.err.splitlines()) == 1

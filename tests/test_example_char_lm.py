@@ -10,6 +10,7 @@ import numpy as np
 import pooch
 import pytest
 import torch
+from common import UNUSABLE_TEXTS, unusable
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -224,21 +225,9 @@ def one_line(capsys):
     return printed
 
 
-@pytest.mark.parametrize(
-    "content, word",
-    [
-        (None, "No such file"),
-        (b"", "empty"),
-        (b"\x7fELF\0\0\1" * 1000, "binary"),
-        (b"caf\xe9 " * 2000, "not UTF-8 text (byte 3)"),
-        (b"too little to learn\n" * 5, "too short: 90 and 10 chars"),
-    ],
-    ids=["missing", "empty", "binary", "latin-1", "short"],
-)
-def test_an_unusable_file_is_one_clear_line_and_status_2(content, word, tmp_path, capsys):
-    path = tmp_path / "text.txt"
-    if content is not None:
-        path.write_bytes(content)
+@pytest.mark.parametrize("name", UNUSABLE_TEXTS)
+def test_an_unusable_file_is_one_clear_line_and_status_2(name, tmp_path, capsys):
+    path, word = unusable(name, tmp_path)
     assert run(tmp_path / "out", "--path", path) == 2
     assert word in one_line(capsys)
 
