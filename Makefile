@@ -1,5 +1,5 @@
 # make demo: train a character model      make test: all tests     make bench: the CPU benchmarks
-# make examples: all examples, quick settings, their thresholds checked (about 15 minutes)
+# make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
 # Everything is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"

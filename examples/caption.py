@@ -39,7 +39,7 @@ from torchmetrics.functional.text import word_error_rate
 
 from examples import common
 
-TIME = "about 60 s"
+TIME = "about 45 s"
 PAD, START, END = range(3)
 SPECIAL = ["<pad>", "<start>", "<end>"]
 HEIGHT, WIDTH, DIGIT = 12, 32, 8  # pixels of a picture, and of a side of a digit

@@ -50,7 +50,7 @@ from examples import common, numpy_rnn, text
 from examples.common import BadData, Threshold
 from examples.language_model import CharLM, detach, generate
 
-TIME = "about 70 s"
+TIME = "about 60 s"
 HELD_OUT = 0.1  # the last part of the text, for validation
 MOST = {"char": 100_000, "word": 5000}  # of the vocabulary
 HELLO = {

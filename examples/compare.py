@@ -34,7 +34,7 @@ from examples import common
 from examples.common import BadData, Threshold
 from examples.footprint import CLASSES, HIDDEN, INPUTS, Job, measured
 
-TIME = "about 30 s"
+TIME = "about 35 s"
 CELLS = ("RNN", "LSTM", "GRU")
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 TURNS = 10

@@ -46,7 +46,7 @@ from examples import common, series
 from examples.common import BadData, Threshold
 from examples.series import Curves, LinearAR, Scaling, Series
 
-TIME = "about 60 s"
+TIME = "about 40 s"
 CELLS = ("lstm", "gru", "relu", "rnn")  # relu: the LSTM with activation="relu"
 OWN = ("device", "processes", "layers", "out", "load", "logger", "quick", "check", "future")  # not those of the models
 

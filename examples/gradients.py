@@ -42,7 +42,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from examples import common
 from examples.common import BadData, Threshold
 
-TIME = "about 20 s"
+TIME = "about 10 s"
 INPUTS = 4
 CLIP = 1.0
 NETWORKS = {

@@ -49,7 +49,7 @@ from examples.common import BadData, Threshold
 from examples.french import Review
 from examples.reader import MODELS, Reader, judge
 
-TIME = "about 60 s"
+TIME = "about 50 s"
 BAG = "bag_of_words"
 say = rank_zero_only(print)
 KEPT = ("data", "path", "encoding", "reviews", "words", "tokens", "seed", "embedding", "dropout", "recurrent_dropout")

@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from examples import common
 from examples.dates import END, PAD, START, WRITTEN, Sentence, batched, sentences
 
-TIME = "about 40 s"
+TIME = "about 30 s"
 LONGEST = len("2000-12-31") + 1  # and <end>
 VALIDATION, TEST = 1000, 3000  # dates
 

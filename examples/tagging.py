@@ -40,7 +40,7 @@ from examples import common, entities, eyes
 from examples.crf import CRF, valid
 from examples.entities import Sentence
 
-TIME = "about 20 s"
+TIME = "about 15 s"
 FORGOTTEN = 0.3  # share of words that training hides, so that letters and neighbours are learned from
 BATCH = 32
 SIZES = [600, 300, 1000]  # sentences of the grammar
