@@ -15,6 +15,10 @@ of a file with repeated sentences, must not stand in training: stems of names ar
 equal sentences of a file count once. The letters' summary is each direction's last valid state, not the last time step
 of padded rows. Frames of a recording split at random put each frame's neighbours into training; they are split by time.
 
+The grammar is a case made for a CRF: names of four or five words in contexts that do not tell their type. In simpler
+ones, which were tried first, the BiLSTM learned by itself how tags follow each other. So the gain shows what a CRF is
+for, not that it always helps.
+
 B sentences, T words, L letters, N words of a batch without padding, K tags, H hidden.
 """
 
