@@ -1,9 +1,10 @@
-"""Everything that is to be known of a GPU, in ten minutes: `python -m benchmarks.gpu`.
+"""Everything that is to be known of a GPU, in eight minutes: `python -m benchmarks.gpu`.
 
-Facts of the machine, the tests that need a GPU, the GPU workloads against torch (cuDNN), TorchRL and FlashRNN,
-schedules forced at several sizes, and the targets. Written to benchmarks/results/gpu-<chip>.json and .md after each
-item; a run that is stopped, or out of time, goes on with `--resume`. The rows are like those of `benchmarks.run`, which
-takes a process for each provider, and hours.
+Facts of the machine; every cell, schedule and dtype once; the tests that need a GPU; races; the workloads that are
+wanted most against torch (cuDNN); the barrier alone, and schedules forced at several sizes; all other workloads, against
+TorchRL and FlashRNN too; and the targets. Written to benchmarks/results/gpu-<chip>.json and .md after each item; a run
+that is stopped, or out of time, goes on with `--resume`. The rows are like those of `benchmarks.run`, which takes a
+process for each provider, and hours.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import chips, gpu_experiments, gpu_report, gpu_rows, gpu_tests, machine, report, tables
+from benchmarks import chips, gpu_experiments, gpu_report, gpu_rows, gpu_smoke, gpu_tests, machine, report, tables
 from benchmarks.gpu_targets import reached
 from benchmarks.measure import Timer, event_time, wall_time
 from benchmarks.model import ARITHMETICS
@@ -34,8 +35,9 @@ from benchmarks.workloads import Workload, select
 from rnnkernels.triton import schedules
 
 # What each step may take of the time; what it leaves goes to the ones after it.
-SHARES = {"tests": 0.35, "rows": 0.5, "experiments": 0.15}
+SHARES = {"smoke": 0.2, "tests": 0.2, "races": 0.06, "first": 0.16, "experiments": 0.12, "rows": 0.26}
 LIMIT, GRACE = 150, 30  # seconds for one row; and beyond the end of its step, when it has begun
+CASE_LIMIT = 60  # seconds for one case of the steps "smoke" and "races"
 TINY = {"T": 3, "B": 2, "I": 8, "H": 4, "L": 1}  # the sizes of every workload in a quick run
 
 
@@ -97,16 +99,41 @@ def facts(asked: argparse.Namespace, command: str) -> dict:
 def started(asked: argparse.Namespace, command: str) -> dict:
     """Results without anything measured, or those that are resumed."""
     fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": None, "rows": []}
-    fresh |= {"experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
+    fresh |= {"smoke": [], "races": [], "experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
     path = asked.out.with_name(f"{asked.out.name}.json")
     if not (asked.resume and path.exists()):
         return fresh
     old = resumed(path, fresh) | {"cut": []}
-    return old | {"rows": [row for row in old["rows"] if "reason" not in row]}  # those are tried again
+    return old | {  # what failed is tried again
+        name: [found for found in old[name] if "reason" not in found] for name in ("smoke", "races", "rows")
+    }
 
 
 def write(results: dict, out: Path) -> list[Path]:
     return report.write_texts(out, report.json_and(gpu_report.markdown(results), results))
+
+
+def run_cases(
+    step: str, cases: list[gpu_smoke.Case], processes: int, asked: argparse.Namespace, results: dict, budget: Budget,
+    place: Callable, told: Callable,
+) -> None:  # fmt: skip
+    """The cases of a step that are not there yet, several at once, as long as there is time to begin one."""
+    there = {found["case"] for found in results[step]}
+    cases = [case for case in cases if case.name not in there]
+    total = len(cases) + len(there)
+
+    def done(found: dict) -> None:
+        results[step].append(found)
+        told(f"{step}: {found['case']}", len(results[step]), total)
+        if "reason" in found:
+            print(f"{step}: {found['case']}: {found['reason']}")
+        write(results, asked.out)
+
+    late = gpu_smoke.run(
+        cases, processes, lambda: place(gpu_smoke.Smoke, asked.device), lambda: budget.left(step), CASE_LIMIT, done
+    )
+    if late:
+        results["cut"].append(f"{late} cases of {step}")
 
 
 def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None) -> None:
@@ -116,8 +143,10 @@ def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chi
     pool = None
     if gpu is not None:
         pool = ProcessPoolExecutor(max(1, cores // 2), mp_context=multiprocessing.get_context("spawn"))
-        kinds = [gpu_rows.arithmetic_of(dtype) for dtype in asked.dtype] if "rows" in asked.steps else []
-        pending = [pool.submit(warm, gpu, kind, w) for kind in kinds for w in asked.workloads]
+        rows = {"first", "rows"} & set(asked.steps)
+        kinds = [gpu_rows.arithmetic_of(dtype) for dtype in asked.dtype] if rows else []
+        first = sorted(asked.workloads, key=lambda w: w.family not in gpu_rows.FIRST)
+        pending = [pool.submit(warm, gpu, kind, w) for kind in kinds for w in first]
         plan = gpu_experiments.planned(asked.quick) if "experiments" in asked.steps else []
         pending += [pool.submit(warm_experiment, gpu, schedule, size) for _, schedule, size in plan]
     if results["tests"] is None or results["tests"]["unfinished"]:
@@ -132,20 +161,24 @@ def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chi
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run_rows(asked: argparse.Namespace, results: dict, budget: Budget, measuring, told: Callable) -> None:
-    """The rows that are not there yet, as long as there is time to begin one."""
-    plan = gpu_rows.ordered(asked.workloads, asked.dtype, asked.modes)
+def run_rows(
+    step: str, plan: list, providers: list[str], asked: argparse.Namespace, results: dict, budget: Budget, measuring,
+    told: Callable,
+) -> None:  # fmt: skip
+    """The rows of a plan that are not there yet, as long as there is time to begin one."""
     there = {(row["workload"], row["dtype"], row["mode"]) for row in results["rows"]}
-    results["planned"] = len(plan)
+    new = 0
     for done, (w, dtype, mode) in enumerate(plan):
         if (w.name, dtype, mode) in there:
             continue
         told(f"{w.name}, {dtype}, {mode}", done, len(plan))
-        if budget.left("rows") < 0:
-            results["cut"].append(f"{len(plan) - len(results['rows'])} rows")
+        if budget.left(step) < 0:
+            missing = [row for row in plan if (row[0].name, *row[1:]) not in there]
+            results["cut"].append(f"{len(missing) - new} rows of {step}")
             break
+        new += 1
         try:
-            row = measuring.ask(min(LIMIT, budget.left("rows") + GRACE), "row", w, dtype, mode)
+            row = measuring.ask(min(LIMIT, budget.left(step) + GRACE), "row", w, dtype, mode, providers)
             print(tables.line(row))
         except RuntimeError as error:  # a row that cannot be checked, as one without memory, costs itself only
             row = {**gpu_rows.head(w, dtype, mode, 1), "providers": {}, "reason": str(error)}
@@ -181,7 +214,7 @@ def run_experiments(
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     names = [name for name, provider in PROVIDERS.items() if "cuda" in provider.devices]
     p = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    p.add_argument("--minutes", type=float, default=10.0, help="when nothing new is begun any more (default: 10)")
+    p.add_argument("--minutes", type=float, default=8.0, help="when nothing new is begun any more (default: 8)")
     p.add_argument("--steps", type=listed(list(SHARES)), default=list(SHARES), help=f"of {', '.join(SHARES)}")
     p.add_argument("--only", type=listed(), default=[], help="names or shell patterns of GPU workloads")
     p.add_argument("--dtype", type=listed(list(gpu_rows.DTYPES)), default=list(gpu_rows.DTYPES))
@@ -205,6 +238,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     if asked.quick:
         asked.seconds = min(asked.seconds, 0.01)
         asked.workloads = [replace(w, device=asked.device, **TINY | {"T": min(w.T, 3)}) for w in asked.workloads]
+    asked.cases = gpu_smoke.planned(schedules.NAMES)
+    if asked.quick:  # on the CPU a forced schedule says nothing: it is Triton's
+        asked.cases = [case._replace(T=3, B=2, H=8) for case in asked.cases[:3] if case.schedule == "resident"]
     if asked.out is None:
         chip = re.sub(r"^(nvidia|amd)-", "", re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))
         asked.out = RESULTS / f"gpu-{chip}"
@@ -231,8 +267,10 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
         print(f"python -m benchmarks.gpu: --resume: {error}", file=sys.stderr)
         return 2
     budget, gpu, ended = Budget(60 * asked.minutes, asked.steps), figures(asked.device), False
-    how = (asked.device, asked.providers, gpu, asked.seconds, 3 if asked.quick else 5)
-    measuring = (gpu_rows.Here if timer else gpu_rows.Apart)(*how, asked.timer)
+    place = gpu_rows.Here if timer else gpu_rows.Apart
+    measuring = place(gpu_rows.Measuring, asked.device, gpu, asked.seconds, 3 if asked.quick else 5, asked.timer)
+    plan = gpu_rows.ordered(asked.workloads, asked.dtype, asked.modes)
+    results["planned"], several = len(plan), max(1, (os.cpu_count() or 1) - 2)
     try:
         write(results, asked.out)
         with progress() as bar:
@@ -241,14 +279,21 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
             def told(what: str, done: int, total: int) -> None:
                 bar.update(task, description=what, completed=done, total=total)
 
+            if "smoke" in asked.steps:
+                run_cases("smoke", asked.cases, several, asked, results, budget, place, told)
             if "tests" in asked.steps:
                 told("tests, and compiling ahead", 0, 1)
                 run_tests(asked, results, budget, gpu)
                 write(results, asked.out)
-            if "rows" in asked.steps:
-                run_rows(asked, results, budget, measuring, told)
+            if "races" in asked.steps:
+                run_cases("races", gpu_smoke.races(asked.quick), 2, asked, results, budget, place, told)
+            if "first" in asked.steps:
+                wanted = [name for name in gpu_rows.FIRST_PROVIDERS if name in asked.providers]
+                run_rows("first", gpu_rows.first(plan), wanted, asked, results, budget, measuring, told)
             if "experiments" in asked.steps:
                 run_experiments(asked, results, budget, measuring, told, gpu)
+            if "rows" in asked.steps:
+                run_rows("rows", plan, asked.providers, asked, results, budget, measuring, told)
         ended = True
     except KeyboardInterrupt:
         print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
@@ -260,7 +305,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
         print(f"{'reached' if r.good else 'missed '}  {r.target}: {r.value}")
     tests = results["tests"] or {}
     bad = [p for row in results["rows"] for p in row["providers"].values() if p.get("red")]
-    bad += [row for row in results["rows"] if "reason" in row]
+    bad += [found for name in ("smoke", "races", "rows") for found in results[name] if "reason" in found]
     return 0 if ended and not bad and not any(tests.get(k) for k in ("failures", "errors", "unfinished")) else 1
 
 

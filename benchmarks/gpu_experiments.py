@@ -1,5 +1,5 @@
-"""Experiments on a GPU: each schedule forced at several batch sizes, what a step costs as a sequence grows, and whether
-a call can be recorded in a CUDA graph.
+"""Experiments on a GPU: the barrier alone, each schedule forced at several batch sizes, what a step costs as a sequence
+grows, and whether a call can be recorded in a CUDA graph.
 
 T time, B batch, H hidden. One layer of an LSTM, inference, in bfloat16. Each size is measured by itself, so that what
 is there when the time is over can be used.
@@ -24,11 +24,12 @@ ROUNDS = 5
 
 
 class Size(NamedTuple):
-    H: int
+    H: int  # of a barrier, the programs that wait for each other
     B: int
     T: int
 
 
+BARRIER = [Size(programs, 1, 2000) for programs in (16, 32, 64, 128)]
 CROSSOVER = [Size(H, B, 256) for H in (512, 1024, 256) for B in (1, 16, 32, 64, 128)]
 CAPTURE = [Size(64, 16, 32), Size(512, 16, 32)]
 SCALING = [Size(H, B, T) for H, B in ((64, 16), (512, 16), (1024, 1)) for T in (128, 512, 2048)]
@@ -36,10 +37,14 @@ SCALING = [Size(H, B, T) for H, B in ((64, 16), (512, 16), (1024, 1)) for T in (
 
 def planned(quick: bool) -> list[tuple[str, str, Size]]:
     """What is measured, with which schedule, at which size; with ``quick`` tiny sizes, to see that it works."""
-    found = {"capture": CAPTURE, "crossover": CROSSOVER, "scaling": SCALING}
+    barriers, found = BARRIER, {"capture": CAPTURE, "crossover": CROSSOVER, "scaling": SCALING}
     if quick:
         found = {"capture": [Size(8, 2, 3)], "crossover": [Size(8, 2, 3)], "scaling": [Size(8, 2, 3), Size(8, 2, 6)]}
-    return [(purpose, name, size) for purpose, sizes in found.items() for size in sizes for name in schedules.NAMES]
+        barriers = BARRIER[:1]
+    plan = [("barrier", "cooperative", size) for size in barriers]
+    return plan + [
+        (purpose, name, size) for purpose, sizes in found.items() for size in sizes for name in schedules.NAMES
+    ]
 
 
 def call_of(size: Size, device: str) -> partial:
@@ -72,12 +77,24 @@ def captured(size: Size, device: str, timer: Timer) -> dict:
     return {"captured": torch.equal(y, expected)}
 
 
+def waited(size: Size, device: str, timer: Timer) -> dict:
+    """What a barrier costs by itself."""
+    if device == "cpu":
+        raise RuntimeError("a barrier between programs needs a GPU")
+    from benchmarks import gpu_barrier  # imports triton
+
+    return gpu_barrier.timed(size.H, size.T, timer, ROUNDS)
+
+
+KINDS = {"barrier": waited, "capture": captured, "crossover": timed, "scaling": timed}
+
+
 def measured(purpose: str, schedule: str, size: Size, device: str, timer: Timer) -> dict:
     """A result, or the reason why there is none."""
     result = {"purpose": purpose, "schedule": schedule, **size._asdict()}
     try:
         with schedules.force(schedule), torch.inference_mode():
-            return result | (captured if purpose == "capture" else timed)(size, device, timer)
+            return result | KINDS[purpose](size, device, timer)
     except RuntimeError as error:
         return result | {"reason": str(error).strip().splitlines()[0]}
 

@@ -19,6 +19,7 @@ from benchmarks.tables import (
     share_text,
 )
 from benchmarks.targets import without_threads
+from rnnkernels.triton import schedules
 
 TITLES = {"infer": "Forward", "train": "Forward and backward"}
 
@@ -29,6 +30,24 @@ def _tests(found: dict | None) -> str:
     text = f"{found['tests']} tests in {found['seconds']:.0f} s: {found['failures']} failed, {found['errors']} broke, "
     text += f"{found['skipped']} skipped, {found['unfinished']} did not end in time; exit codes {found['exit']}."
     return "\n".join([text, *(f"- {line}" for line in found["failed"])])
+
+
+def _cases(results: list[dict]) -> str:
+    """How many cases are right, the largest errors by dtype, and what is wrong."""
+    if not results:
+        return "Not run."
+    wrong = [found for found in results if "reason" in found]
+    refused = [found for found in results if "refused" in found]
+    right = [found for found in results if "error" in found and "reason" not in found]
+    worst: dict[str, dict] = {}
+    for found in right:
+        dtype = found["case"].split()[2]
+        if found["error"] >= worst.get(dtype, {"error": -1.0})["error"]:
+            worst[dtype] = found
+    lines = [f"{len(right)} right, {len(wrong)} wrong, {len(refused)} that a forced schedule cannot run.", ""]
+    lines += [f"- {f['case']}: {f['reason']}" for f in wrong]
+    lines += [f"- largest error in {dtype}: {f['error']:.1e}, {f['of']} of {f['case']}" for dtype, f in worst.items()]
+    return "\n".join(lines)
 
 
 def _number(result: dict, name: str) -> str:
@@ -61,9 +80,12 @@ def _rows(rows: list[dict]) -> str:
 
 def _experiments(results: list[dict], lines: list[dict]) -> str:
     parts = []
+    barriers = [[str(r["H"]), _number(r, "us_per_step")] for r in results if r["purpose"] == "barrier"]
+    if barriers:
+        parts.append(markdown_table(["programs", "barrier alone, µs a step"], barriers))
     found = crossovers(results)
     if found:
-        names = list(dict.fromkeys(result["schedule"] for result in results))
+        names = list(schedules.NAMES)
         rows = [[str(r["H"]), str(r["B"]), *(_number(r, name) for name in names), r["fastest"]] for r in found]
         parts.append(markdown_table(["H", "B", *(f"{name}, µs a step" for name in names), "fastest"], rows))
     if lines:
@@ -108,9 +130,17 @@ other, so a small share need not mean that much is left to gain. The model adds 
 
 {results["done"]} of {results["planned"]} rows. Out of time: {", ".join(results["cut"]) or "nothing"}.
 
+## Every cell, schedule and dtype against float64
+
+{_cases(results["smoke"])}
+
 ## Tests
 
 {_tests(results["tests"])}
+
+## The same bits every time
+
+{_cases(results["races"])}
 
 ## Targets
 

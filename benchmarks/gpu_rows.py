@@ -24,6 +24,9 @@ from benchmarks.workloads import Workload
 
 MODES = ("train", "infer")
 DTYPES = ("bfloat16", "float32", "float16")
+# The rows that are wanted most: by our own and torch's layers only, in two dtypes.
+FIRST = ("flashrnn", "rl-bench", "legged", "unmix", "rnnt-decode")
+FIRST_DTYPES, FIRST_PROVIDERS = ("bfloat16", "float32"), ("rnnkernels", "torch")
 
 
 def ordered(workloads: list[Workload], dtypes: Iterable[str], modes: Iterable[str]) -> list[tuple[Workload, str, str]]:
@@ -33,6 +36,12 @@ def ordered(workloads: list[Workload], dtypes: Iterable[str], modes: Iterable[st
     """
     rows = [(w, dtype, mode) for dtype in dtypes for mode in modes for w in workloads]
     return sorted(rows, key=lambda row: row[0].T == 1)
+
+
+def first(rows: list[tuple[Workload, str, str]]) -> list[tuple[Workload, str, str]]:
+    """Those of the rows that are wanted most, by workload in the order of FIRST."""
+    wanted = [row for row in rows if row[0].family in FIRST and row[1] in FIRST_DTYPES]
+    return sorted(wanted, key=lambda row: FIRST.index(row[0].family))
 
 
 def arithmetic_of(dtype: str) -> str:
@@ -73,13 +82,13 @@ def measured(
 class Measuring:
     """Measures what it is asked for; lives in a process of its own (`Apart`), or in this one (`Here`)."""
 
-    def __init__(self, device: str, providers: list[str], gpu: Gpu | None, seconds: float, rounds: int, timer: Timer):
+    def __init__(self, device: str, gpu: Gpu | None, seconds: float, rounds: int, timer: Timer):
         self.device, self.timer = device, timer
-        self.how = (providers, gpu, seconds, rounds, timer)
+        self.how = (gpu, seconds, rounds, timer)
 
-    def row(self, w: Workload, dtype: str, mode: str) -> dict:
+    def row(self, w: Workload, dtype: str, mode: str, providers: list[str]) -> dict:
         try:
-            return measured(w, dtype, mode, *self.how)
+            return measured(w, dtype, mode, providers, *self.how)
         finally:
             gc.collect()
             if self.device == "cuda":
@@ -90,14 +99,14 @@ class Measuring:
 
 
 class Here:
-    """Asked in this process. Raises RuntimeError with what was raised, as a worker does."""
+    """An object asked in this process. Raises RuntimeError with what was raised, as a worker does."""
 
-    def __init__(self, *arguments) -> None:
-        self.measuring = Measuring(*arguments)
+    def __init__(self, make, *arguments) -> None:
+        self.target = make(*arguments)
 
     def ask(self, limit: float, method: str, *given):
         try:
-            return getattr(self.measuring, method)(*given)
+            return getattr(self.target, method)(*given)
         except Exception as error:
             raise RuntimeError(said(error)) from error
 
@@ -106,14 +115,15 @@ class Here:
 
 
 class Apart:
-    """Asked in a process of its own, which is started again when it was lost or its GPU context may be broken."""
+    """An object asked in a process of its own, which is started again when it was lost or its GPU context may be
+    broken."""
 
-    def __init__(self, *arguments) -> None:
-        self.arguments, self.worker = arguments, None
+    def __init__(self, make, *arguments) -> None:
+        self.make, self.arguments, self.worker = make, arguments, None
 
     def ask(self, limit: float, method: str, *given):
         if self.worker is None:
-            self.worker = Worker(machine.cores(os.cpu_count() or 1), Measuring, *self.arguments)
+            self.worker = Worker(machine.cores(os.cpu_count() or 1), self.make, *self.arguments)
         self.worker.limit = limit
         try:
             answer = self.worker.ask(method, *given)

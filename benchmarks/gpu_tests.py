@@ -18,13 +18,15 @@ from benchmarks.machine import ROOT
 TESTS = ROOT / "tests" / "test_gpu.py"
 # Without the plugins that are installed, and the options that are for them: they take seconds to load.
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=")
+RACES = "every_time"  # part of the names of tests that are a step of their own in benchmarks.gpu
 ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
+TRACE = 3000  # characters of each failure's traceback that are kept
 COUNTS = ("tests", "failures", "errors", "skipped")
 
 
 def collected(path: Path, limit: float) -> list[str]:
     """The tests in a file; none where it skips itself."""
-    command = [*PYTEST, "--collect-only", str(path)]
+    command = [*PYTEST, "--collect-only", "-k", f"not {RACES}", str(path)]
     env = {**os.environ, **ENVIRONMENT}
     said = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=limit).stdout
     prefix = f"{path.name}::"
@@ -40,6 +42,11 @@ def summary(path: Path) -> dict:
         for case in suite.iter("testcase")
         for bad in (*case.findall("failure"), *case.findall("error"))
     ]
+    found["traces"] = [
+        f"{case.get('name')}:\n{(bad.text or '')[-TRACE:]}"
+        for case in suite.iter("testcase")
+        for bad in (*case.findall("failure"), *case.findall("error"))
+    ]
     return found
 
 
@@ -52,7 +59,7 @@ def run(seconds: float, processes: int, path: Path | None = None) -> dict:
     except subprocess.TimeoutExpired:
         names = []  # the file as a whole, and what is left of the time for it
     parts = [names[n::processes] for n in range(min(processes, len(names)))] or [[str(path)]]
-    total: dict = {**dict.fromkeys(COUNTS, 0), "failed": [], "exit": [], "unfinished": 0}
+    total: dict = {**dict.fromkeys(COUNTS, 0), "failed": [], "traces": [], "exit": [], "unfinished": 0}
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"{n}.xml" for n in range(len(parts))]
         running = [
@@ -73,5 +80,5 @@ def run(seconds: float, processes: int, path: Path | None = None) -> dict:
                 total["unfinished"] += len(part)
                 continue
             found = summary(file)
-            total = total | {name: total[name] + found[name] for name in (*COUNTS, "failed")}
+            total = total | {name: total[name] + found[name] for name in (*COUNTS, "failed", "traces")}
     return total | {"seconds": time.monotonic() - start}

@@ -12,6 +12,7 @@ from common import assert_close
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
+from benchmarks import gpu_smoke
 from rnnkernels.triton import schedules
 
 DEVICE = "cuda"
@@ -141,23 +142,6 @@ def test_options_equal_the_cpu_in_float64(kind, options, dtype, H):
         assert_close(name, actual[name].cpu(), value)
 
 
-RACES = [("resident", 64), ("cooperative", 64), ("cooperative", 512), ("stepwise", 256)]
-
-
-@pytest.mark.parametrize("schedule, H", RACES)
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_the_same_bits_every_time(kind, schedule, H):
-    """2,000 steps, 20 times: a race between programs or warps would show."""
-    torch.manual_seed(0)
-    module = getattr(rnnkernels, kind)(16, H).to(DEVICE, torch.bfloat16)
-    x = torch.randn(2000, 32, 16).to(torch.bfloat16)
-    with schedules.force(schedule):
-        first = run(module, x)
-        for _ in range(19):
-            again = run(module, x)
-            assert all(torch.equal(first[name], again[name]) for name in first)
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in compiling
 def test_compiles_and_matches_eager():
     module = rnnkernels.LSTM(16, 64).to(DEVICE)
@@ -199,3 +183,10 @@ def test_within_a_graph_of_the_caller(schedule):
         x.copy_(torch.randn_like(x))
         graph.replay()
         assert torch.equal(y, module(x)[0])
+
+
+@pytest.mark.parametrize("case", gpu_smoke.races(quick=False), ids=lambda case: case.name)
+def test_the_same_bits_every_time(case):
+    """2,000 steps, 20 times: a race between programs or warps would show."""
+    found = gpu_smoke.Smoke(DEVICE).run(case)
+    assert "reason" not in found, found

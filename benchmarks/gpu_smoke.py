@@ -1,0 +1,252 @@
+"""The first step on a GPU: every cell on every schedule in every dtype, forward and backward, against float64; and the
+last: whether long calls give the same bits every time.
+
+T time, B batch, I input, H hidden. Each case is asked of a process of its own kind (`gpu_rows.Apart`), several at once,
+for most of the time is compilation: a kernel that hangs, faults or compiles for minutes costs its own case.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import FLOOR, errors, faults
+from benchmarks.worker import said
+
+DTYPES = {
+    "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "fp64": torch.float64,
+}  # fmt: skip
+REFUSED = "is forced but cannot run this layer"  # what schedules.choose says then
+TF32 = 3e-3  # of the largest value: ten bits of the operands, as in float16
+INPUT = 24
+SIZES = {"resident": 61, "cooperative": 200, "stepwise": 100}  # hidden units, with a remainder for every tile
+
+
+class Case(NamedTuple):
+    """A layer, and what it is called with."""
+
+    kind: str  # a class of rnnkernels
+    schedule: str
+    dtype: str  # of DTYPES
+    H: int
+    T: int = 33
+    B: int = 19
+    options: tuple[tuple[str, Any], ...] = ()  # of the class
+    call: tuple[str, ...] = ()  # of "lengths", "reset", "hx"
+    repeats: int = 0  # compared with itself so many times, and not with float64
+
+    @property
+    def name(self) -> str:
+        options = "".join(f", {k}={v}" for k, v in self.options) + "".join(f", {word}" for word in self.call)
+        again = f", {self.repeats} times" if self.repeats else ""
+        return f"{self.kind} {self.schedule} {self.dtype} T{self.T} B{self.B} H{self.H}{options}{again}"
+
+
+CELLS = [
+    ("LSTM", ()), ("GRU", ()), ("RNN", ()), ("GRU", (("reset_after", False),)), ("RNN", (("nonlinearity", "relu"),)),
+]  # fmt: skip
+VARIANTS: list[tuple[str, tuple, tuple]] = [
+    ("LSTM", (("bidirectional", True),), ("lengths", "hx")),
+    ("GRU", (("bidirectional", True), ("num_layers", 2)), ("lengths",)),
+    ("LSTM", (), ("reset", "hx")),
+    ("GRU", (), ("reset",)),
+    ("LSTM", (("proj_size", 16),), ("lengths",)),
+    ("LSTM", (("layer_norm", True),), ()),
+    ("GRU", (("layer_norm", True),), ("lengths",)),
+    ("GRU", (("reset_after", False), ("layer_norm", True)), ()),
+    ("LSTM", (("zoneout", 0.2),), ()),
+    ("LSTM", (("activation", "relu"), ("recurrent_activation", "hard_sigmoid")), ()),
+    ("GRU", (("bias", False),), ()),
+]
+EDGES = [
+    Case("LSTM", "cooperative", "bf16", 640, B=33), Case("GRU", "cooperative", "bf16", 768, B=16),
+    Case("LSTM", "cooperative", "bf16", 1024, B=16), Case("LSTM", "cooperative", "fp32", 512, B=16),
+    Case("LSTM", "cooperative", "tf32", 512, B=16), Case("GRU", "cooperative", "fp16", 1000, B=3),
+    Case("LSTM", "stepwise", "bf16", 640, B=130), Case("GRU", "stepwise", "bf16", 512, B=200),
+    Case("LSTM", "resident", "bf16", 128, B=65), Case("LSTM", "resident", "bf16", 18, T=1, B=1),
+    Case("LSTM", "cooperative", "bf16", 256, T=1, B=1), Case("GRU", "stepwise", "fp32", 640, T=1, B=1),
+]  # fmt: skip
+
+
+def magnifies(case: Case) -> bool:
+    """Whether rounding grows with the steps: a norm of nearly nothing, or a gradient on either side of a kink."""
+    return any(name == "layer_norm" or value == "relu" for name, value in case.options)
+
+
+def planned(schedules: tuple[str, ...]) -> list[Case]:
+    """Cells in all dtypes first, then variants in two, then sizes at the edges of the tables."""
+    found = [
+        Case(kind, schedule, dtype, SIZES[schedule], options=options)
+        for dtype in DTYPES
+        for (kind, options), schedule in itertools.product(CELLS, schedules)
+    ]
+    found += [
+        Case(kind, schedule, dtype, SIZES[schedule], options=options, call=call)
+        for (kind, options, call), schedule, dtype in itertools.product(VARIANTS, schedules, ("bf16", "fp32"))
+    ]
+    found = [case._replace(T=7) if magnifies(case) else case for case in found]
+    return found + [case for case in EDGES if case.schedule in schedules]
+
+
+def races(quick: bool) -> list[Case]:
+    """Programs and warps that race show it sooner or later: 2,000 steps, 20 times, the same bits."""
+    T, times = (5, 2) if quick else (2000, 20)
+    sizes = [("cooperative", 64), ("cooperative", 512), ("cooperative", 1024), ("resident", 64), ("stepwise", 256)]
+    return [
+        Case(kind, schedule, "bf16", 8 if quick else H, T, 16 if H == 1024 else 32, repeats=times)
+        for schedule, H in sizes
+        for kind in ("LSTM", "GRU")
+    ]
+
+
+def results(module: torch.nn.Module, x: Tensor, dy: Tensor, states: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs without and with gradients, final states, and the gradients of input, states and parameters by name."""
+    device, dtype = next(module.parameters()).device, next(module.parameters()).dtype
+    put = {"device": device, "dtype": dtype}
+    x, dy = x.to(**put).requires_grad_(), dy.to(**put)
+    states = [s.to(**put).requires_grad_() for s in states]
+    hx = None if not states else states[0] if len(states) == 1 else tuple(states)
+    given = {name: tensor.to(device) for name, tensor in given.items()}
+    with torch.no_grad():
+        inferred = module(x, hx, **given)[0]
+    y, last = module(x, hx, **given)
+    last = last if isinstance(last, tuple) else (last,)
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    leaves = (x, *states, *parameters)
+    gradients = torch.autograd.grad((y * dy).sum() + sum(s.sum() for s in last), leaves)
+    names = ("x", *(f"hx[{n}]" for n in range(len(states))), *names)
+    found = {"y without gradients": inferred, "y": y, **{f"last[{n}]": s for n, s in enumerate(last)}}
+    return found | {f"d{name}": g for name, g in zip(names, gradients, strict=True)}
+
+
+def poison(device: str) -> None:
+    """Leave NaN in the memory that comes next, so that nothing is right because it was zero before."""
+    if device == "cuda":
+        for elements in (1 << 14, 1 << 17, 1 << 22, 1 << 25):
+            blocks = [torch.full((elements,), torch.nan, device=device) for _ in range(4)]
+            del blocks
+
+
+class Smoke:
+    """Runs cases; lives in a process of its own."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        torch.set_num_threads(1)
+
+    def run(self, case: Case) -> dict:
+        """{"seconds", "error", "of"}; with a "reason" if it is wrong, or "refused" if the schedule cannot run it."""
+        start = time.perf_counter()
+        precision = "tf32" if case.dtype == "tf32" else "ieee"
+        torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
+        try:
+            found = self.same(case) if case.repeats else self.right(case)
+        except Exception as error:
+            text = said(error)
+            found = {"refused": text} if REFUSED in text else {"reason": text, "trace": traceback.format_exc()[-2000:]}
+        return {"case": case.name, **found, "seconds": time.perf_counter() - start}
+
+    def _module(self, case: Case):
+        import rnnkernels
+
+        torch.manual_seed(0)
+        module = getattr(rnnkernels, case.kind)(INPUT, case.H, **dict(case.options)).to(DTYPES[case.dtype]).eval()
+        if DTYPES[case.dtype].itemsize == 2:  # larger weights make the recurrence chaotic: it magnifies rounding
+            for parameter in module.parameters():
+                parameter.data *= 0.25 if parameter.dim() > 1 else 1.0
+        random = torch.Generator().manual_seed(1)
+        D, width = 1 + module.bidirectional, module.proj_size or case.H
+        draw = lambda *shape: torch.randn(shape, generator=random).to(DTYPES[case.dtype])  # noqa: E731
+        x, dy = draw(case.T, case.B, INPUT), draw(case.T, case.B, D * width)
+        states, given = [], {}
+        if "hx" in case.call:
+            shapes = [(width,), (case.H,)][: 2 if case.kind == "LSTM" else 1]
+            states = [draw(D * module.num_layers, case.B, *shape) for shape in shapes]
+        if "lengths" in case.call:
+            given["lengths"] = torch.randint(0, case.T + 1, (case.B,), generator=random)
+        if "reset" in case.call:
+            given["reset"] = torch.rand(case.T, case.B, generator=random) < 0.1
+        return module, x, dy, states, given
+
+    def right(self, case: Case) -> dict:
+        """Its errors against the same module in float64 on the CPU."""
+        from rnnkernels.triton import schedules
+
+        module, *rest = self._module(case)
+        expected = results(copy.deepcopy(module).double(), *rest)
+        poison(self.device)
+        with schedules.force(case.schedule):
+            actual = results(module.to(self.device), *rest)
+        found = errors({name: tensor.cpu() for name, tensor in actual.items()}, expected)
+        floor = {"bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}.get(case.dtype, "float32")
+        known = dict.fromkeys(found, TF32 / 2) if case.dtype == "tf32" else {}
+        worst = max(found, key=lambda name: found[name] if found[name] == found[name] else float("inf"))
+        fault = faults(found, known, floor)
+        return {"error": found[worst], "of": worst} | ({"reason": fault} if fault else {})
+
+    def same(self, case: Case) -> dict:
+        """Whether so many calls give the bits of the first, outputs and gradients."""
+        from rnnkernels.triton import schedules
+
+        module, *rest = self._module(case)
+        module = module.to(self.device)
+        with schedules.force(case.schedule):
+            first = results(module, *rest)
+            for n in range(case.repeats):
+                again = results(module, *rest)
+                other = [name for name in first if not torch.equal(first[name], again[name])]
+                if other:
+                    return {"reason": f"other bits of {', '.join(other)} in call {n + 2}"}
+        return {"error": 0.0, "of": "no bit"}
+
+
+def run(
+    cases: list[Case], processes: int, make: Callable[[], Any], left: Callable[[], float], limit: float,
+    done: Callable[[dict], None],
+) -> int:  # fmt: skip
+    """Ask the cases of so many processes that ``make`` makes; those for which no time is left are counted.
+
+    Args:
+        make: an ``Apart`` or ``Here``.
+        left: seconds until when a case may begin.
+        limit: seconds that a case may take.
+        done: is told of every case; from one thread at a time.
+    """
+    waiting: queue.SimpleQueue = queue.SimpleQueue()
+    for case in cases:
+        waiting.put(case)
+    lock = threading.Lock()
+
+    def serve() -> None:
+        process = make()
+        try:
+            while left() > 0:
+                try:
+                    case = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                start = time.perf_counter()
+                try:
+                    found = process.ask(limit, "run", case)
+                except RuntimeError as error:  # it hung, or its process ended
+                    found = {"case": case.name, "reason": str(error), "seconds": time.perf_counter() - start}
+                with lock:
+                    done(found)
+        finally:
+            process.close()
+
+    threads = [threading.Thread(target=serve) for _ in range(min(processes, len(cases)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return waiting.qsize()
