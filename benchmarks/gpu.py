@@ -1,8 +1,8 @@
 """Everything that is to be known of a GPU, in eight minutes: `python -m benchmarks.gpu`.
 
 Facts of the machine; every cell, schedule and dtype once; the tests that need a GPU; races; the workloads that are
-wanted most against torch (cuDNN); the barrier alone, and schedules forced at several sizes; all other workloads, against
-TorchRL and FlashRNN too; and the targets. Written to benchmarks/results/gpu-<chip>.json and .md after each item; a run
+wanted most against torch (cuDNN); the barrier alone, and schedules forced at several sizes; all other workloads,
+against TorchRL and FlashRNN too; the targets. Written to benchmarks/results/gpu-<chip>.json and .md after each item; a run
 that is stopped, or out of time, goes on with `--resume`. The rows are like those of `benchmarks.run`, which takes a
 process for each provider, and hours.
 """

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from benchmarks.measure import FLOOR, errors, faults
+from benchmarks.measure import errors, faults
 from benchmarks.worker import said
 
 DTYPES = {

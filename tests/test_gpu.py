@@ -135,8 +135,8 @@ def test_options_equal_the_cpu_in_float64(kind, options, dtype, H):
     """Layer norm and a second product, with rows of different lengths, on whatever schedule is chosen."""
     torch.manual_seed(0)
     module = getattr(rnnkernels, kind)(24, H, bidirectional=True, **options).to(DTYPES[dtype])
-    reference, lengths = copy.deepcopy(module).double(), [20, 1, 7, 12, 20]
-    x = torch.randn(20, len(lengths), 24).to(DTYPES[dtype])
+    reference, lengths = copy.deepcopy(module).double(), [6, 1, 4, 3, 6]
+    x = torch.randn(6, len(lengths), 24).to(DTYPES[dtype])
     actual = run(module.to(DEVICE), x, lengths)
     for name, value in run(reference, x, lengths).items():
         assert_close(name, actual[name].cpu(), value)
