@@ -27,6 +27,7 @@ DTYPES = {
 }  # fmt: skip
 REFUSED = "is forced but cannot run this layer"  # what schedules.choose says then
 TF32 = 3e-3  # of the largest value: ten bits of the operands, as in float16
+NORMED = 5e-2  # bfloat16 with layer norms, which magnify rounding: changes of the last digit make as much
 INPUT = 24
 SIZES = {"resident": 61, "cooperative": 200, "stepwise": 100}  # hidden units, with a remainder for every tile
 
@@ -77,13 +78,17 @@ EDGES = [
 ]  # fmt: skip
 
 
-def magnifies(case: Case) -> bool:
-    """Whether rounding grows with the steps: a norm of nearly nothing, or a gradient on either side of a kink."""
-    return any(name == "layer_norm" or value == "relu" for name, value in case.options)
+def has(case: Case, option: str) -> bool:
+    """Whether a layer has an option, by its name or its value."""
+    return any(option in (name, value) for name, value in case.options)
 
 
 def planned(schedules: tuple[str, ...]) -> list[Case]:
-    """Cells in all dtypes first, then variants in two, then sizes at the edges of the tables."""
+    """Cells in all dtypes first, then variants in two, then sizes at the edges of the tables.
+
+    Not relu with rounded operands: on either side of its kink gradients have nothing in common. Few steps with layer
+    norms, where errors grow with the steps.
+    """
     found = [
         Case(kind, schedule, dtype, SIZES[schedule], options=options)
         for dtype in DTYPES
@@ -93,7 +98,8 @@ def planned(schedules: tuple[str, ...]) -> list[Case]:
         Case(kind, schedule, dtype, SIZES[schedule], options=options, call=call)
         for (kind, options, call), schedule, dtype in itertools.product(VARIANTS, schedules, ("bf16", "fp32"))
     ]
-    found = [case._replace(T=7) if magnifies(case) else case for case in found]
+    found = [case for case in found if case.dtype in ("fp32", "fp64") or not has(case, "relu")]
+    found = [case._replace(T=7) if has(case, "layer_norm") else case for case in found]
     return found + [case for case in EDGES if case.schedule in schedules]
 
 
@@ -188,7 +194,8 @@ class Smoke:
             actual = results(module.to(self.device), *rest)
         found = errors({name: tensor.cpu() for name, tensor in actual.items()}, expected)
         floor = {"bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}.get(case.dtype, "float32")
-        known = dict.fromkeys(found, TF32 / 2) if case.dtype == "tf32" else {}
+        rounding = TF32 if case.dtype == "tf32" else NORMED if case.dtype == "bf16" and has(case, "layer_norm") else 0.0
+        known = dict.fromkeys(found, rounding / 2)
         worst = max(found, key=lambda name: found[name] if found[name] == found[name] else float("inf"))
         fault = faults(found, known, floor)
         return {"error": found[worst], "of": worst} | ({"reason": fault} if fault else {})

@@ -138,8 +138,9 @@ def test_options_equal_the_cpu_in_float64(kind, options, dtype, H):
     reference, lengths = copy.deepcopy(module).double(), [6, 1, 4, 3, 6]
     x = torch.randn(6, len(lengths), 24).to(DTYPES[dtype])
     actual = run(module.to(DEVICE), x, lengths)
+    tolerance = gpu_smoke.NORMED if dtype == "bf16" and "layer_norm" in options else None
     for name, value in run(reference, x, lengths).items():
-        assert_close(name, actual[name].cpu(), value)
+        assert_close(name, actual[name].cpu(), value, tolerance)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, in compiling

@@ -10,7 +10,7 @@ step 0, which only the initial state needs, is left to the launcher.
 import triton
 import triton.language as tl
 
-from .dots import arrive, gradient_cooperative, gradient_streamed, kept_weights, product_resident, wait
+from .dots import arrive, gradient_cooperative, gradient_streamed, kept_weights, product_resident, rounded, wait
 from .forward import PLAIN
 from .norms import add_parts, back_sums, load_gains, load_moments, store_parts, unnormed
 from .stages import entering, load_keep, masked, resets_at, unzoned
@@ -75,7 +75,7 @@ def scan_backward(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
     w += d * (G * H * K)
-    weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE)
+    weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE, PRECISION)
     if COOPERATIVE:
         counters += d * tl.num_programs(0) + tl.program_id(0)
     if EMIT_NORM:
@@ -247,7 +247,7 @@ def scan_backward(
         if RESIDENT:
             dh = tl.zeros((BH, BB), ACC) if keep is not None else earlier[0]
             for g in tl.static_range(N):
-                part = later_reads[g].to(w.dtype.element_ty)
+                part = rounded(later_reads[g].to(w.dtype.element_ty), PRECISION)
                 dh = tl.dot(weights[g], part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
             earlier = replaced(earlier, 0, earlier[0] + masked(dh, keep) if keep is not None else dh, S)
         if zone is not None and (OUTPUT_NORM or PHASE < 2):

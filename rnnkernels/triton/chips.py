@@ -1,6 +1,5 @@
 """What the chooser of schedules has to know of a GPU."""
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -19,13 +18,23 @@ class Chip(NamedTuple):
 A100 = Chip("no GPU here, as for an A100", "cuda", 80, 166_912, 108)
 
 
-@functools.lru_cache
+_found: dict[torch.device, Chip] = {}
+
+
+@torch.compiler.assume_constant_result  # so that Dynamo asks for it once, and looks no further
 def chip_of(device):
     """The chip of a torch device; figures of an A100 where there is no GPU (the interpreter, offline compilation)."""
     if device.type != "cuda":
         return A100
-    found = torch.cuda.get_device_properties(device)
+    if device not in _found:
+        _found[device] = described(torch.cuda.get_device_properties(device))
+    return _found[device]
+
+
+def described(properties):
+    """The chip that CUDA's or HIP's properties of a device describe."""
     if torch.version.hip:
-        return Chip(found.name, "hip", 0, 65_536, found.multi_processor_count)
-    capability = 10 * found.major + found.minor
-    return Chip(found.name, "cuda", capability, found.shared_memory_per_block_optin, found.multi_processor_count)
+        return Chip(properties.name, "hip", 0, 65_536, properties.multi_processor_count)
+    capability = 10 * properties.major + properties.minor
+    shared = properties.shared_memory_per_block_optin
+    return Chip(properties.name, "cuda", capability, shared, properties.multi_processor_count)

@@ -9,18 +9,35 @@ Letters as in forward.py. A product gives one tile (units, batch) per gate going
                tensor cores take 16 rows at a time, and the units the second, 8 at a time.
 """
 
+import os
+
 import triton
 import triton.language as tl
 
 from .norms import unnormed
 from .tiles import load_weights
 
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+@triton.jit
+def rounded(tile, PRECISION: tl.constexpr):
+    """A factor of a product as the matrix units take it. Of a float32 they would cut off all but tf32's ten bits: errors
+    of one sign, which sums of gradients collect. So it is rounded to the nearest, a tie away from zero."""
+    if PRECISION != "tf32" or INTERPRETED:  # the interpreter's products are exact
+        return tile
+    else:
+        bits = tl.inline_asm_elementwise(
+            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [tile], dtype=tl.int32, is_pure=True, pack=1
+        )
+        return bits.to(tl.float32, bitcast=True)
+
 
 @triton.jit
 def product_resident(weights, h, G: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
     """For every gate: weights[g] @ h."""
     r = ()
-    h = h.to(weights[0].dtype)
+    h = rounded(h.to(weights[0].dtype), PRECISION)
     for g in tl.static_range(G):
         r = r + (tl.dot(weights[g], h, input_precision=PRECISION, out_dtype=ACC),)
     return r
@@ -38,10 +55,10 @@ def product_streamed(
     for start in tl.range(0, K, BK, num_stages=STAGES):
         k = start + tl.arange(0, BK)
         inside = in_batch if K % BK == 0 else in_batch & (k[:, None] < K)
-        part = tl.load(vector + k[:, None], mask=inside, other=0.0)
+        part = rounded(tl.load(vector + k[:, None], mask=inside, other=0.0), PRECISION)
         longer = ()
         for g in tl.static_range(G):
-            tile = load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK)
+            tile = rounded(load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK), PRECISION)
             longer = longer + (tl.dot(tile, part, acc=r[g], input_precision=PRECISION, out_dtype=ACC),)
         r = longer
     return r
@@ -68,23 +85,24 @@ def gradient_streamed(
                 gain = tl.load(norm[1] + (g * K + k[:, None]), mask=k[:, None] < K, other=0.0).to(ACC)
                 through = unnormed(part.to(ACC), raw, gain, norm[2], norm[3], norm[4], norm[5], len(READS) * K)
                 part = tl.where(inside, through, 0.0).to(w.dtype.element_ty)
-            tile = load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK)
-            dh = tl.dot(tile, part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
+            tile = rounded(load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK), PRECISION)
+            dh = tl.dot(tile, rounded(part, PRECISION), acc=dh, input_precision=PRECISION, out_dtype=ACC)
     return dh
 
 
 @triton.jit
 def kept_weights(
     w, j, N: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
-    SPLIT: tl.constexpr, SCHEDULE: tl.constexpr,
+    SPLIT: tl.constexpr, SCHEDULE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The weights (N, H, K) of a program's units, as it keeps them for the sequence; none where they are streamed."""
     weights = ()
     for g in tl.static_range(N):
         if SCHEDULE == "resident":
-            weights = weights + (load_weights(w + g * H * K, j, tl.arange(0, BK)[None, :], H, K, BH, BK),)
+            tile = load_weights(w + g * H * K, j, tl.arange(0, BK)[None, :], H, K, BH, BK)
+            weights = weights + (rounded(tile, PRECISION),)
         elif SCHEDULE == "cooperative":
-            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT),)
+            weights = weights + (load_pieces(w + g * H * K, tl.program_id(1) * BH, H, K, BH, PIECES, SPLIT, PRECISION),)
     return weights
 
 
@@ -96,7 +114,8 @@ def along_width(START: tl.constexpr, WIDTH: tl.constexpr, SPLIT: tl.constexpr):
 
 @triton.jit
 def load_pieces(
-    w, first, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, PIECES: tl.constexpr, SPLIT: tl.constexpr
+    w, first, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, PIECES: tl.constexpr, SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One gate's weights of the units from ``first`` on: a tile (SPLIT, width, BH) per piece."""
     tiles = ()
@@ -105,9 +124,10 @@ def load_pieces(
         k = tl.trans(along_width(PIECES[n][0], PIECES[n][1], SPLIT), 0, 2, 1)
         at = w + j * K + k
         if H % BH == 0 and PIECES[n][0] + SPLIT * PIECES[n][1] <= K:
-            tiles = tiles + (tl.load(at),)
+            tile = tl.load(at)
         else:
-            tiles = tiles + (tl.load(at, mask=(j < H) & (k < K), other=0.0),)
+            tile = tl.load(at, mask=(j < H) & (k < K), other=0.0)
+        tiles = tiles + (rounded(tile, PRECISION),)
     return tiles
 
 
@@ -121,7 +141,8 @@ def product_cooperative(
     for n in tl.static_range(len(PIECES)):
         k = along_width(PIECES[n][0], PIECES[n][1], SPLIT)
         inside = in_batch if PIECES[n][0] + SPLIT * PIECES[n][1] <= K else in_batch & (k < K)
-        parts = parts + (tl.load(vector + k, mask=inside, other=0.0, cache_modifier=".cg"),)
+        part = tl.load(vector + k, mask=inside, other=0.0, cache_modifier=".cg")
+        parts = parts + (rounded(part, PRECISION),)
     r = ()
     for g in tl.static_range(G):
         part = tl.zeros((SPLIT, BB, BH), ACC)
@@ -143,7 +164,7 @@ def gradient_cooperative(
         inside = in_batch if PIECES[n][0] + SPLIT * PIECES[n][1] <= K else in_batch & (k < K)
         for g in tl.static_range(len(READS)):
             part = tl.load(rows + (READS[g] * K + k), mask=inside, other=0.0, cache_modifier=".cg")
-            dh = tl.dot(part, weights[g][n], acc=dh, input_precision=PRECISION, out_dtype=ACC)
+            dh = tl.dot(rounded(part, PRECISION), weights[g][n], acc=dh, input_precision=PRECISION, out_dtype=ACC)
     return over_parts((dh,), 1)[0]
 
 

@@ -84,7 +84,7 @@ def scan_forward(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
     w += d * (G * H * K)
-    weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE)
+    weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE, PRECISION)
     if COOPERATIVE:
         counters += d * tl.num_programs(0) + tl.program_id(0)
     if bias is not None:

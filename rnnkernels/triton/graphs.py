@@ -37,6 +37,8 @@ _lock = threading.Lock()
 
 def run(function, launches, *arguments):
     """``function(*arguments)``, which launches kernels and allocates its results; arguments are trees of tensors."""
+    if launches == 1:  # nothing to save, and looking through the arguments costs as much as a launch
+        return function(*arguments)
     leaves = list(leaves_of(arguments))
     device = next(leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor))
     if not worth_it(leaves, device, launches):
@@ -59,7 +61,7 @@ def worth_it(leaves, device, launches):
     """Whether a call with so many launches is worth a graph here."""
     return (
         on_gpu(device)
-        and 1 < launches <= MOST_LAUNCHES
+        and launches <= MOST_LAUNCHES
         and size_of(leaves) <= MOST_BYTES_A_LAUNCH * launches
         and os.environ.get(ENVIRONMENT_VARIABLE) != "0"
         and not torch.cuda.is_current_stream_capturing()

@@ -6,7 +6,6 @@ passes.py with the tiles that schedules.py chooses, in the precision of torch's 
 """
 
 import functools
-import importlib.util
 import os
 from contextlib import nullcontext
 
@@ -22,7 +21,7 @@ STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_pro
 
 def unsupported(call):
     """The reason why this backend cannot run the call, or None."""
-    if importlib.util.find_spec("triton") is None:
+    if not backends.HAS_TRITON:
         return "triton is not installed"
     if call.device.type != "cuda" and not (call.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"it runs on GPUs, and the input is on {call.device} (TRITON_INTERPRET=1 would interpret it)"
@@ -84,7 +83,8 @@ def on_device(function):
     @functools.wraps(function)
     def run(*args):
         x = next(a for a in args if isinstance(a, torch.Tensor))
-        with torch.no_grad(), torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        elsewhere = x.is_cuda and x.device.index != torch.cuda.current_device()
+        with torch.no_grad(), torch.cuda.device(x.device) if elsewhere else nullcontext():
             return function(*args)
 
     return run
@@ -103,7 +103,7 @@ def layer(*arguments):
         tiles = problem.tiles(backward=False)
         y, last, gates, cells = graphs.run(
             passes.forward, problem.launches(tiles, backward=False), problem.recurrent(), tiles,
-            products.project_inputs(problem), bool(save),
+            products.project_inputs(products.aligned(problem)), bool(save),
         )  # fmt: skip
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
@@ -115,12 +115,13 @@ def layer_backward(dy, dlast, dcells, *arguments):
 
     *call, y, saved, needs = arguments
     problem = problem_of(*call)
-    problem = problem._replace(x=zero_past(problem.x, problem.lengths))  # else what lies there meets gradients of zero
     cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call[3], problem.reset_states
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
                  zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip
         return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
+    # What lies past the lengths would meet gradients of zero.
+    problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths)))
     gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
     tiles = problem.tiles(backward=True)
     normed = norm_products.normed_of(problem, y, gates, cells) if problem.norm else None

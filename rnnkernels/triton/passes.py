@@ -8,6 +8,7 @@ step, with a cell of its own that has no input; the output and the first state a
 makes more launches of each step (``Problem.phases``).
 """
 
+import operator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,9 +51,19 @@ class Loop(NamedTuple):
     grid: tuple
     arguments: dict
     options: dict
+    launched: list
+    """The states of the launch before and, once two in a row had the same, the compiled kernel with all arguments."""
 
-    def __call__(self, begin, end, **arguments):
-        self.kernel[self.grid](begin=begin, end=end, **self.arguments, **arguments, **self.options)
+    def __call__(self, begin, end, states):
+        """Launch with the ``states`` that are read and written, by name. A launch with those of the one before goes
+        past Triton's search for the kernel, which takes several times as long as the launch."""
+        given = self.arguments | states | {"begin": begin, "end": end}
+        if self.launched and all(map(operator.is_, self.launched[0].values(), states.values())):
+            compiled = self.launched[1]
+            compiled[self.grid](*(given[name] for name in self.kernel.arg_names))
+            return
+        compiled = self.kernel[self.grid](**given, **self.options)
+        self.launched[:] = (states, compiled) if compiled is not None else ()  # None: interpreted
 
 
 def loop_of(problem, kernel, function, cell, tiles, units, width, states, **arguments):
@@ -76,7 +87,7 @@ def loop_of(problem, kernel, function, cell, tiles, units, width, states, **argu
     options = dict(num_warps=tiles.warps, launch_cooperative_grid=cooperative)
     if tiles.registers is not None:
         options["maxnreg"] = tiles.registers
-    return Loop(kernel, grid, arguments, options)
+    return Loop(kernel, grid, arguments, options, [])
 
 
 def carried(problem, first, last, launches, names=("s_in", "s_out")):
@@ -98,7 +109,7 @@ def walk(spans, *turns):
     """Launch loops over each span of steps, one after the other; each with its ``carried`` states."""
     for launch, (begin, end) in enumerate(spans):
         for loop, states in turns:
-            loop(begin, end, **states[launch])
+            loop(begin, end, states[launch])
 
 
 def inside(problem, tiles):

@@ -1,6 +1,6 @@
 """One layer call: its sizes, settings and stages, and its weights by kind.
 
-Letters: T time, B batch, D directions, X input groups, G gates, H hidden, P output of a step.
+Letters: T time, B batch, D directions, X input groups, G gates, I input, H hidden, P output of a step.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ class Problem(NamedTuple):
     T: int
     B: int
     D: int
+    I: int  # noqa: E741 - the letter that the whole library uses
     H: int
     P: int
     reverse: list[bool]
@@ -127,7 +128,7 @@ def problem_of(
     w_hr = rest.pop(0) if project else []
     ln_x, ln_h, *ln_c = rest if layer_norm else ([], [])
     return Problem(
-        kinds, x, [s.contiguous() for s in states], x.size(-3), x.size(-2), D, w_hh[0].size(0) // kinds.gates,
+        kinds, x, [s.contiguous() for s in states], x.size(-3), x.size(-2), D, x.size(-1), w_hh[0].size(0) // kinds.gates,
         w_hh[0].size(1), [bool(r) for r in reverse], activation or "tanh", recurrent_activation or "sigmoid",
         x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, w_hr,
         None if lengths is None else lengths.to(x.device).clamp(max=x.size(-3)),

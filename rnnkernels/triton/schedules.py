@@ -7,6 +7,7 @@
                the hidden units and stream the weights through shared memory.
 """
 
+import functools
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -116,8 +117,9 @@ def resident(kind, cell, H, chip, backward, norm=False):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
         rows, warps, registers = limit.BB, limit.warps, limit.registers if cell.first else None
         if norm:  # more tiles at a time, and registers that the compiler would rather spill than take
-            rows, warps = 8, max(warps, 4) if size > 16 else warps
-            registers = 255 if cell.first or warps <= 4 else None
+            wide = kind == "tf32" and size > 32  # and what rounds the operands
+            rows, warps = 8, max(warps, 8 if wide else 4) if size > 16 else warps
+            registers = 255 if cell.first or warps <= 4 or wide else None
         tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)
         if shared_bytes(kind, gates, reads, tiles) <= chip.shared:
             return tiles
@@ -202,23 +204,28 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=Fal
         RuntimeError: if a schedule is forced that cannot run it.
     """
     kind = arithmetic(dtype, precision(dtype, chip))
+    return _choose(kind, cell, B, D, H, K, project, chip, backward, T == 1, norm, _forced)
+
+
+@functools.lru_cache(4096)
+def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, forced):
     ways = {}
     if project:
         ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
     else:
         ways["resident"] = resident(kind, cell, H, chip, backward, norm)
         ways["cooperative"] = cooperative(kind, cell.gates, B, D, H, K, chip, backward)
-        if T == 1 and _forced is None and isinstance(ways["cooperative"], Tiles):
+        if single and forced is None and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"
         if norm:
             ways["cooperative"] = "a layer norm is over units of other programs"
-    if _forced in ways:
-        if isinstance(ways[_forced], str):
-            raise RuntimeError(f"the schedule {_forced!r} is forced but cannot run this layer: {ways[_forced]}")
-        return ways[_forced]._replace(reason="forced")
-    if _forced is None:
+    if forced in ways:
+        if isinstance(ways[forced], str):
+            raise RuntimeError(f"the schedule {forced!r} is forced but cannot run this layer: {ways[forced]}")
+        return ways[forced]._replace(reason="forced")
+    if forced is None:
         fitting = next((tiles for tiles in ways.values() if isinstance(tiles, Tiles)), None)
         if fitting is not None:
             return fitting
-    reason = "forced" if _forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
+    reason = "forced" if forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
     return stepwise(kind, cell.gates, B, D, H, K, chip, reason, norm)

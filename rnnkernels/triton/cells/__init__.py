@@ -47,6 +47,10 @@ class Cell(NamedTuple):
     output: Any = None
     """``output(gates, cells, activation)``: h before a projection, from what is kept; None: no projection."""
 
+    def __hash__(self):
+        """Of its numbers only: the hash of a jit function is that of its source."""
+        return hash((self.gates, self.states, self.kept, self.planes, self.recurrent, self.new, self.old))
+
     @property
     def reads(self):
         """The planes that the product of the step before reads: all of ``recurrent``, but for that of the second."""
