@@ -2,8 +2,8 @@
 
 Facts of the machine; every cell, schedule and dtype once; the tests that need a GPU; races; the workloads that are
 wanted most against torch (cuDNN); the barrier alone, and schedules forced at several sizes; all other workloads,
-against TorchRL and FlashRNN too; the targets. Written to benchmarks/results/gpu-<chip>.json and .md after each item; a run
-that is stopped, or out of time, goes on with `--resume`. The rows are like those of `benchmarks.run`, which takes a
+against TorchRL and FlashRNN too; the targets. Written to benchmarks/results/gpu-<chip>.json and .md after each item; a
+run that is stopped, or out of time, goes on with `--resume`. The rows are like those of `benchmarks.run`, which takes a
 process for each provider, and hours.
 """
 
@@ -133,7 +133,7 @@ def run_cases(
         cases, processes, lambda: place(gpu_smoke.Smoke, asked.device), lambda: budget.left(step), CASE_LIMIT, done
     )
     if late:
-        results["cut"].append(f"{late} cases of {step}")
+        results["cut"].append(f"{late} cases of the step {step}")
 
 
 def run_tests(asked: argparse.Namespace, results: dict, budget: Budget, gpu: chips.Gpu | None) -> None:
@@ -174,7 +174,7 @@ def run_rows(
         told(f"{w.name}, {dtype}, {mode}", done, len(plan))
         if budget.left(step) < 0:
             missing = [row for row in plan if (row[0].name, *row[1:]) not in there]
-            results["cut"].append(f"{len(missing) - new} rows of {step}")
+            results["cut"].append(f"{len(missing) - new} rows of the step {step}")
             break
         new += 1
         try:

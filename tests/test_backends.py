@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -265,3 +266,23 @@ def test_the_command_line_names_the_instruction_set_in_use():
     assert sets[-1] == "baseline"
     done = python("-m", "rnnkernels", RNNKERNELS_ISA="baseline")
     assert "baseline (in use)" in done.stdout and "RNNKERNELS_ISA" in done.stdout, done.stderr
+
+
+def test_the_choice_for_a_gpu_is_made_under_compile(monkeypatch):
+    """Dynamo follows the choice of a backend; the properties of a GPU are asked for once, and are constants then."""
+    chips = pytest.importorskip("rnnkernels.triton.chips")
+    launch = pytest.importorskip("rnnkernels.triton.launch")
+    properties = SimpleNamespace(
+        name="H200", major=9, minor=0, shared_memory_per_block_optin=232_448, multi_processor_count=132
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(chips, "_found", {})
+    monkeypatch.setattr(backends, "HAS_TRITON", True)
+
+    def runs(x, device):
+        call = backends.Call("lstm", device, x.dtype, x.size(0), 2, 3, 4, 4, 1, False, frozenset())
+        return x + (launch.unsupported(call) is None)
+
+    compiled = torch.compile(runs, fullgraph=True, backend="eager", dynamic=True)
+    for T in (3, 5):
+        assert compiled(torch.zeros(T), torch.device("cuda", 0)).tolist() == [1.0] * T

@@ -7,7 +7,7 @@ import pytest
 import torch
 from common import refused
 
-from benchmarks import gpu, gpu_experiments, gpu_rows, gpu_tests, measure
+from benchmarks import gpu, gpu_experiments, gpu_rows, gpu_smoke, gpu_tests, measure
 from benchmarks.measure import wall_time
 from benchmarks.providers import PROVIDERS, Provider
 
@@ -65,7 +65,7 @@ def test_all_is_measured_in_a_process_of_its_own_unless_a_timer_is_given(tmp_pat
 def test_a_run_out_of_time_says_so_and_is_resumed(tmp_path, capsys):
     arguments = ["--only", "amp,camels", "--dtype", "bfloat16", "--steps", "rows", "--mode", "infer"]
     status, results, text = benchmark(tmp_path, *arguments, "--minutes", "0")
-    assert results["rows"] == [] and results["cut"] == ["2 rows"] and "Out of time: 2 rows" in text
+    assert results["rows"] == [] and results["cut"] == ["2 rows of the step rows"] and "Out of time: 2 rows" in text
     status, results, _ = benchmark(tmp_path, *arguments, "--only", "amp")
     assert status == 0 and [row["workload"] for row in results["rows"]] == ["amp"]
     first = results["rows"][0]
@@ -121,14 +121,14 @@ def test_an_experiment_that_hangs_costs_itself(tmp_path, monkeypatch):
     whole = gpu_rows.Here.ask
 
     def ask(self, limit, method, *given):
-        if method == "experiment" and given[1] == "cooperative":
+        if method == "experiment" and given[:2] != ("barrier", "cooperative") and given[1] == "cooperative":
             raise RuntimeError("no answer in 150 s")
         return whole(self, limit, method, *given)
 
     monkeypatch.setattr(gpu_rows.Here, "ask", ask)
     status, results, text = benchmark(tmp_path, "--steps", "experiments")
     assert {"resident", "stepwise"} == {line["schedule"] for line in results["lines"]}
-    assert "- cooperative, H 8, B 2: no answer in 150 s" in text and len(results["experiments"]) == 12
+    assert "- cooperative, H 8, B 2: no answer in 150 s" in text and len(results["experiments"]) == 13
     assert status == 0
 
 
@@ -138,6 +138,28 @@ def test_where_there_is_no_gpu_the_tests_skip_themselves(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_tests, "TESTS", path)
     status, results, text = benchmark(tmp_path, "--steps", "tests")
     assert status == 0 and results["tests"]["exit"] == [5] and "1 tests in" in text
+
+
+def test_every_case_is_tried_once_and_what_failed_again(tmp_path, monkeypatch):
+    whole = gpu_smoke.results
+    broken = ["GRU"]
+
+    def results(module, *given):
+        if type(module).__name__ in broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return whole(module, *given)
+
+    monkeypatch.setattr(gpu_smoke, "results", results)
+    cases = [gpu_smoke.Case(kind, "resident", "fp32", 8, T=3, B=2) for kind in ("LSTM", "GRU", "RNN")]
+    monkeypatch.setattr(gpu_smoke, "planned", lambda schedules: cases)
+    status, found, text = benchmark(tmp_path, "--steps", "smoke")
+    assert status == 1 and len(found["smoke"]) == 3 and "2 right, 1 wrong" in text
+    bad = next(f for f in found["smoke"] if "reason" in f)
+    assert bad["case"].startswith("GRU") and "illegal memory" in bad["reason"] and "Traceback" in bad["trace"]
+    broken.clear()
+    status, found, text = benchmark(tmp_path, "--steps", "smoke,races", "--resume")
+    assert status == 0 and len(found["smoke"]) == 3 and "3 right, 0 wrong" in text
+    assert len(found["races"]) == 10 and all(f["error"] == 0 for f in found["races"])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import needs_compiler  # noqa: F401
 import pytest
 
-from benchmarks import dry, gpu, gpu_experiments, gpu_rows, gpu_tests
+from benchmarks import dry, gpu, gpu_experiments, gpu_rows, gpu_smoke, gpu_tests
 from benchmarks.chips import GPUS
 from benchmarks.measure import Subject, event_time, wall_time
 from benchmarks.providers import PROVIDERS
@@ -28,15 +28,35 @@ def hangs(run, calls):
 
 def test_a_process_that_ends_or_hangs_costs_one_answer():
     for timer, limit, word in ((dies, 60, "status 7"), (hangs, 8, "no answer in 8 s")):
-        apart = gpu_rows.Apart("cpu", ["torch"], None, 0.0, 3, timer)
+        apart = gpu_rows.Apart(gpu_rows.Measuring, "cpu", None, 0.0, 3, timer)
         with pytest.raises(RuntimeError, match=word):
-            apart.ask(limit, "row", SMALL, "float32", "infer")
+            apart.ask(limit, "row", SMALL, "float32", "infer", ["torch"])
         assert apart.worker is None
-    apart = gpu_rows.Apart("cpu", ["torch"], None, 0.0, 3, wall_time)
-    assert apart.ask(60, "row", SMALL, "float32", "infer")["providers"]["torch"]["seconds"] > 0
+    apart = gpu_rows.Apart(gpu_rows.Measuring, "cpu", None, 0.0, 3, wall_time)
+    assert apart.ask(60, "row", SMALL, "float32", "infer", ["torch"])["providers"]["torch"]["seconds"] > 0
     assert apart.worker is not None
     apart.close()
     assert apart.worker is None
+
+
+class Fragile:
+    """Runs cases that are words."""
+
+    def run(self, case):
+        if case.H == 1:
+            os._exit(7)
+        if case.H == 2:
+            time.sleep(600)
+        return {"case": case.name, "error": 0.0, "of": "y", "seconds": 0.0}
+
+
+def test_a_case_that_ends_its_process_or_hangs_costs_itself():
+    cases, found = [gpu_smoke.Case("LSTM", "resident", "bf16", H) for H in (1, 3, 2, 4)], []
+    late = gpu_smoke.run(cases, 2, lambda: gpu_rows.Apart(Fragile), lambda: 1.0, 8, found.append)
+    by_size = dict(zip((1, 2, 3, 4), sorted(found, key=lambda f: f["case"]), strict=True))
+    assert late == 0 and "status 7" in by_size[1]["reason"] and "no answer in 8 s" in by_size[2]["reason"]
+    assert by_size[3]["error"] == by_size[4]["error"] == 0
+    assert gpu_smoke.run(cases, 2, lambda: gpu_rows.Apart(Fragile), lambda: 0.0, 8, found.append) == 4
 
 
 def test_after_an_error_of_cuda_the_process_is_not_used_again():
@@ -58,9 +78,11 @@ def test_an_explanation_that_breaks_does_not_cost_what_was_measured(monkeypatch)
 def test_what_a_step_leaves_of_its_time_goes_to_the_next():
     now = [100.0]
     budget = gpu.Budget(600, ["tests", "rows", "experiments"], lambda: now[0])
-    assert budget.left("tests") == pytest.approx(210) and budget.left("experiments") == pytest.approx(600)
+    shares = [gpu.SHARES[step] for step in ("tests", "rows", "experiments")]
+    assert budget.left("tests") == pytest.approx(600 * shares[0] / sum(shares))
+    assert budget.left("experiments") == pytest.approx(600) and sum(gpu.SHARES.values()) == pytest.approx(1)
     now[0] += 60
-    assert budget.left("tests") == pytest.approx(150) and budget.left("rows") == pytest.approx(450)
+    assert budget.left("rows") == pytest.approx(600 * (1 - shares[2] / sum(shares)) - 60)
     only = gpu.Budget(600, ["rows"], lambda: now[0])
     assert only.left("rows") == pytest.approx(600)
 
@@ -174,7 +196,7 @@ def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
     asked = gpu.parse(["--device", "cpu", "--quick", "--out", "x", "--only", "rl-bench", "--dtype", "bfloat16"])
     results = {"tests": None}
     gpu.run_tests(asked, results, gpu.Budget(600, asked.steps), GPUS["H200"])
-    assert 0 < results["tests"]["given"] <= 210
+    assert 0 < results["tests"]["given"] <= 600 * (gpu.SHARES["smoke"] + gpu.SHARES["tests"])
     assert [cell for cell, _ in compiled[:4]] == ["gru", "gru", "lstm", "lstm"]
     named = {name for _, names in compiled[4:] for name in names}
     assert named == set(gpu_experiments.schedules.NAMES)

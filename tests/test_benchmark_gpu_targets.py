@@ -76,4 +76,4 @@ def test_lines_and_crossovers_of_the_experiments():
     ]
     text = gpu_report._experiments(results[:3] + seen, [waited])
     assert "CUDA graph, the same bits" in text and "**other bits**" in text
-    assert "| 512 | 16 | 3.00 | 2.00 | resident |" in text and "| stepwise | 512 | 16 | 20.00 | 3.50 |" in text
+    assert "| 512 | 16 | 2.00 |  | 3.00 | resident |" in text and "| stepwise | 512 | 16 | 20.00 | 3.50 |" in text

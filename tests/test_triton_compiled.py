@@ -230,7 +230,19 @@ def test_chooser_reads_little_and_uses_many_processors():
     assert (long.BH, long.BB) == (64, 32)  # the smallest would fill the chip, and read the weights six times
     assert (large.schedule, large.BH, large.BB) == ("stepwise", 64, 32)
     assert (small.schedule, small.BH, small.BB) == ("stepwise", 32, 16)
-    assert [tiles(B, 256)[1:3] for B in (16, 128, 256)] == [(8, 16), (16, 16), (16, 32)]
+    assert [tiles(B, 256)[:3] for B in (16, 64)] == [("cooperative", 8, 16)] * 2
+    assert [tiles(B, 1024).schedule for B in (16, 32, 64)] == ["cooperative", "cooperative", "stepwise"]
+
+
+def test_chooser_goes_by_what_was_measured():
+    """Forward a launch per step is faster than 16 units a program, where products are short; backward it is not."""
+    chip, cell = ARCHS["sm_90"].chip, CELLS["lstm"]
+    for B, tile in ((128, (16, 16)), (256, (16, 32))):
+        forward, backward = (
+            schedules.choose(torch.bfloat16, cell, B, 1, 256, 256, False, chip, back) for back in (False, True)
+        )
+        assert forward.schedule == "stepwise"
+        assert (backward.schedule, backward.BH, backward.BB) == ("cooperative", *tile)
 
 
 def test_chooser_says_why_not():

@@ -53,7 +53,7 @@ def test_another_shape_or_setting_is_another_graph(recorded, other):
 
 
 def test_what_is_not_worth_a_graph(recorded, monkeypatch):
-    large = torch.ones(1 + graphs.MOST_BYTES_A_LAUNCH // 4)
+    large = torch.ones(graphs.MOST_BYTES_A_LAUNCH // 4)  # with the results more than two launches are worth
     for arguments in (dict(launches=1), dict(launches=graphs.MOST_LAUNCHES + 1), dict(x=large, launches=2)):
         for _ in range(3):
             call(**(dict(x=torch.ones(4)) | arguments))
@@ -69,7 +69,7 @@ def test_the_longest_unused_graph_goes_first(recorded):
     for n in range(1, graphs.MOST_GRAPHS + 3):
         call(torch.ones(n)), call(torch.ones(n))
         call(torch.ones(1))  # stays, because it is used
-    kept = [recording for recording in graphs._seen.values() if recording is not None]
+    kept = [recording for recording in graphs._seen.values() if isinstance(recording, graphs.Recording)]
     assert len(kept) == graphs.MOST_GRAPHS and fake_graphs.Event.waited == 2
     before = len(recorded)
     call(torch.ones(1))
@@ -81,5 +81,5 @@ def test_the_longest_unused_graph_goes_first(recorded):
 def test_graphs_hold_no_more_memory_than_their_share(recorded):
     for n in range(4):
         call(torch.ones(40_000 + n)), call(torch.ones(40_000 + n))
-    kept = [recording for recording in graphs._seen.values() if recording is not None]
+    kept = [recording for recording in graphs._seen.values() if isinstance(recording, graphs.Recording)]
     assert len(recorded) == 4 and 0 < sum(recording.bytes for recording in kept) <= fake_graphs.MEMORY

@@ -22,8 +22,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def rounded(tile, PRECISION: tl.constexpr):
-    """A factor of a product as the matrix units take it. Of a float32 they would cut off all but tf32's ten bits: errors
-    of one sign, which sums of gradients collect. So it is rounded to the nearest, a tie away from zero."""
+    """A factor of a product as the matrix units take it. Of a float32 they would cut off all but tf32's ten bits, with
+    errors of one sign, which sums of gradients collect. So it is rounded to the nearest, a tie away from zero."""
     if PRECISION != "tf32" or INTERPRETED:  # the interpreter's products are exact
         return tile
     else:

@@ -6,7 +6,6 @@ Letters: T time, B batch, D directions, X input groups, G gates, H hidden, I inp
 import torch
 import torch.nn.functional as F
 
-
 ALIGNED = 8  # elements of 16 bits: the loads of tensor-core kernels are of 16 bytes
 
 

@@ -153,7 +153,8 @@ def cooperative(kind, gates, B, D, H, K, chip, backward):
     """The tiles with which the programs of a chip keep everything together, or the reason why they cannot."""
     if chip.backend == "hip":
         return "programs that wait for each other are only proved on NVIDIA's memory model"
-    shares = [share for share in row(COOPERATIVE, kind, chip) if K <= (share.K_back if backward else share.K)]
+    rows = row(COOPERATIVE, kind, chip)
+    shares = [share for share in rows if (K <= share.K_back if backward else share.least <= K <= share.K)]
     found = f"in {kind} arithmetic a program has no registers for a product {K} wide"
     for share in shares:
         programs = -(-H // share.BH) * -(-B // share.BB) * D
