@@ -95,10 +95,13 @@ def check_heads(heads, hidden_size, project):
 
 
 def norm_parameters(cell, H):
-    """The parameters that ``layer_norm`` adds to a direction: their names, without suffix, and shapes."""
+    """The parameters that ``layer_norm`` adds to a direction: their names, without suffix, and shapes.
+
+    No name has "weight" in it: loops that initialise by name take what is so called for a matrix.
+    """
     rows = (CELLS[cell].gates * H,)
-    shapes = {"ln_x_weight": rows, "ln_h_weight": rows}
-    return shapes | {"ln_c_weight": (H,), "ln_c_bias": (H,)} if CELLS[cell].states > 1 else shapes
+    shapes = {"ln_x_gain": rows, "ln_h_gain": rows}
+    return shapes | {"ln_c_gain": (H,), "ln_c_bias": (H,)} if CELLS[cell].states > 1 else shapes
 
 
 def settings(cell, activation, options):
