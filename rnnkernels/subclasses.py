@@ -26,8 +26,10 @@ class NoOption:
     def __set_name__(self, owner, name):
         self.name = name
 
-    def __get__(self, module, owner=None):  # only where the instance's dict has none: nn.Module looks further then
-        raise AttributeError(f"{owner.__name__!r} object has no attribute {self.name!r}")
+    def __get__(self, module, owner=None):  # where the instance's dict has none
+        if module is None:
+            raise AttributeError(f"type object {owner.__name__!r} has no attribute {self.name!r}")
+        return module.__getattr__(self.name)  # a submodule, parameter or buffer, or an error
 
 
 def own_classes(own):
@@ -41,7 +43,8 @@ def obstacle(module, own, ours):
     for name in CALLED_BY_TORCH if issubclass(own, nn.RNNBase) else ():
         if any(name in vars(c) for c in theirs):
             return f"whose {name} rnnkernels would not call"
-    for name in {n for c in own_classes(ours) for n in vars(c)} - set(dir(nn.LSTM)) - OPTION_NAMES:
+    needed = {name for c in own_classes(ours) for name in vars(c)} - {*dir(nn.LSTM), *CALLED_BY_TORCH, *OPTION_NAMES}
+    for name in sorted(needed):
         if name in vars(module) or name in module._modules or any(name in vars(c) for c in theirs):
             return f"whose {name} rnnkernels would take for its own"
     return None
