@@ -79,6 +79,9 @@ class RNNCell(RecurrentCell, nn.RNNCell):
 
     _name = "RNNCell"
 
+    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class."""
         states = self._single_state(input, hx)
@@ -98,6 +101,9 @@ class GRUCell(RecurrentCell, nn.GRUCell):
 
     _name = "GRUCell"
 
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class."""
         return self._step("gru", None, input, self._single_state(input, hx))[0]
@@ -112,6 +118,9 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
     ``forward(input, hx=None)``: input (B, I) or (I,), hx a pair (h, c) of (B, H) or (H,), by default zeros; returns
     the pair after the step.
     """
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step; see the class."""

@@ -104,8 +104,8 @@ class QuantizedRecurrent(Leaf, nn.Module):
     def __prepare_scriptable__(self):
         """What ``torch.jit.script`` calls first."""
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels, which rnnkernels.revert does not turn "
-            "into torch.nn's: script the model that was quantised, after rnnkernels.revert(model)"
+            f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels, which rnnkernels.revert does not "
+            "turn into torch.nn's: script the model that was quantised, after rnnkernels.revert(model)"
         )
 
     def _layers(self, x, states, lengths=None, drop=None, reset=None, more=None):

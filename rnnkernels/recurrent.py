@@ -1,8 +1,9 @@
 """What ``RNN``, ``LSTM`` and ``GRU`` have in common: how a call becomes layers, and the parameters of the options.
 
-They derive from torch.nn's as well (tracers.py says how that goes with TorchDynamo). A plain layer holds no parameter or
-setting beyond what torch.nn's have, so that :func:`rnnkernels.convert` can turn one into the other in place. All read their parameters by name at every forward: parametrizations, weight norm, weight drop, tied weights
-and ``functional_call`` are seen at once. Letters: T time, B batch, D directions, H hidden, I input, L layers, N heads,
+They derive from torch.nn's as well; tracers.py says how that goes with TorchDynamo. A plain layer holds no parameter
+and no setting beyond what torch.nn's have, so that :func:`rnnkernels.convert` can turn one into the other in place. All
+read their parameters by name at every forward: parametrizations, weight norm, weight drop, tied weights and
+``functional_call`` are seen at once. Letters: T time, B batch, D directions, H hidden, I input, L layers, N heads,
 P projection.
 """
 
@@ -14,7 +15,7 @@ from . import stages
 from .checks import check_lengths, check_reset, refuse_nested
 from .functional import BOTH, FORWARD, layers
 from .options import Option, check_heads, norm_parameters, take_options
-from .tracers import Leaf, pass_dynamo
+from .tracers import LEAF, Leaf, pass_dynamo
 
 MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm", None), "GRU": ("gru", None)}
 
@@ -72,6 +73,7 @@ class Recurrent(Leaf, nn.RNNBase):
                 shape = (N, p.size(0) // N, H // N) if name.startswith("weight_hh") else p.shape
                 setattr(self, name, nn.Parameter(torch.empty(shape, dtype=p.dtype, device=device)))
             self.reset_parameters()
+        self.__module__ = LEAF
         if options is None:
             return
         self._options = options

@@ -1,4 +1,4 @@
-"""Users' subclasses of torch.nn's layers and cells with ours among their bases: what ``convert(subclasses=True)`` makes.
+"""Users' subclasses of torch.nn's layers and cells, with ours among their bases: ``convert(subclasses=True)``.
 
 ``class Mine(nn.LSTM)`` becomes ``class Mine(Mine, rnnkernels.LSTM)``. As ours derives from torch.nn's, Python's method
 resolution puts it after Mine and all of Mine's other bases, and right before nn.LSTM: ``super()`` finds ours.

@@ -26,16 +26,19 @@ class Leaf:
 
     __jit_ignored_attributes__ = ["__module__"]  # a traced module does not take it along
 
-    def __new__(cls, *args, **kwargs):
-        module = super().__new__(cls)
-        vars(module)["__module__"] = LEAF
-        return module
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.__module__ = LEAF
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.__module__ = LEAF  # a module pickled by an older version has none
 
     def __prepare_scriptable__(self):
         """What ``torch.jit.script`` calls first, of every module in a model."""
         raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels: call rnnkernels.revert(model) first, "
-            "which turns a model's recurrent modules back into torch.nn's"
+            f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels: call rnnkernels.revert(model) "
+            "first, which turns a model's recurrent modules back into torch.nn's"
         )
 
 

@@ -34,7 +34,9 @@ def example(name):
     return torch.randn(B, I) if name in CELLS else torch.randn(T, B, I)
 
 
-ALL = [(n, how) for n in (*LAYERS, *CELLS) for how in ("built", "options", "converted") if n in LAYERS or how != "options"]
+ALL = [
+    (n, how) for n in (*LAYERS, *CELLS) for how in ("built", "options", "converted") if n in LAYERS or how != "options"
+]
 
 
 @pytest.mark.parametrize("name, how", ALL)
@@ -162,6 +164,18 @@ def test_compiled(name):
         assert counter.frame_count == before + 1
 
 
+@pytest.mark.parametrize("name", ("GRU", "GRUCell"))
+def test_made_in_what_is_compiled(name):
+    torch._dynamo.reset()
+    x = example(name)
+    made = torch.compile(lambda x: nn.Sequential(getattr(rnnkernels, name)(I, H))(x), backend="eager")
+    torch.manual_seed(3)
+    actual = flat(made(x))
+    torch.manual_seed(3)
+    for a, e in zip(actual, flat(getattr(nn, name)(I, H)(x)), strict=True):
+        assert_close("made", a, e)
+
+
 def test_dynamo_refuses_torch_s_own_as_before():
     torch._dynamo.reset()
     model = nn.ModuleList([rnnkernels.LSTM(I, H), nn.LSTM(I, H)])
@@ -186,7 +200,9 @@ f = torch.compile(lambda x: m(x)[0], fullgraph=True, backend="eager")
 assert torch.allclose(f(x), m(x)[0]) and isinstance(m, torch.nn.GRU)
 assert not any(type(finder).__module__.startswith("rnnkernels") for finder in sys.meta_path)
 """
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    subprocess.run(
+        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
 
 
 class Net(nn.Module):

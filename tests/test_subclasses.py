@@ -47,7 +47,7 @@ class Deep(Mixed):
 class Gated(nn.GRU):
     def forward(self, x, hx=None):
         self.flatten_parameters()
-        return super(Gated, self).forward(input=x, hx=hx)
+        return super().forward(input=x, hx=hx)
 
 
 class Elman(nn.RNN):
