@@ -3,14 +3,13 @@
 Our layers and cells derive from torch.nn's, so that ``isinstance`` and ``issubclass`` hold for everyone, compiled code
 included, and ``super()`` in a user's class finds ours before torch.nn's. TorchDynamo alone must not see that: it
 refuses every instance of nn.RNN, nn.LSTM and nn.GRU (their op unrolls over time) unless ``config.allow_rnn`` is set,
-which would let torch.nn's own pass too. So ``VariableBuilder.wrap_module``, where torch 2.10 to 2.14 ask, runs with
+which would let torch.nn's own pass too. So ``VariableBuilder.wrap_module``, where torch asks (2.10 as 2.13), runs with
 that switch on for our layers only. A ``__class__`` property that answers Dynamo's frames differently would do without,
 but ``issubclass``, pickles, and ``isinstance(m, (A, B))`` in compiled code go by the true class. Where a future torch
 asks somewhere else, ``torch.compile(fullgraph=True)`` says so, in Dynamo's words.
 """
 
 import functools
-import importlib.util
 import sys
 
 BUILDER = "torch._dynamo.variables.builder"
@@ -52,7 +51,9 @@ def pass_dynamo(kind):
 
 def allow(kind, builder):
     """Wrap ``wrap_module``: what is of ``kind`` is built with ``allow_rnn``."""
-    original = builder.VariableBuilder.wrap_module
+    original = getattr(builder.VariableBuilder, "wrap_module", None)
+    if original is None or not hasattr(builder.config, "allow_rnn"):
+        return  # a torch that decides in another way: compiling ours either works or is refused, nothing else changes
 
     @functools.wraps(original)
     def wrap_module(self, value):
@@ -71,16 +72,18 @@ class WhenLoaded:
         self.then = then
 
     def find_spec(self, name, path=None, target=None):
-        """The spec of the other finders, with ``then`` behind its loader."""
+        """What the other finders find, with ``then`` behind its loader."""
         if name != BUILDER:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        run = spec.loader.exec_module
+        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
+        spec = next((spec for spec in others if spec is not None), None)
+        if spec is not None:
+            run = spec.loader.exec_module
 
-        def exec_module(module):
-            run(module)
-            self.then(module)
+            def exec_module(module):
+                run(module)
+                sys.meta_path.remove(self)
+                self.then(module)
 
-        spec.loader.exec_module = exec_module
+            spec.loader.exec_module = exec_module
         return spec
