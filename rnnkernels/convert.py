@@ -53,7 +53,7 @@ def convert(model: nn.Module, *, subclasses: bool = False) -> nn.Module:
         if new is None:
             left.append(f"{name or 'the model itself'} ({own.__name__}{f', {why}' if why else ''})")
         else:
-            change_class(module, own, new)
+            change_class(module, new)
             vars(module)["__module__"] = LEAF
     if left:
         hint = "" if subclasses else "; subclasses=True converts those that call super().forward"
@@ -89,7 +89,7 @@ def revert(model: nn.Module) -> nn.Module:
         if new is None:
             left.append(f"{name or 'the model itself'} ({own.__name__})")
         else:
-            change_class(module, own, new)
+            change_class(module, new)
             vars(module).pop("__module__", None)
     if left:
         warnings.warn(f"revert left subclasses alone: {', '.join(left)}", stacklevel=2)
@@ -101,8 +101,8 @@ def class_of(module):
     return type(module).__base__ if is_parametrized(module) else type(module)
 
 
-def change_class(module, old, new):
-    """Make ``new`` of a module's class ``old``, below its parametrizations where it has some."""
+def change_class(module, new):
+    """Make ``new`` the class of a module, below its parametrizations where it has some."""
     if is_parametrized(module):
         # parametrize gives each module a class of its own, with a property for every parametrized weight
         body = {key: v for key, v in vars(type(module)).items() if key not in ("__dict__", "__weakref__")}
