@@ -7,10 +7,11 @@ from torch import Tensor, nn
 
 from . import ops
 from .cells import CELLS
-from .checks import check_placement, check_weights
+from .checks import check_placement, check_weights, refuse_nested
+from .tracers import Leaf
 
 
-class RecurrentCell(nn.RNNCellBase):
+class RecurrentCell(Leaf, nn.RNNCellBase):
     """What the three have in common: one step from x (B, I) and the states (B, H), all of them checked."""
 
     def _step(self, cell, activation, input, hx):
@@ -42,8 +43,11 @@ class RecurrentCell(nn.RNNCellBase):
     def _single_state(self, input, hx):
         """``hx`` as a tuple of states, for the cells that have one; the number of dimensions is checked."""
         name = self._name
-        if input.dim() not in (1, 2):
-            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        dims = input.dim()
+        if input.is_nested:
+            refuse_nested(name)
+        if dims not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dims}D instead")
         if hx is None:
             return ()
         if hx.dim() not in (1, 2):
@@ -60,7 +64,7 @@ def raise_wrong_state(k, state, B, H):
     raise RuntimeError(f"Expected hidden{k} of shape {(B, H)}, got {tuple(state.shape)}")
 
 
-class RNNCell(RecurrentCell):
+class RNNCell(RecurrentCell, nn.RNNCell):
     """One step of an Elman network, ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``, a drop-in for ``torch.nn.RNNCell``.
 
     Args:
@@ -73,12 +77,10 @@ class RNNCell(RecurrentCell):
     ``forward(input, hx=None)``: input (B, I) or (I,), hx (B, H) or (H,), by default zeros; returns h' like hx.
     """
 
-    __constants__ = ["input_size", "hidden_size", "bias", "nonlinearity"]
     _name = "RNNCell"
 
     def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None):
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
-        self.nonlinearity = nonlinearity
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class."""
@@ -88,7 +90,7 @@ class RNNCell(RecurrentCell):
         return self._step("rnn", None if self.nonlinearity == "tanh" else "relu", input, states)[0]
 
 
-class GRUCell(RecurrentCell):
+class GRUCell(RecurrentCell, nn.GRUCell):
     """One step of a gated recurrent unit, a drop-in for ``torch.nn.GRUCell``; the equations are those of ``GRU``.
 
     Args:
@@ -100,14 +102,14 @@ class GRUCell(RecurrentCell):
     _name = "GRUCell"
 
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class."""
         return self._step("gru", None, input, self._single_state(input, hx))[0]
 
 
-class LSTMCell(RecurrentCell):
+class LSTMCell(RecurrentCell, nn.LSTMCell):
     """One step of a long short-term memory, a drop-in for ``torch.nn.LSTMCell``; the equations are those of ``LSTM``.
 
     Args:
@@ -118,12 +120,15 @@ class LSTMCell(RecurrentCell):
     """
 
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """One step; see the class."""
-        if input.dim() not in (1, 2):
-            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        dims = input.dim()
+        if input.is_nested:
+            refuse_nested("LSTMCell")
+        if dims not in (1, 2):
+            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dims}D instead")
         if hx is None:
             hx = ()
         else:

@@ -59,6 +59,14 @@ def check_sizes(x, states, num_layers, D, I, H, P, name="hidden"):  # noqa: E741
             raise RuntimeError(f"Expected {name} size {expected}, got {list(s.shape)}")
 
 
+def refuse_nested(who):
+    """Raise for a nested tensor, jagged or strided, and name what takes its place."""
+    raise TypeError(
+        f"{who} does not take nested tensors: pad the sequences with torch.nested.to_padded_tensor(input, 0.0) and, "
+        "with batch_first=True, give their lengths to a layer as lengths= (of a jagged one: input.offsets().diff())"
+    )
+
+
 def check_steps(x):
     """Whether there is a step at all."""
     if x.size(0) == 0:

@@ -15,6 +15,7 @@ from . import backends
 from .autograd import autocast_enabled
 from .cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell
 from .cells import CELLS
+from .checks import refuse_nested
 from .convert import TO_OURS
 from .functional import BOTH, FORWARD
 from .options import PLAIN, settings
@@ -97,6 +98,8 @@ def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, len
         else:
             hint = "for a model that holds some, call rnnkernels.convert(model) and explain its recurrent modules"
         raise TypeError(f"Expected an rnnkernels RNN, LSTM, GRU or one of their cells, but got {name}; {hint}")
+    if not isinstance(x, PackedSequence) and x.is_nested:
+        refuse_nested(type(module).__name__)
     if isinstance(module, RecurrentCell):
         calls = cell_calls(module, x, hx)
     else:

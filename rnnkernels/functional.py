@@ -11,7 +11,7 @@ from torch import Tensor
 
 from . import ops, stages
 from .cells import CELLS
-from .checks import check, check_lengths, check_reset
+from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import check_heads, norm_parameters, take_options
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
@@ -53,7 +53,7 @@ def rnn(
             layer; or a pair of that and of the states to restart from, like ``hx``. Not with ``bidirectional``.
         **options: ``recurrent_dropout``, ``zoneout``, ``layer_norm``, ``recompute`` and ``heads`` of
             :class:`rnnkernels.RNN`, with masks drawn where ``train``. With ``layer_norm`` every direction in ``params``
-            ends with ln_x_weight and ln_h_weight (H,); with N heads w_hh is (N, H/N, H/N).
+            ends with ln_x_gain and ln_h_gain (H,); with N heads w_hh is (N, H/N, H/N).
 
     Returns:
         ``output`` (T, B, D*H), or (B, T, D*H) with ``batch_first``, and ``h_n`` (L*D, B, H).
@@ -100,7 +100,7 @@ def lstm(
             b_ih (4*H,), b_hh (4*H,), and for an LSTM with projections w_hr (P, H).
         has_biases, num_layers, dropout, train, bidirectional, batch_first, lengths, reset: as for :func:`rnn`.
         **options: those of :class:`rnnkernels.LSTM`. With ``layer_norm`` every direction in ``params`` ends with
-            ln_x_weight, ln_h_weight (4*H,), ln_c_weight, ln_c_bias (H,); with N heads w_hh is (N, 4*H/N, H/N).
+            ln_x_gain, ln_h_gain (4*H,), ln_c_gain, ln_c_bias (H,); with N heads w_hh is (N, 4*H/N, H/N).
 
     Returns:
         ``output`` (T, B, D*P), or (B, T, D*P) with ``batch_first``; ``h_n`` (L*D, B, P); ``c_n`` (L*D, B, H).
@@ -140,7 +140,7 @@ def gru(
             ``has_biases`` b_ih (3*H,), b_hh (3*H,).
         has_biases, num_layers, dropout, train, bidirectional, batch_first, lengths, reset: as for :func:`rnn`.
         **options: those of :class:`rnnkernels.GRU`. With ``layer_norm`` every direction in ``params`` ends with
-            ln_x_weight and ln_h_weight (3*H,); with N heads w_hh is (N, 3*H/N, H/N).
+            ln_x_gain and ln_h_gain (3*H,); with N heads w_hh is (N, 3*H/N, H/N).
 
     Returns:
         ``output`` (T, B, D*H), or (B, T, D*H) with ``batch_first``, and ``h_n`` (L*D, B, H).
@@ -163,6 +163,8 @@ def _run(
     options = take_options(cell, given) if given else None
     if given:
         raise TypeError(f"{cell}() got an unexpected keyword argument {next(iter(given))!r}")
+    if input.is_nested:
+        refuse_nested(f"functional.{cell}")
     if input.dim() != 3:
         raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
     if len(states) not in (0, spec.states) or isinstance(states, Tensor):
@@ -217,7 +219,7 @@ def layers(
         ``y`` (T, B, D*P) and the S final states (L*D, B, H or P).
     """
     refused = None
-    if not dropout and reset is None and ops.takes_stack(x, states, weights) and x.shape[2] == I:
+    if H and not dropout and reset is None and ops.takes_stack(x, states, weights) and x.shape[2] == I:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
         try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
             return ops.stack(x, states, weights, cell, num_layers, len(reverse) == 2, bias, H, *rare)

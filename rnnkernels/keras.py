@@ -21,6 +21,11 @@ def load_weights(module: nn.Module, source) -> nn.Module:
     Where Keras has one bias, ``bias_hh`` becomes zero. In Keras a mask that ends a sequence early corresponds to
     ``lengths``, ``return_sequences`` and ``return_state`` to the two results of the module, and Keras is batch first.
 
+    Past a mask Keras repeats the last output of the sequence, where ``zero_output_for_mask`` is False (its default);
+    ours is zero past ``lengths``, as with ``zero_output_for_mask=True``. Final states are the same. What reads outputs
+    past the end as Keras's repeats them takes, of an output y (B, T, D*H) of one direction and lengths from 1 on,
+    ``y.gather(1, torch.arange(T).clamp(max=lengths[:, None] - 1)[..., None].expand_as(y))``.
+
     Args:
         module: an ``rnnkernels.RNN``, ``LSTM`` or ``GRU``, made as the layers are: ``LSTM(I, units)`` for
             ``keras.layers.LSTM(units)``, with its ``activation``, ``recurrent_activation`` and ``reset_after``.
@@ -88,7 +93,7 @@ def shapes(module):
     """The names ("bias" stands for both) and shapes of the arrays in Keras's order."""
     I, H, D = module.input_size, module.hidden_size, 1 + module.bidirectional  # noqa: E741
     rows = module.weight_ih_l0.size(0)
-    both = module.mode == "GRU" and module.reset_after
+    both = module.mode == "GRU" and (module._options or PLAIN).reset_after
     for i in range(module.num_layers):
         for suffix in ("", "_reverse")[:D]:
             yield f"weight_ih_l{i}{suffix}", (D * H if i else I, rows)

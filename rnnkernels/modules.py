@@ -13,7 +13,7 @@ from .recurrent import Recurrent
 __all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
 
 
-class RNN(Recurrent):
+class RNN(Recurrent, nn.RNN):
     """Elman network (Elman 1990): ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``, a drop-in for ``torch.nn.RNN``.
 
     Args:
@@ -37,7 +37,7 @@ class RNN(Recurrent):
             ``p * old + (1 - p) * new``. The next step and the output see that state. Default: 0
         layer_norm: normalise what enters the cell (Ba et al. 2016, "Layer normalization"): ``LN(W_ih x) * g_x`` and
             ``LN(W_hh h) * g_h`` in the place of the two products, over the G*H units of all gates of a layer and
-            direction, before the biases. Adds ``ln_x_weight_l0`` and ``ln_h_weight_l0`` (G*H) and so on. Default: False
+            direction, before the biases. Adds ``ln_x_gain_l0`` and ``ln_h_gain_l0`` (G*H) and so on. Default: False
         recompute: save only the output (and c) for the backward pass, which computes the gates again, a layer at a
             time, by products over many steps (Chen et al. 2016, "Training deep nets with sublinear memory cost"). It
             saves memory in stacks of layers, not in a single one. Default: False
@@ -79,7 +79,7 @@ class RNN(Recurrent):
         super().__init__("RNN_TANH" if self.nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
 
 
-class GRU(Recurrent):
+class GRU(Recurrent, nn.GRU):
     """Gated recurrent unit (Cho et al. 2014), a drop-in for ``torch.nn.GRU``: the reset comes after the product.
 
     ``r, z = sigmoid(W_i x + b_i + W_h h + b_h)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
@@ -104,7 +104,7 @@ class GRU(Recurrent):
         super().__init__("GRU", *args, **kwargs)
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent, nn.LSTM):
     """Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000), a drop-in for ``torch.nn.LSTM``.
 
     ``i, f, o = sigmoid(W_i x + b_i + W_h h + b_h)``, ``g = tanh(...)`` likewise, ``c' = f c + i g``,
@@ -115,7 +115,7 @@ class LSTM(Recurrent):
     Args:
         proj_size: P, the size of h where it is projected; 0 for none. Default: 0
         zoneout: p, or a pair of them for h and for c.
-        layer_norm: normalises c on its way to the output too, ``o tanh(LN(c') * g_c + b_c)``, with ``ln_c_weight_l0``
+        layer_norm: normalises c on its way to the output too, ``o tanh(LN(c') * g_c + b_c)``, with ``ln_c_gain_l0``
             and ``ln_c_bias_l0`` (H); as in haste and in TorchScript's example.
         activation: of g and of c' in the output; as for :class:`GRU`. Default: ``"tanh"``
         recurrent_activation: of i, f and o; as for :class:`GRU`. Default: ``"sigmoid"``
@@ -131,10 +131,6 @@ class LSTM(Recurrent):
 
     def __init__(self, *args, **kwargs):
         super().__init__("LSTM", *args, **kwargs)
-
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args
-    permute_hidden = nn.LSTM.permute_hidden
 
     def _states(self, hx, dims=None):
         h, c = hx[0], hx[1]

@@ -6,7 +6,7 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     x             (T, B, I), or (X, T, B, I) where groups of directions have an input of their own (vmap over weights)
     states        [h0 (D, B, P), c0 (D, B, H) for cells that have one], or [] for zeros
     weights       per direction: w_ih (G*H, I), w_hh (G*H, P), b_ih, b_hh (G*H) if bias, w_hr (P, H) if project,
-                  ln_x_weight, ln_h_weight (G*H) if layer_norm, and for lstm ln_c_weight, ln_c_bias (H)
+                  ln_x_gain, ln_h_gain (G*H) if layer_norm, and for lstm ln_c_gain, ln_c_bias (H)
     reverse       the time direction of each direction of a group
     activation    of candidates and outputs: tanh (None), relu, sigmoid, hard_sigmoid (x / 6 + 1/2, clamped) or linear
     recurrent_activation  of gates, the same ones: sigmoid (None)
@@ -209,6 +209,8 @@ def layer(
         (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
         reset_states, zone = autocast_to(dtype, reset_states), autocast_to(dtype, zone)
         h_mask = None if h_mask is None else h_mask.to(dtype)
+    if not any(weights[1].shape):  # no hidden units: no backend has anything to compute
+        return reference.no_units(x, states, weights, len(reverse), CELLS[cell].states, return_cells)
     if device == "cpu" and backends.forced() is None:
         backend = "dispatch"  # the extension has all that such a call needs
     else:

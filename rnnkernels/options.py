@@ -95,10 +95,13 @@ def check_heads(heads, hidden_size, project):
 
 
 def norm_parameters(cell, H):
-    """The parameters that ``layer_norm`` adds to a direction: their names, without suffix, and shapes."""
+    """The parameters that ``layer_norm`` adds to a direction: their names, without suffix, and shapes.
+
+    No name has "weight" in it: loops that initialise by name take what is so called for a matrix.
+    """
     rows = (CELLS[cell].gates * H,)
-    shapes = {"ln_x_weight": rows, "ln_h_weight": rows}
-    return shapes | {"ln_c_weight": (H,), "ln_c_bias": (H,)} if CELLS[cell].states > 1 else shapes
+    shapes = {"ln_x_gain": rows, "ln_h_gain": rows}
+    return shapes | {"ln_c_gain": (H,), "ln_c_bias": (H,)} if CELLS[cell].states > 1 else shapes
 
 
 def settings(cell, activation, options):
@@ -118,7 +121,11 @@ def refuse_options(who, module):
 
 
 class Option:
-    """An option as an attribute of a module: it can be read and, where it decides over no parameter, be assigned."""
+    """An option as an attribute of a module: it can be read and, where it decides over no parameter, be assigned.
+
+    Where something else has the name already (a torch.nn module had it before it was converted, or it is a submodule)
+    it stays what it is.
+    """
 
     def __init__(self, fixed=False):
         self.fixed = fixed
@@ -127,9 +134,17 @@ class Option:
         self.name = name
 
     def __get__(self, module, owner=None):
-        return self if module is None else getattr(module._options or PLAIN, self.name)
+        if module is None:
+            return self
+        for taken in (vars(module), module._modules):
+            if self.name in taken:
+                return taken[self.name]
+        return getattr(module._options or PLAIN, self.name)
 
     def __set__(self, module, value):
+        if self.name in vars(module):
+            vars(module)[self.name] = value
+            return
         if self.fixed:
             raise AttributeError(f"{self.name} decides over the parameters and cannot be changed; make another module")
         given = (module._options or PLAIN)._asdict() | {self.name: value}

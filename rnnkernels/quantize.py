@@ -18,6 +18,7 @@ from .modules import GRU, LSTM, RNN
 from .options import refuse_options
 from .recurrent import MODES, Recurrent
 from .reference import dequantized
+from .tracers import Leaf
 
 
 def quantize_dynamic(model: nn.Module) -> nn.Module:
@@ -69,7 +70,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return q.to(torch.int8), scale
 
 
-class QuantizedRecurrent(nn.Module):
+class QuantizedRecurrent(Leaf, nn.Module):
     """What the three have in common. The weights are buffers, named as those of the layer, with ``_scale`` beside them.
 
     Made by :func:`quantize_dynamic`.
@@ -99,6 +100,13 @@ class QuantizedRecurrent(nn.Module):
                 self.register_buffer(self._scales[-1], scale)
             self.register_buffer(name, weight.clone())
         self.train(module.training)
+
+    def __prepare_scriptable__(self):
+        """What ``torch.jit.script`` calls first."""
+        raise RuntimeError(
+            f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels, which rnnkernels.revert does not "
+            "turn into torch.nn's: script the model that was quantised, after rnnkernels.revert(model)"
+        )
 
     def _layers(self, x, states, lengths=None, drop=None, reset=None, more=None):
         """Check and run all layers on x (T, B, I)."""

@@ -1,9 +1,9 @@
 """What ``RNN``, ``LSTM`` and ``GRU`` have in common: how a call becomes layers, and the parameters of the options.
 
-They derive from ``torch.nn.RNNBase`` and not from ``nn.LSTM``, because TorchDynamo refuses the subclasses of that. A
-plain layer holds no state beyond what torch.nn's have, so that :func:`rnnkernels.convert` can turn one into the other
-in place. All read their parameters by name at every forward: parametrizations, weight norm, weight drop, tied weights
-and ``functional_call`` are seen at once. Letters: T time, B batch, D directions, H hidden, I input, L layers, N heads,
+They derive from torch.nn's as well; tracers.py says how that goes with TorchDynamo. A plain layer holds no parameter
+and no setting beyond what torch.nn's have, so that :func:`rnnkernels.convert` can turn one into the other in place. All
+read their parameters by name at every forward: parametrizations, weight norm, weight drop, tied weights and
+``functional_call`` are seen at once. Letters: T time, B batch, D directions, H hidden, I input, L layers, N heads,
 P projection.
 """
 
@@ -12,9 +12,10 @@ from torch import _VF, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import stages
-from .checks import check_lengths, check_reset
+from .checks import check_lengths, check_reset, refuse_nested
 from .functional import BOTH, FORWARD, layers
 from .options import Option, check_heads, norm_parameters, take_options
+from .tracers import LEAF, Leaf, pass_dynamo
 
 MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm", None), "GRU": ("gru", None)}
 
@@ -25,8 +26,8 @@ def check_recurrent(module):
         raise TypeError(f"Expected an RNN, LSTM or GRU of rnnkernels, but got {type(module).__name__}")
 
 
-class Recurrent(nn.RNNBase):
-    """What the three have in common: everything but the form of ``hx``."""
+class Recurrent(Leaf, nn.RNNBase):
+    """What the three have in common: everything but the form of ``hx``. Each is also torch.nn's class of its name."""
 
     _wrong_input: str  # what torch.nn says of an input with a wrong number of dimensions
     _options = None  # ``Options`` where there are any: a plain layer pays for looking, and no more
@@ -59,19 +60,20 @@ class Recurrent(nn.RNNBase):
         cell = MODES[mode][0]
         options = take_options(cell, kwargs)
         if options is None or options.heads == 1:
-            super().__init__(mode, *args, **kwargs)
+            nn.RNNBase.__init__(self, mode, *args, **kwargs)  # super() is nn.LSTM, which gives the mode itself
         else:  # on no device, because the weights of the heads are much smaller
             if len(args) > 8:
                 device, args = args[8], (*args[:8], "meta", *args[9:])
             else:
                 device, kwargs = kwargs.get("device"), {**kwargs, "device": "meta"}
-            super().__init__(mode, *args, **kwargs)
+            nn.RNNBase.__init__(self, mode, *args, **kwargs)
             N, H = options.heads, self.hidden_size
             check_heads(N, H, self.proj_size > 0)
             for name, p in list(self._parameters.items()):
                 shape = (N, p.size(0) // N, H // N) if name.startswith("weight_hh") else p.shape
                 setattr(self, name, nn.Parameter(torch.empty(shape, dtype=p.dtype, device=device)))
             self.reset_parameters()
+        self.__module__ = LEAF
         if options is None:
             return
         self._options = options
@@ -94,6 +96,14 @@ class Recurrent(nn.RNNBase):
         for name, p in self.named_parameters(recurse=False):
             if name.startswith("ln_"):
                 nn.init.constant_(p, 0.0 if "bias" in name else 1.0)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        """Load; gains of layer norms may also have the names that they once had, ``ln_x_weight_l0`` and so on."""
+        for name in self._flat_weights_names:
+            old = prefix + name.replace("_gain_", "_weight_")
+            if name.startswith("ln_") and old in state_dict and prefix + name not in state_dict:
+                state_dict[prefix + name] = state_dict.pop(old)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self):
         """The arguments that are not at their defaults."""
@@ -126,6 +136,8 @@ class Recurrent(nn.RNNBase):
                 return torch.compiler.disable(self._forward_packed)(input, hx)
             return self._forward_packed(input, hx)
         dims = input.dim()
+        if input.is_nested:
+            refuse_nested(type(self).__name__)
         if dims != 3 and dims != 2:
             raise ValueError(self._wrong_input.format(dims))
         states = () if hx is None else self._states(hx, dims)
@@ -146,6 +158,8 @@ class Recurrent(nn.RNNBase):
             run = self._forward_packed
             return (torch.compiler.disable(run) if torch.compiler.is_compiling() else run)(input, hx, more)
         dims = input.dim()
+        if input.is_nested:
+            refuse_nested(type(self).__name__)
         if dims != 3 and dims != 2:
             raise ValueError(self._wrong_input.format(dims))
         states, restart = () if hx is None else self._states(hx, dims), ()
@@ -219,3 +233,6 @@ class Recurrent(nn.RNNBase):
             last = [s.index_select(1, unsorted_indices) for s in last]
         y, *c = (PackedSequence(v, batch_sizes, sorted_indices, unsorted_indices) for v in outputs)
         return y, self._hidden(last), *c
+
+
+pass_dynamo(Recurrent)

@@ -205,6 +205,16 @@ def layer(
     return torch.cat(ys, -1).to(dtype), last, saved
 
 
+def no_units(x, states, weights, directions, count, return_cells):
+    """A layer without hidden units (H = P = 0): empty results that depend on all inputs, whose gradients are zeros."""
+    (T, B, _), each = x.shape, len(weights) // directions
+    zero = sum(F.linear(x, weights[d * each]).sum() for d in range(directions))  # of no elements, as all sums here
+    zero = zero + sum(t.sum() for t in (*states, *weights))
+    last = tuple(x.new_zeros(directions, B, 0) + zero for _ in range(count))
+    y = x.new_zeros(T, B, 0) + zero
+    return (y, last, x.new_zeros(directions, T, B, 0) + zero) if return_cells else (y, last)
+
+
 def split(flat, sizes):
     """Cut a flat sequence into lists of the given lengths."""
     parts, at = [], 0

@@ -177,7 +177,7 @@ def in_float64(value):
 def weight_names(shape, D):
     names = ["w_ih", "w_hh"] + ["b_ih", "b_hh"] * shape.bias + ["w_hr"] * (shape.P > 0)
     if "norm" in shape.stages.split():
-        names += ["ln_x_weight", "ln_h_weight"] + ["ln_c_weight", "ln_c_bias"] * (CELLS[shape.cell].states > 1)
+        names += ["ln_x_gain", "ln_h_gain"] + ["ln_c_gain", "ln_c_bias"] * (CELLS[shape.cell].states > 1)
     return [f"d{name}[{d}]" for d in range(D) for name in names]
 
 

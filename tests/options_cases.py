@@ -60,16 +60,16 @@ def step(o, w, x, s, mask):
     def norm(v, gain):
         return F.layer_norm(v, v.shape, gain, None, 1e-5) if o.norm else v
 
-    gx = norm(w["weight_ih"] @ x, w.get("ln_x_weight")) + bias_x
+    gx = norm(w["weight_ih"] @ x, w.get("ln_x_gain")) + bias_x
     if o.gru and not o.after:  # Cho et al. 2014: n waits for r
         full = product(o, w["weight_hh"], h * mask)[: 2 * H]
-        gain = w.get("ln_h_weight")
+        gain = w.get("ln_h_gain")
         grz = norm(full, gain if gain is None else gain[: 2 * H]) + (bias_h[: 2 * H] if o.module.bias else 0.0)
         r, z = o.gate(gx[:H] + grz[:H]), o.gate(gx[H : 2 * H] + grz[H:])
         gn = product(o, w["weight_hh"], r * (h * mask))[2 * H :]
         gn = norm(gn, gain if gain is None else gain[2 * H :]) + (bias_h[2 * H :] if o.module.bias else 0.0)
         return ((1 - z) * o.act(gx[2 * H :] + gn) + z * h,)
-    gh = norm(product(o, w["weight_hh"], h * mask), w.get("ln_h_weight")) + bias_h
+    gh = norm(product(o, w["weight_hh"], h * mask), w.get("ln_h_gain")) + bias_h
     if o.gru:
         r, z = o.gate(gx[:H] + gh[:H]), o.gate(gx[H : 2 * H] + gh[H : 2 * H])
         n = o.act(gx[2 * H :] + r * gh[2 * H :])
@@ -78,7 +78,7 @@ def step(o, w, x, s, mask):
         return (o.act(gx + gh),)
     i, f, g, out = (gx + gh).chunk(4)
     c = o.gate(f) * s[1] + o.gate(i) * o.act(g)
-    inner = F.layer_norm(c, c.shape, w["ln_c_weight"], w["ln_c_bias"], 1e-5) if o.norm else c
+    inner = F.layer_norm(c, c.shape, w["ln_c_gain"], w["ln_c_bias"], 1e-5) if o.norm else c
     h = o.gate(out) * o.act(inner)
     return (w["weight_hr"] @ h if o.module.proj_size else h, c)
 

@@ -149,6 +149,18 @@ def test_round_trip_without_keras(cell, extra, bias):
         assert (a == e).all()
 
 
+def test_outputs_past_a_mask_as_keras_repeats_them():
+    """What ``load_weights`` says: ours are zero there, and a gather repeats the last output: the final state."""
+    layer, x, lengths = rnnkernels.GRU(3, 4, batch_first=True), torch.randn(3, 5, 3), torch.tensor([5, 2, 1])
+    y, h = layer(x, lengths=lengths)
+    steps = torch.arange(5).clamp(max=lengths[:, None] - 1)
+    repeated = y.gather(1, steps[..., None].expand_as(y))
+    assert not y[1, 2:].any() and "zero_output_for_mask" in rnnkernels.keras.load_weights.__doc__
+    for b, n in enumerate(lengths):
+        assert torch.equal(repeated[b, :n], y[b, :n])
+        assert torch.equal(repeated[b, n - 1 :], h[0, b].expand(6 - n, 4))
+
+
 def test_layouts_without_keras():
     """A step of Keras's GRU, z before r, one bias for each product or one in all, from its arrays."""
     for after in (True, False):

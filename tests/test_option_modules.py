@@ -54,7 +54,7 @@ def test_parameters_of_layer_norm(bias):
     state = module.state_dict()
     assert all(torch.equal(state.pop(k), v) for k, v in plain.state_dict().items())
     suffixes = ("l0", "l0_reverse", "l1", "l1_reverse")
-    shapes = {"ln_x_weight": 16, "ln_h_weight": 16, "ln_c_weight": 4, "ln_c_bias": 4}
+    shapes = {"ln_x_gain": 16, "ln_h_gain": 16, "ln_c_gain": 4, "ln_c_bias": 4}
     assert {k: tuple(v.shape) for k, v in state.items()} == {
         f"{k}_{s}": (n,) for s in suffixes for k, n in shapes.items()
     }
@@ -67,7 +67,7 @@ def test_parameters_of_layer_norm(bias):
         module.reset_parameters()
     assert len(module.all_weights) == 4 and len(module.all_weights[0]) == (8 if bias else 6)
     assert set(rnnkernels.GRU(3, 4, layer_norm=True).state_dict()) - set(plain.state_dict()) == {
-        "ln_x_weight_l0", "ln_h_weight_l0"
+        "ln_x_gain_l0", "ln_h_gain_l0"
     } | ({"bias_ih_l0", "bias_hh_l0"} if not bias else set())  # fmt: skip
 
 

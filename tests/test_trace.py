@@ -79,10 +79,10 @@ def test_gates_obey_the_equations_with_options():
     )
     new = v["f"] * c + v["i"] * v["g"]
     assert_close("c", v["c"], 0.3 * c + 0.7 * new)
-    normed = F.layer_norm(new, (4,), module.ln_c_weight_l0, module.ln_c_bias_l0).detach()
+    normed = F.layer_norm(new, (4,), module.ln_c_gain_l0, module.ln_c_bias_l0).detach()
     assert_close("h", v["h"], 0.1 * h + 0.9 * v["o"] * normed.tanh())
-    r = F.layer_norm(h @ module.weight_hh_l0.T, (16,), module.ln_h_weight_l0) + module.bias_hh_l0
-    gates = F.layer_norm(x @ module.weight_ih_l0.T, (16,), module.ln_x_weight_l0) + module.bias_ih_l0 + r
+    r = F.layer_norm(h @ module.weight_hh_l0.T, (16,), module.ln_h_gain_l0) + module.bias_hh_l0
+    gates = F.layer_norm(x @ module.weight_ih_l0.T, (16,), module.ln_x_gain_l0) + module.bias_ih_l0 + r
     i, f, g, o = gates.detach().chunk(4, -1)
     for name, e in (("i", i.sigmoid()), ("f", f.sigmoid()), ("g", g.tanh()), ("o", o.sigmoid())):
         assert_close(name, v[name], e)

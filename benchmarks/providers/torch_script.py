@@ -110,7 +110,7 @@ class Loop:
         w, self.case = case.workload, case
         self.p, self.function = dict(module.named_parameters()), scripted()
         self.cell = "gru_reset_before" if not getattr(module, "reset_after", True) else w.cell
-        self.norm_c = [self.p[name] for name in ("ln_c_weight_l0", "ln_c_bias_l0") if name in self.p]
+        self.norm_c = [self.p[name] for name in ("ln_c_gain_l0", "ln_c_bias_l0") if name in self.p]
         self.keep = None if case.reset is None else ~case.reset[..., None]
         self.alive = None
         if case.lengths is not None:
@@ -123,9 +123,9 @@ class Loop:
         if self.cell == "gru":
             before, rest = b.tensor_split([2 * self.case.workload.H])
             b = F.pad(before, (0, len(rest)))
-        if "ln_x_weight_l0" not in p:
+        if "ln_x_gain_l0" not in p:
             return F.linear(x, p["weight_ih_l0"], p["bias_ih_l0"] + b), rest
-        return product(x, p["weight_ih_l0"], p["ln_x_weight_l0"]) + (p["bias_ih_l0"] + b), rest
+        return product(x, p["weight_ih_l0"], p["ln_x_gain_l0"]) + (p["bias_ih_l0"] + b), rest
 
     def __call__(self, x: Tensor) -> tuple[Tensor, None]:
         w = self.case.workload
@@ -133,7 +133,7 @@ class Loop:
         h_mask = None if h_mask is None else h_mask[0]
         zone = [z[:, 0].expand(w.T, -1, -1) for z in zone]
         keep = None if self.keep is None else self.keep.to(x.dtype)
-        gain = self.p.get("ln_h_weight_l0")
+        gain = self.p.get("ln_h_gain_l0")
         inputs, b = self.inputs(x)
         weight = self.p["weight_hh_l0"]
         y = self.function(self.cell, inputs, weight, b, gain, self.norm_c, keep, self.alive, h_mask, zone)
