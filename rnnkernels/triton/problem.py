@@ -130,7 +130,8 @@ def problem_of(
     return Problem(
         kinds, x, [s.contiguous() for s in states], x.size(-3), x.size(-2), D, x.size(-1),
         w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
-        activation or "tanh", recurrent_activation or "sigmoid", x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, w_hr,
+        activation or "tanh", recurrent_activation or "sigmoid",
+        x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, w_hr,
         None if lengths is None else lengths.to(x.device).clamp(max=x.size(-3)),
         None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
         [s.contiguous() for s in reset_states], None if h_mask is None else h_mask.contiguous(), zone,
