@@ -44,8 +44,9 @@ struct Backward {
 
   Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), plan(s), d(direction) {}
 
-  // A few rows do not earn the packing back: weights whose rows are whole vectors are then read where they lie.
-  bool in_place(int64_t n) const { return dy.direct() && T * B <= 32 && n % W == 0; }
+  // A few rows, or a single step, do not earn the packing back: weights whose rows are whole vectors are then read
+  // where they lie.
+  bool in_place(int64_t n) const { return dy.direct() && (T == 1 || T * B <= 32) && n % W == 0; }
   const bool ih_in_place = !parts && in_place(I), hh_in_place = !step_parts && in_place(P);
   const bool first_state = call.dstates[0] || call.dreset_states[0];
 
@@ -198,11 +199,11 @@ struct Backward {
   }
 
   void products(int64_t done, int64_t steps) {
-    const int64_t rows = steps * B, threads = parallel ? thread_count() : 1;  // every row, every unit is the same work
+    const int64_t rows = steps * B, threads = parallel ? thread_count() : 1, columns = std::max(W, 32);
     auto split_up = [&](int64_t n, int64_t unit, auto&& f) {
-      const int64_t units = (n + unit - 1) / unit;
-      spread(parallel, threads,
-             [&](int64_t i) { f(units * i / threads * unit, std::min(n, units * (i + 1) / threads * unit)); });
+      const int64_t units = (n + unit - 1) / unit, pieces = threads > 1 ? std::min(units, kPieces * threads) : 1;
+      spread(parallel, pieces,
+             [&](int64_t i) { f(units * i / pieces * unit, std::min(n, units * (i + 1) / pieces * unit)); });
     };
     if (dx) {
       split_up(rows, 1, [&](int64_t lo, int64_t hi) {
@@ -216,9 +217,10 @@ struct Backward {
     }
     if (!dweights) return;
     split_up(dweights.rows_of_factor(rows), 2, [&](int64_t lo, int64_t hi) { dweights.gather(done, lo, hi, rows); });
-    split_up(H, W, [&](int64_t lo, int64_t hi) { dweights.add(done == 0, dz_of(1, 0), rows, lo, hi); });
+    split_up(H, columns, [&](int64_t lo, int64_t hi) { dweights.add(done == 0, dz_of(1, 0), rows, lo, hi); });
     if (call.project)
-      split_up(P, W, [&](int64_t lo, int64_t hi) { dweights.add_projection(done == 0, dout_of(1, 0), rows, lo, hi); });
+      split_up(P, columns,
+               [&](int64_t lo, int64_t hi) { dweights.add_projection(done == 0, dout_of(1, 0), rows, lo, hi); });
   }
 
   void allocate() {

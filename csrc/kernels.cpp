@@ -27,6 +27,8 @@
 namespace {
 constexpr int64_t kChunkBytes = 512 * 1024;      // what a projected chunk of steps may take of the second-level cache
 constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay in the second-level cache
+constexpr int64_t kPassing = 32;                 // rows for which weights that are used once are split for AMX
+constexpr int64_t kPieces = 4;                   // of work for each thread: a slow core takes fewer
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
 #ifdef __x86_64__
 bool has_vnni();
@@ -173,14 +175,14 @@ std::string Schedule::text() const {
     if (form == Form::narrow) return "packed in 16 bits";
     if (form == Form::quads) return std::string("in int8") + (level == Level::tiles ? " for AMX" : "");
     return "in " + std::to_string(parts) + " bf16 part" + (parts > 1 ? "s" : "") +
-           (level == Level::tiles ? " for AMX" : "");
+           (level == Level::tiles ? " for AMX" : "") + (passing ? ", a panel at a time" : "");
   };
   std::string s = "W_ih " + held(ih) + ", W_hh " + held(hh);
   s += chunked ? ", input projected in chunks of steps" : ", input projected inside the tile";
   if (phases > 1) s += ", two products in a step";
   if (normed) s += ", a step's products before its norms and cells";
   if (members > 1) s += ", hidden units split over " + std::to_string(members) + " threads";
-  else if (batch_parts > 1) s += ", batch split over " + std::to_string(batch_parts) + " threads";
+  else if (batch_parts > 1) s += ", batch split into " + std::to_string(batch_parts) + " parts";
   return s;
 }
 

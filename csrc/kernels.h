@@ -110,15 +110,16 @@ enum class Form { in_place, panels, pairs, quads, narrow };
 // How the forward loop of a call is run.
 struct Schedule {
   Level level;
-  Form ih, hh;          // of W_ih and W_hh
-  Form products;        // of the factors of the products over many steps in the backward pass
-  int parts;            // of a number, where it is held in pairs
-  bool chunked;         // the input projected for a chunk of steps at once, or inside the tile
-  bool threaded;        // large enough for several threads
-  int64_t batch_parts;  // the batch of each direction split into this many independent jobs
-  int64_t members;      // threads that split the hidden units of a job and meet at barriers in every step
-  int64_t phases = 1;   // products in a step
-  bool normed = false;  // all sums of a row are there before its cells
+  Form ih, hh;           // of W_ih and W_hh
+  Form products;         // of the factors of the products over many steps in the backward pass
+  int parts;             // of a number, where it is held in pairs
+  bool chunked;          // the input projected for a chunk of steps at once, or inside the tile
+  bool threaded;         // large enough for several threads
+  int64_t batch_parts;   // the batch of each direction split into this many independent jobs
+  int64_t members;       // threads that split the hidden units of a job and meet at barriers in every step
+  int64_t phases = 1;    // products in a step
+  bool passing = false;  // weights in pairs are packed a panel at a time, each time they are used
+  bool normed = false;   // all sums of a row are there before its cells
   std::string text() const;
 };
 

@@ -24,7 +24,7 @@ bool forked = false;  // a forked child has none of its parent's threads, and Op
 int64_t thread_count() { return forked ? 1 : torch::stable::get_num_threads(); }
 
 void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
-  if (n <= 1 || thread_count() == 1 || Crowd::here()) return body(0, n);
+  if (n <= 1 || thread_count() == 1 || Sharing::alone()) return body(0, n);
   thread_local char here;  // its address is the thread
   const char* caller = &here;
   const auto start = Clock::now();
@@ -34,10 +34,32 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
     if (caller == &here) done = Clock::now();
   });
   const auto waited = Clock::now() - done;  // for the others
-  if (waited > Crowd::kPatience && 2 * waited > done - start) Crowd::noticed();
+  if (waited > Sharing::kPatience && 2 * waited > done - start) Sharing::late();
 }
 
 namespace {
+// What is the same of passes that take the same time a step.
+uint64_t kind_of(const LayerCall& call, bool backward) {
+  uint64_t hash = 14695981039346656037u;
+  int64_t T = 0;  // how many bits it has: long sequences take as long a step as each other
+  while (call.T >> T) ++T;
+  for (int64_t fact : {int64_t(call.cell->kind), int64_t(call.storage), T, call.B, call.I, call.H, call.P, call.D,
+                       int64_t(backward), int64_t(call.gates != nullptr), int64_t(call.layer_norm),
+                       int64_t(call.lengths != nullptr), int64_t(call.quantized()), int64_t(thread_count())})
+    hash = (hash ^ uint64_t(fact)) * 1099511628211u;
+  return hash;
+}
+
+void run_forward(const LayerCall& call) {
+  Sharing sharing(kind_of(call, false), call.T);
+  instruction_set().forward(call);
+}
+
+void run_backward(const LayerCall& call) {
+  Sharing sharing(kind_of(call, true), call.T);
+  instruction_set().backward(call);
+}
+
 // The arguments that `layer` and `layer_backward` have in common.
 Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Bools& reverse,
                 bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
@@ -79,7 +101,7 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
     saved.push_back(empty(call.accumulate(), {call.D, call.T, call.B, call.H}));
     call.cells = saved.back().mutable_data_ptr();
   }
-  if (call.B > 0) instruction_set().forward(call);
+  if (call.B > 0) run_forward(call);
   return {std::move(y), std::move(last), std::move(saved)};
 }
 
@@ -116,7 +138,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
   if (layers > 1) buffer.allocate(T * B * D * P * bytes);
   for (int64_t i = 0;;) {
     call.y = (layers - i) % 2 ? out : buffer.data();
-    if (B > 0) instruction_set().forward(call);
+    if (B > 0) run_forward(call);
     if (++i == layers) break;
     call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
     call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * 2 * D : nullptr);
@@ -172,7 +194,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     dweights.push_back(w.dim() == 2 ? make(type, {w.size(0), w.size(1)}) : make(type, {w.size(0)}));
     call.dweights.push_back(dweights.back().mutable_data_ptr());
   }
-  if (call.B > 0) instruction_set().backward(call);
+  if (call.B > 0) run_backward(call);
   return {std::move(dx), std::move(dstates), std::move(dweights), std::move(dreset_states)};
 }
 

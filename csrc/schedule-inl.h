@@ -1,5 +1,15 @@
 // How a call is run on this instruction set: what is packed, and what the threads split.
 
+// More parts of the batch than threads, if there are rows enough to fill the tiles of each and if the weights, which
+// each part reads at every step, stay close: a slow core takes fewer of them.
+template <class A>
+int64_t finer(const LayerCall& call, int64_t parts) {
+  const bool near = call.cell->gates * call.H * (call.P + call.I) * int64_t(sizeof(A)) <= kNearBytes;
+  int64_t found = parts;
+  while (near && found < kPieces * parts && call.B / (2 * found) >= 32) found *= 2;
+  return found;
+}
+
 template <class A>
 Schedule choose_schedule(const LayerCall& call, Level level) {
   const int64_t B = call.B, D = call.D;
@@ -16,14 +26,15 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
     const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / full);
     const int64_t by_units =
         std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / double(call.cell->phases) / 1e5)});
-    if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = by_batch;
+    if (call.T == 1 && by_units > 1 && !call.layer_norm) s.members = by_units;  // each weight is read once
+    else if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = finer<A>(call, by_batch);
     else if (by_units > 1 && !call.layer_norm) s.members = by_units;  // a norm is of all units
     else if (D == 1) s.batch_parts = std::clamp<int64_t>(B, 1, wanted);
   }
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
   // need it, because it reads every weight once a step anyway.
   const int64_t rows = B / s.batch_parts;
-  const bool few_steps = call.T * ((B + 5) / 6) < 4;
+  const bool few_steps = call.T == 1 || call.T * ((B + 5) / 6) < 4;
   s.chunked = call.layer_norm || (call.T > 1 && rows < 16);  // few rows: their tiles would be poorly filled
   if (few_steps || (call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Form::in_place;
@@ -49,6 +60,10 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   if (wide && rows >= few && near) s.hh = Form::pairs;
   if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= 2 * few) s.ih = Form::pairs;
   if (wide && call.I >= 32 && call.T * B >= 64) s.products = Form::pairs;
+  if (call.T == 1) {  // only many rows earn the splitting back
+    s.passing = tiles && rows >= kPassing;
+    if (!s.passing) s.ih = s.hh = Form::in_place, s.products = Form::panels;
+  }
   return s;
 }
 
@@ -60,7 +75,7 @@ bool forward(const LayerCall& call, const Schedule& s) {
 
 template <class A, class Cell>
 bool backward(const LayerCall& call, Schedule s) {
-  if (s.threaded && s.members == 1) s.batch_parts = std::clamp<int64_t>(call.B / 6, 1, thread_count());
+  if (s.threaded && s.members == 1) s.batch_parts = finer<A>(call, std::clamp<int64_t>(call.B / 6, 1, thread_count()));
   bool fine = true;
   for (int64_t d = 0; d < call.D && fine; ++d)  // a direction at a time
     fine = Backward<A, Cell>(call, s, d).run();

@@ -1,5 +1,7 @@
 // Working memory of a call, and loops that may be spread over threads.
 #pragma once
+#include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -98,12 +100,14 @@ class Flag {
   std::atomic<bool> set_{false};
 };
 
-// body(i) for i in 0..n, on several threads if `parallel`.
+// body(i) for i in 0..n, on several threads if `parallel`: each takes the next one when it is done with one, so that a
+// slow core takes fewer.
 template <class Body>
 inline void spread(bool parallel, int64_t n, const Body& body) {
-  auto range = [&](int64_t lo, int64_t hi) {
-    for (int64_t i = lo; i < hi; ++i) body(i);
+  std::atomic<int64_t> next{0};
+  auto take = [&](int64_t, int64_t) {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < n;) body(i);
   };
-  if (parallel && n > 1) parallel_for(n, range);
-  else range(0, n);
+  if (parallel && n > 1) parallel_for(std::min(n, thread_count()), take);
+  else take(0, n);
 }

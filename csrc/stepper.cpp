@@ -55,6 +55,7 @@ struct Stepper {
         for (auto& layer : layers)
           if (!layer->step(t, member)) return;
     };
+    Sharing sharing(reinterpret_cast<uintptr_t>(this), T);
     Team::run(operations * double(T) < kLarge ? 1 : std::min(members, thread_count()), steps);
     for (auto& layer : layers) layer->advance(T);
   }

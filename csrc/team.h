@@ -1,17 +1,15 @@
 // Threads that work on one problem in step. Knows neither torch nor OpenMP: ops.cpp provides parallel_for.
 #pragma once
-#include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <thread>
 #include <utility>
 
-using Clock = std::chrono::steady_clock;
+#include "sharing.h"
 
-// Calls body(lo, hi) for ranges that cover 0..n, on several threads if there are any, or on this one alone while the
-// machine is crowded. Defined in ops.cpp.
+// Calls body(lo, hi) for ranges that cover 0..n, on several threads if there are any, or on this one alone where that
+// was seen to be faster. Defined in ops.cpp.
 void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body);
 int64_t thread_count();
 
@@ -22,32 +20,6 @@ inline void pause_briefly() {
   asm volatile("yield");
 #endif
 }
-
-// Whether other programs hold the processors. A thread that has lost its processor comes back after milliseconds, and
-// the others wait for it: then it is faster to do everything on one thread for a while. The work is cut into the same
-// parts, so the results are the same bits.
-class Crowd {
- public:
-  // A wait that a machine of our own does not know: longer than it takes to wake a thread, shorter than its turn.
-  static constexpr std::chrono::microseconds kPatience{1000};
-
-  static bool here() { return Clock::now().time_since_epoch().count() < until_.load(std::memory_order_relaxed); }
-
-  // One was waited for in vain: alone for 20 ms, and twice as long if that has just been so, up to a second.
-  static void noticed() {
-    using std::chrono::milliseconds;
-    const Clock::rep now = Clock::now().time_since_epoch().count(), last = until_.load(std::memory_order_relaxed);
-    const Clock::rep least = Clock::duration(milliseconds(20)).count(),
-                     most = Clock::duration(milliseconds(1000)).count();
-    const Clock::rep before = pause_.load(std::memory_order_relaxed);
-    const Clock::rep pause = now - last < 2 * before ? std::min(2 * before, most) : least;
-    pause_.store(pause, std::memory_order_relaxed);
-    until_.store(now + pause, std::memory_order_relaxed);
-  }
-
- private:
-  static inline std::atomic<Clock::rep> until_{0}, pause_{0};
-};
 
 // A team has as many members as threads really came: parallel_for may run nested on one thread, be granted fewer
 // threads than asked, or have some of them late. The first to come waits for the others for a bounded time, then closes
@@ -84,7 +56,7 @@ class Team {
       if (index >= kClosed) return;
       team.covered_.fetch_add(hi - lo);
       if (index == 0) {
-        const auto end = Clock::now() + Crowd::kPatience;
+        const auto end = Clock::now() + Sharing::kPatience;
         while (team.covered_.load() < wanted && Clock::now() < end) pause_briefly();
         team.size_.store(team.came_.fetch_add(kClosed));
       } else {
@@ -103,7 +75,7 @@ class Team {
       if (condition()) return false;
       pause_briefly();
     }
-    const auto end = Clock::now() + Crowd::kPatience;
+    const auto end = Clock::now() + Sharing::kPatience;
     while (Clock::now() < end) {
       if (condition()) return false;
       std::this_thread::yield();
@@ -120,7 +92,7 @@ class Team {
       round_.store(round + 1, std::memory_order_release);
     } else if (wait_until(over)) {
       int64_t none = -1;
-      if (impatient_.compare_exchange_strong(none, member.index_, std::memory_order_acq_rel)) Crowd::noticed();
+      if (impatient_.compare_exchange_strong(none, member.index_, std::memory_order_acq_rel)) Sharing::late();
       while (!over()) std::this_thread::yield();
     }
     const int64_t alone = alone_.load(std::memory_order_relaxed);

@@ -16,7 +16,7 @@ struct Weights {
   Factor<A> w_ih, w_hh, w_hr;  // panel after panel, direction after direction
   Factor<A> w_again;           // the last gate of W_hh, where it has a product of its own
   Scratch<A> bias;             // [D][panel][BIAS]
-  Flag overflow;               // a number that has no bf16 parts came
+  mutable Flag overflow;       // a number that has no bf16 parts came
 
   Weights(const LayerCall& c, const Schedule& s) : call(c), plan(s) {
     bias.allocate(D * panels * BIAS);
@@ -31,8 +31,10 @@ struct Weights {
     const int64_t columns = D * panels * n * W;
     if (form == Form::quads) w.allocate_quads(columns, K);
     else if (form == Form::narrow) w.allocate_narrow(columns, K, call.storage);
-    else if (form != Form::in_place) w.allocate(columns, K, form == Form::pairs ? plan.parts : 0);
+    else if (kept(form)) w.allocate(columns, K, form == Form::pairs ? plan.parts : 0);
   }
+  // Whether a matrix is there in a form of its own, all of it at once.
+  bool kept(Form form) const { return form != Form::in_place && !(form == Form::pairs && plan.passing); }
   Port<A> port(const void* data) const { return {data, call.storage}; }
   template <class T>
   const T* weight(int64_t d, int k) const {
@@ -66,19 +68,21 @@ struct Weights {
 
   void pack_panel(int64_t d, int64_t u) {
     pack_bias(d, u);
-    for (int i = 0; i < NB; ++i) {
-      int64_t j = u * WIDTH + i % NV * W, first = i / NV * H + j;
-      int n = int(std::clamp<int64_t>(H - j, 0, W));
-      auto pack = [&](Factor<A>& w, Form form, int k, int64_t width, int N, int v) {
-        const int64_t at = first * width, c = column(d, u, N);
-        if (form == Form::quads) w.pack_quads(weight<int8_t>(d, k) + at, call.scale(d, k) + first, n, width, c, N, v);
-        else if (form == Form::narrow) w.pack_narrow(weight<Bits>(d, k) + at, n, width, c, N, v);
-        else if (form != Form::in_place)
-          w.pack_columns(port(call.weight(d, k)), at, width, n, width, c, N, v, overflow);
-      };
-      pack(w_ih, plan.ih, 0, I, NB, i);
-      if (i < NB - AGAIN) pack(w_hh, plan.hh, 1, P, NB - AGAIN, i);
-      else pack(w_again, plan.hh, 1, P, AGAIN, i - NB + AGAIN);
+    if (kept(plan.ih)) pack_matrix<NB>(w_ih, plan.ih, 0, I, 0, d, u, column(d, u, NB));
+    if (!kept(plan.hh)) return;
+    pack_matrix<NB - AGAIN>(w_hh, plan.hh, 1, P, 0, d, u, column(d, u, NB - AGAIN));
+    if constexpr (AGAIN > 0) pack_matrix<AGAIN>(w_again, plan.hh, 1, P, G - 1, d, u, column(d, u, AGAIN));
+  }
+
+  // Panel u of weights k of K columns, gates g0.. that are N vectors, to column c of w.
+  template <int N>
+  void pack_matrix(Factor<A>& w, Form form, int k, int64_t K, int g0, int64_t d, int64_t u, int64_t c) const {
+    for (int v = 0; v < N; ++v) {
+      const int64_t j = u * WIDTH + v % NV * W, first = (g0 + v / NV) * H + j, at = first * K;
+      const int n = int(std::clamp<int64_t>(H - j, 0, W));
+      if (form == Form::quads) w.pack_quads(weight<int8_t>(d, k) + at, call.scale(d, k) + first, n, K, c, N, v);
+      else if (form == Form::narrow) w.pack_narrow(weight<Bits>(d, k) + at, n, K, c, N, v);
+      else w.pack_columns(port(call.weight(d, k)), at, K, n, K, c, N, v, overflow);
     }
   }
 
@@ -110,6 +114,12 @@ struct Weights {
   template <int N>
   void multiply(const Factor<A>& w, Form form, int k, int64_t K, int g0, Tiles& tiles, int64_t d, int64_t u, int64_t n,
                 const Left<A>& left, A* sums, int64_t sums_row) const {
+    if (form == Form::pairs && plan.passing) {  // used once: it stays close, and takes no memory of its own
+      Factor<A> panel;
+      panel.allocate(N * W, K, plan.parts);
+      pack_matrix<N>(panel, form, k, K, g0, d, u, 0);
+      return panel.template multiply<N>(tiles, plan.level, n, left, 0, K, 0, sums, sums_row, Sum::put);
+    }
     if (form != Form::in_place)
       return w.template multiply<N>(tiles, plan.level, n, left, 0, K, column(d, u, N), sums, sums_row, Sum::put);
     for (int g = 0; g < N / NV; ++g) {

@@ -75,7 +75,7 @@ def counts():
 def schedules():
     """The shapes above really are split as they are meant to be."""
     torch.set_num_threads(2)
-    for shapes, words in ((HIDDEN, "hidden units split over 2 threads"), (BATCH, "batch split over 2 threads")):
+    for shapes, words in ((HIDDEN, "hidden units split over 2 threads"), (BATCH, "batch split into 2 parts")):
         for s in shapes:
             text = OPS.schedule(s.cell, s.dtype, s.T, s.B, s.I, s.H, s.P or s.H, len(s.reverse), True)
             assert words in text, f"{s}: {text}"

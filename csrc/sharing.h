@@ -1,0 +1,102 @@
+// Whether a call is faster on several threads or on one: measured, never guessed. Knows neither torch nor OpenMP.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+
+using Clock = std::chrono::steady_clock;
+
+// Around one call. Other programs may hold a processor for milliseconds, and the cores of a virtual machine are uneven:
+// then threads are waited for. Where that has been so in two calls of a kind, one after the other, the next one is done
+// by its thread alone, and timed. If it was faster than both, calls of that kind stay alone for 20 ms, then one is
+// shared again, and either stays so or goes alone for twice as long as before, up to 200 ms. A call that is done alone
+// is cut into the same parts, so its results are the same bits.
+class Sharing {
+ public:
+  // A wait that a machine of our own does not know: longer than it takes to wake a thread, shorter than its turn.
+  static constexpr std::chrono::microseconds kPatience{1000};
+
+  // `kind`: what is the same of calls that take the same time a step.
+  Sharing(uint64_t kind, int64_t steps)
+      : record_(find(kind)), steps_(std::max<int64_t>(steps, 1)), lates_(all_lates_.load(relaxed)), outer_(current_) {
+    current_ = this;
+    start_ = now();
+    alone_ = record_.trial.load(relaxed) || start_ < record_.until.load(relaxed);
+  }
+  ~Sharing() {
+    current_ = outer_;
+    if (!asked_) return;
+    const int64_t end = now(), took = std::max<int64_t>((end - start_) / steps_, 1);
+    if (alone_) learn_alone(end, took);
+    else learn_shared(end, took, all_lates_.load(relaxed) != lates_);
+  }
+  Sharing(const Sharing&) = delete;
+  Sharing& operator=(const Sharing&) = delete;
+
+  // Whether this thread's call is to be done by this thread alone, now that it could be shared.
+  static bool alone() {
+    if (current_) current_->asked_ = true;
+    return current_ && current_->alone_;
+  }
+  // A thread was waited for for longer than kPatience.
+  static void late() { all_lates_.fetch_add(1, relaxed); }
+
+ private:
+  static constexpr auto relaxed = std::memory_order_relaxed;
+  static constexpr int64_t kLeast = 20'000'000, kMost = 200'000'000, kFresh = 2'000'000'000;  // nanoseconds
+  static int64_t now() {
+    return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+  }
+
+  // What was seen of a kind: nanoseconds a step. Threads may write at once: then one of them has learnt in vain.
+  struct Record {
+    std::atomic<uint64_t> kind{0};
+    std::atomic<int64_t> last{0}, before{0};       // the two latest shared calls
+    std::atomic<int64_t> single{0}, single_at{0};  // the latest one alone, and when that was
+    std::atomic<int64_t> until{0}, pause{kLeast};  // alone until then, for that long
+    std::atomic<int64_t> next_trial{0};
+    std::atomic<int> lates{0};  // one after the other
+    std::atomic<bool> trial{false};
+    void reset(uint64_t of) {
+      kind.store(of, relaxed);
+      for (auto* each : {&last, &before, &single, &single_at, &until, &next_trial}) each->store(0, relaxed);
+      pause.store(kLeast, relaxed), lates.store(0, relaxed), trial.store(false, relaxed);
+    }
+  };
+  static Record& find(uint64_t kind) {
+    static Record table[512];
+    Record& record = table[(kind ^ kind >> 32) % 512];
+    if (record.kind.load(relaxed) != kind) record.reset(kind);
+    return record;
+  }
+
+  void learn_alone(int64_t end, int64_t took) {
+    Record& r = record_;
+    r.single.store(took, relaxed), r.single_at.store(end, relaxed);
+    if (!r.trial.exchange(false, relaxed)) return;
+    if (took < std::min(r.last.load(relaxed), r.before.load(relaxed))) stay_alone(end, kLeast);
+    else r.next_trial.store(end + kMost, relaxed), r.lates.store(0, relaxed);
+  }
+
+  void learn_shared(int64_t end, int64_t took, bool late) {
+    Record& r = record_;
+    r.before.store(r.last.load(relaxed), relaxed), r.last.store(took, relaxed);
+    if (!late) return r.lates.store(0, relaxed), r.pause.store(kLeast, relaxed);
+    const bool known = end - r.single_at.load(relaxed) < kFresh && r.lates.load(relaxed) > 0;
+    if (known && r.single.load(relaxed) < took) stay_alone(end, std::min(2 * r.pause.load(relaxed), kMost));
+    else if (r.lates.fetch_add(1, relaxed) > 0 && end > r.next_trial.load(relaxed)) r.trial.store(true, relaxed);
+  }
+
+  void stay_alone(int64_t end, int64_t pause) {
+    record_.pause.store(pause, relaxed), record_.until.store(end + pause, relaxed);
+  }
+
+  Record& record_;
+  const int64_t steps_, lates_;
+  int64_t start_;
+  Sharing* const outer_;
+  bool alone_, asked_ = false;
+  static inline thread_local Sharing* current_ = nullptr;
+  static inline std::atomic<int64_t> all_lates_{0};
+};
