@@ -12,6 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from . import backends, onnx, ops
 from .cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell, check_cell_sizes, weight_names
+from .cells import CELLS
 from .checks import DTYPE_NAMES, check_inference, check_sizes, check_steps
 from .convert import TO_OURS
 from .functional import BOTH, FORWARD, layers
@@ -192,12 +193,9 @@ class QuantizedCell(Quantized):
     _like, _single_state = nn.RNNCellBase, RecurrentCell._single_state
 
     def __init__(self, module: nn.RNNCellBase, activations="int8"):
-        settings = (
-            "input_size",
-            "hidden_size",
-            "bias",
-            *(("nonlinearity",) if hasattr(module, "nonlinearity") else ()),
-        )
+        settings = ["input_size", "hidden_size", "bias"]
+        if hasattr(module, "nonlinearity"):
+            settings.append("nonlinearity")
         super().__init__(module, settings, weight_names(module.bias), activations)
 
     def _step(self, cell, activation, input, hx):
@@ -206,6 +204,8 @@ class QuantizedCell(Quantized):
             return [s.squeeze(0) for s in self._step(cell, activation, input[None], [s[None] for s in hx])]
         self._check(input, hx)
         check_cell_sizes(input, hx, self.input_size, self.hidden_size)
+        if self.hidden_size == 0:  # as torch.nn's: nothing to compute
+            return [input.new_zeros(len(input), 0) for _ in range(CELLS[cell].states)]
         _, last = self._run(cell, activation, input[None], [s[None] for s in hx], 1, False, 0)
         return [s.squeeze(0) for s in last]
 

@@ -43,8 +43,8 @@ class Stepper:
 
     Raises:
         TypeError: for a module of another kind.
-        ValueError: for a bidirectional module, one with an option that torch.nn does not have and that counts in
-            inference, a device or dtype other than those above, a batch size below 1.
+        ValueError: for a bidirectional module, one without hidden units, one with an option that torch.nn does not have
+            and that counts in inference, a device or dtype other than those above, a batch size below 1.
         RuntimeError: for weights whose shapes do not fit the module, and if a backend is forced that cannot do this.
     """
 
@@ -69,6 +69,8 @@ class Stepper:
         B = operator.index(batch_size)
         if B < 1:
             raise ValueError(f"Expected batch_size to be at least 1, but got {B}")
+        if module.hidden_size == 0:
+            raise ValueError("Expected a module with hidden units, but it has none")
         (cell, activation), bias, I, H = kind, module.bias, module.input_size, module.hidden_size  # noqa: E741
         if self._is_cell:
             names, L, P, project = weight_names(bias), 1, H, False

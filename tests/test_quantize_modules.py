@@ -82,6 +82,8 @@ def test_cells_have_the_same_manners(name, activations):
     ):
         with pytest.raises(kind, match=words):
             q(*wrong)
+    none = rnnkernels.quantize_dynamic(getattr(rnnkernels, name)(4, 0), activations=activations)(x)
+    assert [s.shape for s in flat(none)] == [(3, 0)] * len(expected)
     with torch.enable_grad(), pytest.raises(RuntimeError, match=f"a Quantized{name} is for inference only, but input"):
         q(x.clone().requires_grad_())
 

@@ -50,6 +50,7 @@ def test_wrong_steps(backend, kind, message, x, out):
     (TypeError, "Expected an RNN, LSTM or GRU .* or a cell, but got Linear", lambda s: Stepper(nn.Linear(2, 3), 1)),
     (TypeError, "A Stepper of LSTM.* is not callable", lambda s: s(X)),
     (ValueError, "weights on the CPU", lambda s: Stepper(nn.GRUCell(2, 3, device="meta"), 1)),
+    (ValueError, "with hidden units, but it has none", lambda s: Stepper(nn.GRUCell(2, 0), 1)),
     (RuntimeError, "Unknown nonlinearity: selu", lambda s: Stepper(nn.RNNCell(2, 3, nonlinearity="selu"), 1)),
     (ValueError, "bidirectional", lambda s: Stepper(nn.GRU(2, 3, bidirectional=True), 1)),
     (ValueError, "batch_size to be at least 1, but got 0", lambda s: Stepper(nn.GRU(2, 3), 0)),
