@@ -33,6 +33,9 @@ constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a 
 #ifdef __x86_64__
 bool has_vnni();
 bool has_amx_int8();
+#else
+constexpr bool has_vnni() { return false; }
+constexpr bool has_amx_int8() { return false; }
 #endif
 
 namespace baseline {
@@ -195,6 +198,7 @@ const std::vector<InstructionSet>& instruction_sets() {
 #ifdef __x86_64__
       {"amx", has_amx, SET(avx512, Level::tiles)},
       {"avx512_bf16", has_avx512_bf16, SET(avx512, Level::pairs)},
+      {"avx512_vnni", has_vnni, SET(avx512, Level::bytes)},
       {"avx512", has_avx512, SET(avx512, Level::vectors)},
       {"avx2", has_avx2, SET(avx2, Level::vectors)},
 #endif

@@ -59,6 +59,7 @@ struct LayerCall {
   const void* states[2];             // (D, B, P), (D, B, H)
   std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr], [norms: x, h, those of c]
   std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
+  bool float_rows;                   // rows of x and h stay floats where weights are int8
   const int64_t* lengths;            // (X, B), or (B,) with stride 0
   int64_t lengths_stride_X;
   const bool* reset;  // (X, T, B), or (T, B) with stride 0: the state that enters the step is zero or reset_states
@@ -100,8 +101,9 @@ struct LayerCall {
   }
 };
 
-// What the machine multiplies: vectors only, pairs of bf16 too (AVX512_BF16), or whole tiles of them (AMX).
-enum class Level { vectors, pairs, tiles };
+// What an instruction set multiplies: vectors of floats, fours of bytes too (AVX512_VNNI), pairs of bf16 too
+// (AVX512_BF16), whole tiles of both (AMX). A set has what stands before its own.
+enum class Level { vectors, bytes, pairs, tiles };
 
 // How a matrix of weights is held for its products: as it lies there, packed in panels of the type computed in, or in
 // panels of bf16 parts (pairs-inl.h), of int8 (quads-inl.h) or of the 16 bits it is stored in (narrow-inl.h).

@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
 std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const Tensors& weights, StringHandle cell,
                                   int64_t layers, bool bidirectional, bool bias, int64_t hidden_size, int64_t proj_size,
                                   const MaybeString& activation, const MaybeTensor& lengths,
-                                  const std::optional<Tensors>& scales) {
+                                  const std::optional<Tensors>& scales, bool float_rows) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
@@ -123,6 +123,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
   STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == layers * 2 * D && call.storage == Storage::float32),
                   "rnnkernels: int8 weights want x in float32 and ", layers * 2 * D, " scales");
   const Tensor* const scale = scales ? scales->data() : nullptr;
+  call.float_rows = float_rows;
   call.take_weights(weights.data(), H, P, scale);
   call.take_states(states, layers);
 

@@ -132,13 +132,10 @@ inline void dot_quads(int64_t rows, const Bits* left, int64_t row, const int8_t*
 }
 
 // Whether the products of a call are computed so; elsewhere the weights become floats again.
-inline bool takes_quads(const LayerCall& call) {
-#ifdef PAIRS
+inline bool takes_quads(const LayerCall& call, Level level) {
   static const bool has = has_vnni();
-  return has && call.quantized() && call.cell->phases == 1 && std::max(call.I, call.P) <= kLongestQuads;
-#else
-  return false;
-#endif
+  return has && level >= Level::bytes && call.quantized() && !call.float_rows && call.cell->phases == 1 &&
+         std::max(call.I, call.P) <= kLongestQuads;
 }
 
 // A call with int8 weights as one with floats.

@@ -38,10 +38,11 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   s.chunked = call.layer_norm || (call.T > 1 && rows < 16);  // few rows: their tiles would be poorly filled
   if (few_steps || (call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Form::in_place;
-  if (takes_quads(call)) {  // packing pays sooner, and for a single row too as long as the weights stay in the cache
+  if (takes_quads(call,
+                  level)) {  // packing pays sooner, and for a single row too as long as the weights stay in the cache
     static const bool has_tiles = has_amx_int8();
     const int64_t row = call.cell->gates * call.H, few = row * (call.I + call.P) > kNearBytes ? 8 : 3;
-    s.level = level == Level::tiles && has_tiles ? Level::tiles : Level::pairs;
+    s.level = level == Level::tiles && has_tiles ? Level::tiles : Level::bytes;
     s.ih = call.T * B <= few ? Form::in_place : Form::quads;
     s.hh = call.T * rows <= few || (rows == 1 && row * call.P > kNearBytes) ? Form::in_place : Form::quads;
     s.chunked = call.T > 1 && rows < 32;
@@ -92,7 +93,7 @@ bool backward(const LayerCall& call, Schedule s) {
     }                                                                            \
     break;
 inline void forward(const LayerCall& call, Level level) {
-  if (call.quantized() && !takes_quads(call)) return forward(Dequantized(call), level);
+  if (call.quantized() && !takes_quads(call, level)) return forward(Dequantized(call), level);
 #define RUN forward
   switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
 #undef RUN

@@ -1,6 +1,6 @@
 """Fused LSTM, GRU and RNN layers: drop-in replacements of ``torch.nn``'s on C++ (CPU) and Triton (GPU) kernels."""
 
-from . import backends, checks, functional, keras
+from . import backends, checks, functional, keras, onnx
 from ._version import __version__
 from .convert import convert, revert
 from .explain import explain
@@ -24,6 +24,7 @@ __all__ = [
     "explain",
     "functional",
     "keras",
+    "onnx",
     "quantize_dynamic",
     "revert",
     "trace",

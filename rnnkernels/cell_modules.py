@@ -22,19 +22,12 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
             hx: the states, each (B, H) or (H,); none for zeros.
         """
         parameters, bias, H = self._parameters, self.bias, self.hidden_size
-        weights = [
-            parameters[name] if name in parameters else getattr(self, name)
-            for name in (("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh"))
-        ]
+        weights = [parameters[name] if name in parameters else getattr(self, name) for name in weight_names(bias)]
         if input.dim() == 1:
             new = self._step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
-        B, I = input.shape  # noqa: E741
-        if I != weights[0].size(1):
-            raise RuntimeError(f"input has inconsistent input_size: got {I} expected {weights[0].size(1)}")
-        for k, s in enumerate(hx):
-            if s.shape != (B, H):
-                raise_wrong_state(k, s, B, H)
+        I = weights[0].size(1)  # noqa: E741
+        check_cell_sizes(input, hx, I, H)
         check_placement(input.dtype, input.device, hx, weights)
         check_weights(weights, 1, 1, bias, False, CELLS[cell].gates * H, I, H, H)
         y, last = ops.layer(cell, input[None], [s[None] for s in hx], weights, bias=bias, activation=activation)
@@ -53,6 +46,16 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
         if hx.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         return (hx,)
+
+
+def check_cell_sizes(input, hx, I, H):  # noqa: E741
+    """Whether an input (B, I) and states (B, H) fit a cell, in torch's words."""
+    B = input.size(0)
+    if input.size(1) != I:
+        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {I}")
+    for k, s in enumerate(hx):
+        if s.shape != (B, H):
+            raise_wrong_state(k, s, B, H)
 
 
 def raise_wrong_state(k, state, B, H):
@@ -141,3 +144,19 @@ class LSTMCell(RecurrentCell, nn.LSTMCell):
                 raise RuntimeError("lstm_cell expects two hidden states")
         h, c = self._step("lstm", None, input, hx)
         return h, c
+
+
+def kind_of_cell(module):
+    """``cell, activation`` of the op for a cell of ``torch.nn`` or ours; None for any other module."""
+    for cell, kind in (("rnn", nn.RNNCell), ("gru", nn.GRUCell), ("lstm", nn.LSTMCell)):
+        if isinstance(module, kind):
+            activation = getattr(module, "nonlinearity", "tanh")
+            if activation not in ("tanh", "relu"):
+                raise RuntimeError(f"Unknown nonlinearity: {activation}")
+            return cell, None if activation == "tanh" else activation
+    return None
+
+
+def weight_names(bias):
+    """The names of a cell's weights in the op's order."""
+    return ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh")

@@ -46,7 +46,7 @@ class RNN(Recurrent, nn.RNN):
             the order of the gates in ``weight_ih`` (G*H, I) included, is as before: head n has the units n*H/N to
             (n+1)*H/N of each gate. Not with ``layer_norm`` or ``proj_size``. Default: 1
 
-    ``forward(input, hx=None, *, lengths=None, reset=None, return_cell_states=False)``:
+    ``forward(input, hx=None, lengths=None, reset=None, return_cell_states=False)``:
         input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a ``PackedSequence``.
         hx: (L*D, B, H), or (L*D, H) without a batch. Default: zeros
         lengths: integers (B,) from 0 to T in any order, on the CPU or the input's device: row b ends after lengths[b]

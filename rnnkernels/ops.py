@@ -26,7 +26,7 @@ autograd.py.
 ``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
 once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
 scales, float32 (G*H) per layer and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] *
-scale[n].
+scale[n]. Where the processor multiplies bytes, rows of x and h become int8 too, unless float_rows.
 """
 
 from functools import partial
@@ -34,7 +34,7 @@ from functools import partial
 import torch
 from torch.autograd import forward_ad
 
-from . import backends, batching, reference
+from . import backends, batching, onnx, reference
 from .autograd import (
     OPS,
     Eager,
@@ -58,7 +58,8 @@ LIB = torch.library.Library("rnnkernels", "DEF")
 SCHEMAS = {
     # the arguments with defaults are rare: each that is left out makes a call 0.1 to 0.2 microseconds shorter
     "stack": "(Tensor x, Tensor[] states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
-    "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None)"
+    "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "
+    "bool float_rows=False)"
     " -> (Tensor y, Tensor[] last)",
     "layer": f"({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
@@ -98,7 +99,7 @@ def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidd
 
 def stack_of_layers(
     x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None,
-    scales=None,
+    scales=None, float_rows=False,
 ):  # fmt: skip
     """``stack`` where there is no kernel for it: a call of ``layer`` per layer, with weights in float."""
     check_devices(x, states, weights)
@@ -164,6 +165,7 @@ def takes_stack(x, states, weights):
         and not (torch.is_grad_enabled() and any(t.requires_grad for t in (*weights, x, *states)))
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_any_autocast_enabled()
+        and not (torch._C._get_tracing_state() is not None and onnx.exporting())
         and forward_ad._current_level < 0
         and backends.forced() is None
         and backends.EXTENSION_ERROR is None
@@ -211,6 +213,12 @@ def layer(
         h_mask = None if h_mask is None else h_mask.to(dtype)
     if not any(weights[1].shape):  # no hidden units: no backend has anything to compute
         return reference.no_units(x, states, weights, len(reverse), CELLS[cell].states, return_cells)
+    traced = torch.compiler.is_compiling()
+    if (traced or torch._C._get_tracing_state() is not None) and onnx.exporting():
+        return onnx.node_of_layer(
+            cell, x, states, weights, reverse, bias, project, activation, recurrent_activation, lengths, reset,
+            reset_states, h_mask, zone, layer_norm, eps, return_cells,
+        )  # fmt: skip
     if device == "cpu" and backends.forced() is None:
         backend = "dispatch"  # the extension has all that such a call needs
     else:
@@ -219,7 +227,6 @@ def layer(
             lengths, reset, h_mask, zone, layer_norm,
         )  # fmt: skip
     tensors = (x, *states, *weights, *reset_states, lengths, reset, h_mask, *zone)
-    traced = torch.compiler.is_compiling()
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
     if not traced:
         refuse_forward_mode(tensors)

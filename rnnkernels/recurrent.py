@@ -11,7 +11,7 @@ import torch
 from torch import _VF, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import stages
+from . import onnx, stages
 from .checks import check_lengths, check_reset, refuse_nested
 from .functional import BOTH, FORWARD, layers
 from .options import Option, check_heads, norm_parameters, take_options
@@ -127,14 +127,13 @@ class Recurrent(Leaf, nn.RNNBase):
         """The final states in the form that ``hx`` has."""
         return last[0]
 
-    def forward(self, input, hx=None, *, lengths=None, reset=None, return_cell_states=False):
+    def forward(self, input, hx=None, lengths=None, reset=None, return_cell_states=False):
         """Run the layers over a sequence; see the class."""
+        # the last three are no keyword-only arguments: torch.onnx.export(dynamo=False) hands defaults over by position
         if lengths is not None or reset is not None or return_cell_states:
             return self._forward_more(input, hx, lengths, reset, return_cell_states)
         if isinstance(input, PackedSequence):
-            if torch.compiler.is_compiling():  # the sizes are data: a graph break, as with torch.nn
-                return torch.compiler.disable(self._forward_packed)(input, hx)
-            return self._forward_packed(input, hx)
+            return self._outside_graphs(self._forward_packed)(input, hx)
         dims = input.dim()
         if input.is_nested:
             refuse_nested(type(self).__name__)
@@ -155,8 +154,7 @@ class Recurrent(Leaf, nn.RNNBase):
             if lengths is not None or reset is not None:
                 name = "reset" if lengths is None else "lengths"
                 raise ValueError(f"{name} is for padded input: a PackedSequence has lengths and an order of its own")
-            run = self._forward_packed
-            return (torch.compiler.disable(run) if torch.compiler.is_compiling() else run)(input, hx, more)
+            return self._outside_graphs(self._forward_packed)(input, hx, more)
         dims = input.dim()
         if input.is_nested:
             refuse_nested(type(self).__name__)
@@ -204,6 +202,14 @@ class Recurrent(Leaf, nn.RNNBase):
             cell, x, states, weights, self.num_layers, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
             self.input_size, H, P or H, activation, self.dropout if self.training else 0.0, lengths, reset, drop,
         )  # fmt: skip
+
+    @staticmethod
+    def _outside_graphs(run):
+        """A function of a PackedSequence, whose sizes are data: a graph break, as with torch.nn."""
+        if not torch.compiler.is_compiling():
+            return run
+        onnx.refuse_packed()
+        return torch.compiler.disable(run)
 
     def _forward_packed(self, packed, hx, more=None):
         """Pad, run with lengths, pack again: the kernels skip the padding, and rows stay in their packed order."""

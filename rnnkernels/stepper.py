@@ -1,4 +1,4 @@
-"""``Stepper``: a stack of layers that takes its input a few steps at a time and keeps the state in between.
+"""``Stepper``: a stack of layers, or a cell, that takes its input a few steps at a time and keeps the state in between.
 
 Letters: T time, B batch, H hidden, I input, L layers, S states, P output of a step (H, or proj_size).
 """
@@ -11,6 +11,7 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from . import backends
+from .cell_modules import kind_of_cell, weight_names
 from .cells import CELLS, accumulate_dtype
 from .checks import check_inference, check_weights
 from .options import refuse_options
@@ -29,28 +30,37 @@ class Stepper:
     of the module have no effect. Make a new one, and hand ``state`` over with ``load_state``.
 
     Args:
-        module: RNN, LSTM or GRU, of ``rnnkernels`` or ``torch.nn``, on the CPU: any number of layers, with or without
-            bias and projection, float32, float64, bfloat16 or float16. ``batch_first`` means nothing here.
+        module: RNN, LSTM, GRU or one of their cells, of ``rnnkernels`` or ``torch.nn``, on the CPU: any number of
+            layers, with or without bias and projection, float32, float64, bfloat16 or float16. ``batch_first`` means
+            nothing here.
         batch_size: B, the number of streams that advance together.
 
     A Stepper is not for several threads at once: a call while another is running raises RuntimeError. It can be used
     after a fork, but not be copied or pickled. ``torch.compile`` leaves its calls out of the graph.
 
+    The Stepper of a cell can also be called as the cell itself, with the state handed in and out. So a model that is
+    written step by step runs on it as it is: ``model.cell.forward = Stepper(model.cell, batch_size=1)``.
+
     Raises:
         TypeError: for a module of another kind.
-        ValueError: for a bidirectional module, one with an option that torch.nn does not have and that counts in
-            inference, a device or dtype other than those above, a batch size below 1.
+        ValueError: for a bidirectional module, one without hidden units, one with an option that torch.nn does not have
+            and that counts in inference, a device or dtype other than those above, a batch size below 1.
         RuntimeError: for weights whose shapes do not fit the module, and if a backend is forced that cannot do this.
     """
 
     __slots__ = (
-        "_B", "_I", "_P", "_acc", "_dtype", "_handle", "_name", "_out", "_out_shape", "_runner", "_shapes", "_x_shape",
+        "_B", "_I", "_P", "_acc", "_dtype", "_handle", "_is_cell", "_name", "_out", "_out_shape", "_runner", "_shapes",
+        "_x_shape",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, batch_size: int):
-        if not isinstance(module, nn.RNNBase) or module.mode not in MODES:
-            raise TypeError(f"Expected an RNN, LSTM or GRU of rnnkernels or torch.nn, but got {type(module).__name__}")
-        if module.bidirectional:
+        kind = MODES.get(module.mode) if isinstance(module, nn.RNNBase) else kind_of_cell(module)
+        if kind is None:
+            raise TypeError(
+                f"Expected an RNN, LSTM or GRU of rnnkernels or torch.nn, or a cell, but got {type(module).__name__}"
+            )
+        self._is_cell = not isinstance(module, nn.RNNBase)
+        if not self._is_cell and module.bidirectional:
             raise ValueError(
                 "Expected a module with one direction, but got a bidirectional one: its second direction starts at the "
                 "end of the sequence, which a stream does not have yet"
@@ -59,10 +69,16 @@ class Stepper:
         B = operator.index(batch_size)
         if B < 1:
             raise ValueError(f"Expected batch_size to be at least 1, but got {B}")
-        cell, activation = MODES[module.mode]
-        weights = [getattr(module, name).detach() for name in module._flat_weights_names]
-        dtype, bias, project = weights[0].dtype, module.bias, module.proj_size > 0
-        L, I, H, P = module.num_layers, module.input_size, module.hidden_size, module.proj_size or module.hidden_size  # noqa: E741
+        if module.hidden_size == 0:
+            raise ValueError("Expected a module with hidden units, but it has none")
+        (cell, activation), bias, I, H = kind, module.bias, module.input_size, module.hidden_size  # noqa: E741
+        if self._is_cell:
+            names, L, P, project = weight_names(bias), 1, H, False
+        else:
+            names, L, P = module._flat_weights_names, module.num_layers, module.proj_size or H
+            project = module.proj_size > 0
+        weights = [getattr(module, name).detach() for name in names]
+        dtype = weights[0].dtype
         for w in weights:
             if w.device.type != "cpu" or w.dtype != dtype or dtype not in backends.Cpp.DTYPES:
                 names = ", ".join(map(str, backends.Cpp.DTYPES))
@@ -145,6 +161,46 @@ class Stepper:
         increment_version(out)
         return out
 
+    def __call__(self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None):
+        """Take one step from the state ``hx``, as a call of the cell does; for Steppers of cells.
+
+        Args:
+            input: (B, I), or (I,) where B is 1.
+            hx: what the last call returned: h (B, H), or (h, c) for an LSTMCell, (H,) with (I,). Default: zeros
+
+        Returns:
+            h' (B, H), or (h', c') for an LSTMCell, in the dtype of the weights.
+
+        Raises:
+            TypeError: for a Stepper of layers, which has :meth:`step`.
+            TypeError, ValueError, RuntimeError: as :meth:`step` and :meth:`load_state`.
+        """
+        if is_compiling():
+            return torch.compiler.disable(Stepper._call)(self, input, hx)
+        return self._call(input, hx)
+
+    def _call(self, input, hx):
+        """The same outside of graphs."""
+        if not self._is_cell:
+            raise TypeError(f"A Stepper of {self._name} is not callable: use step, state and load_state")
+        states = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
+        if isinstance(input, Tensor) and input.dim() == 1 and self._B == 1:
+            rows = [s[None] if isinstance(s, Tensor) and s.dim() == 1 else s for s in states]
+            new = self._call(input[None], None if hx is None else rows if len(rows) != 1 else rows[0])
+            return new.squeeze(0) if isinstance(new, Tensor) else tuple(s.squeeze(0) for s in new)
+        if isinstance(input, Tensor) and input.dim() > 2:
+            raise ValueError(f"Stepper: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        x = self._checked(input)
+        for s in states:
+            if isinstance(s, Tensor):
+                check_inference("a Stepper", "hx", s)
+        if hx is None:
+            self._runner.reset(None)
+        else:
+            self.load_state(hx)
+        h = self.step(x)
+        return h if len(self._shapes) == 1 else (h, self.state[1].to(self._dtype))
+
     def reset(self, mask: Tensor | None = None) -> None:
         """Set the state to zero: of the rows where ``mask``, bool (B,) on the CPU, is true; of all without a mask.
 
@@ -165,6 +221,7 @@ class Stepper:
     @property
     def state(self) -> Tensor | tuple[Tensor, Tensor]:
         """A copy of the state in the form of the module's ``hx``: h (L, B, P), for an LSTM the pair with c (L, B, H).
+        For a cell: h (B, H), or the pair with c (B, H).
 
         It is in the dtype that is computed with, float32 for modules of 16 bits, so that ``load_state`` brings back the
         very same bits.
@@ -172,6 +229,8 @@ class Stepper:
         states = self._zeros()
         for k, s in enumerate(states):
             self._runner.state(k, s, False)
+        if self._is_cell:
+            states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
 
     def load_state(self, hx: Tensor | tuple[Tensor, Tensor]) -> None:
@@ -188,9 +247,10 @@ class Stepper:
             many = ("one hidden state", "two hidden states")[len(expected) - 1]
             raise RuntimeError(f"{self._name} expects {many}, but got {len(states)}")
         for k, (s, e) in enumerate(zip(states, expected, strict=True)):
-            if s.shape != e.shape:
+            shape = e.shape[1:] if self._is_cell else e.shape
+            if s.shape != shape:
                 name = "hidden size" if len(states) == 1 else f"hidden[{k}] size"
-                raise RuntimeError(f"Expected {name} {tuple(e.shape)}, got {list(s.shape)}")
+                raise RuntimeError(f"Expected {name} {tuple(shape)}, got {list(s.shape)}")
             if s.device.type != "cpu" or s.dtype not in (self._acc, self._dtype):
                 allowed = " or ".join(dict.fromkeys(map(str, (self._acc, self._dtype))))
                 raise ValueError(f"Expected a state in {allowed} on the CPU, but got {s.dtype} on {s.device}")

@@ -4,9 +4,12 @@ long sequences, repeated runs. Everything runs in processes of its own."""
 import json
 import os
 import re
+import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 
 import cpp_cases
 import cpp_tiles
@@ -165,6 +168,15 @@ def test_every_instruction_set_was_really_forced():
         code = "import torch, rnnkernels; print(torch.ops.rnnkernels.instruction_sets())"
         output, trouble = cpp_worker.in_process("-c", code, RNNKERNELS_ISA=isa)
         assert not trouble and output.split(",")[0].strip() == isa
+
+
+def test_the_kernels_compile_for_aarch64():
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("aarch64-linux-gnu-g++ is not installed")
+    kernels = Path(__file__).parents[1] / "csrc" / "kernels.cpp"
+    done = subprocess.run([compiler, "-std=c++17", "-fsyntax-only", kernels], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_new_memory_is_poisoned():

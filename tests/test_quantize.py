@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
-from rnnkernels import backends, quantize, reference
+from rnnkernels import backends, functional, quantize, reference
 from rnnkernels.recurrent import MODES
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
@@ -25,12 +25,12 @@ INSTRUCTION_SETS = OPS.instruction_sets().split(",") if CPP else []
 DYNAMIC = CPP and "int8" in OPS.schedule("lstm", torch.int8, 50, 16, 64, 64, 64, 1, False)
 
 
-def make(cell, I, H, seed=0, library=nn, **kwargs):  # noqa: E741 - the letters of ops.py
+def make(cell, I, H, seed=0, library=nn, activations="int8", **kwargs):  # noqa: E741 - the letters of ops.py
     """A module, and the same quantised."""
     name, extra = LAYERS[cell]
     torch.manual_seed(seed)
     module = getattr(library, name)(I, H, **extra, **kwargs).eval()
-    return module, rnnkernels.quantize_dynamic(module)
+    return module, rnnkernels.quantize_dynamic(module, activations=activations)
 
 
 def int8_rows(v):
@@ -119,14 +119,44 @@ def not_finite():
             yield f"{cell} T={T}: {value} did not give NaN"
 
 
+@torch.no_grad()
 def schedule():
-    """int8 where the processor has it."""
+    """Rows are int8 in the instruction sets that multiply bytes, and in no other, whatever the processor has."""
     isa = INSTRUCTION_SETS[0] if CPP else "none"
-    if isa != "avx512" and DYNAMIC != (isa in ("amx", "avx512_bf16")):
+    if DYNAMIC != (isa in ("amx", "avx512_bf16", "avx512_vnni")):
         yield f"{isa}: {DYNAMIC}"
+    for cell in ("lstm", "rnn"):
+        _, q = make(cell, 40, 64)
+        x = torch.randn(20, 8, 40)
+        if (error(q(x)[0], in_floats(q, x)[0]) > 1e-4) != DYNAMIC:
+            yield f"{isa}: {cell} was not run as it says"
 
 
-CHECKS = (schedule, remainders, not_finite)
+def in_floats(q, x, hx=None):
+    """What a quantised module gives whose rows stay floats."""
+    cell, activation = MODES[q.mode]
+    weights = reference.dequantized([q._buffers[n] for n in q._weights], [q._buffers[n] for n in q._scales])
+    y, last = functional.layers(
+        cell, x, () if hx is None else flat(hx), weights, q.num_layers, (False, True) if q.bidirectional else (False,),
+        q.bias, q.proj_size > 0, q.input_size, q.hidden_size, q.proj_size or q.hidden_size, activation,
+    )  # fmt: skip
+    return [y, *last]
+
+
+@torch.no_grad()
+def float_rows():
+    """activations="float": the numbers of the float layers with the same weights."""
+    shapes = itertools.product(("rnn", "relu", "lstm", "gru", "projected"), ((1, 1), (1, 33), (9, 3), (30, 20)))
+    for n, (cell, (T, B)) in enumerate(shapes):
+        L, I, H = 1 + n % 2, (3, 50)[n % 2], (20, 70)[n // 2 % 2]  # noqa: E741
+        _, q = make(cell, I, H, seed=n, num_layers=L, bidirectional=n % 3 == 0, bias=n % 5 > 0, activations="float")
+        x, hx = torch.randn(T, B, I), random_states(q, B) if n % 2 else None
+        for name, a, e in zip("yhc", flat(q(x, hx)), in_floats(q, x, hx), strict=False):
+            if not error(a, e) < 1e-6:
+                yield f"{cell} T={T} B={B} {name}: error {error(a, e):.1e}"
+
+
+CHECKS = (schedule, remainders, not_finite, float_rows)
 
 
 def test_the_definition():
@@ -211,6 +241,46 @@ def test_the_longest_sums():
         module = nn.RNN(I, 3, nonlinearity="relu", bias=False)
         module.weight_ih_l0.fill_(1.0)
         assert_close(f"{I}, {B}", rnnkernels.quantize_dynamic(module)(torch.ones(1, B, I))[0], torch.full((1, B, 3), I))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ("rnn", "relu", "lstm", "gru"))
+def test_cells(kind):
+    """The numbers of the layer for one step, whatever the activations, and without bias or batch."""
+    for activations, bias, B in itertools.product(("int8", "float"), (True, False), (1, 4)):
+        module, q = make(kind, 7, 40, bias=bias, activations=activations)
+        more = {"nonlinearity": "relu"} if kind == "relu" else {}
+        for library in (nn, rnnkernels):
+            cell = getattr(library, type(module).__name__ + "Cell")(7, 40, bias=bias, **more)
+            cell.load_state_dict({name.removesuffix("_l0"): w for name, w in module.state_dict().items()})
+            small = rnnkernels.quantize_dynamic(cell, activations=activations)
+            assert type(small).__name__ == f"Quantized{type(cell).__name__}" and not [*small.parameters()]
+            x, hx = torch.randn(B, 7), tuple(s[0] for s in flat(random_states(q, B)))
+            given = hx if len(hx) == 2 else hx[0]
+            stacked = tuple(s[None] for s in hx) if len(hx) == 2 else hx[0][None]
+            for state, layer_state in ((given, stacked), (None, None)):
+                for a, e in zip(flat(small(x, state)), flat(q(x[None], layer_state)[1]), strict=True):
+                    assert_close("state", a, e[0], 0)
+                for a, e in zip(flat(small(x, state)), flat(cell(x, state)), strict=True):
+                    assert_close("float32", a, e, 0.05)
+            if B == 1:
+                alone = small(x[0], tuple(s[0] for s in hx) if len(hx) == 2 else hx[0][0])
+                for a, e in zip(flat(alone), flat(small(x, given)), strict=True):
+                    assert_close("unbatched", a, e[0], 0)
+
+
+@torch.no_grad()
+def test_rows_of_many_magnitudes():
+    """What is below 1/254 of the largest entry of a row is lost in int8, and stays with activations="float"."""
+    torch.manual_seed(0)
+    module = nn.GRU(8, 32).eval()
+    module.weight_ih_l0[:, 0], module.weight_ih_l0[:, 1:] = 0, module.weight_ih_l0[:, 1:] * 1000  # small entries count
+    x = torch.cat((torch.ones(20, 4, 1), torch.randn(20, 4, 7) * 1e-3), -1)
+    expected = copy.deepcopy(module).double()(x.double())[0]
+    rows, floats = (
+        error(rnnkernels.quantize_dynamic(module, activations=a)(x)[0], expected) for a in ("int8", "float")
+    )
+    assert floats < 0.05 and (rows > 5 * floats) == DYNAMIC
 
 
 @torch.no_grad()

@@ -29,15 +29,20 @@ def test_a_model():
     assert [type(m) for m in model.modules()] == classes
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert error(q(tokens), y) < 0.05 and not torch.equal(q(tokens), y)
-    kinds = [type(m).__name__ for m in (q.encoder[1], q.layers["gru"], q.layers["rnn"], q.cells[0])]
-    assert kinds == ["QuantizedLSTM", "QuantizedGRU", "QuantizedRNN", "LSTMCell"] and q.again is q.layers["rnn"]
+    kinds = [type(m).__name__ for m in (q.encoder[1], q.layers["gru"], q.layers["rnn"], *q.cells)]
+    assert kinds == [f"Quantized{k}" for k in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")]
+    assert q.again is q.layers["rnn"]
     ours, x = rnnkernels.quantize_dynamic(rnnkernels.convert(copy.deepcopy(model))).encoder, torch.randn(3, 6, 4)
     assert torch.equal(ours(x)[0], q.encoder(x)[0])
     assert repr(q.encoder[1]) == "QuantizedLSTM(4, 5, num_layers=2, batch_first=True, bidirectional=True)"
     assert not [*q.encoder[1].parameters()] and q.encoder[1].weight_hh_l0.dtype == torch.int8
+    floats = rnnkernels.quantize_dynamic(model, activations="float")
+    assert error(floats(tokens), y) < 0.05 and repr(floats.cells[2]) == "QuantizedRNNCell(5, 5, activations='float')"
     normed = parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0")
     x = torch.randn(5, 2, 3)
     assert error(rnnkernels.quantize_dynamic(normed)(x)[0], normed(x)[0]) < 0.05
+    normed = parametrizations.weight_norm(nn.GRUCell(3, 4), "weight_hh")
+    assert error(rnnkernels.quantize_dynamic(normed)(x[0]), normed(x[0])) < 0.05
 
 
 @torch.no_grad()
@@ -50,6 +55,37 @@ def test_copies_and_state(cell):
     other.load_state_dict(q.state_dict())
     for twin in (other, copy.deepcopy(q), pickle.loads(pickle.dumps(q)), rnnkernels.quantize_dynamic(q)):
         assert twin is not q and torch.equal(twin(x)[0], q(x)[0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("activations", ("int8", "float"))
+@pytest.mark.parametrize("name", ("RNNCell", "GRUCell", "LSTMCell"))
+def test_cells_have_the_same_manners(name, activations):
+    torch._dynamo.reset()
+    make_cell = lambda: rnnkernels.quantize_dynamic(getattr(nn, name)(4, 20), activations=activations)  # noqa: E731
+    q, other, x = make_cell(), make_cell(), torch.randn(3, 4)
+    state = q(torch.randn(3, 4))
+    expected = flat(q(x, state))
+    assert not torch.equal(flat(other(x, state))[0], expected[0])
+    other.load_state_dict(q.state_dict())
+    program = torch.export.export(q, (x, state))
+    twins = (other, copy.deepcopy(q), pickle.loads(pickle.dumps(q)), rnnkernels.quantize_dynamic(q), program.module())
+    for twin in (*twins, torch.compile(q, fullgraph=True, backend="aot_eager")):
+        assert all(map(torch.equal, flat(twin(x, state)), expected))
+    with backends.force("reference"):
+        assert error(flat(q(x, state))[0], expected[0]) < (0.05 if activations == "int8" else 1e-5)
+    for wrong, kind, words in (
+        ((x.double(),), ValueError, f"Quantized{name} takes float32, but got Double"),
+        ((x[:, :3],), RuntimeError, "input has inconsistent input_size: got 3 expected 4"),
+        ((x[:2], state), RuntimeError, "Input batch size 2 doesn't match hidden0 batch size 3"),
+        ((x[None],), ValueError, f"{name}: Expected input to be 1D or 2D, got 3D instead"),
+    ):
+        with pytest.raises(kind, match=words):
+            q(*wrong)
+    none = rnnkernels.quantize_dynamic(getattr(rnnkernels, name)(4, 0), activations=activations)(x)
+    assert [s.shape for s in flat(none)] == [(3, 0)] * len(expected)
+    with torch.enable_grad(), pytest.raises(RuntimeError, match=f"a Quantized{name} is for inference only, but input"):
+        q(x.clone().requires_grad_())
 
 
 @torch.no_grad()
@@ -91,6 +127,10 @@ def test_errors():
     class Own(nn.LSTM):
         pass
 
+    with pytest.raises(ValueError, match="Expected activations to be 'int8' or 'float', but got 'int4'"):
+        rnnkernels.quantize_dynamic(module, activations="int4")
+    with pytest.raises(ValueError, match=r"quantize_dynamic: 0\.weight_ih must be float32, but is float64"):
+        rnnkernels.quantize_dynamic(nn.Sequential(nn.GRUCell(3, 4).double()))
     with pytest.raises(ValueError, match=r"quantize_dynamic: 1\.weight_ih_l0 must be float32, but is float64"):
         rnnkernels.quantize_dynamic(nn.Sequential(nn.ReLU(), nn.GRU(3, 4).double()))
     module.weight_hh_l0.data[1, 1] = float("inf")

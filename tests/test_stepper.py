@@ -11,7 +11,7 @@ import pytest
 import torch
 from common import TOLERANCES, error
 from conftest import CPU_BACKENDS
-from cpp_worker import in_process
+from cpp_worker import in_process, instruction_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -20,7 +20,7 @@ import rnnkernels
 from rnnkernels import Stepper, backends
 
 HAS_CPP = "cpp" in CPU_BACKENDS
-SETS = torch.ops.rnnkernels.instruction_sets().split(",") if HAS_CPP else []
+SETS = instruction_sets() if HAS_CPP else []
 NEEDS_CPP = pytest.mark.skipif(not HAS_CPP, reason="the C++ extension is not there")
 KINDS = {"rnn": ("RNN", {}), "relu": ("RNN", {"nonlinearity": "relu"}), "gru": ("GRU", {}), "lstm": ("LSTM", {}),
          "projected": ("LSTM", {"proj_size": 3})}  # fmt: skip
@@ -174,6 +174,82 @@ def build_like(module):
     plain = getattr(nn, type(module).__name__.removeprefix("Parametrized"))(5, 20, 2)
     plain.load_state_dict({name: getattr(module, name).detach() for name in module._flat_weights_names})
     return plain
+
+
+CELLS = {"rnn": ("RNNCell", {}), "relu": ("RNNCell", {"nonlinearity": "relu", "bias": False}), "gru": ("GRUCell", {}),
+         "lstm": ("LSTMCell", {}), "lstm without bias": ("LSTMCell", {"bias": False})}  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("where", (nn, rnnkernels))
+@pytest.mark.parametrize("kind", CELLS)
+def test_takes_cells(backend, kind, where):
+    """The state has the form of the cell's, and a call is a call of the cell."""
+    name, more = CELLS[kind]
+    for dtype in TOLERANCES:
+        torch.manual_seed(0)
+        module, x = getattr(where, name)(5, 20, dtype=dtype, **more), torch.randn(6, 3, 5).to(dtype)
+        exact, h, found = copy.deepcopy(module).double(), None, []
+        for v in x.double():
+            h = exact(v, h)
+            found.append(states_of(h)[0])
+        stepper, allowed = Stepper(module, 3), 5 * TOLERANCES[dtype]
+        y = torch.cat([stepper.step(x[:2]), stepper.step(x[2])[None], stepper.step(x[3:])])
+        assert y.dtype == dtype and error(y, torch.stack(found)) < allowed
+        state = stepper.state
+        assert isinstance(state, tuple) == isinstance(h, tuple)
+        for s, wanted in zip(states_of(state), states_of(h), strict=True):
+            assert s.shape == (3, 20) and error(s, wanted) < allowed
+        kept = stepper.step(x[0])
+        stepper.load_state(state)
+        assert torch.equal(stepper.step(x[0]), kept)
+        h = None
+        for v in x:
+            h = stepper(v, h)
+        wanted = states_of(copy.deepcopy(module).double()(x[0].double()))
+        assert all(s.shape == (3, 20) and s.dtype == dtype for s in states_of(h))
+        assert all(error(s, w) < allowed for s, w in zip(states_of(h), states_of(state), strict=True))
+        assert all(error(s, w) < allowed for s, w in zip(states_of(stepper(x[0])), wanted, strict=True))
+    single, row = Stepper(module, 1), x[0, 0]
+    assert [s.shape for s in states_of(single(row, single(row)))] == [(20,)] * len(wanted)
+
+
+@torch.no_grad()
+def test_a_model_written_with_cells(backend):
+    """Its own code hands the states on, to and fro between two streams."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.out = nn.LSTMCell(5, 20), rnnkernels.GRUCell(20, 20), nn.Linear(20, 4)
+
+        def forward(self, x, states=(None, None)):
+            h, c = self.first(x, states[0])
+            h2 = self.second(h, states[1])
+            return self.out(h2), ((h, c), h2)
+
+    model, streams = Model(), torch.randn(6, 2, 5)
+    plain, state = copy.deepcopy(model), [(None, None), (None, None)]
+    model.first.forward, model.second.forward = Stepper(model.first, 1), Stepper(model.second, 1)
+    for x in streams:
+        for k in (0, 1):
+            expected, after = plain(x[k, None], state[k])
+            y, own = model(x[k, None], state[k])
+            assert error(y, expected) < 1e-5 and error(own[0][1], after[0][1]) < 1e-5
+            state[k] = own
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(compiled(streams[0, :1], state[0])[0], model(streams[0, :1], state[0])[0])
+
+
+def test_parametrized_cells_and_bits(backend):
+    cell = nn.utils.parametrizations.weight_norm(nn.GRUCell(5, 20), "weight_hh").requires_grad_(False)
+    x = torch.randn(2, 5)
+    assert error(Stepper(cell, 2).step(x), cell(x)) < 1e-5
+    layer = nn.GRU(5, 20).requires_grad_(False)
+    layer.load_state_dict(
+        {f"{name}_l0": getattr(cell, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+    )
+    assert torch.equal(Stepper(cell, 2).step(x), Stepper(layer, 2).step(x))
 
 
 def test_is_a_snapshot(backend):

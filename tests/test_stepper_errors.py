@@ -47,7 +47,11 @@ def test_wrong_steps(backend, kind, message, x, out):
 
 
 @pytest.mark.parametrize("kind, message, call", [
-    (TypeError, "Expected an RNN, LSTM or GRU", lambda s: Stepper(nn.Linear(2, 3), 1)),
+    (TypeError, "Expected an RNN, LSTM or GRU .* or a cell, but got Linear", lambda s: Stepper(nn.Linear(2, 3), 1)),
+    (TypeError, "A Stepper of LSTM.* is not callable", lambda s: s(X)),
+    (ValueError, "weights on the CPU", lambda s: Stepper(nn.GRUCell(2, 3, device="meta"), 1)),
+    (ValueError, "with hidden units, but it has none", lambda s: Stepper(nn.GRUCell(2, 0), 1)),
+    (RuntimeError, "Unknown nonlinearity: selu", lambda s: Stepper(nn.RNNCell(2, 3, nonlinearity="selu"), 1)),
     (ValueError, "bidirectional", lambda s: Stepper(nn.GRU(2, 3, bidirectional=True), 1)),
     (ValueError, "batch_size to be at least 1, but got 0", lambda s: Stepper(nn.GRU(2, 3), 0)),
     (TypeError, "integer", lambda s: Stepper(nn.GRU(2, 3), 1.5)),
@@ -65,6 +69,26 @@ def test_wrong_steps(backend, kind, message, x, out):
 ])  # fmt: skip
 def test_wrong_otherwise(backend, kind, message, call):
     stepper = Stepper(build("lstm"), 2)
+    stepper.step(torch.ones(2, 5))
+    state = stepper.state
+    with pytest.raises(kind, match=message):
+        call(stepper)
+    assert same(stepper.state, state)
+
+
+@pytest.mark.parametrize("kind, message, call", [
+    (ValueError, "Expected input to be 1D or 2D, got 3D", lambda s: s(X[None])),
+    (ValueError, "equal to batch_size. Expected 2, got 1", lambda s: s(X[:1], s.state)),
+    (ValueError, "got 1D", lambda s: s(X[0])),
+    (TypeError, "Expected x to be a Tensor", lambda s: s(None)),
+    (RuntimeError, "two hidden states", lambda s: s(X, s.state[0])),
+    (RuntimeError, r"Expected hidden\[1\] size \(2, 20\), got \[1, 2, 20\]", lambda s: s(X, (OUT, OUT[None]))),
+    (RuntimeError, r"Expected hidden\[0\] size \(2, 20\)", lambda s: s.load_state((OUT[:1], OUT[:1]))),
+    (RuntimeError, "for inference only, but x requires", lambda s: s(X.clone().requires_grad_(), s.state)),
+    (RuntimeError, "for inference only, but hx requires", lambda s: s(X, (OUT.clone().requires_grad_(), OUT))),
+])  # fmt: skip
+def test_wrong_calls_of_cells(backend, kind, message, call):
+    stepper = Stepper(nn.LSTMCell(5, 20), 2)
     stepper.step(torch.ones(2, 5))
     state = stepper.state
     with pytest.raises(kind, match=message):
