@@ -6,10 +6,10 @@
 
 Three agents learn from the same seed: `plain` is sb3-contrib's as it comes (`--layers torch` runs it alone),
 `converted` has been given to `rnnkernels.convert`, and `one_call` has the policy of examples/recurrent_ppo.py, which
-replaces the loop over steps by one call with `reset=`. All three play the same episodes, until rounding turns a drawn
-action over, and learn as well; how long they train is what differs. An epoch is here a round: 128 steps of 8
-environments, and ten passes over them. Written to --out: rl.json (the returns of all episodes, and times), rl.png, and
-the weights of the last agent; with --load an agent plays with these.
+replaces the loop over steps by one call with `reset=`. All three play the same episodes until, after some
+hundred updates, rounding turns a drawn action over; how long they train is what differs. An epoch is here a round: 128
+steps of 8 environments, and ten passes over them. Written to --out: rl.json (the returns of all episodes, and times),
+rl.png, and the weights of the last agent; with --load an agent plays with these.
 
 Mended, against guides:
 - CartPole with velocities is no task for a recurrent network: here it is shown positions only;
@@ -83,7 +83,7 @@ def learned(kind: str, asked: argparse.Namespace) -> tuple[dict, torch.nn.Module
 
 
 def same(episodes: list, others: list) -> int:
-    """How many episodes two agents played alike before the first that differs."""
+    """How many episodes two agents played alike, to the step, before the first that differs."""
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(episodes, others, strict=False))))
 
 
@@ -138,8 +138,9 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
         metrics[f"return_{row['kind']}"] = sum(returns) / len(returns)
         metrics[f"episodes_{row['kind']}"] = len(row["episodes"])
         if row is not rows[0]:
-            metrics[f"same_as_{rows[0]['kind']}_{row['kind']}"] = same(rows[0]["episodes"], row["episodes"])
-    return metrics, []
+            metrics[f"same_episodes_{row['kind']}"] = same(rows[0]["episodes"], row["episodes"])
+    alike = [Threshold(name, ">=", 100) for name in metrics if name.startswith("same_episodes")]
+    return metrics, [Threshold("return_played", ">=", 100), *alike]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Agents of sb3-contrib, rsl-rl and skrl, with torch.nn's layers and with ours."""
+"""Agents of sb3-contrib and rsl-rl, with torch.nn's layers and with ours."""
 
 import copy
 
@@ -35,33 +35,33 @@ def test_recurrent_ppo_learns_the_same():
 @pytest.mark.parametrize("kind", ("lstm", "gru"))
 def test_rsl_rl_s_model(kind):
     """Steps of a roll-out, between which states are zeroed in place, and the update over padded trajectories."""
-    models = package("rsl_rl.models")
+    RNNModel = package("rsl_rl.models").RNNModel
     TensorDict = package("tensordict").TensorDict
     torch.manual_seed(0)
     steps = torch.randn(6, 4, 3)
-    masks = torch.ones(6, 4, dtype=torch.bool)
-    masks[4:, 1] = False
+    dones = torch.zeros(6, 4, 1)
+    dones[3, 0] = dones[2, 2] = 1
+    padded, masks = package("rsl_rl.utils").split_and_pad_trajectories(steps, dones)
+    assert not masks.all()
+    h = torch.randn(2, 1, padded.shape[1], 16)
+    start = tuple(h) if kind == "lstm" else h[0]
 
     def observed(x):
         return TensorDict({"policy": x}, batch_size=x.shape[:-1])
 
-    model = models.RNNModel(
-        observed(steps[0]), {"actor": ["policy"]}, "actor", 2, (8,), rnn_type=kind, rnn_hidden_dim=16
-    )
+    groups = {"actor": ["policy"]}
     results = []
-    for model in with_converted(model):
-        found = []
+    for model in with_converted(
+        RNNModel(observed(steps[0]), groups, "actor", 2, (8,), rnn_type=kind, rnn_hidden_dim=16)
+    ):
         with torch.inference_mode():
-            for n, x in enumerate(steps):
+            found = []
+            for x, done in zip(steps, dones, strict=True):
                 found.append(model(observed(x)))
-                model.reset(torch.tensor([n == 2, 0, 1, 0]))
-        state = model.get_hidden_state()
-        start = tuple(s.clone() for s in state) if kind == "lstm" else state.clone()
-        y = model(observed(steps), masks=masks, hidden_state=start)
+                model.reset(done.squeeze(1))
+        y = model(observed(padded), masks=masks, hidden_state=start)
         y.square().sum().backward()
-        results.append([*found, y, *(p.grad for p in model.rnn.parameters())])
-        # TorchScript takes no layer of ours: revert first
-        script = torch.jit.script(rnnkernels.revert(copy.deepcopy(model)).as_jit())
-        results[-1].append(script(steps[0]).detach())
+        script = torch.jit.script(rnnkernels.revert(copy.deepcopy(model)).as_jit())  # TorchScript takes torch.nn's only
+        results.append([*found, y, *(p.grad for p in model.parameters()), script(steps[0, :1]).detach()])
     for n, (expected, actual) in enumerate(zip(*results, strict=True)):
         assert_close(f"result {n}", actual, expected)
