@@ -62,6 +62,9 @@ def test_rsl_rl_s_model(kind):
         y = model(observed(padded), masks=masks, hidden_state=start)
         y.square().sum().backward()
         script = torch.jit.script(rnnkernels.revert(copy.deepcopy(model)).as_jit())  # TorchScript takes torch.nn's only
-        results.append([*found, y, *(p.grad for p in model.parameters()), script(steps[0, :1]).detach()])
+        onnx = model.as_onnx()  # asks isinstance(rnn, nn.LSTM)
+        exported = onnx(steps[0, :1], *onnx.get_dummy_inputs()[1:])
+        tensors = (*found, y, *(p.grad for p in model.parameters()), script(steps[0, :1]), *exported)
+        results.append([t.detach() for t in tensors if t is not None])
     for n, (expected, actual) in enumerate(zip(*results, strict=True)):
         assert_close(f"result {n}", actual, expected)
