@@ -44,7 +44,7 @@ def layers(
         restart = [s[i * D : (i + 1) * D] for s in reset_states]
         y, last, *cells = layer(
             call, cell, drop(x, dropout, True) if dropout and i else x, states, weights, reverse, bias, project, H, P,
-            activation, options, train, lengths, reset, restart, return_cells and i == num_layers - 1,
+            activation, options, train, lengths, reset, restart, i == num_layers - 1, return_cells,
         )  # fmt: skip
         found.extend(cells)
         return y, last
@@ -58,9 +58,9 @@ def layers(
 
 def layer(
     call, cell, x, states, weights, reverse, bias, project, H, P, activation, options, train, lengths, reset,
-    reset_states, return_cells,
+    reset_states, top, return_cells,
 ):  # fmt: skip
-    """One layer: ``y, last`` or ``y, last, cells (D, T, B, H)``."""
+    """One layer: ``y, last``, or for the ``top`` one ``y, last, cells (D, T, B, H)`` with ``return_cells``."""
     D, N, S, (T, B) = len(reverse), options.heads, CELLS[cell].states, x.shape[:2]
     h_mask, zone = None, []
     if train and options.recurrent_dropout:
@@ -79,7 +79,7 @@ def layer(
         cell, x, states, weights, reverse=tuple(r for r in reverse for _ in range(N)), bias=bias, project=project,
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset, reset_states=reset_states,
         h_mask=h_mask, zone=zone, layer_norm=options.layer_norm, eps=EPS,
-        return_cells=return_cells, recompute=options.recompute,
+        return_cells=top and return_cells, recompute=options.recompute, exposed=top,
     )  # fmt: skip
     if N > 1:
         last = tuple(s.unflatten(0, (D, N)).movedim(1, 2).flatten(2) for s in last)

@@ -41,7 +41,7 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
         raise TypeError("Expected a padded input (with lengths), but got a PackedSequence")
     layers = []
 
-    def record(cell, x, states, weights, *, return_cells, recompute, **call):
+    def record(cell, x, states, weights, *, return_cells, recompute, exposed, **call):
         y, last, saved = reference.layer(cell, x, states, weights, save=True, **call)
         layers.append((y, saved))
         return y, last
