@@ -43,7 +43,7 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
 
     def record(cell, x, states, weights, *, return_cells, recompute, exposed, **call):
         y, last, saved = reference.layer(cell, x, states, weights, save=True, **call)
-        layers.append((y, saved))
+        layers.append((y.detach(), saved))  # y itself is turned, where batch_first is set
         return y, last
 
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record))(input)
