@@ -6,6 +6,7 @@ autograd.py, so that no gradient depends on the way by which a call came, and no
 """
 
 import torch
+from torch._C import DispatchKey
 
 from . import batching
 from .autograd import (
@@ -33,6 +34,15 @@ def below(name, args):
         return OPS[name](*args)
 
 
+def transformed(function, *args):
+    """``function.apply`` for a ``torch.func`` transform that is at work: it has to be met again, by the function."""
+    with torch._C._PreserveDispatchKeyGuard():
+        for key in (DispatchKey.FuncTorchDynamicLayerFrontMode, DispatchKey.FuncTorchDynamicLayerBackMode):
+            torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
+            torch._C._dispatch_tls_set_dispatch_key_included(key, True)
+        return function.apply(*args)
+
+
 def layer(name, *args):
     """``rnnkernels::layer`` and ``rnnkernels::reference_layer``. With ``save`` c has a gradient, and gates refuse one."""
     *arguments, save = args
@@ -46,7 +56,7 @@ def layer(name, *args):
         backend=backend_of(name), return_cells=save and S > 1, exposed=exposed, return_saved=save
     )
     if transform:
-        y, *rest = Transform.apply(plan, *tensors)
+        y, *rest = transformed(Transform, plan, *tensors)
         saved = rest[S + exposed :]
     else:
         y, *rest = Eager.apply(plan, *tensors)
@@ -69,7 +79,10 @@ def layer_backward(name, *args):
         return below(name, args)
     plan = batching.plan_of(*arguments)._replace(backend=backend_of(name))
     pull = Pull(plan, len(dlast), dcells is not None, len(inputs), tuple(map(bool, needs)))
-    results = (TransformBackward if transform else EagerBackward).apply(pull, *tensors)
+    if transform:
+        results = transformed(TransformBackward, pull, *tensors)
+    else:
+        results = EagerBackward.apply(pull, *tensors)
     dx, *lists = pull.lists(results)
     return (dx[0] if dx else dy.new_empty(0), *lists)
 

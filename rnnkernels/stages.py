@@ -8,6 +8,7 @@ import math
 import torch
 
 from . import ops
+from .autograd import jit_tracing
 from .cells import CELLS
 from .checks import check
 from .options import PLAIN, settings
@@ -91,8 +92,10 @@ def random_bools(p, shape, device):
     """Each true with probability p, from 16 bits of torch's generator: on a CPU a third of the time of torch.bernoulli.
 
     The threshold is rounded up or down at random, once for all, so that the probability is p and not a multiple of
-    2^-16.
+    2^-16. torch.jit.trace, which has no dtype of a view and would keep the size, sees torch.rand.
     """
+    if jit_tracing():
+        return torch.rand(shape, device=device) < p
     count = math.prod(shape)
     bits = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,), device=device).view(torch.int16)[:count].view(shape)
     rare = min(p, 1 - p)
