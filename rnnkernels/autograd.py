@@ -180,9 +180,12 @@ def kept(y):
     """y as the backward pass has to find it, whatever is written into the y that the caller gets.
 
     On the CPU it costs no memory until then: torch copies a lazy clone once somebody asks for a pointer to write
-    through. It has them for CUDA too, but copies there outside of the current stream.
+    through. It has them for CUDA too, but copies there outside of the current stream. Compilers need an op that they
+    know; without it they take the gradient from what was written.
     """
-    return torch._lazy_clone(y) if y.is_cpu and type(y) is torch.Tensor else y.clone()
+    if torch.compiler.is_compiling() or type(y) is not torch.Tensor or not y.is_cpu:
+        return y.clone()
+    return torch._lazy_clone(y)
 
 
 def output_gradients(plan, grads):
@@ -199,9 +202,13 @@ class Eager(torch.autograd.Function):
     def forward(ctx, plan, *tensors):
         y, last, saved = run_layer(plan, tensors)
         ctx.plan, ctx.n_in = plan, len(tensors)
-        ctx.save_for_backward(*tensors, kept(y) if plan.exposed else y, *saved)
+        own, shown = [y, *saved], saved if plan.return_saved else saved[-1:] if plan.return_cells else []
+        if plan.exposed:
+            own[0] = kept(y)
+            own[len(own) - len(shown) :] = map(kept, shown)
+        ctx.save_for_backward(*tensors, *own)
         ctx.set_materialize_grads(False)
-        return (y, *last, *(saved if plan.return_saved else saved[-1:] if plan.return_cells else ()))
+        return (y, *last, *shown)
 
     @staticmethod
     def backward(ctx, *grads):

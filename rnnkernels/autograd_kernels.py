@@ -51,13 +51,13 @@ def layer(name, *args):
     transform = transforming()
     if not transform and not wants_gradient(tensors):
         return below(name, args)
-    S, exposed = CELLS[arguments[0]].states, not torch.compiler.is_compiling()
+    S = CELLS[arguments[0]].states
     plan = batching.plan_of(*arguments)._replace(
-        backend=backend_of(name), return_cells=save and S > 1, exposed=exposed, return_saved=save
+        backend=backend_of(name), return_cells=save and S > 1, exposed=True, return_saved=save
     )
     if transform:
         y, *rest = transformed(Transform, plan, *tensors)
-        saved = rest[S + exposed :]
+        saved = rest[S + 1 :]  # after the y of its own
     else:
         y, *rest = Eager.apply(plan, *tensors)
         saved = rest[S:]

@@ -256,7 +256,7 @@ def layer(
     if not recorded and (transform or wants_gradient(tensors)):
         plan = Plan(
             backend, cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
-            activation, recurrent_activation, layer_norm, eps, return_cells, recompute, exposed and not traced,
+            activation, recurrent_activation, layer_norm, eps, return_cells, recompute, exposed,
         )  # fmt: skip
         if transform:
             y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)
