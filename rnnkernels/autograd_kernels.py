@@ -44,7 +44,7 @@ def transformed(function, *args):
 
 
 def layer(name, *args):
-    """``rnnkernels::layer`` and ``rnnkernels::reference_layer``. With ``save`` c has a gradient, and gates refuse one."""
+    """``rnnkernels::layer`` and ``rnnkernels::reference_layer``; with ``save`` c has a gradient, gates refuse one."""
     *arguments, save = args
     tensors = batching.flat_form(*arguments)
     refuse_forward_mode(tensors)

@@ -20,8 +20,8 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if
                   S > 1
 
-With groups, lengths and reset have a leading X too. All strides are allowed. Flags of directions and of needs are int[],
-because TorchScript traces no bool[].
+With groups, lengths and reset have a leading X too. All strides are allowed. ``reverse`` and ``needs`` are bools in an
+int[], because TorchScript traces no bool[].
 
 ``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
 once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
@@ -29,8 +29,8 @@ scales, float32 (G*H) per layer and direction for w_ih and w_hh, these two are i
 scale[n]. Where the processor multiplies bytes, rows of x and h become int8 too, unless float_rows.
 
 Each op is there twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py):
-their gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on are the
-same without: the modules call them, because they see to autograd themselves, which costs less (autograd.py).
+their gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on are
+the same without: the modules call them, because they see to autograd themselves, which costs less (autograd.py).
 """
 
 from functools import partial
@@ -175,8 +175,8 @@ define(
 
 
 def inference_op(x, states, weights, I):  # noqa: E741
-    """The ``stack`` to run layers without dropout and reset: plain inference on the C++ backend. None for other calls."""
-    recorded = jit_tracing()  # and its sizes cannot be compared; what it records trains too, by its kernel for autograd
+    """The ``stack`` that runs layers without dropout and reset, in plain inference on the C++ backend; else None."""
+    recorded = jit_tracing()  # sizes cannot be compared then; the op that is recorded trains too
     if (
         not torch.compiler.is_compiling()
         and x.is_cpu

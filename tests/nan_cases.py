@@ -10,8 +10,8 @@ from rnnkernels.cells import CELLS
 
 T, B, H = 4, 3, 4
 VARIANTS = {
-    "plain": {}, "both directions": {"reverse": (False, True)}, "projected": {"P": 2}, "layer norm": {"layer_norm": True},
-    "zoneout": {}, "recurrent dropout": {}, "recompute": {},
+    "plain": {}, "both directions": {"reverse": (False, True)}, "projected": {"P": 2},
+    "layer norm": {"layer_norm": True}, "zoneout": {}, "recurrent dropout": {}, "recompute": {},
 }  # fmt: skip
 LENGTHS = ("inputs past lengths", "gradients past lengths", "states of a row without steps")
 RESETS = ("states before a reset at the first step", "states to restart from without a reset")

@@ -1,4 +1,4 @@
-"""What a call returned may be changed before the backward pass, and inputs refilled, wherever torch.nn allows it on CPUs.
+"""Results may be changed in place before the backward pass, and inputs refilled, where torch.nn on the CPU allows it.
 
 What is compared is a program that does so with torch.nn's that does not: the gradients are the same, or there is the
 usual error, and that only where torch.nn has one too.
@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import rnnkernels
 from rnnkernels.cells import CELLS
 
-T, B, I, H = 5, 3, 3, 4
+T, B, I, H = 5, 3, 3, 4  # noqa: E741
 ERROR = "modified by an inplace operation"
 PACKED = {"packed": [5, 3, 2], "packed, all whole": [T] * B}  # lengths
 OPTIONS = {
@@ -166,7 +166,9 @@ def test_in_transforms(cell):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("name, options", [("RNN", "plain"), ("GRU", "all"), ("LSTM", "batch first"), ("GRUCell", "plain")])
+@pytest.mark.parametrize(
+    "name, options", [("RNN", "plain"), ("GRU", "all"), ("LSTM", "batch first"), ("GRUCell", "plain")]
+)
 def test_compiled(name, options):
     module = getattr(rnnkernels, name)(I, H, dtype=torch.float64, **OPTIONS[options])
     x, found = torch.randn(*((B, I) if name.endswith("Cell") else (B, T, I)), dtype=torch.float64), []
@@ -213,7 +215,8 @@ def test_results_are_no_views_where_torch_has_none(name, options, layout):
                 x = pack_padded_sequence(x, PACKED[layout], batch_first=first) if layout in PACKED else x
                 out = module(x.double())
             out = out if isinstance(out, tuple) and not cell else (out,)
-            results = [r.data if hasattr(r, "batch_sizes") else r for o in out for r in (o if type(o) is tuple else (o,))]
+            flat = [r for o in out for r in (o if type(o) is tuple else (o,))]
+            results = [r.data if hasattr(r, "batch_sizes") else r for r in flat]
             views.append([r._is_view() for r in results])
             for r in results:
                 if not r._is_view():

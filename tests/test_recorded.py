@@ -14,7 +14,7 @@ import rnnkernels
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:DeprecationWarning", "ignore:.torch.jit.* is deprecated:DeprecationWarning"
 )
-T, B, I, H = 6, 3, 4, 6
+T, B, I, H = 6, 3, 4, 6  # noqa: E741
 LAYERS = {
     "RNN": ("RNN", {"nonlinearity": "relu"}),
     "GRU, both directions": ("GRU", {"num_layers": 2, "bidirectional": True, "batch_first": True}),
@@ -84,8 +84,8 @@ def test_export(name, strict):
     args = inputs(net)
     shapes = {int(dim): size for dim, size in sizes.items()}
     program = torch.export.export(net, args, dynamic_shapes=(shapes,), strict=strict)
-    for args in (args, inputs(net, T if cell else 4, 2)):
-        check(net, program.module(), args)
+    for given in (args, inputs(net, T if cell else 4, 2)):
+        check(net, program.module(), given)
 
 
 @pytest.mark.parametrize("given", ["lengths", "reset"])
@@ -149,15 +149,18 @@ def test_trace_of_packed_sequences():
         x = torch.randn(T, B, I, dtype=torch.float64)
         program = reloaded(torch.jit.trace(net, (x, torch.tensor([T] * B if whole else [2, T, 3]))))
         for lengths in ([T] * B, [2, T, 3], [5, 4]):
-            check(net, program, (torch.randn(max(lengths), len(lengths), I, dtype=torch.float64), torch.tensor(lengths)))
+            x = torch.randn(max(lengths), len(lengths), I, dtype=torch.float64)
+            check(net, program, (x, torch.tensor(lengths)))
 
 
-@pytest.mark.parametrize("options", [{"dropout": 0.5, "num_layers": 2}, {"recurrent_dropout": 0.5}, {"zoneout": 0.5}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"dropout": 0.5, "num_layers": 2}, {"recurrent_dropout": 0.5}, {"zoneout": 0.5}], ids=str
+)
 def test_trace_draws_masks(options):
     """A program traced in training draws its masks at every call, for the sizes of that call."""
     net = Net("LSTM", options).train()
     program = reloaded(torch.jit.trace(net, inputs(net), check_trace=False))
-    x, = inputs(net, 9, 5)
+    (x,) = inputs(net, 9, 5)
     assert not torch.equal(program(x)[0], program(x)[0])
     gradient = torch.autograd.grad(sum(o.sum() for o in program(x)), list(program.parameters()))
     assert all(g.isfinite().all() and g.any() for g in gradient)
