@@ -4,14 +4,12 @@ What is counted is products, as for torch.nn's own: a step multiplies every matr
 past ``lengths`` counts, because the shapes do not tell it. Letters as in ops.py.
 """
 
-import importlib.abc
-import importlib.util
 import math
-import sys
 
 import torch
 
 from .convert import TO_TORCH
+from .imports import when_imported
 
 
 def products(x, weights):
@@ -67,41 +65,6 @@ def register_in_thop(module):
         module.register_hooks[ours] = module.register_hooks[theirs]
 
 
-class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls a function with a module after its import; a counter that nobody imports costs nothing.
-
-    Args:
-        actions: functions by the full names of modules.
-    """
-
-    def __init__(self, actions):
-        self.actions = {}
-        for name, action in actions.items():
-            if name in sys.modules:
-                action(sys.modules[name])
-            else:
-                self.actions[name] = action
-
-    def find_spec(self, name, path=None, target=None):
-        """The spec that others find, with a loader that calls the function at its end."""
-        action = self.actions.pop(name, None)
-        spec = None if action is None else importlib.util.find_spec(name)
-        if spec is not None:
-            load = spec.loader.exec_module
-
-            def exec_module(module):
-                load(module)
-                action(module)
-
-            spec.loader.exec_module = exec_module
-        return spec
-
-
-sys.meta_path.insert(
-    0,
-    AfterImport({
-        "torch.utils.flop_counter": register_in_torch,
-        "fvcore.nn.flop_count": register_in_fvcore,
-        "thop.profile": register_in_thop,
-    }),
-)  # fmt: skip
+when_imported("torch.utils.flop_counter", register_in_torch)
+when_imported("fvcore.nn.flop_count", register_in_fvcore)
+when_imported("thop.profile", register_in_thop)

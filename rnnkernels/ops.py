@@ -233,7 +233,7 @@ def layer(
         (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
         reset_states, zone = autocast_to(dtype, reset_states), autocast_to(dtype, zone)
         h_mask = None if h_mask is None else h_mask.to(dtype)
-    if not any(weights[1].shape):  # no hidden units: no backend has anything to compute
+    if not jit_tracing() and not any(weights[1].shape):  # no hidden units: no backend has anything to compute
         return reference.no_units(x, states, weights, len(reverse), CELLS[cell].states, return_cells)
     traced = torch.compiler.is_compiling()
     if (traced or torch._C._get_tracing_state() is not None) and onnx.exporting():

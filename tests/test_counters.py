@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import rnnkernels
 from rnnkernels import counters
 from rnnkernels.cells import CELLS
+from rnnkernels.imports import when_imported
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
@@ -96,8 +97,7 @@ def test_thop(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("thop", "thop.profile"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    finder = counters.AfterImport({"thop.profile": counters.register_in_thop})
-    monkeypatch.setattr(sys, "meta_path", [finder, *sys.meta_path])
+    when_imported("thop.profile", counters.register_in_thop)
     import thop
 
     found = thop.profile.register_hooks
@@ -105,7 +105,7 @@ def test_thop(monkeypatch, tmp_path):
     late = types.ModuleType("late")
     late.register_hooks = {k: v for k, v in found.items() if k.__module__.startswith("torch")}
     monkeypatch.setitem(sys.modules, "late", late)
-    counters.AfterImport({"late": counters.register_in_thop})
+    when_imported("late", counters.register_in_thop)
     assert late.register_hooks == found
     for name in ("thop", "thop.profile"):
         monkeypatch.delitem(sys.modules, name, raising=False)
