@@ -45,7 +45,8 @@ def rnn(
         dropout: probability of zeroing an element of the output of every layer but the last.
         train: whether dropout is applied.
         bidirectional: D = 2 directions instead of 1, the second from the end to the start.
-        batch_first: the batch comes first in ``input``, ``output`` and ``reset``; costs no copy.
+        batch_first: the batch comes first in ``input``, ``output`` and ``reset``; costs no copy in inference, and in
+            training one of ``input``, as in torch.nn, so that it may be refilled before the backward pass.
         nonlinearity: "tanh" or "relu".
         lengths: integers (B,) from 0 to T: row b ends after lengths[b] steps. ``output`` is zero from there on, and
             ``h_n`` is the state after the last step of the row (the initial one for length 0). Default: all T.
