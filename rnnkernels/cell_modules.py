@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .autograd import jit_tracing
 from .cells import CELLS
 from .checks import aside, check_placement, check_weights, refuse_nested
 from .tracers import Leaf
@@ -30,7 +31,7 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
         check_step(cell, input, hx, weights, bias, H)
         y, last = ops.layer(cell, input[None], [s[None] for s in hx], weights, bias=bias, activation=activation)
         new = (y, *last[1:])
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or jit_tracing():
             return [s.squeeze(0) for s in new]
         return [s.squeeze_(0) for s in new]  # in place, so that they are no views and detach_ works on them
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import ops, stages
+from .autograd import jit_tracing
 from .cells import CELLS
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import check_heads, norm_parameters, take_options
@@ -244,4 +245,4 @@ def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, dr
 
 def batch_major(y):
     """y (T, B, ...), just computed, as (B, T, ...): in place, so that it is no view and ``detach_`` works on it."""
-    return y.transpose(0, 1) if torch.compiler.is_compiling() else y.transpose_(0, 1)
+    return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)
