@@ -183,7 +183,7 @@ def inference_op(x, states, weights, I):  # noqa: E741
         and (recorded or (x.shape[2] == I and not wants_gradient((*weights, x, *states))))
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_any_autocast_enabled()
-        and not (torch._C._get_tracing_state() is not None and onnx.exporting())
+        and not (recorded and onnx.exporting())
         and forward_ad._current_level < 0
         and backends.forced() is None
         and backends.EXTENSION_ERROR is None
@@ -236,7 +236,7 @@ def layer(
     if not jit_tracing() and not any(weights[1].shape):  # no hidden units: no backend has anything to compute
         return reference.no_units(x, states, weights, len(reverse), CELLS[cell].states, return_cells)
     traced = torch.compiler.is_compiling()
-    if (traced or torch._C._get_tracing_state() is not None) and onnx.exporting():
+    if (traced or jit_tracing()) and onnx.exporting():
         return onnx.node_of_layer(
             cell, x, states, weights, reverse, bias, project, activation, recurrent_activation, lengths, reset,
             reset_states, h_mask, zone, layer_norm, eps, return_cells,
