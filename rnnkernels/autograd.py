@@ -50,8 +50,11 @@ def plain(name):
     Where calls are recorded by a tracer or pass through dispatch modes, what they find is the op that has autograd:
     they may run it again, or know it by its name. A compiler sees to the backward pass as eager mode does.
     """
-    compiler = torch.compiler.is_compiling()
-    return (PLAIN if compiler or not (jit_tracing() or torch._C._len_torch_dispatch_stack()) else OPS)[name]
+    if torch.compiler.is_compiling():
+        recorded = torch.compiler.is_exporting()
+    else:
+        recorded = jit_tracing() or torch._C._len_torch_dispatch_stack()
+    return (OPS if recorded else PLAIN)[name]
 
 
 def jit_tracing():
