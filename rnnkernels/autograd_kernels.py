@@ -57,7 +57,7 @@ def layer(name, *args):
     )
     if transform:
         y, *rest = transformed(Transform, plan, *tensors)
-        saved = rest[S + 1 :]  # after the y of its own
+        saved = [t.clone() for t in rest[S + 1 :]] if save else []  # after the y of its own
     else:
         y, *rest = Eager.apply(plan, *tensors)
         saved = rest[S:]

@@ -265,7 +265,8 @@ def layer(
         else:  # as torch.nn does, so that whoever has batch_first may refill a buffer of inputs after the call
             y, *rest = Eager.apply(plan, x.contiguous(), *tensors[1:])
         S = CELLS[cell].states
-        last, cells = tuple(rest[:S]), rest[-1]
+        last = tuple(rest[:S])
+        cells = rest[-1].clone() if transform and return_cells else rest[-1]  # as y: others may write into it
     else:
         y, last, saved = implementation(backend, "layer", OPS.get if recorded else plain)(
             cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,

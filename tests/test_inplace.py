@@ -158,6 +158,11 @@ def test_in_transforms(cell):
     expected = torch.func.grad(lambda *t: torch.relu(case(*t)[0]).sum(), every)(*tensors)
     for n, (f, e) in enumerate(zip(found, expected, strict=True)):
         assert_close(f"gradient {n}", f, e)
+    if CELLS[cell].states > 1:
+        loss = lambda zero: lambda *t: zero(case(*t, return_cells=True)[-1]).sum()  # noqa: E731
+        found, expected = (torch.func.grad(loss(f), every)(*tensors) for f in (torch.relu_, torch.relu))
+        for n, (f, e) in enumerate(zip(found, expected, strict=True)):
+            assert_close(f"gradient {n}, c", f, e)
     batch = [torch.stack([t, 2 * t]) for t in tensors]
     found = torch.func.vmap(torch.func.grad(lambda *t: torch.relu_(case(*t)[0]).sum(), every))(*batch)
     expected = torch.func.vmap(torch.func.grad(lambda *t: torch.relu(case(*t)[0]).sum(), every))(*batch)
