@@ -1,8 +1,9 @@
 # make demo: train a character model      make test: all tests     make bench: the CPU benchmarks
 # make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
+# make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
-# Everything is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+# All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,11 +13,14 @@ DEMO ?=
 EXAMPLES ?=
 BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
+SB3_CONTRIB ?=
+TORCHRL ?=
 ASAN_CHECKS ?= sizes-float32 stages-float32 masks-float32 masks-bfloat16 activations-float32 arguments-float32 \
   arguments-bfloat16 large-float32 random-float64 random-bfloat16 random-float16 tiles-float32 tiles-bfloat16 \
   norms-float32 norms-bfloat16
 
 VENV := .venv
+CLIENTS := .venv-clients
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 TEST := $(PY) -m pytest $(PYTEST_ARGS)
@@ -24,7 +28,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
 
-.PHONY: demo examples test asan bench lint format wheel clean distclean
+.PHONY: demo examples test clients asan bench lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
@@ -63,6 +67,13 @@ test: $(VENV)/installed $(VENV)/triton
 	    printf "=========== %s in %.2fs ===========\n", text, seconds }'; \
 	if [ -n "$$failed" ]; then echo "$$failed"; exit 1; fi
 
+# Their packages are many, and hold others back: hence the environment. The suites of two projects run where checkouts of
+# them are named: make clients SB3_CONTRIB=../stable-baselines3-contrib TORCHRL=../rl (about 35 minutes).
+clients: $(CLIENTS)/installed
+	$(CLIENTS)/bin/python -m pytest $(PYTEST_ARGS) tests/clients
+	$(if $(SB3_CONTRIB),$(CLIENTS)/bin/python tests/clients/suites.py sb3-contrib "$(SB3_CONTRIB)")
+	$(if $(TORCHRL),$(CLIENTS)/bin/python tests/clients/suites.py torchrl "$(TORCHRL)")
+
 # An extension of its own, in build/asan; the installed one stays as it is. Python leaks on purpose, so leaks do not count.
 asan: $(VENV)/installed
 	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined" LDFLAGS="$(SANITIZE)" \
@@ -97,7 +108,7 @@ clean:
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(CLIENTS)
 
 # Each of these is an empty file that says that a step is done.
 $(VENV)/created:
@@ -111,12 +122,18 @@ $(VENV)/torch: $(VENV)/created
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(PIP) install --no-build-isolation -e ".[examples,bench,test]"
+	$(PIP) install --no-build-isolation -e ".[examples,rl,bench,test]"
 	@touch $@
 
 # A torch with CUDA brings its own Triton. There is none for other systems than Linux: the tests that need it are skipped.
 $(VENV)/triton: $(VENV)/torch
 	$(PY) -c "import triton" 2>/dev/null || [ "$$(uname -s)" != Linux ] || $(PIP) install $(TRITON)
+	@touch $@
+
+$(CLIENTS)/installed: $(SOURCES)
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install "setuptools>=77,<82" wheel $(TORCH)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --no-build-isolation -e ".[clients,test]"
 	@touch $@
 
 $(VENV)/lint: $(VENV)/created

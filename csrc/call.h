@@ -17,6 +17,7 @@ using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
 using MaybeString = std::optional<StringHandle>;
 using Bools = std::vector<bool>;
+using Flags = std::vector<int64_t>;  // bools as they arrive: TorchScript traces no list of bools
 using Sizes = std::initializer_list<int64_t>;
 
 // Strings arrive as handles that have to be deleted: torch's own conversion to std::string leaks one at every call.
@@ -66,7 +67,8 @@ inline Tensor zeros(int32_t dtype, Sizes sizes) {
   return torch::stable::zero_(t);
 }
 
-// A LayerCall from tensors, which are checked on the way in; holds the copies of those that were not contiguous.
+// A LayerCall from tensors, which are checked on the way in; holds the copies of those that were not contiguous. Data
+// is read by const_data_ptr, because a mutable pointer to a lazy clone makes torch copy it.
 struct Call : LayerCall {
   Tensors held;
   int32_t dtype;
@@ -94,7 +96,7 @@ struct Call : LayerCall {
     if (!whole_rows) hold(torch::stable::contiguous(x_));
     const Tensor& xs = whole_rows ? x_ : held.back();
     const auto strides = xs.strides();
-    x = xs.data_ptr(), x_stride_X = dim == 4 ? strides[0] : 0;
+    x = xs.const_data_ptr(), x_stride_X = dim == 4 ? strides[0] : 0;
     x_stride_T = strides[dim - 3], x_stride_B = strides[dim - 2];
 
     if (lengths_) {
@@ -203,12 +205,12 @@ struct Call : LayerCall {
     for (size_t i = 0; i < sizes.size(); ++i)
       STD_TORCH_CHECK(found[i] == sizes.begin()[i], "rnnkernels: ", name, " must have size ", sizes.begin()[i],
                       " in dimension ", i, ", got ", found[i]);
-    return t.is_contiguous() ? t.data_ptr() : hold(torch::stable::contiguous(t));
+    return t.is_contiguous() ? t.const_data_ptr() : hold(torch::stable::contiguous(t));
   }
 
   const void* hold(Tensor t) {
     held.push_back(std::move(t));
-    return held.back().data_ptr();
+    return held.back().const_data_ptr();
   }
 
   int32_t accumulate() const {

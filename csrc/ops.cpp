@@ -61,13 +61,13 @@ void run_backward(const LayerCall& call) {
 }
 
 // The arguments that `layer` and `layer_backward` have in common.
-Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Bools& reverse,
+Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Flags& reverse,
                 bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
                 const MaybeTensor& lengths, const MaybeTensor& reset, const Tensors& reset_states,
                 const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
-  Call call(cell_name, x, reverse, bias, project, act, gate_name, lengths);
+  Call call(cell_name, x, Bools(reverse.begin(), reverse.end()), bias, project, act, gate_name, lengths);
   call.layer_norm = layer_norm, call.eps = eps;
   const int64_t n = call.weights_per_layer();
   STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
@@ -79,7 +79,7 @@ Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const
 }
 
 std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, const Tensors& states,
-                                           const Tensors& weights, const Bools& reverse, bool bias, bool project,
+                                           const Tensors& weights, const Flags& reverse, bool bias, bool project,
                                            const MaybeString& activation, const MaybeString& gate,
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
@@ -154,10 +154,10 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
 
 std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, StringHandle cell, const Tensor& x,
-    const Tensors& states, const Tensors& weights, const Bools& reverse, bool bias, bool project,
+    const Tensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
     const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps,
-    const Tensor& y, const Tensors& saved, const Bools& needs) {
+    const Tensor& y, const Tensors& saved, const Flags& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
                          reset_states, h_mask, zone, layer_norm, eps);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
@@ -223,9 +223,13 @@ std::string names() {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
+  // with autograd, and without for callers that have their own: see rnnkernels/ops.py
   m.impl("layer", TORCH_BOX(&layer));
+  m.impl("plain_layer", TORCH_BOX(&layer));
   m.impl("layer_backward", TORCH_BOX(&layer_backward));
+  m.impl("plain_layer_backward", TORCH_BOX(&layer_backward));
   m.impl("stack", TORCH_BOX(&stack));
+  m.impl("plain_stack", TORCH_BOX(&stack));
 }
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
   m.impl("schedule", TORCH_BOX(&schedule));

@@ -27,6 +27,7 @@ EXAMPLES = (
     "gradients",
     "gates",
     "compare",
+    "rl",
 )
 
 

@@ -1,6 +1,6 @@
 """Fused LSTM, GRU and RNN layers: drop-in replacements of ``torch.nn``'s on C++ (CPU) and Triton (GPU) kernels."""
 
-from . import backends, checks, functional, keras, onnx
+from . import backends, checks, counters, functional, keras, onnx
 from ._version import __version__
 from .convert import convert, revert
 from .explain import explain
@@ -21,6 +21,7 @@ __all__ = [
     "backends",
     "checks",
     "convert",
+    "counters",
     "explain",
     "functional",
     "keras",

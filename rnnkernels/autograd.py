@@ -1,9 +1,10 @@
-"""Derivatives of the op, outside it: thin ``autograd.Function``s for eager mode and for ``torch.func`` transforms.
+"""Derivatives of the op: thin ``autograd.Function``s for eager mode and for ``torch.func`` transforms.
 
 Old-style functions (``Eager``) cost less per call than those with ``setup_context``, which ``torch.func`` needs
 (``Transform``). Both have a backward of their own, so that the backward pass can be differentiated again.
 
-Both work on the flat lists of tensors described in plan.py.
+Both work on the flat lists of tensors described in plan.py, and call the plain ops, which have no autograd. Modules use
+them directly; the ops that have autograd come to them by the kernels in autograd_kernels.py.
 """
 
 from itertools import chain
@@ -40,16 +41,47 @@ def without_autocast(function):
     return kernel
 
 
-OPS = {}  # by name; filled by ops.py
+OPS, PLAIN = {}, {}  # by name, with autograd and without; filled by ops.py
 
 
-def implementation(backend, name):
-    """``layer`` or ``layer_backward`` of a backend; "dispatch" leaves the choice to PyTorch's dispatcher."""
+def plain(name):
+    """An op for a caller that sees to autograd itself, in this very call.
+
+    Where calls are recorded by a tracer or pass through dispatch modes, what they find is the op that has autograd:
+    they may run it again, or know it by its name. A compiler sees to the backward pass as eager mode does.
+    """
+    if torch.compiler.is_compiling():
+        recorded = torch.compiler.is_exporting()
+    else:
+        recorded = jit_tracing() or torch._C._len_torch_dispatch_stack()
+    return (OPS if recorded else PLAIN)[name]
+
+
+def jit_tracing():
+    """Whether torch.jit.trace records what is called."""
+    return torch._C._get_tracing_state() is not None
+
+
+def recording():
+    """Whether the call is recorded for a program that runs without the code that is around the op."""
+    return torch.compiler.is_exporting() or jit_tracing()
+
+
+def implementation(backend, name, op=plain):
+    """``layer`` or ``layer_backward`` of a backend; "dispatch" leaves the choice to PyTorch's dispatcher.
+
+    ``op`` gives the op of a name: ``plain``, or ``OPS.get`` for the one that has autograd.
+    """
     if backend == "dispatch":
-        return OPS[name]
+        return op(name)
     if backend == "reference":
-        return OPS[f"reference_{name}"]
+        return op(f"reference_{name}")
     return without_autocast(getattr(backends.BACKENDS[backend], name))
+
+
+def wants_gradient(tensors):
+    """Whether ordinary autograd has to know of a call."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def run_layer(plan, tensors):
@@ -147,17 +179,43 @@ class EagerBackward(torch.autograd.Function):
         return (None, *out, *[None] * (ctx.n - len(out)))
 
 
+def kept(y):
+    """y as the backward pass has to find it, whatever is written into the y that the caller gets.
+
+    On the CPU it costs no memory until then: torch copies a lazy clone once somebody asks for a pointer to write
+    through. It has them for CUDA too, but copies there outside of the current stream. Compilers need an op that they
+    know; without it they take the gradient from what was written.
+    """
+    if torch.compiler.is_compiling() or type(y) is not torch.Tensor or not y.is_cpu:
+        return y.clone()
+    return torch._lazy_clone(y)
+
+
+def output_gradients(plan, grads):
+    """The gradients of ``y, *last, [cells]`` from those of ``y, *last, *saved``."""
+    S = CELLS[plan.cell].states
+    outputs, saved = grads[: 1 + S], grads[1 + S :]
+    if any(g is not None for g in (saved[:-1] if plan.return_cells else saved)):
+        raise NotImplementedError("rnnkernels: the gates that the op saves have no gradient")
+    return (*outputs, saved[-1]) if plan.return_cells else outputs
+
+
 class Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx, plan, *tensors):
         y, last, saved = run_layer(plan, tensors)
         ctx.plan, ctx.n_in = plan, len(tensors)
-        ctx.save_for_backward(*tensors, y, *saved)
+        own, shown = [y, *saved], saved if plan.return_saved else saved[-1:] if plan.return_cells else []
+        if plan.exposed:
+            own[0] = kept(y)
+            own[len(own) - len(shown) :] = map(kept, shown)
+        ctx.save_for_backward(*tensors, *own)
         ctx.set_materialize_grads(False)
-        return (y, *last, saved[-1]) if plan.return_cells else (y, *last)
+        return (y, *last, *shown)
 
     @staticmethod
     def backward(ctx, *grads):
+        grads = output_gradients(ctx.plan, grads) if ctx.plan.return_saved else grads
         pull, flat = pull_of(ctx.plan, ctx.n_in, ctx.needs_input_grad[1:], ctx.saved_tensors, grads)
         if not torch.compiler.is_compiling() and any(g is not None and is_legacy_batchedtensor(g) for g in grads):
             run = without_autocast(run_in_torch)
@@ -193,26 +251,31 @@ class TransformBackward(torch.autograd.Function):
 
 
 class Transform(torch.autograd.Function):
-    """``Eager`` for ``torch.func``: what is saved has to be an output too."""
+    """``Eager`` for ``torch.func``: what is saved has to be an output too, ``[y of its own], *saved``."""
 
     @staticmethod
     def forward(plan, *tensors):
         y, last, saved = run_layer(plan, tensors)
-        return (y, *last, *saved)
+        return (y, *last, *([kept(y)] if plan.exposed else []), *saved)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         plan, *tensors = inputs
-        saved = output[1 + CELLS[plan.cell].states :]
+        rest = output[1 + CELLS[plan.cell].states :]
+        own, saved = rest[: plan.exposed], rest[plan.exposed :]
         ctx.plan, ctx.n_in = plan, len(tensors)
-        ctx.save_for_backward(*tensors, output[0], *saved)
-        ctx.mark_non_differentiable(*(saved[:-1] if plan.return_cells else saved))
+        ctx.save_for_backward(*tensors, own[0] if plan.exposed else output[0], *saved)
+        if not plan.return_saved:
+            saved = saved[:-1] if plan.return_cells else saved
+            ctx.mark_non_differentiable(*own, *saved)
+        elif plan.exposed:
+            ctx.mark_non_differentiable(*own)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx, *grads):
-        S = CELLS[ctx.plan.cell].states
-        grads = (*grads[: 1 + S], grads[-1]) if ctx.plan.return_cells else grads[: 1 + S]
+        n = 1 + CELLS[ctx.plan.cell].states
+        grads = output_gradients(ctx.plan, grads[:n] + grads[n + ctx.plan.exposed :])
         pull, flat = pull_of(ctx.plan, ctx.n_in, ctx.needs_input_grad[1:], ctx.saved_tensors, grads)
         return (None, *pull.spread(TransformBackward.apply(pull, *flat)))
 

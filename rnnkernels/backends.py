@@ -63,11 +63,11 @@ class Cpp:
 
     @staticmethod
     def layer(*args):
-        return torch.ops.rnnkernels.layer(*args)
+        return torch.ops.rnnkernels.plain_layer(*args)
 
     @staticmethod
     def layer_backward(*args):
-        return torch.ops.rnnkernels.layer_backward(*args)
+        return torch.ops.rnnkernels.plain_layer_backward(*args)
 
     @classmethod
     def unsupported(cls, call):

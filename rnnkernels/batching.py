@@ -44,11 +44,6 @@ def unfold(tensor, N, at, grouped=True):
     return tensor, tensor.dim() + at - 1
 
 
-def unfold_all(tensors, N, at):
-    pairs = [unfold(t, N, at) for t in tensors]
-    return [t for t, _ in pairs], [d for _, d in pairs]
-
-
 def fold_inputs(plan, N, dims, tensors, into_d):
     """The plan and flat list of the one call that stands for N."""
     table = INTO_D if into_d else INTO_B
@@ -74,15 +69,17 @@ def fold_inputs(plan, N, dims, tensors, into_d):
 
 
 def layer(apply, N, dims, plan, tensors):
-    """vmap of ``Transform``: outputs ``(y, *last, *saved)`` and their vmapped dimensions."""
+    """vmap of ``Transform``: outputs ``(y, *last, [y], *saved)`` and their vmapped dimensions."""
     first = 1 + plan.n_states
     into_d = any(d is not None for d in dims[first : first + plan.n_weights])
     table = INTO_D if into_d else INTO_B
     plan, flat = fold_inputs(plan, N, dims, tensors, into_d)
-    y, *rest = apply(plan, *flat)
-    out, out_dims = unfold_all([y], N, table["y"])
-    for t in rest:
-        t, d = unfold(t, N, table["state" if t.dim() == 3 else "gates" if t.dim() == 5 else "cells"])
+    results = apply(plan, *flat)
+    own = 1 + CELLS[plan.cell].states if plan.exposed else 0  # where y is once more
+    out, out_dims = [], []
+    for k, t in enumerate(results):
+        kind = "y" if k in (0, own) else "state" if t.dim() == 3 else "gates" if t.dim() == 5 else "cells"
+        t, d = unfold(t, N, table[kind])
         out.append(t), out_dims.append(d)
     return tuple(out), tuple(out_dims)
 
@@ -131,9 +128,10 @@ def flat_form(cell, x, states, weights, reverse, bias, project, activation, recu
 
 def plan_of(cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
             lengths, reset, reset_states, h_mask, zone, layer_norm, eps):  # fmt: skip
+    """The ``Plan`` of an op's arguments, for its rules of vmap and autograd."""
     return Plan(
-        "dispatch", cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
-        activation, recurrent_activation, layer_norm, eps, False, False,
+        "dispatch", cell, len(states), len(weights), len(reset_states), tuple(map(bool, reverse)), bias, project,
+        activation, recurrent_activation, layer_norm, eps, return_cells=False, recompute=False, exposed=False,
     )  # fmt: skip
 
 
@@ -170,10 +168,8 @@ def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
         return (*((out[0],) if pull.needs[0] else ()), *out[1], *out[2], *out[3])
 
     has_cells = dcells is not None
-    pull = Pull(plan, len(dlast), has_cells, len(flat_form(*args)), tuple(needs))
+    pull = Pull(plan, len(dlast), has_cells, len(flat_form(*args)), tuple(map(bool, needs)))
     results, dims = layer_backward(apply, info.batch_size, flat(*in_dims), pull, flat(dy, dlast, dcells, *rest))
-    if not needs[0]:
-        results, dims = (dy.new_empty(0), *results), (None, *dims)
-    _, n_states, n_weights, n_reset = plan.sizes()
-    sizes = [1, n_states * needs[1], n_weights * needs[2], n_reset * needs[1]]
-    return tuple((p[0][0], p[1], p[2], p[3]) for p in (reference.split(r, sizes) for r in (results, dims)))
+    dx, *lists = zip(pull.lists(results), pull.lists(dims), strict=True)
+    first = (dx[0][0], dx[1][0]) if needs[0] else (dy.new_empty(0), None)
+    return tuple(zip(first, *lists, strict=True))

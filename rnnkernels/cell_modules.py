@@ -3,11 +3,13 @@
 Letters: B batch, G gates, H hidden, I input.
 """
 
+import torch
 from torch import Tensor, nn
 
 from . import ops
+from .autograd import jit_tracing
 from .cells import CELLS
-from .checks import check_placement, check_weights, refuse_nested
+from .checks import aside, check_placement, check_weights, refuse_nested
 from .tracers import Leaf
 
 
@@ -26,12 +28,12 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
         if input.dim() == 1:
             new = self._step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
-        I = weights[0].size(1)  # noqa: E741
-        check_cell_sizes(input, hx, I, H)
-        check_placement(input.dtype, input.device, hx, weights)
-        check_weights(weights, 1, 1, bias, False, CELLS[cell].gates * H, I, H, H)
+        check_step(cell, input, hx, weights, bias, H)
         y, last = ops.layer(cell, input[None], [s[None] for s in hx], weights, bias=bias, activation=activation)
-        return [y.squeeze(0), *(s.squeeze(0) for s in last[1:])]
+        new = (y, *last[1:])
+        if torch.compiler.is_compiling() or jit_tracing():
+            return [s.squeeze(0) for s in new]
+        return [s.squeeze_(0) for s in new]  # in place, so that they are no views and detach_ works on them
 
     def _single_state(self, input, hx):
         """``hx`` as a tuple of states, for the cells that have one; the number of dimensions is checked."""
@@ -46,6 +48,15 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
         if hx.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         return (hx,)
+
+
+@aside
+def check_step(cell, input, hx, weights, bias, H):
+    """Whether the tensors of a step fit together."""
+    I = weights[0].size(1)  # noqa: E741
+    check_cell_sizes(input, hx, I, H)
+    check_placement(input.dtype, input.device, hx, weights)
+    check_weights(weights, 1, 1, bias, False, CELLS[cell].gates * H, I, H, H)
 
 
 def check_cell_sizes(input, hx, I, H):  # noqa: E741

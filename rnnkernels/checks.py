@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch._C._functorch import (
 )
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from .autograd import autocast_enabled, transforming
+from .autograd import autocast_enabled, jit_tracing, transforming
 from .cells import CELLS
 from .options import PLAIN, norm_parameters
 
@@ -27,6 +28,24 @@ DTYPE_NAMES = {
 }  # fmt: skip
 
 
+def aside(function):
+    """The function, hidden from torch.jit.trace: sizes are numbers for it and what it looks at is not recorded."""
+
+    @wraps(function)
+    def run(*args, **kwargs):
+        if not jit_tracing():
+            return function(*args, **kwargs)
+        state = torch._C._get_tracing_state()
+        torch._C._set_tracing_state(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            torch._C._set_tracing_state(state)
+
+    return run
+
+
+@aside
 def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, options=PLAIN, reset_states=()):  # noqa: E741
     """Whether all tensors fit together, x (T, B, I) being three-dimensional; the errors are torch's.
 
@@ -118,7 +137,16 @@ def check_lengths(lengths, x):
             )
         kind = None if len(lengths) else torch.int64  # of nothing torch would make floats
         lengths = torch.as_tensor(lengths, dtype=kind, device="cpu")
-    T, B = x.shape[:2]
+    check_lengths_shape(lengths, x)
+    moved = lengths.to(device=x.device, dtype=torch.int64)
+    check_values(lengths if lengths.is_cpu else moved, x.size(0))
+    return moved
+
+
+@aside
+def check_lengths_shape(lengths, x):
+    """Whether there is an integer for every row of x (T, B, I), and where x is."""
+    B = x.size(1)
     if lengths.dim() != 1 or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         kind = DTYPE_NAMES.get(lengths.dtype, str(lengths.dtype))
         raise ValueError(f"Expected 'lengths' to be a 1D integer tensor, but got {lengths.dim()}D {kind} tensor")
@@ -129,9 +157,6 @@ def check_lengths(lengths, x):
         raise ValueError(
             f"Expected 'lengths' on the CPU or on the device of the input, {x.device}, but got {lengths.device}"
         )
-    moved = lengths.to(device=x.device, dtype=torch.int64)
-    check_values(lengths if lengths.is_cpu else moved, T)
-    return moved
 
 
 @contextmanager
@@ -162,6 +187,7 @@ def device_assertions(enabled: bool):
         _assertions = before
 
 
+@aside
 def check_values(lengths, T):
     """Whether lengths are from 0 to T; an error at once, or an assertion."""
     if torch.compiler.is_compiling():
@@ -210,6 +236,13 @@ def check_reset(reset, input, batch_first, bidirectional):
         raise ValueError("reset is not defined for a bidirectional RNN: a state cannot restart from both sides")
     if not isinstance(reset, Tensor):
         raise TypeError(f"Expected 'reset' to be a bool tensor, but got {type(reset).__name__}")
+    check_mask(reset, input)
+    return reset.transpose(0, 1) if batch_first else reset, states
+
+
+@aside
+def check_mask(reset, input):
+    """Whether ``reset`` has a bool for every row and step of the input."""
     if reset.dtype != torch.bool or reset.shape != input.shape[:-1]:
         raise ValueError(
             f"Expected 'reset' to be a bool tensor of shape {tuple(input.shape[:-1])}, "
@@ -217,7 +250,6 @@ def check_reset(reset, input, batch_first, bidirectional):
         )
     if reset.device != input.device:
         raise ValueError(f"Expected 'reset' on {input.device}, the device of the input, but got {reset.device}")
-    return reset.transpose(0, 1) if batch_first else reset, states
 
 
 def check_inference(who, name, tensor):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import ops, stages
+from .autograd import jit_tracing
 from .cells import CELLS
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import check_heads, norm_parameters, take_options
@@ -45,7 +46,8 @@ def rnn(
         dropout: probability of zeroing an element of the output of every layer but the last.
         train: whether dropout is applied.
         bidirectional: D = 2 directions instead of 1, the second from the end to the start.
-        batch_first: the batch comes first in ``input``, ``output`` and ``reset``; costs no copy.
+        batch_first: the batch comes first in ``input``, ``output`` and ``reset``; costs no copy in inference, and in
+            training one of ``input``, as in torch.nn, so that it may be refilled before the backward pass.
         nonlinearity: "tanh" or "relu".
         lengths: integers (B,) from 0 to T: row b ends after lengths[b] steps. ``output`` is zero from there on, and
             ``h_n`` is the state after the last step of the row (the initial one for length 0). Default: all T.
@@ -198,7 +200,7 @@ def _run(
             cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, options, train, dropout,
             lengths, reset, restart,
         )  # fmt: skip
-    return y.transpose(0, 1) if batch_first else y, *last
+    return batch_major(y) if batch_first else y, *last
 
 
 def layers(
@@ -219,22 +221,28 @@ def layers(
         ``y`` (T, B, D*P) and the S final states (L*D, B, H or P).
     """
     refused = None
-    if H and not dropout and reset is None and ops.takes_stack(x, states, weights) and x.shape[2] == I:
+    stack = ops.inference_op(x, states, weights, I) if H and not dropout and reset is None else None
+    if stack is not None:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
         try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
-            return ops.stack(x, states, weights, cell, num_layers, len(reverse) == 2, bias, H, *rare)
+            return stack(x, states, weights, cell, num_layers, len(reverse) == 2, bias, H, *rare)
         except RuntimeError as error:
             refused = error
     check(cell, x, states, weights, num_layers, len(reverse), bias, project, I, H, P)
     if refused is not None:
         raise refused
-    run = partial(_layer, cell, reverse, bias, project, activation, dropout, lengths, reset, drop)
+    run = partial(_layer, cell, reverse, bias, project, activation, dropout, lengths, reset, drop, num_layers - 1)
     return ops.over_layers(run, x, states, weights, num_layers, len(reverse))
 
 
-def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, drop, i, x, states, weights):
+def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, drop, top, i, x, states, weights):
     """Layer i, after the dropout of the one below."""
     return ops.layer(
         cell, drop(x, dropout, True) if dropout and i else x, states, weights, reverse=reverse, bias=bias,
-        project=project, activation=activation, lengths=lengths, reset=reset,
+        project=project, activation=activation, lengths=lengths, reset=reset, exposed=i == top,
     )  # fmt: skip
+
+
+def batch_major(y):
+    """y (T, B, ...), just computed, as (B, T, ...): in place, so that it is no view and ``detach_`` works on it."""
+    return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)

@@ -22,7 +22,8 @@ class RNN(Recurrent, nn.RNN):
         num_layers: L, layers on top of each other. Default: 1
         nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``
         bias: whether there are ``bias_ih`` and ``bias_hh``. Default: True
-        batch_first: input and output are (B, T, ...) instead of (T, B, ...); costs no copy. Default: False
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...); costs no copy in inference, and in
+            training one of the input, as in torch.nn, which may be refilled before the backward pass. Default: False
         dropout: probability of zeroing an element of the output of every layer but the last, in training, with the
             random numbers that torch.nn draws. Default: 0
         bidirectional: D = 2 directions instead of 1. Default: False

@@ -20,13 +20,17 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if
                   S > 1
 
-With groups, lengths and reset have a leading X too. All strides are allowed. The op itself knows no autograd: see
-autograd.py.
+With groups, lengths and reset have a leading X too. All strides are allowed. ``reverse`` and ``needs`` are bools in an
+int[], because TorchScript traces no bool[].
 
 ``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
 once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
 scales, float32 (G*H) per layer and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] *
 scale[n]. Where the processor multiplies bytes, rows of x and h become int8 too, unless float_rows.
+
+Each op is there twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py):
+their gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on are
+the same without: the modules call them, because they see to autograd themselves, which costs less (autograd.py).
 """
 
 from functools import partial
@@ -34,23 +38,28 @@ from functools import partial
 import torch
 from torch.autograd import forward_ad
 
-from . import backends, batching, onnx, reference
+from . import autograd_kernels, backends, batching, onnx, reference
 from .autograd import (
     OPS,
+    PLAIN,
     Eager,
     Transform,
     autocast_enabled,
     differentiating,
     implementation,
+    jit_tracing,
+    plain,
+    recording,
     refuse_forward_mode,
     transform_in_graph,
+    wants_gradient,
     without_autocast,
 )
 from .cells import CELLS, accumulate_dtype
 from .plan import Plan
 
 ARGUMENTS = (
-    "str cell, Tensor x, Tensor[] states, Tensor[] weights, bool[] reverse, bool bias, bool project, "
+    "str cell, Tensor x, Tensor[] states, Tensor[] weights, int[] reverse, bool bias, bool project, "
     "str? activation, str? recurrent_activation, Tensor? lengths, Tensor? reset, Tensor[] reset_states, "
     "Tensor? h_mask, Tensor[] zone, bool layer_norm, float eps"
 )
@@ -63,7 +72,7 @@ SCHEMAS = {
     " -> (Tensor y, Tensor[] last)",
     "layer": f"({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
-    f"{ARGUMENTS}, Tensor y, Tensor[] saved, bool[] needs)"
+    f"{ARGUMENTS}, Tensor y, Tensor[] saved, int[] needs)"
     " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states)",
 }
 
@@ -134,42 +143,53 @@ def check_devices(x, states, weights):
             raise RuntimeError(f"rnnkernels: expected all tensors on {x.device}, the device of x, but got {t.device}")
 
 
-def define(name, fake, vmap, **kernels):
-    """An op by its schema, with its kernels by dispatch key."""
-    LIB.define(name + SCHEMAS[name.removeprefix("reference_")], tags=(torch.Tag.pt2_compliant_tag,))
-    for key, kernel in kernels.items():
-        LIB.impl(name, without_autocast(kernel), key)
-    torch.library.register_fake(f"rnnkernels::{name}", fake, lib=LIB)
-    if vmap is not None:
-        torch.library.register_vmap(f"rnnkernels::{name}", partial(vmap, name), lib=LIB)
+def define(name, fake, vmap, autograd, **kernels):
+    """An op by its schema, with its kernels by dispatch key, and the plain op, which has no autograd."""
+    for full in (name, f"plain_{name}"):
+        LIB.define(full + SCHEMAS[name.removeprefix("reference_")], tags=(torch.Tag.pt2_compliant_tag,))
+        for key, kernel in kernels.items():
+            LIB.impl(full, without_autocast(kernel), key)
+        torch.library.register_fake(f"rnnkernels::{full}", fake, lib=LIB)
+        if vmap is not None:
+            torch.library.register_vmap(f"rnnkernels::{full}", partial(vmap, full), lib=LIB)
     OPS[name] = getattr(torch.ops.rnnkernels, name).default
+    PLAIN[name] = getattr(torch.ops.rnnkernels, f"plain_{name}").default
+    LIB.impl(name, autograd, "Autograd")
 
 
-for name, fake, vmap in (
-    ("layer", layer_shapes, batching.layer_op),
-    ("layer_backward", layer_backward_shapes, batching.layer_backward_op),
+for name, fake, vmap, autograd in (
+    ("layer", layer_shapes, batching.layer_op, autograd_kernels.layer),
+    ("layer_backward", layer_backward_shapes, batching.layer_backward_op, autograd_kernels.layer_backward),
 ):
     triton, eager = getattr(backends.Triton, name), getattr(backends.Reference, name)
-    define(name, fake, vmap, CUDA=triton, CompositeExplicitAutograd=eager)  # the CPU's are in csrc/ops.cpp
+    # the CPU's are in csrc/ops.cpp
+    define(name, fake, vmap, partial(autograd, name), CUDA=triton, CompositeExplicitAutograd=eager)
     # where the reference runs in spite of a kernel for the device: an op too, so that no compiler looks inside
-    define(f"reference_{name}", fake, vmap, CompositeExplicitAutograd=eager)
-define("stack", stack_shapes, None, CompositeExplicitAutograd=stack_of_layers)  # the CPU's is in csrc/ops.cpp
-stack = OPS["stack"]
+    reference_name = f"reference_{name}"
+    define(reference_name, fake, vmap, partial(autograd, reference_name), CompositeExplicitAutograd=eager)
+# the CPU's is in csrc/ops.cpp
+define(
+    "stack", stack_shapes, None, partial(autograd_kernels.stack, stack_of_layers),
+    CompositeExplicitAutograd=stack_of_layers,
+)  # fmt: skip
 
 
-def takes_stack(x, states, weights):
-    """Whether ``stack`` may run layers without dropout and reset: plain inference on the C++ backend."""
-    return (
+def inference_op(x, states, weights, I):  # noqa: E741
+    """The ``stack`` that runs layers without dropout and reset, in plain inference on the C++ backend; else None."""
+    recorded = jit_tracing()  # sizes cannot be compared then; the op that is recorded trains too
+    if (
         not torch.compiler.is_compiling()
         and x.is_cpu
-        and not (torch.is_grad_enabled() and any(t.requires_grad for t in (*weights, x, *states)))
+        and (recorded or (x.shape[2] == I and not wants_gradient((*weights, x, *states))))
         and not torch._C._are_functorch_transforms_active()
         and not torch._C._is_any_autocast_enabled()
-        and not (torch._C._get_tracing_state() is not None and onnx.exporting())
+        and not (recorded and onnx.exporting())
         and forward_ad._current_level < 0
         and backends.forced() is None
         and backends.EXTENSION_ERROR is None
-    )
+    ):
+        return plain("stack")
+    return None
 
 
 def autocast_to(dtype, tensors):
@@ -197,10 +217,12 @@ def layer(
     eps=1e-5,
     return_cells=False,
     recompute=False,
+    exposed=True,
 ):
     """One layer through the backend that fits, with autograd, vmap and autocast; arguments as in the op.
 
-    With ``recompute`` the gates are not kept for the backward pass, which computes them again.
+    With ``recompute`` the gates are not kept for the backward pass, which computes them again. Unless y is ``exposed``,
+    nobody writes into it before the backward pass. x may be refilled where torch.nn allows it: see below.
 
     Returns:
         ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H), for cells with two states).
@@ -211,10 +233,10 @@ def layer(
         (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
         reset_states, zone = autocast_to(dtype, reset_states), autocast_to(dtype, zone)
         h_mask = None if h_mask is None else h_mask.to(dtype)
-    if not any(weights[1].shape):  # no hidden units: no backend has anything to compute
+    if not jit_tracing() and not any(weights[1].shape):  # no hidden units: no backend has anything to compute
         return reference.no_units(x, states, weights, len(reverse), CELLS[cell].states, return_cells)
     traced = torch.compiler.is_compiling()
-    if (traced or torch._C._get_tracing_state() is not None) and onnx.exporting():
+    if (traced or jit_tracing()) and onnx.exporting():
         return onnx.node_of_layer(
             cell, x, states, weights, reverse, bias, project, activation, recurrent_activation, lengths, reset,
             reset_states, h_mask, zone, layer_norm, eps, return_cells,
@@ -228,21 +250,25 @@ def layer(
         )  # fmt: skip
     tensors = (x, *states, *weights, *reset_states, lengths, reset, h_mask, *zone)
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
+    recorded = not transform and recording()
     if not traced:
         refuse_forward_mode(tensors)
-    if transform or (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+    if not recorded and (transform or wants_gradient(tensors)):
         plan = Plan(
             backend, cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
-            activation, recurrent_activation, layer_norm, eps, return_cells, recompute,
+            activation, recurrent_activation, layer_norm, eps, return_cells, recompute, exposed,
         )  # fmt: skip
         if transform:
             y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)
-        else:
+        elif traced or x.size(0) == 1 or x.is_contiguous() or not any(w.requires_grad for w in weights):
             y, *rest = Eager.apply(plan, *tensors)
+        else:  # as torch.nn does, so that whoever has batch_first may refill a buffer of inputs after the call
+            y, *rest = Eager.apply(plan, x.contiguous(), *tensors[1:])
         S = CELLS[cell].states
-        last, cells = tuple(rest[:S]), rest[-1]
+        last = tuple(rest[:S])
+        cells = rest[-1].clone() if transform and return_cells else rest[-1]  # as y: others may write into it
     else:
-        y, last, saved = implementation(backend, "layer")(
+        y, last, saved = implementation(backend, "layer", OPS.get if recorded else plain)(
             cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
             lengths, reset, reset_states, h_mask, zone, layer_norm, eps, return_cells,
         )  # fmt: skip

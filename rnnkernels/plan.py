@@ -4,6 +4,7 @@ Forward: ``x, *states, *weights, *reset_states`` (differentiable), then ``length
 the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list, ``y, *saved``; the ``Pull`` says how it is cut.
 """
 
+from itertools import islice
 from typing import NamedTuple
 
 
@@ -25,6 +26,10 @@ class Plan(NamedTuple):
     return_cells: bool
     recompute: bool
     """Whether the gates are not saved and computed again in the backward pass: see recompute.py."""
+    exposed: bool
+    """Whether others may write into y before the backward pass, which then needs a y of its own."""
+    return_saved: bool = False
+    """Whether all that is saved is a result too, as the op's ``save`` wants it."""
 
     def sizes(self):
         """How many tensors x, states, weights and reset_states have in the flat list."""
@@ -66,3 +71,8 @@ class Pull(NamedTuple):
         """The results laid out over all inputs, with None where nothing was needed."""
         grads, wanted = iter(grads), self.wanted()
         return [next(grads) if want else None for want in wanted] + [None] * (self.n_in - len(wanted))
+
+    def lists(self, grads):
+        """The results as four lists: of x, states, weights and reset_states."""
+        grads, wanted = iter(grads), iter(self.wanted())
+        return [[next(grads) for want in islice(wanted, n) if want] for n in self.plan.sizes()]

@@ -136,7 +136,7 @@ class Quantized(Leaf, nn.Module):
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         if own and not (graph and onnx.exporting()):
             float_rows = (True,) if self.activations == "float" else ()
-            return ops.stack(
+            return ops.plain("stack")(
                 x, states, weights, cell, L, bidirectional, self.bias, H, P, activation, lengths, scales, *float_rows
             )  # fmt: skip
         return layers(  # the forced backend or ONNX, in floats

@@ -12,8 +12,9 @@ from torch import _VF, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import onnx, stages
+from .autograd import jit_tracing
 from .checks import check_lengths, check_reset, refuse_nested
-from .functional import BOTH, FORWARD, layers
+from .functional import BOTH, FORWARD, batch_major, layers
 from .options import Option, check_heads, norm_parameters, take_options
 from .tracers import LEAF, Leaf, pass_dynamo
 
@@ -145,7 +146,7 @@ class Recurrent(Leaf, nn.RNNBase):
             y, last = self._layers(input.unsqueeze(1), [s.unsqueeze(1) for s in states])
             return y.squeeze(1), self._hidden([s.squeeze(1) for s in last])
         y, last = self._layers(input.transpose(0, 1) if batch_first else input, states)
-        return y.transpose(0, 1) if batch_first else y, self._hidden(last)
+        return batch_major(y) if batch_first else y, self._hidden(last)
 
     def _forward_more(self, input, hx, lengths, reset, cells, call=None):
         """``forward`` where something is given that torch.nn does not have; ``call`` as in ``stages.layers``."""
@@ -180,7 +181,7 @@ class Recurrent(Leaf, nn.RNNBase):
         if dims == 2:
             outputs, last = [v.squeeze(1) for v in outputs], [s.squeeze(1) for s in last]
         elif batch_first:
-            outputs = [v.transpose(0, 1) for v in outputs]
+            outputs = [batch_major(v) for v in outputs]
         return outputs[0], self._hidden(last), *outputs[1:]
 
     def _layers(self, x, states, lengths=None, drop=torch.dropout, reset=None, more=None):
@@ -216,22 +217,22 @@ class Recurrent(Leaf, nn.RNNBase):
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         if data.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
-        T, B = batch_sizes.size(0), int(batch_sizes[0])
         if hx is None:
             states = ()
         else:
             states = self._states(hx)
             if sorted_indices is not None:  # the rows of hx are in the order in which the user gave the sequences
                 states = [s.index_select(1, sorted_indices) for s in states]
-        if int(batch_sizes[-1]) == B:  # every row has all T steps
+        if not jit_tracing() and int(batch_sizes[-1]) == int(batch_sizes[0]):  # every row has all T steps
+            T, B = batch_sizes.size(0), int(batch_sizes[0])
             y, last, *c = self._layers(data.view(T, B, data.size(1)), states, more=more)
-            outputs = [v.flatten(0, 1) for v in (y, *c)]
+            outputs = [torch.ops.aten._unsafe_view(v, (T * B, v.size(2))) for v in (y, *c)]  # no view: detach_ works
         else:
-            x, lengths = _VF._pad_packed_sequence(data, batch_sizes, False, 0.0, T)
+            x, lengths = _VF._pad_packed_sequence(data, batch_sizes, False, 0.0, -1)
 
             def drop(y, p, train):  # draws for the packed rows only, as torch does
                 mask = torch.dropout(y.new_ones(data.size(0), y.size(2)), p, train)
-                return y * _VF._pad_packed_sequence(mask, batch_sizes, False, 0.0, T)[0]
+                return y * _VF._pad_packed_sequence(mask, batch_sizes, False, 0.0, -1)[0]
 
             y, last, *c = self._layers(x, states, lengths.to(x.device), drop, more=more)
             outputs = [_VF._pack_padded_sequence(v, lengths, False)[0] for v in (y, *c)]

@@ -147,6 +147,9 @@ def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, r
         if reset is not None:
             at = reset[t][:, None]
             old = tuple(torch.where(at, reset_s[k] if reset_s else 0.0, v) for k, v in enumerate(old))
+        if lengths is not None:  # what a row past its end holds, NaN perhaps, is not multiplied by its gradient of zero
+            alive = (t < lengths)[:, None]
+            old = tuple(torch.where(alive, v, 0.0) for v in old)
         h = old[0] if h_mask is None else old[0] * h_mask
         again = lambda r, h=h: own.again(r * h)  # noqa: E731
         new, gates = CELL_FUNCTIONS[cell](x_TBGH[t], own.recurrent(h), old, act, gate, own.norm, again)
@@ -156,7 +159,6 @@ def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, r
             new = tuple(z[t] * o + (1 - z[t]) * n for z, o, n in zip(zone, old, new, strict=True))
         y = new[0]
         if lengths is not None:
-            alive = (t < lengths)[:, None]
             new = tuple(torch.where(alive, n, o) for n, o in zip(new, s, strict=True))
             y = torch.where(alive, y, 0.0)
         s = new

@@ -8,6 +8,7 @@ import math
 import torch
 
 from . import ops
+from .autograd import jit_tracing
 from .cells import CELLS
 from .checks import check
 from .options import PLAIN, settings
@@ -44,7 +45,7 @@ def layers(
         restart = [s[i * D : (i + 1) * D] for s in reset_states]
         y, last, *cells = layer(
             call, cell, drop(x, dropout, True) if dropout and i else x, states, weights, reverse, bias, project, H, P,
-            activation, options, train, lengths, reset, restart, return_cells and i == num_layers - 1,
+            activation, options, train, lengths, reset, restart, i == num_layers - 1, return_cells,
         )  # fmt: skip
         found.extend(cells)
         return y, last
@@ -58,9 +59,9 @@ def layers(
 
 def layer(
     call, cell, x, states, weights, reverse, bias, project, H, P, activation, options, train, lengths, reset,
-    reset_states, return_cells,
+    reset_states, top, return_cells,
 ):  # fmt: skip
-    """One layer: ``y, last`` or ``y, last, cells (D, T, B, H)``."""
+    """One layer: ``y, last``, or for the ``top`` one ``y, last, cells (D, T, B, H)`` with ``return_cells``."""
     D, N, S, (T, B) = len(reverse), options.heads, CELLS[cell].states, x.shape[:2]
     h_mask, zone = None, []
     if train and options.recurrent_dropout:
@@ -79,7 +80,7 @@ def layer(
         cell, x, states, weights, reverse=tuple(r for r in reverse for _ in range(N)), bias=bias, project=project,
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset, reset_states=reset_states,
         h_mask=h_mask, zone=zone, layer_norm=options.layer_norm, eps=EPS,
-        return_cells=return_cells, recompute=options.recompute,
+        return_cells=top and return_cells, recompute=options.recompute, exposed=top,
     )  # fmt: skip
     if N > 1:
         last = tuple(s.unflatten(0, (D, N)).movedim(1, 2).flatten(2) for s in last)
@@ -91,8 +92,10 @@ def random_bools(p, shape, device):
     """Each true with probability p, from 16 bits of torch's generator: on a CPU a third of the time of torch.bernoulli.
 
     The threshold is rounded up or down at random, once for all, so that the probability is p and not a multiple of
-    2^-16.
+    2^-16. torch.jit.trace, which has no dtype of a view and would keep the size, sees torch.rand.
     """
+    if jit_tracing():
+        return torch.rand(shape, device=device) < p
     count = math.prod(shape)
     bits = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,), device=device).view(torch.int16)[:count].view(shape)
     rare = min(p, 1 - p)

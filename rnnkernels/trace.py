@@ -41,9 +41,9 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
         raise TypeError("Expected a padded input (with lengths), but got a PackedSequence")
     layers = []
 
-    def record(cell, x, states, weights, *, return_cells, recompute, **call):
+    def record(cell, x, states, weights, *, return_cells, recompute, exposed, **call):
         y, last, saved = reference.layer(cell, x, states, weights, save=True, **call)
-        layers.append((y, saved))
+        layers.append((y.detach(), saved))  # y itself is turned, where batch_first is set
         return y, last
 
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record))(input)

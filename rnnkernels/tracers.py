@@ -10,7 +10,8 @@ asks somewhere else, ``torch.compile(fullgraph=True)`` says so, in Dynamo's word
 """
 
 import functools
-import sys
+
+from .imports import when_imported
 
 BUILDER = "torch._dynamo.variables.builder"
 LEAF = "torch.nn:rnnkernels"
@@ -43,10 +44,7 @@ class Leaf:
 
 def pass_dynamo(kind):
     """Have Dynamo trace instances of ``kind``: now where it is loaded, else when it is (loading it takes seconds)."""
-    if BUILDER in sys.modules:
-        allow(kind, sys.modules[BUILDER])
-    else:
-        sys.meta_path.insert(0, WhenLoaded(functools.partial(allow, kind)))
+    when_imported(BUILDER, functools.partial(allow, kind))
 
 
 def allow(kind, builder):
@@ -63,27 +61,3 @@ def allow(kind, builder):
             return original(self, value)
 
     builder.VariableBuilder.wrap_module = wrap_module
-
-
-class WhenLoaded:
-    """An import hook that runs ``then(module)`` once, after ``BUILDER`` was executed."""
-
-    def __init__(self, then):
-        self.then = then
-
-    def find_spec(self, name, path=None, target=None):
-        """What the other finders find, with ``then`` behind its loader."""
-        if name != BUILDER:
-            return None
-        others = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((spec for spec in others if spec is not None), None)
-        if spec is not None:
-            run = spec.loader.exec_module
-
-            def exec_module(module):
-                run(module)
-                sys.meta_path.remove(self)
-                self.then(module)
-
-            spec.loader.exec_module = exec_module
-        return spec

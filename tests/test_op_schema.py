@@ -10,6 +10,7 @@ from rnnkernels.cells import CELLS
 
 OPS = torch.ops.rnnkernels
 BOTH = (False, True)
+ALL_CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
 # what torch's own compiler does in compiling
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
@@ -25,14 +26,18 @@ def test_opcheck(cell, variant):
     call = (
         cell, x, states, weights, BOTH, True, project, None, None, lengths, None, [], None, [], False, 1e-5,
     )  # fmt: skip
-    # no autograd in the op: see autograd.py
-    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
-    forward, backward = OPS.layer.default, OPS.layer_backward.default
-    for save in (False, True):
-        torch.library.opcheck(forward, (*call, save), test_utils=checks)
-    y, last, saved = forward(*call, True)
-    for needs in ([True] * 3, [False, False, True]):
-        torch.library.opcheck(backward, (torch.randn_like(y), last, None, *call, y, saved, needs), test_utils=checks)
+    plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")  # no autograd: see autograd.py
+    for prefix, checks in (("", ALL_CHECKS), ("plain_", plain)):
+        forward, backward = (getattr(OPS, f"{prefix}{name}").default for name in ("layer", "layer_backward"))
+        for save in (False, True):
+            torch.library.opcheck(forward, (*call, save), test_utils=checks)
+        y, last, saved = forward(*call, True)
+        for needs in ([True] * 3, [False, False, True]):
+            torch.library.opcheck(
+                backward, (torch.randn_like(y), last, None, *call, y, saved, needs), test_utils=checks
+            )
+    leaves = [x.clone().requires_grad_(), states, [w.clone().requires_grad_() for w in weights]]
+    torch.library.opcheck(OPS.layer.default, (cell, *leaves, *call[4:], False), test_utils=ALL_CHECKS)
 
 
 def stack_call(name, x, hx, **kwargs):
@@ -49,10 +54,12 @@ def stack_call(name, x, hx, **kwargs):
     ("LSTM", {"proj_size": 2}, (2, None, torch.tensor([5, 0]))),
 ])  # fmt: skip
 def test_opcheck_of_stack(name, kwargs, rare):
-    checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     for hx in (True, False):
         call = (*stack_call(name, torch.randn(5, 2, 3), hx, **kwargs), *rare)
-        torch.library.opcheck(torch.ops.rnnkernels.stack.default, call, test_utils=checks)
+        torch.library.opcheck(torch.ops.rnnkernels.stack.default, call, test_utils=ALL_CHECKS)
+        call = (call[0].requires_grad_(), call[1], [w.requires_grad_() for w in call[2]], *call[3:])
+        # but for the fakes: what goes from layer to layer is no leaf, and torch's check reads its ``grad``
+        torch.library.opcheck(torch.ops.rnnkernels.stack.default, call, test_utils=[*ALL_CHECKS[:2], ALL_CHECKS[3]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

@@ -151,7 +151,7 @@ def test_errors():
             q(*wrong)
     if CPP:
         weights, scales = [q._buffers[n] for n in q._weights], [q._buffers[n] for n in q._scales]
-        run = lambda w, s, x=x: ops.stack(x, [], w, "lstm", 1, False, True, 5, 0, None, None, s)  # noqa: E731
+        run = lambda w, s, x=x: torch.ops.rnnkernels.stack(x, [], w, "lstm", 1, False, True, 5, 0, None, None, s)  # noqa: E731
         for args in (
             (weights, scales[:1]), (weights, [s.double() for s in scales]), (weights, [s[:3] for s in scales]),
             ([weights[0].float(), *weights[1:]], scales), (weights, None), (weights, scales, x.double()),

@@ -108,6 +108,16 @@ def layer(*arguments):
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
 
+def started(problem):
+    """The initial states, with zeros in the rows that have no step."""
+    if problem.lengths is None:
+        return problem.states
+    alive = problem.lengths > 0
+    if alive.dim() == 2:  # a group of directions has lengths of its own
+        alive = alive.repeat_interleave(problem.D // alive.size(0), 0)
+    return [torch.where(alive[..., None], s, 0.0) for s in problem.states]
+
+
 @on_device
 def layer_backward(dy, dlast, dcells, *arguments):
     """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states``."""
@@ -120,8 +130,8 @@ def layer_backward(dy, dlast, dcells, *arguments):
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
                  zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip
         return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
-    # What lies past the lengths would meet gradients of zero.
-    problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths)))
+    # What lies past the lengths would meet gradients of zero, and may be NaN.
+    problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths), states=started(problem)))
     gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
     tiles = problem.tiles(backward=True)
     normed = norm_products.normed_of(problem, y, gates, cells) if problem.norm else None
