@@ -28,7 +28,7 @@
 namespace {
 constexpr int64_t kChunkBytes = 512 * 1024;      // what a projected chunk of steps may take of the second-level cache
 constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay in the second-level cache
-constexpr int64_t kPassing = 32;                 // rows for which weights that are used once are split for AMX
+constexpr int64_t kPassing = 12;                 // rows for which weights that are used once are packed on the way
 constexpr int64_t kPieces = 4;                   // of work for each thread: a slow core takes fewer
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
 #ifdef __x86_64__
@@ -186,7 +186,7 @@ bool has_amx() {
 std::string Schedule::text() const {
   auto held = [&](Form form) -> std::string {
     if (form == Form::in_place) return "in place";
-    if (form == Form::panels) return "packed";
+    if (form == Form::panels) return std::string("packed") + (passing ? " a panel at a time" : "");
     if (form == Form::narrow) return "packed in 16 bits";
     if (form == Form::quads) return std::string("in int8") + (level == Level::tiles ? " for AMX" : "");
     return "in " + std::to_string(parts) + " bf16 part" + (parts > 1 ? "s" : "") +

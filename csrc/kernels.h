@@ -120,7 +120,7 @@ struct Schedule {
   int64_t batch_parts;   // the batch of each direction split into this many independent jobs
   int64_t members;       // threads that split the hidden units of a job and meet at barriers in every step
   int64_t phases = 1;    // products in a step
-  bool passing = false;  // weights in pairs are packed a panel at a time, each time they are used
+  bool passing = false;  // weights are packed a panel at a time, each time they are used
   bool normed = false;   // all sums of a row are there before its cells
   std::string text() const;
 };

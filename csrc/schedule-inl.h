@@ -34,9 +34,10 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
   // need it, because it reads every weight once a step anyway.
   const int64_t rows = B / s.batch_parts;
-  const bool few_steps = call.T == 1 || call.T * ((B + 5) / 6) < 4;
+  const bool once = call.T == 1, few_steps = once ? rows < kPassing : call.T * ((B + 5) / 6) < 4;
+  s.passing = once && !few_steps;
   s.chunked = call.layer_norm || (call.T > 1 && rows < 16);  // few rows: their tiles would be poorly filled
-  if (few_steps || (call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
+  if (few_steps || (!once && call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Form::in_place;
   if (takes_quads(call,
                   level)) {  // packing pays sooner, and for a single row too as long as the weights stay in the cache
@@ -53,18 +54,17 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   const bool bfloat16 = call.storage == Storage::bfloat16, tiles = level == Level::tiles;
   if (sizeof(A) == 8 || !(tiles || (level == Level::pairs && bfloat16))) return s;
   s.parts = bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3;
-  const int64_t G = call.cell->gates, few = bfloat16 ? 4 : 16;
+  const int64_t G = call.cell->gates;
+  // Weights that are used once are split for so many rows, and only by matrix registers.
+  const int64_t few = once ? (bfloat16 ? 16 : 48 * s.parts) : bfloat16 ? 4 : 16, fewest = once ? few : 2 * few;
   const bool wide = call.H >= 64 || (bfloat16 && call.H >= 32);
   const int64_t ih_bytes = 2 * s.parts * G * call.H * call.I, hh_bytes = 2 * s.parts * G * call.H * call.P;
   if (tiles && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
   const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
+  if (once && !tiles) return s;
   if (wide && rows >= few && near) s.hh = Form::pairs;
-  if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= 2 * few) s.ih = Form::pairs;
+  if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= fewest) s.ih = Form::pairs;
   if (wide && call.I >= 32 && call.T * B >= 64) s.products = Form::pairs;
-  if (call.T == 1) {  // only many rows earn the splitting back
-    s.passing = tiles && rows >= kPassing;
-    if (!s.passing) s.ih = s.hh = Form::in_place, s.products = Form::panels;
-  }
   return s;
 }
 

@@ -34,7 +34,9 @@ struct Weights {
     else if (kept(form)) w.allocate(columns, K, form == Form::pairs ? plan.parts : 0);
   }
   // Whether a matrix is there in a form of its own, all of it at once.
-  bool kept(Form form) const { return form != Form::in_place && !(form == Form::pairs && plan.passing); }
+  bool kept(Form form) const { return form != Form::in_place && !passing(form); }
+  // Whether it is packed a panel at a time, each time that one is used.
+  bool passing(Form form) const { return plan.passing && (form == Form::pairs || form == Form::panels); }
   Port<A> port(const void* data) const { return {data, call.storage}; }
   template <class T>
   const T* weight(int64_t d, int k) const {
@@ -114,9 +116,9 @@ struct Weights {
   template <int N>
   void multiply(const Factor<A>& w, Form form, int k, int64_t K, int g0, Tiles& tiles, int64_t d, int64_t u, int64_t n,
                 const Left<A>& left, A* sums, int64_t sums_row) const {
-    if (form == Form::pairs && plan.passing) {  // used once: it stays close, and takes no memory of its own
+    if (passing(form)) {  // it stays close, and takes no memory of its own
       Factor<A> panel;
-      panel.allocate(N * W, K, plan.parts);
+      panel.allocate(N * W, K, form == Form::pairs ? plan.parts : 0);
       pack_matrix<N>(panel, form, k, K, g0, d, u, 0);
       return panel.template multiply<N>(tiles, plan.level, n, left, 0, K, 0, sums, sums_row, Sum::put);
     }

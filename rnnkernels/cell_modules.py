@@ -1,16 +1,34 @@
 """``RNNCell``, ``LSTMCell`` and ``GRUCell``: torch.nn's cells, one step of the same op as the layers.
 
+In eager mode on the CPU a step in float32 or float64 is torch's own op where that is faster: ``torchs_step``.
 Letters: B batch, G gates, H hidden, I input.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import _VF, Tensor, nn
+from torch.autograd import forward_ad
 
-from . import ops
-from .autograd import jit_tracing
+from . import backends, ops
+from .autograd import autocast_enabled, jit_tracing, wants_gradient
 from .cells import CELLS
 from .checks import aside, check_placement, check_weights, refuse_nested
 from .tracers import Leaf
+
+TORCH_CELLS = {
+    ("rnn", None): _VF.rnn_tanh_cell, ("rnn", "relu"): _VF.rnn_relu_cell, ("gru", None): _VF.gru_cell,
+    ("lstm", None): _VF.lstm_cell,
+}  # fmt: skip
+
+
+def torchs_step(cell, dtype, training):
+    """The reason why torch's own op takes a step on the CPU in eager mode, where that is faster; or None.
+
+    A step in training is a few matrix products, which both have, and what autograd costs: torch's nodes are C++, ours
+    are Python. Of an Elman network the products are all there is. In 16 bits ours has sums in float32.
+    """
+    if dtype not in (torch.float32, torch.float64) or not (training or cell == "rnn"):
+        return None
+    return "a step of it is two products" if cell == "rnn" else "autograd costs less than for one of ours"
 
 
 class RecurrentCell(Leaf, nn.RNNCellBase):
@@ -28,8 +46,24 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
         if input.dim() == 1:
             new = self._step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
-        check_step(cell, input, hx, weights, bias, H)
-        y, last = ops.layer(cell, input[None], [s[None] for s in hx], weights, bias=bias, activation=activation)
+        training = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights))
+        if input.is_cpu and torchs_step(cell, input.dtype, training) and eager():
+            states = hx or [input.new_zeros(input.size(0), H)] * CELLS[cell].states
+            new = TORCH_CELLS[cell, activation](input, states if cell == "lstm" else states[0], *weights)
+            return new if cell == "lstm" else (new,)
+        x, states, stack, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None, None
+        if H and not training:
+            stack = ops.inference_op(x, states, weights, weights[0].size(1))
+        if stack is not None:
+            try:  # the op checks all that `check_step` does, but the words of torch for what is wrong are there
+                y, last = stack(x, states, weights, cell, 1, False, bias, H, *((0, activation) if activation else ()))
+            except RuntimeError as error:
+                refused, stack = error, None
+        if stack is None:
+            check_step(cell, input, hx, weights, bias, H)
+            if refused is not None:
+                raise refused
+            y, last = ops.layer(cell, x, states, weights, bias=bias, activation=activation)
         new = (y, *last[1:])
         if torch.compiler.is_compiling() or jit_tracing():
             return [s.squeeze(0) for s in new]
@@ -48,6 +82,19 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
         if hx.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         return (hx,)
+
+
+def eager():
+    """Whether a call is plain eager execution with no backend forced, which torch's own ops may take."""
+    return not (
+        torch.compiler.is_compiling()
+        or jit_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or backends.forced() is not None
+    )
 
 
 @aside

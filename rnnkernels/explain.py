@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import backends
 from .autograd import autocast_enabled
-from .cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell
+from .cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell, torchs_step
 from .cells import CELLS
 from .checks import refuse_nested
 from .convert import TO_OURS
@@ -101,10 +101,10 @@ def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, len
     if not isinstance(x, PackedSequence) and x.is_nested:
         refuse_nested(type(module).__name__)
     if isinstance(module, RecurrentCell):
-        calls = cell_calls(module, x, hx)
+        layers = [describe_step(call) for call in cell_calls(module, x, hx)]
     else:
-        calls = layer_calls(module, x, hx, lengths, reset)
-    return Explanation(str(module), backends.forced(), tuple(describe(n, call) for n, call in enumerate(calls)))
+        layers = [describe(n, call) for n, call in enumerate(layer_calls(module, x, hx, lengths, reset))]
+    return Explanation(str(module), backends.forced(), tuple(layers))
 
 
 def cell_calls(module, x, hx):
@@ -166,6 +166,16 @@ def calls_of(call, x_TBI, hx, weights, num_layers, width):
         calls.append(call._replace(training=training and torch.is_grad_enabled()))
         call = call._replace(I=width)
     return calls
+
+
+def describe_step(call):
+    """The ``Layer`` of a cell's step: in eager mode on the CPU torch's own op may take it."""
+    layer = describe(0, call)
+    why = torchs_step(call.cell, call.dtype, call.training) if call.device.type == "cpu" else None
+    if why is None or backends.forced() or autocast_enabled("cpu"):
+        return layer
+    instead = (layer.backend, "it could run this, but torch's own op comes first")
+    return layer._replace(backend="torch", schedule=f"its own op: {why}", others=(instead, *layer.others))
 
 
 def describe(index, call):
