@@ -51,9 +51,8 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
             states = hx or [input.new_zeros(input.size(0), H)] * CELLS[cell].states
             new = TORCH_CELLS[cell, activation](input, states if cell == "lstm" else states[0], *weights)
             return new if cell == "lstm" else (new,)
-        x, states, stack, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None, None
-        if H and not training:
-            stack = ops.inference_op(x, states, weights, weights[0].size(1))
+        x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
+        stack = ops.inference_op(x, states, weights, weights[0].size(1)) if H else None
         if stack is not None:
             try:  # the op checks all that `check_step` does, but the words of torch for what is wrong are there
                 y, last = stack(x, states, weights, cell, 1, False, bias, H, *((0, activation) if activation else ()))

@@ -78,7 +78,7 @@ def test_as_in_torch(name, options, layout):
             found = gradients(rnnkernels, name, options, layout, change)
         except RuntimeError as error:
             assert not allowed and ERROR in str(error), what
-            assert what not in ("y", "h", "c")
+            assert what not in ("y", "h", "c") or "Cell" in name  # whose step in training is torch's own
         else:
             for n, (f, e) in enumerate(zip(found, expected, strict=True)):
                 assert_close(f"{what} changed, gradient {n}", f, e)
