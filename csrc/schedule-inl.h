@@ -56,7 +56,7 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   s.parts = bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3;
   const int64_t G = call.cell->gates;
   // Weights that are used once are split for so many rows, and only by matrix registers.
-  const int64_t few = once ? (bfloat16 ? 16 : 48 * s.parts) : bfloat16 ? 4 : 16, fewest = once ? few : 2 * few;
+  const int64_t few = once ? (bfloat16 ? 16 : 64) : bfloat16 ? 4 : 16, fewest = once ? few : 2 * few;
   const bool wide = call.H >= 64 || (bfloat16 && call.H >= 32);
   const int64_t ih_bytes = 2 * s.parts * G * call.H * call.I, hh_bytes = 2 * s.parts * G * call.H * call.P;
   if (tiles && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
@@ -64,7 +64,7 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   if (once && !tiles) return s;
   if (wide && rows >= few && near) s.hh = Form::pairs;
   if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= fewest) s.ih = Form::pairs;
-  if (wide && call.I >= 32 && call.T * B >= 64) s.products = Form::pairs;
+  if (wide && call.I >= 32 && call.T * B >= (once ? 96 : 64)) s.products = Form::pairs;
   return s;
 }
 
