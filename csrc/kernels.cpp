@@ -13,6 +13,7 @@
 
 #include "numbers.h"
 #include "scratch.h"
+#include "tables.h"
 #include "team.h"
 
 #ifdef __x86_64__
@@ -40,8 +41,10 @@ namespace baseline {
 constexpr int kBytes = 16;
 #ifdef __aarch64__
 constexpr int kRegisters = 32;
+constexpr bool kFused = true;  // a * b + c is one instruction, which rounds once
 #else
 constexpr int kRegisters = 16;
+constexpr bool kFused = false;
 #endif
 #include "all-inl.h"
 }  // namespace baseline
@@ -55,16 +58,19 @@ constexpr int kRegisters = 16;
 #endif
 namespace avx2 {
 constexpr int kBytes = 32, kRegisters = 16;
+constexpr bool kFused = true;
 inline __attribute__((always_inline)) __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 #define MIN_FLOAT(a, b) _mm256_min_ps((__m256)(a), (__m256)(b))
 #define MAX_FLOAT(a, b) _mm256_max_ps((__m256)(a), (__m256)(b))
+#define ANY_NOT_BELOW(a, b) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_NLT_UQ))
 #define MASKED_LOAD(p, n) _mm256_maskload_ps((const float*)(p), first_lanes(n))
 #define MASKED_STORE(p, n, v) _mm256_maskstore_ps((float*)(p), first_lanes(n), (__m256)(v))
 #include "all-inl.h"
 #undef MIN_FLOAT
 #undef MAX_FLOAT
+#undef ANY_NOT_BELOW
 #undef MASKED_LOAD
 #undef MASKED_STORE
 }  // namespace avx2
@@ -80,7 +86,10 @@ namespace avx512 {
 constexpr int kBytes = 64, kRegisters = 32;
 #define MIN_FLOAT(a, b) _mm512_min_ps((__m512)(a), (__m512)(b))
 #define MAX_FLOAT(a, b) _mm512_max_ps((__m512)(a), (__m512)(b))
-#define RECIPROCAL_ESTIMATE(x) _mm512_rcp14_ps((__m512)(x))
+#define ANY_NOT_BELOW(a, b) _mm512_cmp_ps_mask((__m512)(a), (__m512)(b), _CMP_NLT_UQ)
+#define MAGNITUDE(x) _mm512_maskz_range_ps(0xffff, (__m512)(x), (__m512)(x), 10)
+#define WITH_SIGN(x, of) _mm512_maskz_range_ps(0xffff, (__m512)(of), (__m512)(x), 2)  // for |x| up to |of|
+#define LOOK_UP(table, i) _mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)(i), _mm512_load_ps((table) + 16))
 #define MASKED_LOAD(p, n) _mm512_maskz_loadu_ps(__mmask16((1u << (n)) - 1), (const void*)(p))
 #define MASKED_STORE(p, n, v) _mm512_mask_storeu_ps((void*)(p), __mmask16((1u << (n)) - 1), (__m512)(v))
 #define HALVES_TO_FLOATS(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(p)))
@@ -90,7 +99,10 @@ constexpr int kBytes = 64, kRegisters = 32;
 #undef PAIRS
 #undef MIN_FLOAT
 #undef MAX_FLOAT
-#undef RECIPROCAL_ESTIMATE
+#undef ANY_NOT_BELOW
+#undef MAGNITUDE
+#undef WITH_SIGN
+#undef LOOK_UP
 #undef MASKED_LOAD
 #undef MASKED_STORE
 #undef HALVES_TO_FLOATS

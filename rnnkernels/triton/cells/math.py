@@ -1,19 +1,112 @@
-"""Activations of the cells and their derivatives, the latter as functions of the activation's value."""
+"""Activations of the cells and their derivatives, the latter as functions of the activation's value.
+
+Sigmoid and tanh are within a unit in the last place for all floats, as near zero as where they saturate (1.1 units; in
+float64 within three). They use nothing that the hardware only approximates but one quotient, whose error the remainder
+of the division takes away: ``tl.exp`` is ``ex2.approx`` of a rounded product, whose relative error grows with the
+argument's magnitude. All of it holds with and without fused multiply-add, that is compiled and interpreted: products
+whose rounding would matter have few bits and are exact. The C++ backend computes the same (csrc/math-inl.h).
+"""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
+def power_of_2(n):
+    """2^n as a float32, or a float64; ``n`` has that dtype, and 2^n is a normal number (of NaN, which has none, 1)."""
+    n = tl.where(n == n, n, 0.0)
+    if n.dtype == tl.float64:
+        return ((n.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+    else:
+        return ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def at_most(v, most):
+    """The minimum, and NaN where ``v`` is NaN."""
+    return tl.minimum(v, most, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def with_sign(y, v):
+    """``y``, which is not negative, with the sign of ``v``, be it that of a zero."""
+    if v.dtype == tl.float64:
+        return (y.to(tl.int64, bitcast=True) | ((v.to(tl.int64, bitcast=True) >> 63) << 63)).to(tl.float64, bitcast=True)
+    else:
+        return (y.to(tl.int32, bitcast=True) | ((v.to(tl.int32, bitcast=True) >> 31) << 31)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def upper(v):
+    """The upper 12 bits of a float32's 24."""
+    return (v.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exp_parts(v):
+    """``n, q`` with e^v = 2^n (1 + q), from the minimax polynomial of what v is above n ln 2."""
+    n = tl.floor(v * 1.4426950408889634 + 0.5)
+    r = (v - n * 0.693145751953125) - n * 1.4286068203094173e-06
+    if v.dtype == tl.float64:
+        p = r * 2.0914686968086876e-9 + 2.5105217004720745e-8
+        p = p * r + 2.75572736431103e-7
+        p = p * r + 2.7557255400206422e-6
+        p = p * r + 2.4801587325547743e-5
+        p = p * r + 1.9841269874820627e-4
+        p = p * r + 1.3888888888883748e-3
+        p = p * r + 8.333333333326136e-3
+        p = p * r + 4.166666666666667e-2
+        p = p * r + 1.666666666666667e-1
+        p = p * r + 0.5
+    else:
+        p = r * 1.38207339e-3 + 8.36867746e-3
+        p = p * r + 4.16682661e-2
+        p = p * r + 1.66665211e-1
+        p = p * r + 4.9999994e-1
+    return n, r * r * p + r
+
+
+@triton.jit
 def sigmoid(v):
-    return 1 / (1 + tl.exp(-v))
+    if v.dtype == tl.float64:
+        n, q = exp_parts(-at_most(tl.abs(v), 746.0))
+        e = (power_of_2(n + 64) * q + power_of_2(n + 64)) * 5.421010862427522e-20  # 2^-64: may be subnormal
+        y = tl.where(v < 0, e, 1.0) / (1 + e)
+    else:
+        n, q = exp_parts(at_most(-at_most(v, 40.0), 104.5))
+        s = power_of_2(24 - n) * 5.9604644775390625e-08  # 1 / (1 + 2^n (1 + q)) = s / (s + 1 + q)
+        y = 1 / (s + 1 + q)
+        high = upper(y)
+        rest = ((1 - high * tl.maximum(s, 1.0)) - high * tl.minimum(s, 1.0)) - (y - high) * (s + 1)
+        y = (y + y * (rest - y * q)) * s
+    return y
+
+
+@triton.jit
+def tanh(v):
+    if v.dtype == tl.float64:
+        n, q = exp_parts(2 * at_most(tl.abs(v), 20.0))
+        e = power_of_2(n) * q + (power_of_2(n) - 1)
+        y = e / (e + 2)
+    else:
+        # |v| = n ln 2 / 2 + r, t = tanh r, s = 2^-n: ((1 - s) + t (1 + s)) / ((1 + s) + t (1 - s))
+        magnitude = at_most(tl.abs(v), 9.02)
+        n = tl.floor(magnitude * 2.8853900817779268 + 0.5)
+        r = magnitude - n * 0.34657359027997264
+        s, square = power_of_2(-n), r * r
+        t = r + r * square * ((square * -5.27152829e-2 + 1.33311421e-1) * square - 3.33333224e-1)
+        inverse = 1 / (t * (1 - s) + (1 + s))
+        y = tl.floor((t * (1 + s) + (1 - s)) * inverse * 1024 + 0.5) * 0.0009765625  # few bits; then the remainder
+        a, b, high = 1 - y, s + s * y, upper(t)
+        y = y + (((a - b) + high * (a + b)) + (t - high) * (a + b)) * inverse
+    return with_sign(y, v)
 
 
 @triton.jit
 def activate(v, NAME: tl.constexpr):
     """The activation by the name that it has in ``reference.ACTIVATIONS``."""
     if NAME == "tanh":
-        return 2 * sigmoid(2 * v) - 1
+        return tanh(v)
     elif NAME == "sigmoid":
         return sigmoid(v)
     elif NAME == "relu":
