@@ -22,6 +22,37 @@ def error(actual, expected):
     return ((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
+def magnitudes(dtype, n=4096):
+    """Numbers of all magnitudes and both signs for an activation, from subnormal ones to where it saturates, and the
+    special ones last."""
+    random = torch.Generator().manual_seed(0)
+    special = [0.0, torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).max, -torch.finfo(dtype).max]
+    parts = []
+    for lowest, highest in (
+        (torch.finfo(dtype).smallest_normal / 1e6, 1e-30),
+        (1e-30, 1e-3),
+        (1e-3, 1.0),
+        (1.0, 110.0),
+    ):
+        logs = torch.tensor([lowest, highest], dtype=torch.float64).log()
+        part = torch.empty(n // 8, dtype=torch.float64).uniform_(*logs.tolist(), generator=random).exp()
+        parts += [part, -part]
+    return torch.cat([*parts, torch.tensor(special, dtype=torch.float64)]).to(dtype)
+
+
+def units(actual, expected):
+    """The largest error in units of the last place of ``actual``'s dtype; ``expected`` are float64, or mpmath numbers.
+    Infinite where one is NaN and the other is not, or where a sign is wrong."""
+    most = 0.0
+    for a, e in zip(actual.tolist(), expected, strict=True):
+        if a != a and e != e:
+            continue
+        rounded = torch.tensor(abs(float(e)), dtype=actual.dtype)
+        unit = (torch.nextafter(rounded, rounded + 1) - rounded).item()
+        most = max(most, float(abs(a - e)) / unit if a * e >= 0 else float("inf"))
+    return most
+
+
 def assert_close(name, actual, expected, tolerance=None):
     """Whether a tensor has the shape of another, and its values within the tolerance of its own dtype."""
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"

@@ -31,9 +31,11 @@ def at_most(v, most):
 def with_sign(y, v):
     """``y``, which is not negative, with the sign of ``v``, be it that of a zero."""
     if v.dtype == tl.float64:
-        return (y.to(tl.int64, bitcast=True) | ((v.to(tl.int64, bitcast=True) >> 63) << 63)).to(tl.float64, bitcast=True)
+        sign = (v.to(tl.int64, bitcast=True) >> 63) << 63
+        return (y.to(tl.int64, bitcast=True) | sign).to(tl.float64, bitcast=True)
     else:
-        return (y.to(tl.int32, bitcast=True) | ((v.to(tl.int32, bitcast=True) >> 31) << 31)).to(tl.float32, bitcast=True)
+        sign = (v.to(tl.int32, bitcast=True) >> 31) << 31
+        return (y.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
 
 
 @triton.jit
