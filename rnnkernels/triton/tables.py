@@ -59,7 +59,7 @@ RESIDENT = {
     "ieee": (Limit(16, 16, 4), Limit(32, 16, 8)),
 }
 SHARES = (
-    Share(8, 16, 4, 512, 256), Share(8, 16, 8, 1024, 1024, 192), Share(16, 16, 8, 0, 384, 255),
+    Share(8, 16, 4, 512, 256, 192), Share(8, 16, 8, 1024, 1024, 192), Share(16, 16, 8, 0, 384, 255),
     Share(16, 16, 8, 1024, 1024, least=640),
 )  # fmt: skip
 COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
