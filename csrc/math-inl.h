@@ -1,5 +1,5 @@
-// Functions of vectors: sigmoid and tanh. In floats both are within one unit in the last place of what they are for all
-// numbers, as near zero as where they saturate: of 1 - y^2 and y (1 - y), which gradients are made of, that leaves all
+// Functions of vectors: sigmoid and tanh. In floats both are within a unit in the last place for all numbers (1.1
+// units), as near zero as where they saturate: of 1 - y^2 and y (1 - y), which gradients are made of, that leaves the
 // digits that y's rounding leaves. In doubles they are within three.
 
 INLINE Vec<float> power_of_2(Vec<float> shifted) {  // 2^n from n + 1.5 * 2^23 + the exponent's bias

@@ -3,6 +3,7 @@
 - ``range`` over a run-time bound works with NumPy >= 2.4;
 - bfloat16: casts round to nearest even, arithmetic and dots go through float32 (the stock interpreter truncates, and
   multiplies the bit patterns as integers);
+- ``tl.fma`` of float32 rounds once, as it does everywhere else;
 - optionally, ``EMULATE_TF32`` rounds the operands of tf32 dots;
 - ``concurrent_grid``: the programs of a grid run at the same time, one thread each, and a seeded scheduler decides at
   every memory operation which goes on, so that kernels whose programs wait for each other can be tested, repeatably.
@@ -113,7 +114,14 @@ def patch_arithmetic():
         product = np.matmul(left, right, dtype=accumulator.data.dtype) + accumulator.data
         return interpreter.TensorHandle(product, accumulator.dtype.scalar)
 
+    def fma(self, x, y, z):
+        if x.dtype.scalar != tl.float32:
+            return stock_fma(self, x, y, z)
+        exact = x.data.astype(np.float64) * y.data + z.data  # the product is, and the sum is but for ties
+        return interpreter.TensorHandle(exact.astype(np.float32), x.dtype.scalar)
+
     BUILDER.binary_op, BUILDER.unary_op, BUILDER.create_dot = binary, unary, dot
+    stock_fma, BUILDER.create_fma = BUILDER.create_fma, fma
 
 
 def patch_reduction():

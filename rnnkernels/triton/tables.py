@@ -59,7 +59,7 @@ RESIDENT = {
     "ieee": (Limit(16, 16, 4), Limit(32, 16, 8)),
 }
 SHARES = (
-    Share(8, 16, 4, 512, 256), Share(8, 16, 8, 1024, 1024, 192), Share(16, 16, 8, 0, 384, 255),
+    Share(8, 16, 4, 512, 256, 192), Share(8, 16, 8, 1024, 1024, 192), Share(16, 16, 8, 0, 384, 255),
     Share(16, 16, 8, 1024, 1024, least=640),
 )  # fmt: skip
 COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
@@ -67,7 +67,7 @@ COOPERATIVE = {  # the first whose programs can all run at once: the less a prog
     "half": (*SHARES, Share(16, 32, 8, 0, 256, 255)),
     "tf32": (Share(8, 16, 8, 1024, 1024, 255), Share(16, 16, 8, 640, 640, 255)),
     "tf32x3": (Share(8, 16, 8, 320, 320, 255),),
-    "ieee": (Share(8, 16, 8, 512, 512),),
+    "ieee": (Share(8, 16, 8, 512, 512, 255),),
 }
 PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider ones take more registers than there are
 STEPWISE = {  # those through which the weights and vectors of a step come soonest

@@ -3,22 +3,23 @@
 Sigmoid and tanh are within a unit in the last place for all floats, as near zero as where they saturate (1.1 units; in
 float64 within three). They use nothing that the hardware only approximates but one quotient, whose error the remainder
 of the division takes away: ``tl.exp`` is ``ex2.approx`` of a rounded product, whose relative error grows with the
-argument's magnitude. All of it holds with and without fused multiply-add, that is compiled and interpreted: products
-whose rounding would matter have few bits and are exact. The C++ backend computes the same (csrc/math-inl.h).
+argument's magnitude. Where one rounding matters it says ``tl.fma``. The C++ backend does the same (csrc/math-inl.h).
 """
 
 import triton
 import triton.language as tl
 
+MAGIC = tl.constexpr(12582912.0)  # 1.5 * 2^23: the low bits of a sum are its rounded value
+MAGIC64 = tl.constexpr(6755399441055744.0)
+
 
 @triton.jit
 def power_of_2(n):
-    """2^n as a float32, or a float64; ``n`` has that dtype, and 2^n is a normal number (of NaN, which has none, 1)."""
-    n = tl.where(n == n, n, 0.0)
+    """2^n as a float32, or a float64; ``n`` has that dtype, and 2^n is a normal number."""
     if n.dtype == tl.float64:
-        return ((n.to(tl.int64) + 1023) << 52).to(tl.float64, bitcast=True)
+        return ((n + (MAGIC64 + 1023)).to(tl.int64, bitcast=True) << 52).to(tl.float64, bitcast=True)
     else:
-        return ((n.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+        return ((n + (MAGIC + 127)).to(tl.int32, bitcast=True) << 23).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -39,16 +40,19 @@ def with_sign(y, v):
 
 
 @triton.jit
-def upper(v):
-    """The upper 12 bits of a float32's 24."""
-    return (v.to(tl.int32, bitcast=True) & -4096).to(tl.float32, bitcast=True)
+def fewer_bits(v):
+    """A float32 with the upper 20 bits of its 24: then 1 - v is exact from 1/4 on."""
+    return (v.to(tl.int32, bitcast=True) & -16).to(tl.float32, bitcast=True)
 
 
 @triton.jit
 def exp_parts(v):
     """``n, q`` with e^v = 2^n (1 + q), from the minimax polynomial of what v is above n ln 2."""
-    n = tl.floor(v * 1.4426950408889634 + 0.5)
-    r = (v - n * 0.693145751953125) - n * 1.4286068203094173e-06
+    if v.dtype == tl.float64:
+        n = (v * 1.4426950408889634 + MAGIC64) - MAGIC64
+    else:
+        n = (v * 1.4426950408889634 + MAGIC) - MAGIC
+    r = (v - n * 0.693145751953125) - n * 1.4286068203094173e-06  # the first product has few bits: it is exact
     if v.dtype == tl.float64:
         p = r * 2.0914686968086876e-9 + 2.5105217004720745e-8
         p = p * r + 2.75572736431103e-7
@@ -73,15 +77,13 @@ def sigmoid(v):
     if v.dtype == tl.float64:
         n, q = exp_parts(-at_most(tl.abs(v), 746.0))
         e = (power_of_2(n + 64) * q + power_of_2(n + 64)) * 5.421010862427522e-20  # 2^-64: may be subnormal
-        y = tl.where(v < 0, e, 1.0) / (1 + e)
+        return tl.where(v < 0, e, 1.0) / (1 + e)
     else:
         n, q = exp_parts(at_most(-at_most(v, 40.0), 104.5))
         s = power_of_2(24 - n) * 5.9604644775390625e-08  # 1 / (1 + 2^n (1 + q)) = s / (s + 1 + q)
-        y = 1 / (s + 1 + q)
-        high = upper(y)
-        rest = ((1 - high * tl.maximum(s, 1.0)) - high * tl.minimum(s, 1.0)) - (y - high) * (s + 1)
-        y = (y + y * (rest - y * q)) * s
-    return y
+        y = fewer_bits(1 / (s + 1 + q))
+        rest = tl.fma(-y, q, tl.fma(-y, tl.minimum(s, 1.0), tl.fma(-y, tl.maximum(s, 1.0), 1.0)))
+        return tl.fma(y, rest, y) * s
 
 
 @triton.jit
@@ -93,14 +95,15 @@ def tanh(v):
     else:
         # |v| = n ln 2 / 2 + r, t = tanh r, s = 2^-n: ((1 - s) + t (1 + s)) / ((1 + s) + t (1 - s))
         magnitude = at_most(tl.abs(v), 9.02)
-        n = tl.floor(magnitude * 2.8853900817779268 + 0.5)
+        n = (magnitude * 2.8853900817779268 + MAGIC) - MAGIC
         r = magnitude - n * 0.34657359027997264
-        s, square = power_of_2(-n), r * r
+        square = r * r
         t = r + r * square * ((square * -5.27152829e-2 + 1.33311421e-1) * square - 3.33333224e-1)
+        s = power_of_2(-n)
         inverse = 1 / (t * (1 - s) + (1 + s))
-        y = tl.floor((t * (1 + s) + (1 - s)) * inverse * 1024 + 0.5) * 0.0009765625  # few bits; then the remainder
-        a, b, high = 1 - y, s + s * y, upper(t)
-        y = y + (((a - b) + high * (a + b)) + (t - high) * (a + b)) * inverse
+        y = ((t * (1 + s) + (1 - s)) * inverse + 12288.0) - 12288.0  # a multiple of 2^-10: exact in what follows
+        a, b = 1 - y, s + s * y
+        y = tl.fma(tl.fma(t, a + b, a - b), inverse, y)
     return with_sign(y, v)
 
 
