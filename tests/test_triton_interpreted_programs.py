@@ -3,7 +3,6 @@
 Needs a process of its own (triton_cases.py).
 """
 
-import sys
 
 import fake_graphs
 import pytest
@@ -104,7 +103,7 @@ def test_unsupported(changes, reason):
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
     assert launch.unsupported(call()) == "triton is not installed"
 
 
