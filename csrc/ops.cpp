@@ -27,14 +27,12 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
   if (n <= 1 || thread_count() == 1 || Sharing::alone()) return body(0, n);
   thread_local char here;  // its address is the thread
   const char* caller = &here;
-  const auto start = Clock::now();
-  auto done = start;
+  auto done = Clock::now();
   torch::stable::parallel_for(0, n, 1, [&](int64_t lo, int64_t hi) {
     body(lo, hi);
     if (caller == &here) done = Clock::now();
   });
-  const auto waited = Clock::now() - done;  // for the others
-  if (waited > Sharing::kPatience && 2 * waited > done - start) Sharing::late();
+  Sharing::waited(Clock::now() - done);
 }
 
 namespace {

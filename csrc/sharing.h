@@ -8,10 +8,10 @@
 using Clock = std::chrono::steady_clock;
 
 // Around one call. Other programs may hold a processor for milliseconds, and the cores of a virtual machine are uneven:
-// then threads are waited for. Where that has been so in two calls of a kind, one after the other, the next one is done
-// by its thread alone, and timed. If it was faster than both, calls of that kind stay alone for 20 ms, then one is
-// shared again, and either stays so or goes alone for twice as long as before, up to 200 ms. A call that is done alone
-// is cut into the same parts, so its results are the same bits.
+// then threads are waited for. Where that was a quarter of the time of two calls of a kind, one after the other, the
+// next one is done by its thread alone, and timed. If it was faster than both, calls of that kind stay alone for 20 ms,
+// then one is shared again, and either stays so or goes alone for twice as long as before, up to 200 ms. A call that is
+// done alone is cut into the same parts, so its results are the same bits.
 class Sharing {
  public:
   // A wait that a machine of our own does not know: longer than it takes to wake a thread, shorter than its turn.
@@ -28,8 +28,9 @@ class Sharing {
     current_ = outer_;
     if (!asked_) return;
     const int64_t end = now(), took = std::max<int64_t>((end - start_) / steps_, 1);
+    const bool waited = waited_ > kPatience && 4 * waited_ > std::chrono::nanoseconds(end - start_);
     if (alone_) learn_alone(end, took);
-    else learn_shared(end, took, all_lates_.load(relaxed) != lates_);
+    else learn_shared(end, took, waited || all_lates_.load(relaxed) != lates_);
   }
   Sharing(const Sharing&) = delete;
   Sharing& operator=(const Sharing&) = delete;
@@ -39,7 +40,11 @@ class Sharing {
     if (current_) current_->asked_ = true;
     return current_ && current_->alone_;
   }
-  // A thread was waited for for longer than kPatience.
+  // This thread is done with its part of a call, and waited so long for the others.
+  static void waited(Clock::duration time) {
+    if (current_) current_->waited_ += time;
+  }
+  // At a barrier, a thread was waited for for longer than kPatience.
   static void late() { all_lates_.fetch_add(1, relaxed); }
 
  private:
@@ -95,6 +100,7 @@ class Sharing {
   Record& record_;
   const int64_t steps_, lates_;
   int64_t start_;
+  Clock::duration waited_{0};
   Sharing* const outer_;
   bool alone_, asked_ = false;
   static inline thread_local Sharing* current_ = nullptr;
