@@ -29,6 +29,7 @@ class Workload:
     resets: float = 0.0  # fraction of the (T, B) steps at which the state restarts
     heads: int = 1  # independent block-diagonal recurrences: H units of each, and I / heads of the input
     packed: bool = False  # rows have lengths of their own
+    single: bool = False  # a cell, called for one step, instead of a layer
     options: tuple[tuple[str, Any], ...] = ()  # what rnnkernels' module is given that torch.nn's does not take
 
     @property
@@ -49,7 +50,7 @@ class Workload:
     @property
     def kind(self) -> str:
         """The cell and what is special about it, as it stands in the tables."""
-        cell = self.cell.upper()
+        cell = self.cell.upper() + "Cell" * self.single
         cell += " bi" if self.bidirectional else ""
         cell += " alternating" if self.alternating else ""
         cell += f" x{self.heads} heads" if self.heads > 1 else ""
@@ -76,6 +77,10 @@ WORKLOADS: list[Workload] = [
     *_row("cpu", "stream-gru", "gru", 1, 1, (256, 256), 1, "DeepFilterNet, RNNoise live audio"),
     *_row("cpu", "stream-tiny", "gru", 1, 1, (47, 64), 2, "MNN issue 2707"),
     *_row("cpu", "act", "lstm", 1, 8, (64, 256), 1, "Stable-Baselines3 RecurrentPPO roll-out"),
+    *_row("cpu", "rollout-64", "lstm", 1, 64, (64, 256), 1, "the same with more environments"),
+    *_row("cpu", "rollout-256", "lstm", 1, 256, (64, 256), 1, "the same with more environments"),
+    *_row("cpu", "silero", "lstm", 1, 1, (128, 128), 1, "silero-vad, a frame at a time", single=True),
+    *_row("cpu", "decoder", "gru lstm", 1, 32, (256, 256), 1, "SpeechBrain's decoder", single=True),
     *_row("cpu", "elman", "rnn", (1, 200), 1, (5, 20), 1, "Elman 1990 word boundaries", dtype="float64"),
     *_row("cpu", "guide-bench", "rnn gru lstm", 100, 64, (50, 128), 1, "comparison benchmark of the RNN guide"),
     *_row("cpu", "sentiment", "lstm", 50, 32, (100, 128), 1, "sentiment model of the RNN guide"),

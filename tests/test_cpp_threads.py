@@ -6,9 +6,11 @@ second or two, most of it for importing torch.
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -282,3 +284,16 @@ def test_ends_and_is_right(function, variables):
     code = f"import test_cpp_threads; test_cpp_threads.{function.__name__}()"
     output, trouble = in_process("-c", code, timeout=TIMEOUT, **variables)
     assert not trouble, f"{trouble}\n{output}"
+
+
+def test_alone_only_while_that_is_faster(tmp_path):
+    """csrc/sharing.h by itself, with calls that sleep. They are timed: three tries, should the machine be busy."""
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
+    if compiler is None:
+        pytest.skip("there is no C++ compiler")
+    here, program = Path(__file__).parent, tmp_path / "sharing_check"
+    include = f"-I{here.parent / 'csrc'}"
+    source = str(here / "sharing_check.cpp")
+    subprocess.run([compiler, "-std=c++17", "-O1", "-pthread", include, source, "-o", str(program)], check=True)
+    tries = [subprocess.run([program], capture_output=True, text=True) for _ in range(3)]
+    assert any(done.returncode == 0 for done in tries), [done.stdout for done in tries]

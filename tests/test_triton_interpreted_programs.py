@@ -3,7 +3,6 @@
 Needs a process of its own (triton_cases.py).
 """
 
-
 import fake_graphs
 import pytest
 import torch

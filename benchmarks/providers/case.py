@@ -84,6 +84,18 @@ class Heads(nn.ModuleList):
         return torch.cat([head(part)[0] for head, part in zip(self, parts, strict=True)], -1), None
 
 
+class Step(nn.Module):
+    """A cell as a layer of one step, from zeros."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        y = self.cell(x[0])
+        return (y[0] if isinstance(y, tuple) else y)[None], None
+
+
 def refuse_extras(name: str, w: Workload) -> None:
     """Raise Unsupported for what libraries with torch.nn's layers do not have."""
     if w.resets:
@@ -92,12 +104,16 @@ def refuse_extras(name: str, w: Workload) -> None:
         raise Unsupported(f"{name} has no heads")
     if w.packed:
         raise Unsupported(f"{name} takes no lengths here")
+    if w.single:
+        raise Unsupported(f"{name} is not measured with cells")
     if w.options:
         raise Unsupported(f"{name} has no {' and '.join(dict(w.options))}")
 
 
 def build(library: Any, w: Workload) -> nn.Module:
     """The workload's module, from a library with torch.nn's classes: torch.nn itself, or rnnkernels."""
+    if w.single:
+        return Step(getattr(library, f"{w.cell.upper()}Cell")(w.I, w.H))
     cls = getattr(library, w.cell.upper(), None)
     if cls is None:
         raise Unsupported(f"{getattr(library, '__name__', library)} has no {w.cell.upper()}")
