@@ -19,8 +19,12 @@ static bool call(uint64_t kind, int shared, int waiting, int single, bool barrie
   return alone;
 }
 
-#define CHECK(condition) \
-  if (!(condition)) std::printf("line %d: %s\n", __LINE__, #condition), std::exit(1)
+static void check(bool good, int line) {
+  if (good) return;
+  std::printf("line %d\n", line);
+  std::exit(1);
+}
+#define CHECK(condition) check(condition, __LINE__)
 
 int main() {
   // Nobody waits for long: every call is shared.
