@@ -115,9 +115,9 @@ def resident(kind, cell, H, chip, backward, norm=False):
     weights = gates * size * size * BYTES[kind] // 1024
     for stages in (3, 2, 1):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
-        rows, warps, registers = limit.BB, limit.warps, limit.registers if cell.first else None
-        if norm:  # more tiles at a time, and registers that the compiler would rather spill than take
-            wide = kind == "tf32" and size > 32  # and what rounds the operands
+        wide = kind == "tf32" and size > 32  # operands are rounded too: the compiler would rather spill than take more
+        rows, warps, registers = limit.BB, limit.warps, limit.registers if cell.first else 192 if wide else None
+        if norm:  # more tiles at a time, and the same of registers
             rows, warps = 8, max(warps, 8 if wide else 4) if size > 16 else warps
             registers = 255 if cell.first or warps <= 4 or wide else None
         tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)

@@ -73,8 +73,8 @@ PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider ones t
 STEPWISE = {  # those through which the weights and vectors of a step come soonest
     ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 4, 255)),
     ("wgmma", "tf32"): (Step(64, 32, 16, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
-    ("tcgen05", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
-    ("tcgen05", "tf32"): (Step(64, 32, 32, 8), Step(64, 16, 32, 8, 255), Step(32, 16, 16, 4, 255)),
+    ("tcgen05", "half"): (Step(64, 32, 32, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
+    ("tcgen05", "tf32"): (Step(64, 32, 32, 8, norms=False), Step(64, 16, 32, 8, 192), Step(32, 16, 16, 4, 224)),
     ("mma", "half"): (Step(64, 16, 32, 4), Step(32, 16, 32, 4, 255)),
     ("mma", "tf32"): (Step(64, 16, 16, 8, norms=False), Step(32, 16, 16, 4, 255)),
     ("mfma", "half"): (Step(64, 16, 64, 4), Step(32, 16, 32, 2)),
