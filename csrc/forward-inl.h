@@ -22,7 +22,7 @@ struct Forward {
   // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
   const bool quads_in_tiles = plan.hh == Form::quads && plan.level == Level::tiles;
   const bool near = (quads_in_tiles ? 1 : 2 * plan.parts) * SUMS * panels * P <= kNearBytes;
-  const int64_t block = plan.hh != Form::pairs && !quads_in_tiles ? 48 : near && !plan.passing ? 32 : BLOCK;
+  const int64_t block = plan.passing ? BLOCK : plan.hh != Form::pairs && !quads_in_tiles ? 48 : near ? 32 : BLOCK;
   Port<A> port(const void* data) const { return {data, call.storage}; }
   Port<A> y = port(call.y);  // a stream gets a new one with every call
   int64_t y_stride_T = B * D * P, y_stride_B = D * P;

@@ -23,6 +23,7 @@ struct NormGradients {
   static Schedule in_panels_only(Schedule s) {  // of numbers, or of pairs: there are many rows
     for (Form* form : {&s.ih, &s.hh})
       if (*form != Form::pairs) *form = Form::panels;
+    s.passing = false;
     return s;
   }
   Port<A> port(const void* data) const { return {data, call.storage}; }

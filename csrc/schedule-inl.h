@@ -39,8 +39,8 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   s.chunked = call.layer_norm || (call.T > 1 && rows < 16);  // few rows: their tiles would be poorly filled
   if (few_steps || (!once && call.T * B <= 256 && call.I >= 128)) s.ih = Form::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Form::in_place;
-  if (takes_quads(call,
-                  level)) {  // packing pays sooner, and for a single row too as long as the weights stay in the cache
+  // In int8 packing pays sooner, and for a single row too as long as the weights stay in the cache.
+  if (takes_quads(call, level)) {
     static const bool has_tiles = has_amx_int8();
     const int64_t row = call.cell->gates * call.H, few = row * (call.I + call.P) > kNearBytes ? 8 : 3;
     s.level = level == Level::tiles && has_tiles ? Level::tiles : Level::bytes;
