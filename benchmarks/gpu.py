@@ -270,7 +270,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
     place = gpu_rows.Here if timer else gpu_rows.Apart
     measuring = place(gpu_rows.Measuring, asked.device, gpu, asked.seconds, 3 if asked.quick else 5, asked.timer)
     plan = gpu_rows.ordered(asked.workloads, asked.dtype, asked.modes)
-    results["planned"], several = len(plan), max(1, (os.cpu_count() or 1) - 2)
+    results["planned"], several = len(plan), 1 if timer else max(1, (os.cpu_count() or 1) - 2)
     try:
         write(results, asked.out)
         with progress() as bar:
@@ -286,7 +286,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
                 run_tests(asked, results, budget, gpu)
                 write(results, asked.out)
             if "races" in asked.steps:
-                run_cases("races", gpu_smoke.races(asked.quick), 2, asked, results, budget, place, told)
+                run_cases("races", gpu_smoke.races(asked.quick), min(2, several), asked, results, budget, place, told)
             if "first" in asked.steps:
                 wanted = [name for name in gpu_rows.FIRST_PROVIDERS if name in asked.providers]
                 run_rows("first", gpu_rows.first(plan), wanted, asked, results, budget, measuring, told)

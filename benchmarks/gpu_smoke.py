@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -142,6 +143,20 @@ def poison(device: str) -> None:
             del blocks
 
 
+@contextmanager
+def float32_as(precision: str):
+    """Within this context float32 products, in RNNs and elsewhere, are as torch's switches say: "tf32" or "ieee"."""
+    switches = torch.backends.cudnn.rnn, torch.backends.cuda.matmul
+    before = [switch.fp32_precision for switch in switches]
+    for switch in switches:
+        switch.fp32_precision = precision
+    try:
+        yield
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.fp32_precision = value
+
+
 class Smoke:
     """Runs cases; lives in a process of its own."""
 
@@ -152,10 +167,9 @@ class Smoke:
     def run(self, case: Case) -> dict:
         """{"seconds", "error", "of"}; with a "reason" if it is wrong, or "refused" if the schedule cannot run it."""
         start = time.perf_counter()
-        precision = "tf32" if case.dtype == "tf32" else "ieee"
-        torch.backends.cudnn.rnn.fp32_precision = torch.backends.cuda.matmul.fp32_precision = precision
         try:
-            found = self.same(case) if case.repeats else self.right(case)
+            with float32_as("tf32" if case.dtype == "tf32" else "ieee"):
+                found = self.same(case) if case.repeats else self.right(case)
         except Exception as error:
             text = said(error)
             found = {"refused": text} if REFUSED in text else {"reason": text, "trace": traceback.format_exc()[-2000:]}
