@@ -140,7 +140,7 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
         if row is not rows[0]:
             metrics[f"same_episodes_{row['kind']}"] = same(rows[0]["episodes"], row["episodes"])
     alike = [Threshold(name, ">=", 100) for name in metrics if name.startswith("same_episodes")]
-    return metrics, [Threshold("return_played", ">=", 100), *alike]
+    return metrics, [Threshold("return_played", ">=", 60), *alike]
 
 
 def main(arguments: list[str] | None = None) -> int:
