@@ -34,13 +34,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @pytest.fixture(autouse=True)
 def exact_float32():
     """float32 in float32: with tf32 it would be compared at the wrong tolerance."""
-    switches = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = [switch.allow_tf32 for switch in switches]
-    for switch in switches:
-        switch.allow_tf32 = False
-    yield
-    for switch, value in zip(switches, before, strict=True):
-        switch.allow_tf32 = value
+    with gpu_smoke.float32_as("ieee"):
+        yield
 
 
 def run(module, x, lengths=None):
