@@ -162,35 +162,47 @@ struct Backward {
 
   void recurrence(int64_t done, int64_t steps) {
     if (call.layer_norm) norms.begin(done, steps * B, plan.batch_parts, parallel ? thread_count() : 1);
-    spread(plan.batch_parts > 1, plan.batch_parts, [&](int64_t i) {
-      const int64_t b0 = B * i / plan.batch_parts, b1 = B * (i + 1) / plan.batch_parts;
+    struct Rows {
+      int64_t first, last, step, part;
+    };
+    std::vector<Rows> first;
+    for (int64_t i = 0, n = plan.batch_parts; i < n; ++i) first.push_back({B * i / n, B * (i + 1) / n, 1, i});
+    Handover<Rows> shares(std::move(first));
+    shares.run(plan.members == 1, [&](Rows& rows) {
       Team::run(plan.members, [&](Team::Member& member) {
         Tiles tiles;
         Scratch<A> sums;
         auto for_blocks = [&](auto&& f) {
-          for (int64_t r = b0; r < b1; r += block) f(r, std::min(block, b1 - r));
+          for_even_blocks(rows.first, rows.last, block, f);
           return member.barrier();
         };
-        for (int64_t s = 1; s <= steps; ++s) {
+        for (int64_t s = rows.step; s <= steps; ++s) {
+          const int64_t n = rows.last - rows.first;
+          // Norms sum the gradients of their gains part by part.
+          if (plan.members == 1 && shares.wanted() && !call.layer_norm && divisible(call, n, steps + 1 - s)) {
+            shares.give({rows.first + n / 2, rows.last, s, rows.part});
+            rows.last = rows.first + n / 2;
+          }
           const int64_t t = record.time(done + s - 1);
           const auto [u0, u1] = member.share(out_panels);
-          sums.allocate((u1 - u0) * std::min(block, b1 - b0) * WIDTH);
+          sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
           const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
             recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
             with_functions(call, [&](auto functions) {
               for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
             });
-            if (call.layer_norm && !call.project) norm_rows(*this, s, t, r, n, Cell::PHASES == 1, norms.part(i));
+            if (call.layer_norm && !call.project)
+              norm_rows(*this, s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
           });
           if (!go_on) return;
           if (Cell::PHASES == 1 && !call.project) continue;
           const auto [p0, p1] = member.share(panels);
-          sums.allocate(std::min(block, b1 - b0) * WIDTH);
+          sums.allocate(std::min(block, n) * WIDTH);
           auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
             for (int64_t u = p0; u < p1; ++u)
               if constexpr (Cell::PHASES > 1) step_again(*this, tiles, s, t, u, r, n, sums.data());
               else step_projected(*this, tiles, s, t, u, r, n, sums.data());
-            if (call.layer_norm) norm_rows(*this, s, t, r, n, true, norms.part(i));
+            if (call.layer_norm) norm_rows(*this, s, t, r, n, true, norms.part(rows.part));
           };
           if (!for_blocks(second)) return;
         }
@@ -200,27 +212,32 @@ struct Backward {
 
   void products(int64_t done, int64_t steps) {
     const int64_t rows = steps * B, threads = parallel ? thread_count() : 1, columns = std::max(W, 32);
-    auto split_up = [&](int64_t n, int64_t unit, auto&& f) {
-      const int64_t units = (n + unit - 1) / unit, pieces = threads > 1 ? std::min(units, kPieces * threads) : 1;
-      spread(parallel, pieces,
-             [&](int64_t i) { f(units * i / pieces * unit, std::min(n, units * (i + 1) / pieces * unit)); });
+    auto pieces_of = [&](int64_t units) { return threads > 1 ? std::min(units, kPieces * threads) : 1; };
+    // f(lo, hi) for piece i of 0..n, cut at whole units.
+    auto piece = [](int64_t i, int64_t pieces, int64_t n, int64_t unit, auto&& f) {
+      const int64_t units = (n + unit - 1) / unit;
+      f(units * i / pieces * unit, std::min(n, units * (i + 1) / pieces * unit));
     };
-    if (dx) {
-      split_up(rows, 1, [&](int64_t lo, int64_t hi) {
-        if (parts && !step_parts)
-          for (int64_t r = lo; r < hi; ++r)
-            for (int p = 0; p < G; ++p)
-              for (int64_t j = 0; j < H; j += W)
-                dz_split.put(load(dz_of(1, r) + p * Hp + j), B + r, p * Hk + j, overflow);
-        input_gradient(*this, done, lo, hi);
+    int64_t of_units = 0, of_outputs = 0;
+    if (dweights) {
+      const int64_t n = dweights.rows_of_factor(rows), pieces = pieces_of(n / 2);
+      spread(parallel, pieces, [&](int64_t i) {
+        piece(i, pieces, n, 2, [&](int64_t lo, int64_t hi) { dweights.gather(done, lo, hi, rows); });
       });
+      of_units = pieces_of((H + columns - 1) / columns);
+      if (call.project) of_outputs = pieces_of((P + columns - 1) / columns);
     }
-    if (!dweights) return;
-    split_up(dweights.rows_of_factor(rows), 2, [&](int64_t lo, int64_t hi) { dweights.gather(done, lo, hi, rows); });
-    split_up(H, columns, [&](int64_t lo, int64_t hi) { dweights.add(done == 0, dz_of(1, 0), rows, lo, hi); });
-    if (call.project)
-      split_up(P, columns,
-               [&](int64_t lo, int64_t hi) { dweights.add_projection(done == 0, dout_of(1, 0), rows, lo, hi); });
+    // The finest pieces come last.
+    const int64_t of_rows = dx ? pieces_of(rows) : 0;
+    spread(parallel, of_units + of_outputs + of_rows, [&](int64_t i) {
+      if (i < of_units)
+        return piece(i, of_units, H, columns,
+                     [&](int64_t lo, int64_t hi) { dweights.add(done == 0, dz_of(1, 0), rows, lo, hi); });
+      if ((i -= of_units) < of_outputs)
+        return piece(i, of_outputs, P, columns,
+                     [&](int64_t lo, int64_t hi) { dweights.add_projection(done == 0, dout_of(1, 0), rows, lo, hi); });
+      piece(i - of_outputs, of_rows, rows, 1, [&](int64_t lo, int64_t hi) { input_gradient(*this, done, lo, hi); });
+    });
   }
 
   void allocate() {
@@ -276,7 +293,7 @@ struct Backward {
     for (int64_t done = 0; done < T && !overflow; done += chunk) {
       if (done > 0) {
         std::copy_n(dz_of(last, 0), B * planes * Hp, dz_of(0, 0));
-        if (dz_split) std::copy_n(dz_split.at(last * B), B * dz_split.row(), dz_split.at(0));
+        if (dz_split) dz_split.copy(dz_split, last * B, B, 0);
       }
       last = std::min(chunk, T - done);
       recurrence(done, last);

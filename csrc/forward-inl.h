@@ -36,6 +36,11 @@ struct Forward {
   Forward(const LayerCall& c, const Schedule& s) : call(c), plan(s) {}
 
   void start(Job<A>& job) const {
+    allocate(job);
+    for (int64_t r = 0; call.states[0] && r < job.rows; ++r) set_state(job, 0, r, call.states);
+  }
+
+  void allocate(Job<A>& job) const {
     job.h.allocate(2 * job.rows * Pp, true);
     if (plan.hh == Form::pairs && !call.h_mask) job.h_split.allocate(2 * job.rows, P, plan.parts);
     if (Cell::STATES > 1) job.c.allocate(job.rows * Hp, true);
@@ -47,7 +52,16 @@ struct Forward {
       if (plan.hh == Form::pairs) job.again_split.allocate(job.rows, P, plan.parts);
     }
     if (plan.chunked) job.pre.allocate(chunk * job.rows * panels * SUMS);
-    for (int64_t r = 0; call.states[0] && r < job.rows; ++r) set_state(job, 0, r, call.states);
+  }
+
+  // Rows r..r+n of a job as a job of their own, from step t of the loop on.
+  Job<A> cut(const Job<A>& job, int64_t r, int64_t n, int64_t t) const {
+    Job<A> part{job.d, job.b0 + r, n, t};
+    allocate(part);
+    std::copy_n(job.h.data() + job.at(t, r) * Pp, n * Pp, part.h.data() + part.at(t, 0) * Pp);
+    if (job.h_split) part.h_split.copy(job.h_split, job.at(t, r), n, part.at(t, 0));
+    if (Cell::STATES > 1) std::copy_n(job.c.data() + r * Hp, n * Hp, part.c.data());
+    return part;
   }
 
   // The state of row r, with h in `slot`, from given states or zero.
@@ -220,7 +234,8 @@ struct Forward {
   INLINE void for_blocks(const Job<A>& job, const Team::Member& member, int64_t all, bool down, const F& f) const {
     const auto [lo, hi] = member.share(all);
     for (int64_t i = lo; i < hi; ++i)
-      for (int64_t r = 0; r < job.rows; r += block) f(down ? hi - 1 - (i - lo) : i, r, std::min(block, job.rows - r));
+      for_even_blocks(0, job.rows, block,
+                      [&](int64_t r, int64_t n) __attribute__((always_inline)) { f(down ? hi - 1 - (i - lo) : i, r, n); });
   }
 
   // One member's part of step t, whose h is in `slot`; pre: the input's sums of this step, if they are there already.
@@ -261,11 +276,15 @@ struct Forward {
     return member.barrier();
   }
 
-  void run_job(const Job<A>& job, Team::Member& member) const {
+  void run_job(Job<A>& job, Team::Member& member, Handover<Job<A>>& jobs) const {
     const bool back = call.backwards(job.d);
     Work work;
     Tiles tiles;
-    for (int64_t done = 0; done < T; done += chunk) {
+    for (int64_t done = job.begun; done < T; done += chunk) {
+      if (plan.members == 1 && jobs.wanted() && divisible(call, job.rows, T - done)) {
+        jobs.give(cut(job, job.rows / 2, job.rows - job.rows / 2, done));
+        job = cut(job, 0, job.rows / 2, done);
+      }
       const int64_t steps = std::min(chunk, T - done), t0 = back ? T - done - steps : done;
       if (plan.chunked) {
         const auto [u0, u1] = member.share(panels);
@@ -284,12 +303,14 @@ struct Forward {
   bool run() {
     const bool parallel = plan.batch_parts > 1 || plan.members > 1 || (D > 1 && plan.threaded);
     if (!weights.pack(parallel)) return false;
-    spread(parallel && plan.members == 1, D * plan.batch_parts, [&](int64_t i) {
-      int64_t part = i % plan.batch_parts, b0 = B * part / plan.batch_parts;
-      Job<A> job{
-          i / plan.batch_parts, b0, B * (part + 1) / plan.batch_parts - b0, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}};
-      start(job);
-      Team::run(plan.members, [&](Team::Member& member) { run_job(job, member); });
+    std::vector<Job<A>> first;
+    for (int64_t d = 0; d < D; ++d)
+      for (int64_t i = 0, n = plan.batch_parts; i < n; ++i)
+        first.push_back({d, B * i / n, B * (i + 1) / n - B * i / n});
+    Handover<Job<A>> jobs(std::move(first));
+    jobs.run(parallel && plan.members == 1, [&](Job<A>& job) {
+      if (job.begun == 0) start(job);
+      Team::run(plan.members, [&](Team::Member& member) { run_job(job, member, jobs); });
       finish(job);
     });
     return !overflow && !weights.overflow;

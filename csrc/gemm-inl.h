@@ -22,11 +22,11 @@ struct Numbers {
 };
 
 // c[m][n] = [c[m][n], if to be added to,] + sum over k of a[m * row + k * step] * right[k][n], for MR rows and NB
-// vectors.
-template <class Right, int MR, int NB, class A = typename Right::Number>
+// vectors, with PHASES sums of each kind.
+template <class Right, int MR, int NB, int PHASES, class A = typename Right::Number>
 void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row, bool add) {
   using V = Vec<A>;
-  constexpr int W = V::W, ROWS = Right::ROWS, PHASES = Right::phases(MR * NB), STEP = std::max(PHASES, ROWS);
+  constexpr int W = V::W, ROWS = Right::ROWS, STEP = std::max(PHASES, ROWS);
   static_assert(ROWS == 1 || ROWS == STEP);
   auto products = [&](int64_t k, const V(&w)[NB], V(&sums)[MR][NB]) __attribute__((always_inline)) {
 #pragma GCC unroll 8
@@ -73,25 +73,39 @@ void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, i
   } while (k < K);
 }
 
-// tile<Right, 1, NB>, tile<Right, 2, NB>, ...
-template <class Right, int NB, int... m>
+// Tiles of FIRST, FIRST + 1, ... rows; with the phases of SUMS sums, or of as many as each has.
+template <class Right, int NB, int FIRST, int SUMS, int... m>
 constexpr auto tile_table(std::integer_sequence<int, m...>) {
-  return std::array<decltype(&tile<Right, 1, NB>), sizeof...(m)>{&tile<Right, m + 1, NB>...};
+  return std::array<void (*)(const typename Right::Number*, int64_t, int64_t, Right, int64_t, typename Right::Number*,
+                             int64_t, bool),
+                    sizeof...(m)>{
+      &tile<Right, FIRST + m, NB, Right::phases(SUMS ? SUMS : (FIRST + m) * NB)>...};
 }
 
-// The same for any number of rows: tiles of nearly equal size.
+// The same for any number of rows: tiles of nearly equal size. Where there is more than one, a row's sums do not depend
+// on how many rows there are, so that work can be divided at any row.
 template <int NB, class Right, class A = typename Right::Number>
 void product(int64_t rows, const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row,
              bool add) {
-  constexpr int MR = tile_rows(NB) - Right::SPARE;
-  static constexpr auto table = tile_table<Right, NB>(std::make_integer_sequence<int, MR>{});
+  constexpr int MR = tile_rows(NB) - Right::SPARE, LEAST = (MR + 1) / 2;
+  static constexpr auto single = tile_table<Right, NB, 1, 0>(std::make_integer_sequence<int, MR>{});
+  static constexpr auto one_of_many =
+      tile_table<Right, NB, LEAST, MR * NB>(std::make_integer_sequence<int, MR - LEAST + 1>{});
   const int64_t tiles = (rows + MR - 1) / MR;
   for (int64_t i = 0; i < tiles; ++i) {
     int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
     for (int64_t m = first; m < first + n; ++m)  // needed when the tile is done
       for (int v = 0; v < NB; ++v) __builtin_prefetch(c + m * c_row + v * Vec<A>::W, 1);
-    table[n - 1](a + first * row, row, step, right, K, c + first * c_row, c_row, add);
+    (tiles == 1 ? single[n - 1] : one_of_many[n - LEAST])(a + first * row, row, step, right, K, c + first * c_row,
+                                                          c_row, add);
   }
+}
+
+// f(first, count) for blocks of nearly equal size, `most` at most, that cover lo..hi.
+template <class F>
+INLINE void for_even_blocks(int64_t lo, int64_t hi, int64_t most, const F& f) {
+  const int64_t n = hi - lo, blocks = (n + most - 1) / most;
+  for (int64_t i = 0; i < blocks; ++i) f(lo + n * i / blocks, n * (i + 1) / blocks - n * i / blocks);
 }
 
 // Columns 0..n in panels of 4, 2 and 1 vectors (the last one padded): f(integral_constant<vectors>, first column).

@@ -96,12 +96,17 @@ struct WeightGradients {
 // In a loop (backward-inl.h), dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have
 // left there.
 template <class Loop>
-void input_gradient(const Loop& f, int64_t done, int64_t lo, int64_t hi) {
+void input_gradient(Loop& f, int64_t done, int64_t lo, int64_t hi) {
   using A = typename Loop::Number;
   constexpr int64_t ROWS = 128;
   const LayerCall& call = f.call;
   const bool add = f.d % int64_t(call.reverse.size()) != 0;
   const int64_t I = call.I;
+  if (f.parts && !f.step_parts)  // in pairs for this product only
+    for (int64_t r = lo; r < hi; ++r)
+      for (int p = 0; p < Loop::G; ++p)
+        for (int64_t j = 0; j < call.H; j += Vec<A>::W)
+          f.dz_split.put(load(f.dz_of(1, r) + p * f.Hp + j), call.B + r, p * f.Hk + j, f.overflow);
   Tiles tiles;
   Scratch<A> sums;
   sums.allocate(ROWS * f.Ip);

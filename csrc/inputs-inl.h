@@ -1,9 +1,10 @@
 // The left factors of the forward pass: rows of x and of h, in the form that the weights want.
 
-// One job: rows b0..b0+rows of direction d, and their state. h lies in two slots, the old one and the new one.
+// One job: rows b0..b0+rows of direction d from step `begun` on, and their state. h lies in two slots, the old one and
+// the new one.
 template <class A>
 struct Job {
-  int64_t d, b0, rows;
+  int64_t d, b0, rows, begun = 0;
   Scratch<A> h, c, cell_out, pre;  // h [2][rows][Pp], c and cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
   SplitRows h_split;               // [2][rows], where W_hh is in pairs and h is not masked
   // Between the two products of a step: what the second one multiplies [rows][Pp] (and in pairs), and what is there of

@@ -72,7 +72,7 @@ __attribute__((noinline)) bool step_normed(const Loop& f, const Job<A>& job, Wor
   }
   alignas(64) A outs[Loop::BLOCK * SUMS];
   for (int64_t u = 0; f.call.project && u < f.out_panels; ++u)
-    for (int64_t r = 0; r < job.rows; r += f.block)
-      f.project(job, tiles, t, u, slot, r, std::min(f.block, job.rows - r), outs);
+    for_even_blocks(0, job.rows, f.block,
+                    [&](int64_t r, int64_t n) { f.project(job, tiles, t, u, slot, r, n, outs); });
   return true;
 }

@@ -66,6 +66,10 @@ class SplitRows {
   int64_t row() const { return (K_ * parts_ / kBlock | 1) * kBlock; }
   int64_t part() const { return K_; }
   Bits* at(int64_t r) const { return bits_.data() + r * row(); }
+  // Rows r.. of another such factor, n of them, to rows `to`...
+  void copy(const SplitRows& from, int64_t r, int64_t n, int64_t to) const {
+    std::copy_n(from.at(r), n * row(), at(to));
+  }
   template <class A>
   INLINE void put(Vec<A> v, int64_t r, int64_t j) const {
 #ifdef PAIRS

@@ -1,15 +1,5 @@
 // How a call is run on this instruction set: what is packed, and what the threads split.
 
-// More parts of the batch than threads, if there are rows enough to fill the tiles of each and if the weights, which
-// each part reads at every step, stay close: a slow core takes fewer of them.
-template <class A>
-int64_t finer(const LayerCall& call, int64_t parts) {
-  const bool near = call.cell->gates * call.H * (call.P + call.I) * int64_t(sizeof(A)) <= kNearBytes;
-  int64_t found = parts;
-  while (near && found < kPieces * parts && call.B / (2 * found) >= 32) found *= 2;
-  return found;
-}
-
 template <class A>
 Schedule choose_schedule(const LayerCall& call, Level level) {
   const int64_t B = call.B, D = call.D;
@@ -27,7 +17,7 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
     const int64_t by_units =
         std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / double(call.cell->phases) / 1e5)});
     if (call.T == 1 && by_units > 1 && !call.layer_norm) s.members = by_units;  // each weight is read once
-    else if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = finer<A>(call, by_batch);
+    else if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.batch_parts = by_batch;
     else if (by_units > 1 && !call.layer_norm) s.members = by_units;  // a norm is of all units
     else if (D == 1) s.batch_parts = std::clamp<int64_t>(B, 1, wanted);
   }
@@ -57,7 +47,10 @@ Schedule choose_schedule(const LayerCall& call, Level level) {
   const int64_t G = call.cell->gates;
   // Weights that are used once are split for so many rows, and only by matrix registers.
   const int64_t few = once ? (bfloat16 ? 16 : 64) : bfloat16 ? 4 : 16, fewest = once ? few : 2 * few;
-  const bool wide = call.H >= 64 || (bfloat16 && call.H >= 32);
+  // Six products a number earn the least where sums are short, and there the matrix unit of a virtual machine, which a
+  // stranger may be using at the same time, is no faster than vectors.
+  const bool sums = s.parts < 3 || once || call.I + call.P > kShortSums;
+  const bool wide = sums && (call.H >= 64 || (bfloat16 && call.H >= 32));
   const int64_t ih_bytes = 2 * s.parts * G * call.H * call.I, hh_bytes = 2 * s.parts * G * call.H * call.P;
   if (tiles && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
   const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
@@ -76,7 +69,7 @@ bool forward(const LayerCall& call, const Schedule& s) {
 
 template <class A, class Cell>
 bool backward(const LayerCall& call, Schedule s) {
-  if (s.threaded && s.members == 1) s.batch_parts = finer<A>(call, std::clamp<int64_t>(call.B / 6, 1, thread_count()));
+  if (s.threaded && s.members == 1) s.batch_parts = std::clamp<int64_t>(call.B / 6, 1, thread_count());
   bool fine = true;
   for (int64_t d = 0; d < call.D && fine; ++d)  // a direction at a time
     fine = Backward<A, Cell>(call, s, d).run();

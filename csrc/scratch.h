@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "team.h"
@@ -68,9 +69,11 @@ template <class A>
 class Scratch {
  public:
   Scratch() = default;
-  Scratch(Scratch&& other) noexcept : block_(other.block_) { other.block_ = {}; }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
+  Scratch(Scratch&& other) noexcept { *this = std::move(other); }
+  Scratch& operator=(Scratch&& other) noexcept {
+    std::swap(block_, other.block_);
+    return *this;
+  }
   ~Scratch() { Pool::give_back(block_); }
 
   void allocate(int64_t n, bool zero = false) {

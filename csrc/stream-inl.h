@@ -14,7 +14,7 @@ class StreamOf final : public Stream {
   StreamOf(const LayerCall& given, int64_t members)
       : call_(endless(given)),
         loop_(call_, stream_schedule(call_)),
-        job_{0, 0, call_.B, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}},
+        job_{0, 0, call_.B},
         works_(members) {
     loop_.weights.pack(false);
     loop_.start(job_);

@@ -21,6 +21,19 @@ inline void pause_briefly() {
 #endif
 }
 
+// Waits until condition() is true, or for `limit`, and returns whether it is: spins for a bounded time, then lets other
+// threads of the machine run.
+template <class Condition>
+bool wait_until(Condition condition, Clock::duration limit = Clock::duration::max()) {
+  for (int spin = 0; spin < 4000; ++spin) {
+    if (condition()) return true;
+    pause_briefly();
+  }
+  for (const auto start = Clock::now(); Clock::now() - start < limit; std::this_thread::yield())
+    if (condition()) return true;
+  return false;
+}
+
 // A team has as many members as threads really came: parallel_for may run nested on one thread, be granted fewer
 // threads than asked, or have some of them late. The first to come waits for the others for a bounded time, then closes
 // the team; who comes later goes away again. So every member is a running thread, and a barrier among them cannot hang.
@@ -60,7 +73,7 @@ class Team {
         while (team.covered_.load() < wanted && Clock::now() < end) pause_briefly();
         team.size_.store(team.came_.fetch_add(kClosed));
       } else {
-        while (team.wait_until([&] { return team.size_.load() != 0; })) std::this_thread::yield();
+        wait_until([&] { return team.size_.load() != 0; });
       }
       Member member(&team, index, team.size_.load());
       body(member);
@@ -68,21 +81,6 @@ class Team {
   }
 
  private:
-  // Spins for a bounded time, then lets other threads of the machine run. True if that took long.
-  template <class Condition>
-  bool wait_until(Condition condition) {
-    for (int spin = 0; spin < 4000; ++spin) {
-      if (condition()) return false;
-      pause_briefly();
-    }
-    const auto end = Clock::now() + Sharing::kPatience;
-    while (Clock::now() < end) {
-      if (condition()) return false;
-      std::this_thread::yield();
-    }
-    return true;
-  }
-
   bool arrive(Member& member) {
     const int64_t round = round_.load(std::memory_order_acquire);
     auto over = [&] { return round_.load(std::memory_order_acquire) != round; };
@@ -90,10 +88,10 @@ class Team {
       waiting_.store(0, std::memory_order_relaxed);
       alone_.store(impatient_.load(std::memory_order_acquire), std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
-    } else if (wait_until(over)) {
+    } else if (!wait_until(over, Sharing::kPatience)) {
       int64_t none = -1;
       if (impatient_.compare_exchange_strong(none, member.index_, std::memory_order_acq_rel)) Sharing::late();
-      while (!over()) std::this_thread::yield();
+      wait_until(over);
     }
     const int64_t alone = alone_.load(std::memory_order_relaxed);
     if (alone < 0) return true;

@@ -93,7 +93,10 @@ void multiply_in_tiles(const PairProduct& p) {
       each<PARTS>([&](auto j) {
         each<NT>([&](auto n) {
           load_tile<4>(right + (PARTS - 1 - j) * right_part + n * kTile, 64);
-          each<j + 1>([&](auto i) { multiply_tiles<n, 5 + i, 4, QUADS>(); });
+          each<j + 1>([&](auto s) {
+            constexpr int i = j == 2 && s < 2 ? 1 - s : s;  // in the same order as below
+            multiply_tiles<n, 5 + i, 4, QUADS>();
+          });
         });
       });
     } else if constexpr (NT == 3) {  // one register for each factor, back and forth over the columns

@@ -114,6 +114,23 @@ def busy_neighbours():
             process.wait()
 
 
+def same_bits():
+    """More threads than cores, so that one hands work over to another, differently in every run: nothing shows."""
+    torch.set_num_threads(3 * (os.cpu_count() or 1))
+    shapes = [Shape(cell, T=31, B=90, I=i, H=h) for cell in CELLS for i, h in ((20, 72), (300, 100), (33, 256))]
+    shapes += [Shape("lstm", torch.bfloat16, 31, 90, 33, 100), Shape("lstm", T=31, B=90, I=40, H=80, P=50)]
+    for shape in shapes:
+        call, dy, dlast, _ = build(shape, 0)
+        first = None
+        for _ in range(12):
+            y, last, saved = OPS.layer(*call, True)
+            dx, dstates, dweights, _ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 3)
+            run = [y, *last, dx, *dstates, *dweights]
+            first = first or run
+            for i, (actual, expected) in enumerate(zip(run, first, strict=True)):
+                assert torch.equal(actual, expected), f"result {i} of {shape}"
+
+
 def python_threads():
     """Several Python threads, each with a team of its own."""
     torch.set_num_threads(2)
@@ -271,6 +288,7 @@ NEEDS_GOMP = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
         (fewer_threads_than_asked, {"OMP_THREAD_LIMIT": "1"}),
         (fewer_threads_than_asked, {"OMP_DYNAMIC": "true"}),
         (busy_neighbours, {}),
+        (same_bits, {}),
         (python_threads, {}),
         (other_matrices, {}),
         pytest.param(fork, {}, marks=NEEDS_FORK),
@@ -286,14 +304,15 @@ def test_ends_and_is_right(function, variables):
     assert not trouble, f"{trouble}\n{output}"
 
 
-def test_alone_only_while_that_is_faster(tmp_path):
-    """csrc/sharing.h by itself, with calls that sleep. They are timed: three tries, should the machine be busy."""
+@pytest.mark.parametrize("name", ["sharing", "handover"])
+def test_by_itself(name, tmp_path):
+    """csrc/sharing.h and csrc/handover.h, with work that sleeps. It is timed: three tries, should the machine be busy."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
-    here, program = Path(__file__).parent, tmp_path / "sharing_check"
+    here, program = Path(__file__).parent, tmp_path / name
     include = f"-I{here.parent / 'csrc'}"
-    source = str(here / "sharing_check.cpp")
+    source = str(here / f"{name}_check.cpp")
     subprocess.run([compiler, "-std=c++17", "-O1", "-pthread", include, source, "-o", str(program)], check=True)
     tries = [subprocess.run([program], capture_output=True, text=True) for _ in range(3)]
     assert any(done.returncode == 0 for done in tries), [done.stdout for done in tries]
