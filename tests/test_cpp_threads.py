@@ -306,7 +306,7 @@ def test_ends_and_is_right(function, variables):
 
 @pytest.mark.parametrize("name", ["sharing", "handover"])
 def test_by_itself(name, tmp_path):
-    """csrc/sharing.h and csrc/handover.h, with work that sleeps. It is timed: three tries, should the machine be busy."""
+    """csrc/sharing.h and csrc/handover.h, with work that sleeps. It is timed: hence three tries."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
