@@ -24,9 +24,9 @@ CLIENTS := .venv-clients
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 TEST := $(PY) -m pytest $(PYTEST_ARGS)
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
-CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo examples test clients asan bench lint format wheel clean distclean
 .DEFAULT_GOAL := demo

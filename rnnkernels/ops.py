@@ -162,12 +162,12 @@ for name, fake, vmap, autograd in (
     ("layer_backward", layer_backward_shapes, batching.layer_backward_op, autograd_kernels.layer_backward),
 ):
     triton, eager = getattr(backends.Triton, name), getattr(backends.Reference, name)
-    # the CPU's are in csrc/ops.cpp
+    # the CPU's are in csrc/torch/ops.cpp
     define(name, fake, vmap, partial(autograd, name), CUDA=triton, CompositeExplicitAutograd=eager)
     # where the reference runs in spite of a kernel for the device: an op too, so that no compiler looks inside
     reference_name = f"reference_{name}"
     define(reference_name, fake, vmap, partial(autograd, reference_name), CompositeExplicitAutograd=eager)
-# the CPU's is in csrc/ops.cpp
+# the CPU's is in csrc/torch/ops.cpp
 define(
     "stack", stack_shapes, None, partial(autograd_kernels.stack, stack_of_layers),
     CompositeExplicitAutograd=stack_of_layers,

@@ -306,12 +306,12 @@ def test_ends_and_is_right(function, variables):
 
 @pytest.mark.parametrize("name", ["sharing", "handover"])
 def test_by_itself(name, tmp_path):
-    """csrc/sharing.h and csrc/handover.h, with work that sleeps. It is timed: hence three tries."""
+    """csrc/threads/sharing.h and handover.h, with work that sleeps. It is timed: hence three tries."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     here, program = Path(__file__).parent, tmp_path / name
-    include = f"-I{here.parent / 'csrc'}"
+    include = f"-I{here.parent / 'csrc' / 'threads'}"
     source = str(here / f"{name}_check.cpp")
     subprocess.run([compiler, "-std=c++17", "-O1", "-pthread", include, source, "-o", str(program)], check=True)
     tries = [subprocess.run([program], capture_output=True, text=True) for _ in range(3)]
