@@ -32,7 +32,10 @@ EXTENSION = CppExtension(
 
 
 class Build(BuildExtension):
-    """Compiles the sources next to each other, on as many cores as there are."""
+    """Compiles the sources next to each other, on as many cores as there are.
+
+    A machine without a compiler gets the reference backend, and the reason: here and, by a file, at every import.
+    """
 
     def build_extensions(self) -> None:
         one_after_the_other = self.compiler.compile
@@ -43,10 +46,16 @@ class Build(BuildExtension):
                 return [name for names in objects for name in names]
 
         self.compiler.compile = compile
-        super().build_extensions()
+        reason = Path(self.get_ext_fullpath(EXTENSION.name)).with_name("_C_error.txt")  # read by rnnkernels/backends.py
+        reason.unlink(missing_ok=True)
+        try:
+            super().build_extensions()
+        except Exception as error:  # of any kind: compilers are looked for by torch, distutils and the system
+            self.warn(f"the C++ extension could not be built: {error}")
+            reason.parent.mkdir(parents=True, exist_ok=True)
+            reason.write_text(str(error))
+            self.extensions.clear()  # nothing to copy
 
-
-EXTENSION.optional = True  # a machine without a compiler gets a warning and the reference backend
 
 setup(
     ext_modules=[] if os.environ.get("RNNKERNELS_NO_EXTENSION") == "1" else [EXTENSION],

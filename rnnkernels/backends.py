@@ -9,6 +9,7 @@ import importlib.util
 import os
 import warnings
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -137,12 +138,14 @@ def load_extension():
     try:
         importlib.import_module(f"{__package__}._C")  # importing it registers the kernels
     except ImportError as error:
+        failed = Path(__file__).with_name("_C_error.txt")  # written by setup.py
+        reason = f"it could not be built: {failed.read_text()}" if failed.exists() else str(error)
         warnings.warn(
-            f"rnnkernels: the C++ extension could not be loaded, the CPU runs on the slow reference backend ({error})",
+            f"rnnkernels: the C++ extension is not there, the CPU runs on the slow reference backend ({reason})",
             RuntimeWarning,
             stacklevel=3,
         )
-        return str(error)
+        return reason
     return None
 
 

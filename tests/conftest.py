@@ -6,7 +6,7 @@ import pytest
 import torch
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="rnnkernels: the C\\+\\+ extension could not be loaded")
+    warnings.filterwarnings("ignore", message="rnnkernels: the C\\+\\+ extension is not there")
     from rnnkernels import backends
     from rnnkernels.cells import CELLS
 

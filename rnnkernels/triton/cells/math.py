@@ -3,7 +3,7 @@
 Sigmoid and tanh are within a unit in the last place for all floats, as near zero as where they saturate (1.1 units; in
 float64 within three). They use nothing that the hardware only approximates but one quotient, whose error the remainder
 of the division takes away: ``tl.exp`` is ``ex2.approx`` of a rounded product, whose relative error grows with the
-argument's magnitude. Where one rounding matters it says ``tl.fma``. The C++ backend does the same (csrc/machine/math-inl.h).
+argument's magnitude. Where one rounding matters it says ``tl.fma``. So does the C++ backend (csrc/machine/math-inl.h).
 """
 
 import triton
