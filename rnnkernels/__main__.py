@@ -6,7 +6,8 @@ import platform
 
 import torch
 
-from . import __version__, backends, checks
+from . import __version__, backends
+from .nn import checks
 
 ENVIRONMENT_VARIABLES = (
     backends.ENVIRONMENT_VARIABLE, checks.ENVIRONMENT_VARIABLE, "RNNKERNELS_ISA", "TRITON_INTERPRET"

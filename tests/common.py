@@ -5,8 +5,8 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from rnnkernels import ops
 from rnnkernels.cells import CELLS
+from rnnkernels.op import run as ops
 
 # Largest error allowed, relative to the largest magnitude of what is expected.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}

@@ -270,8 +270,8 @@ def test_the_command_line_names_the_instruction_set_in_use():
 
 def test_the_choice_for_a_gpu_is_made_under_compile(monkeypatch):
     """Dynamo follows the choice of a backend; the properties of a GPU are asked for once, and are constants then."""
-    chips = pytest.importorskip("rnnkernels.triton.chips")
-    launch = pytest.importorskip("rnnkernels.triton.launch")
+    chips = pytest.importorskip("rnnkernels.backends.triton.chips")
+    launch = pytest.importorskip("rnnkernels.backends.triton.launch")
     properties = SimpleNamespace(
         name="H200", major=9, minor=0, shared_memory_per_block_optin=232_448, multi_processor_count=132
     )

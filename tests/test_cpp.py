@@ -22,8 +22,7 @@ from common import error
 from test_cpp_accuracy import errors
 from torch.utils import cpp_extension
 
-from rnnkernels import reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, reference
 
 OPS = torch.ops.rnnkernels
 INSTRUCTION_SETS = cpp_worker.instruction_sets()

@@ -14,8 +14,7 @@ from common import TOLERANCES
 from cpp_cases import OPS, Shape, build, in_float64
 from cpp_worker import WORKER, in_process, instruction_sets
 
-from rnnkernels import reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, reference
 
 INF, NAN = float("inf"), float("nan")
 SETS = instruction_sets()

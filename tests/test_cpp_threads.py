@@ -18,8 +18,8 @@ from common import assert_close
 from cpp_cases import BOTH, OPS, Shape, build, in_float64
 from cpp_worker import in_process
 
-from rnnkernels import LSTM, backends, reference
-from rnnkernels.cells import CELLS
+from rnnkernels import LSTM, backends
+from rnnkernels.cells import CELLS, reference
 
 if backends.EXTENSION_ERROR is not None:
     pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)

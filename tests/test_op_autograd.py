@@ -6,8 +6,8 @@ from common import assert_close, make_case
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import rnnkernels
-from rnnkernels import ops
 from rnnkernels.cells import CELLS
+from rnnkernels.op import run as ops
 
 OPS = torch.ops.rnnkernels
 BOTH = (False, True)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from common import TOLERANCES, assert_close, error
 from conftest import CPU_BACKENDS
 
-from rnnkernels import backends, ops
+from rnnkernels import backends
+from rnnkernels.op import run as ops
 
 SIZES = [(4, 3, 2, 4), (20, 3, 8, 20), (20, 8, 16, 40), (50, 8, 32, 64), (63, 5, 20, 127)]  # T, B, I, H
 SHORT = [(4, 3, 2, 4), (20, 3, 8, 20), (8, 8, 16, 40), (10, 8, 32, 64), (10, 5, 20, 127)]  # where little is magnified

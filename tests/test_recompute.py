@@ -5,8 +5,8 @@ import torch
 from common import assert_close, make_case
 from test_op_stages import STAGES, B, H, T, random, stage_arguments
 
-from rnnkernels import recompute, reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, reference
+from rnnkernels.op import recompute
 
 GROUPS = 2
 

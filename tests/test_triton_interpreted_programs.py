@@ -13,7 +13,7 @@ from common import assert_close
 from triton_cases import BOTH, CELLS, arguments, check, interpreter  # noqa: F401 - used by every test
 
 from rnnkernels import backends
-from rnnkernels.triton import backward, dots, forward, graphs, launch, schedules
+from rnnkernels.backends.triton import backward, dots, forward, graphs, launch, schedules
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -80,10 +80,11 @@ def ours(case: Case) -> Job:
 
 def reference_job(case: Case) -> Job:
     """The case with its options in float64 on the reference, with the masks that the seed gives in the case's dtype."""
-    from rnnkernels import backends, ops
-    from rnnkernels.options import PLAIN, settings
-    from rnnkernels.recurrent import MODES
-    from rnnkernels.stages import EPS
+    from rnnkernels import backends
+    from rnnkernels.nn.base import MODES
+    from rnnkernels.nn.masks import EPS
+    from rnnkernels.nn.options import PLAIN, settings
+    from rnnkernels.op import run as ops
 
     w = case.workload
     refuse_stacks("what is checked with options", w)
@@ -108,7 +109,7 @@ def reference_job(case: Case) -> Job:
 def schedule_of(case: Case) -> str:
     """The backend and schedule that `explain` names for the first layer."""
     import rnnkernels
-    from rnnkernels.explain import describe
+    from rnnkernels.tools.explain import describe
 
     w, dtype = case.workload, TORCH_DTYPES[case.dtype]
     library = build(rnnkernels, w)

@@ -1,0 +1,74 @@
+"""``recompute``: what a backward pass needs of the forward pass, from its results, by large products over many steps.
+
+The gates of one layer at a time are there for a while: in the backward pass, and in the forward pass of a cell with c.
+
+Letters as in reference.py.
+"""
+
+import torch
+
+from ..cells import CELLS, accumulate_dtype, reference
+
+PARTS = 16  # a part of the steps at a time: what lies between inputs and gates is several times as large as the gates
+LEAST = 2**16  # pre-activations in a part, or the products would be too small
+
+
+def without_gates(cell, saved):
+    """What is left to keep of what ``save`` gave: the cell states, for a cell that has them."""
+    return saved[-1:] if CELLS[cell].states > 1 else []
+
+
+def with_gates(arguments, y, cells):
+    """What ``save`` gives, from the op's arguments, y (T, B, D*P) and [cells (D, T, B, H)], or [].
+
+    The states that entered a step are those that left the one before, so that no step has to wait for another.
+    """
+    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation, *rest = arguments
+    lengths, reset, reset_states, h_mask, _, layer_norm, eps = rest
+    if not CELLS[cell].kept:
+        return cells
+    acc, D, (T, B) = accumulate_dtype(x.dtype), reference.directions_of(x, reverse), y.shape[:2]
+    act, gate = reference.functions(activation, recurrent_activation)
+    states = states or reference.zero_states(cell, x, weights, reverse, project)
+    outputs, rows = y.unflatten(-1, (D, -1)), weights[0].size(0)
+    parts = parts_of(y, B * rows)
+    gates = x.new_empty(D, T, B, CELLS[cell].kept, rows // CELLS[cell].gates)
+    for d in range(D):
+        own = [w.to(acc) for w in reference.weights_of(weights, d, D)]
+        own = reference.Direction(cell, own, bias, project, eps if layer_norm else None)
+        backward, ends = reverse[d % len(reverse)], reference.group(lengths, d, reverse, 1)
+        x_TBI, at = reference.group(x, d, reverse, 3), reference.group(reset, d, reverse, 2)
+        left, first = [outputs[:, :, d], *(c[d] for c in cells)], [s[d].to(acc) for s in states]
+        restart = [s[d].to(acc) for s in reset_states] or [0.0] * len(left)
+        for a, b in parts:
+            old = [entering(s, f, backward, ends, a, b) for s, f in zip(left, first, strict=True)]
+            if at is not None:
+                old = [torch.where(at[a:b, :, None], r, s) for s, r in zip(old, restart, strict=True)]
+            h = old[0] if h_mask is None else old[0] * h_mask[d].to(acc)
+            # a row for each step and sequence
+            h, x_RGH, *old = (t.flatten(0, 1) for t in (h, own.inputs(x_TBI[a:b].to(acc)), *old))
+            again = lambda r, h=h, own=own: own.again(r * h)  # noqa: E731
+            planes = reference.CELL_FUNCTIONS[cell](x_RGH, own.recurrent(h), tuple(old), act, gate, own.norm, again)[1]
+            gates[d, a:b] = torch.stack(planes, 1).unflatten(0, (b - a, B))
+    return [gates, *cells]
+
+
+def parts_of(y, each):
+    """The steps of y (T, B, D*P) cut into parts (from, to); ``each`` step has so many pre-activations."""
+    T = y.size(0)
+    if torch.compiler.is_compiling() or type(y) is not torch.Tensor:
+        return [(0, T)]  # a compiler, which may trace with tensors of its own, cuts as it likes, for any T
+    steps = max(-(-T // PARTS), LEAST // max(1, each), 1)
+    return [(a, min(a + steps, T)) for a in range(0, T, steps)]
+
+
+def entering(left, first, backward, ends, a, b):
+    """The states (b-a, B, H or P) that enter steps a to b, from those that left all T, and the initial one."""
+    T = left.size(0)
+    if not backward:
+        return torch.cat([left[a - 1 : a].to(first) if a else first[None], left[a : b - 1].to(first)])
+    old = torch.cat([left[a + 1 : b].to(first), left[b : b + 1].to(first) if b < T else first[None]])
+    if ends is None:
+        return old
+    steps = torch.arange(a, b, device=old.device)[:, None, None]
+    return torch.where(steps + 1 < ends[:, None], old, first)
