@@ -10,33 +10,15 @@ import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
-from ..cells import CELLS, reference
+from ..cells import reference
+from ..cells.call import Facts  # noqa: F401 - of a call, which the functions below take
 
 ENVIRONMENT_VARIABLE = "RNNKERNELS_BACKEND"
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 _forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
-
-
-class Call(NamedTuple):
-    """The plain facts of one layer call, enough to say which backend can run it."""
-
-    cell: str
-    device: torch.device
-    dtype: torch.dtype
-    T: int
-    B: int
-    I: int  # noqa: E741 - the letter of DESIGN.md
-    H: int
-    P: int
-    D: int
-    training: bool = False
-    stages: frozenset = frozenset()
-    activation: str = "tanh"
-    recurrent_activation: str = "sigmoid"
 
 
 class Reference:
@@ -77,7 +59,7 @@ class Cpp:
             return f"it runs on the CPU, and the input is on {call.device}"
         if call.dtype not in cls.DTYPES:
             return f"dtype {call.dtype} is not one of {', '.join(map(str, cls.DTYPES))}"
-        return lacking(call, cls.STAGES)
+        return call.lacking(cls.STAGES)
 
     @staticmethod
     def schedule(call):
@@ -119,14 +101,6 @@ class Triton:
         from .triton import launch
 
         return launch.schedule(call)
-
-
-def lacking(call, stages):
-    """The reason why a backend with these stages cannot run the call, or None."""
-    missing = sorted(call.stages - stages)
-    if missing:
-        return f"it has no stage for {', '.join(missing)} yet"
-    return None
 
 
 BACKENDS = {backend.name: backend for backend in (Cpp, Triton, Reference)}  # in order of preference
@@ -210,25 +184,8 @@ def choose(call):
     return _forced
 
 
-def facts(cell, x, weights, reverse, project, activation, recurrent_activation,
-          lengths, reset, h_mask, zone, layer_norm, training=False):  # fmt: skip
-    """The ``Call`` of an op call."""
-    spec = CELLS[cell]
-    stages = {
-        "lengths": lengths is not None, "reset": reset is not None, "h_mask": h_mask is not None,
-        "zone": bool(zone), "layer_norm": layer_norm, "project": project, "second_product": spec.phases > 1,
-    }  # fmt: skip
-    return Call(
-        cell, x.device, x.dtype, x.size(-3), x.size(-2), x.size(-1), weights[1].size(0) // spec.gates,
-        weights[1].size(1), len(reverse) * (x.size(0) if x.dim() == 4 else 1), training,
-        frozenset(name for name, used in stages.items() if used),
-        activation or "tanh", recurrent_activation or "sigmoid",
-    )  # fmt: skip
-
-
-def route(*call):
-    """The backend of an op call, or "dispatch" where PyTorch's dispatcher would take the same."""
-    call = facts(*call)
+def route(call):
+    """The backend of a call, or "dispatch" where PyTorch's dispatcher would take the same."""
     chosen = choose(call)
     own = {"cpu": "cpp" if EXTENSION_ERROR is None else "reference", "cuda": "triton"}.get(
         call.device.type, "reference"

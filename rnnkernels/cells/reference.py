@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch._C import DispatchKey
 
 from . import CELLS, accumulate_dtype
+from .call import LayerCall
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -173,29 +174,26 @@ def zero_past(v, lengths):
     return torch.where((torch.arange(v.size(-3), device=v.device)[:, None] < lengths[..., None, :])[..., None], v, 0.0)
 
 
-def layer(
-    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, save,
-):  # fmt: skip
+def layer(*args):
     """One layer, all its directions: the reference of ``rnnkernels::layer``. Returns ``y, last, saved``."""
-    spec, dtype, acc = CELLS[cell], x.dtype, accumulate_dtype(x.dtype)
-    D = directions_of(x, reverse)
-    act, gate = functions(activation, recurrent_activation)
-    states = states or zero_states(cell, x, weights, reverse, project)
-    x, states, weights, reset_states, zone = (
-        zero_past(x.to(acc), lengths), [s.to(acc) for s in states], [w.to(acc) for w in weights],
-        [s.to(acc) for s in reset_states], [z.to(acc) for z in zone],
+    *call, save = args
+    call = LayerCall(*call)
+    cell, spec, reverse, lengths, reset, D = call.cell, call.spec, call.reverse, call.lengths, call.reset, call.D
+    dtype, acc, (T, B) = call.x.dtype, accumulate_dtype(call.x.dtype), call.x.shape[-3:-1]
+    act, gate = functions(call.activation, call.recurrent_activation)
+    x, states, weights, reset_states = (
+        zero_past(call.x.to(acc), lengths), [s.to(acc) for s in call.states or zero_states(call)],
+        [w.to(acc) for w in call.weights], [s.to(acc) for s in call.reset_states],
     )  # fmt: skip
-    h_mask = None if h_mask is None else h_mask.to(acc)
-    T, B = x.shape[-3:-1]
-    zone = [z.expand(T, D, B, -1) for z in zone]
+    h_mask = None if call.h_mask is None else call.h_mask.to(acc)
+    zone = [z.to(acc).expand(T, D, B, -1) for z in call.zone]
     ys, lasts, cells, kept = [], [], [], []
     for d in range(D):
         y, last, c, gates = scan(
             cell, group(x, d, reverse, 3), tuple(s[d] for s in states), weights_of(weights, d, D),
-            reverse[d % len(reverse)], bias, project, act, gate, group(lengths, d, reverse, 1),
+            reverse[d % len(reverse)], call.bias, call.project, act, gate, group(lengths, d, reverse, 1),
             group(reset, d, reverse, 2), [s[d] for s in reset_states], None if h_mask is None else h_mask[d],
-            [z[:, d] for z in zone], eps if layer_norm else None,
+            [z[:, d] for z in zone], call.eps if call.layer_norm else None,
         )  # fmt: skip
         ys.append(y), lasts.append(last), cells.append(c), kept.append(gates)
     last = [torch.stack(s).to(dtype) for s in zip(*lasts, strict=True)]
@@ -235,46 +233,38 @@ def autograd_enabled():
         yield
 
 
-def layer_backward(
-    dy, dlast, dcells, cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-    lengths, reset, reset_states, h_mask, zone, layer_norm, eps, y, saved, needs,
-):  # fmt: skip
+def layer_backward(dy, dlast, dcells, *args):
     """The reference of ``rnnkernels::layer_backward``: its four results by autograd of ``layer``."""
-    inputs = [v.detach().requires_grad_() for v in (x, *states, *weights, *reset_states)]
-    sizes = [1, len(states), len(weights), len(reset_states)]
-    (x,), states, weights, reset_states = split(inputs, sizes)
+    *call, y, saved, needs = args
+    call = LayerCall(*call)
+    n = sum(call.sizes())
+    inputs = [v.detach().requires_grad_() for v in call.flat()[:n]]
     with autograd_enabled():
-        y, last, saved = layer(
-            cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-            lengths, reset, reset_states, h_mask, zone, layer_norm, eps, dcells is not None,
-        )  # fmt: skip
+        leaves = LayerCall.from_flat(call.settings(), call.sizes(), [*inputs, *call.flat()[n:]])
+        y, last, saved = layer(*leaves, dcells is not None)
         outputs, given = [y], [dy]
         if dlast:
             outputs, given = [y, *last], [dy, *dlast]
         if dcells is not None:
             outputs, given = [*outputs, saved[-1]], [*given, dcells]
         grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True, materialize_grads=True)
-    (dx,), dstates, dweights, dreset_states = split(grads, sizes)
+    (dx,), dstates, dweights, dreset_states = split(grads, call.sizes())
     return (
-        dx.contiguous() if needs[0] else x.new_empty(0),
+        dx.contiguous() if needs[0] else dx.new_empty(0),
         dstates if needs[1] else [],
         dweights if needs[2] else [],
         dreset_states if needs[1] else [],
     )
 
 
-def pullback(arguments, dy, dlast, dcells):
+def pullback(call, dy, dlast, dcells):
     """Gradients of x, *states, *weights, *reset_states: differentiable functions of them and of dy, dlast, dcells."""
-    cell, x, states, weights, *mid = arguments
-    reset_states = mid[7]
-    sizes = [1, len(states), len(weights), len(reset_states)]
+    tensors, n = call.flat(), sum(call.sizes())
 
     def run(*flat):
-        parts = split(flat, sizes)
-        y, last, saved = layer(
-            cell, parts[0][0], parts[1], parts[2], *mid[:7], parts[3], *mid[8:], dcells is not None
-        )  # fmt: skip
+        again = LayerCall.from_flat(call.settings(), call.sizes(), [*flat, *tensors[n:]])
+        y, last, saved = layer(*again, dcells is not None)
         return (y, *(last if dlast else ()), *(saved[-1:] if dcells is not None else ()))
 
-    _, pull = torch.func.vjp(run, x, *states, *weights, *reset_states)
+    _, pull = torch.func.vjp(run, *tensors[:n])
     return pull((dy, *dlast, *(() if dcells is None else (dcells,))))

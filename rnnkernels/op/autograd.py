@@ -89,24 +89,24 @@ def run_layer(plan, tensors):
     """``y, last, saved`` of a call that a backward pass may follow."""
     forward = implementation(plan.backend, "layer")
     if not plan.recompute:
-        return forward(*plan.arguments(tensors), True)
-    y, last, saved = forward(*plan.arguments(tensors), CELLS[plan.cell].states > 1)
+        return forward(*plan.call(tensors), True)
+    y, last, saved = forward(*plan.call(tensors), CELLS[plan.cell].states > 1)
     return y, last, recompute.without_gates(plan.cell, saved)
 
 
-def gates_again(arguments, y, saved):
+def gates_again(call, y, saved):
     """What ``recompute`` did not save; y comes first so that autocast is switched off for its device."""
-    return without_autocast(lambda y: recompute.with_gates(arguments, y, saved))(y)
+    return without_autocast(lambda y: recompute.with_gates(call, y, saved))(y)
 
 
 def run_layer_backward(pull, *tensors):
     """The needed gradients as a flat tuple."""
     (dy, *dlast), inputs, (y, *saved) = pull.split(tensors)
     dcells = dlast.pop() if pull.has_cells else None
-    arguments = pull.plan.arguments(inputs)
+    call = pull.plan.call(inputs)
     if pull.plan.recompute:
-        saved = gates_again(arguments, y, saved)
-    out = implementation(pull.plan.backend, "layer_backward")(dy, dlast, dcells, *arguments, y, saved, list(pull.needs))
+        saved = gates_again(call, y, saved)
+    out = implementation(pull.plan.backend, "layer_backward")(dy, dlast, dcells, *call, y, saved, list(pull.needs))
     return (*((out[0],) if pull.needs[0] else ()), *chain(*out[1:]))
 
 
@@ -143,7 +143,7 @@ def double_backward(pull, tensors, gg):
     def backward(*flat):
         (dy, *dlast), leaves = flat[: len(grads)], flat[len(grads) :]
         dcells = dlast.pop() if pull.has_cells else None
-        out = reference.pullback(pull.plan.arguments((*leaves, *inputs[n:])), dy, dlast, dcells)
+        out = reference.pullback(pull.plan.call((*leaves, *inputs[n:])), dy, dlast, dcells)
         return tuple(g for g, want in zip(out, wanted, strict=True) if want)
 
     out, pullback = torch.func.vjp(backward, *grads, *inputs[:n])
@@ -156,7 +156,7 @@ def run_in_torch(pull, *tensors):
     n = sum(pull.plan.sizes())
     with torch.enable_grad():
         leaves = [t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs[:n]]
-        y, last, saved = reference.layer(*pull.plan.arguments((*leaves, *inputs[n:])), pull.has_cells)
+        y, last, saved = reference.layer(*pull.plan.call((*leaves, *inputs[n:])), pull.has_cells)
     outputs = [y, *(last if pull.n_last else ()), *(saved[-1:] if pull.has_cells else ())]
     wanted = [t for t, want in zip(leaves, pull.wanted(), strict=True) if want]
     create_graph = torch.is_grad_enabled()

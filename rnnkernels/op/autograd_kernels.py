@@ -8,8 +8,7 @@ autograd.py, so that no gradient depends on the way by which a call came, and no
 import torch
 from torch._C import DispatchKey
 
-from ..cells import CELLS
-from . import vmap
+from ..cells.call import LayerCall
 from .autograd import (
     OPS,
     Eager,
@@ -20,7 +19,7 @@ from .autograd import (
     transforming,
     wants_gradient,
 )
-from .flat import Pull
+from .flat import Plan, Pull
 
 
 def backend_of(name):
@@ -46,15 +45,14 @@ def transformed(function, *args):
 def layer(name, *args):
     """``rnnkernels::layer`` and ``rnnkernels::reference_layer``; with ``save`` c has a gradient, gates refuse one."""
     *arguments, save = args
-    tensors = vmap.flat_form(*arguments)
+    call = LayerCall(*arguments)
+    tensors = call.flat()
     refuse_forward_mode(tensors)
     transform = transforming()
     if not transform and not wants_gradient(tensors):
         return below(name, args)
-    S = CELLS[arguments[0]].states
-    plan = vmap.plan_of(*arguments)._replace(
-        backend=backend_of(name), return_cells=save and S > 1, exposed=True, return_saved=save
-    )
+    S = call.spec.states
+    plan = Plan.of(call, backend_of(name), return_cells=save and S > 1, exposed=True, return_saved=save)
     if transform:
         y, *rest = transformed(Transform, plan, *tensors)
         saved = [t.clone() for t in rest[S + 1 :]] if save else []  # after the y of its own
@@ -71,14 +69,14 @@ def layer_backward(name, *args):
     derivative, and y's own is none.
     """
     dy, dlast, dcells, *arguments, y, saved, needs = args
-    inputs = vmap.flat_form(*arguments)
+    call = LayerCall(*arguments)
+    inputs = call.flat()
     tensors = (dy, *dlast, *(() if dcells is None else (dcells,)), *inputs, y, *saved)
     refuse_forward_mode(tensors)
     transform = transforming()
     if not transform and not wants_gradient(tensors):
         return below(name, args)
-    plan = vmap.plan_of(*arguments)._replace(backend=backend_of(name))
-    pull = Pull(plan, len(dlast), dcells is not None, len(inputs), tuple(map(bool, needs)))
+    pull = Pull(Plan.of(call, backend_of(name)), len(dlast), dcells is not None, len(inputs), tuple(map(bool, needs)))
     if transform:
         results = transformed(TransformBackward, pull, *tensors)
     else:

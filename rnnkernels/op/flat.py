@@ -1,50 +1,48 @@
 """A layer call in flat form, as ``autograd.Function`` wants it: a list of tensors, and a tuple of all else.
 
-Forward: ``x, *states, *weights, *reset_states`` (differentiable), then ``lengths, reset, h_mask, *zone``; the rest is
-the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list, ``y, *saved``; the ``Pull`` says how it is cut.
+Forward: the list is ``LayerCall.flat``, the rest is the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list,
+``y, *saved``; the ``Pull`` says how it is cut.
 """
 
 from itertools import islice
 from typing import NamedTuple
 
+from ..cells.call import LayerCall
+
 
 class Plan(NamedTuple):
-    """All of a layer call that is not a tensor."""
+    """All of a layer call that is not a tensor, and how it is run."""
 
     backend: str
-    cell: str
+    settings: tuple
+    """``LayerCall.settings``."""
     n_states: int
     n_weights: int
     n_reset: int
-    reverse: tuple
-    bias: bool
-    project: bool
-    activation: str | None
-    recurrent_activation: str | None
-    layer_norm: bool
-    eps: float
-    return_cells: bool
-    recompute: bool
-    """Whether the gates are not saved and computed again in the backward pass: see recompute.py."""
-    exposed: bool
-    """Whether others may write into y before the backward pass, which then needs a y of its own."""
+    return_cells: bool = False
+    recompute: bool = False
+    """The gates are not saved, but computed again in the backward pass: see recompute.py."""
+    exposed: bool = False
+    """Others may write into y before the backward pass, which then needs a y of its own."""
     return_saved: bool = False
-    """Whether all that is saved is a result too, as the op's ``save`` wants it."""
+    """All that is saved is a result too, as the op's ``save`` wants it."""
+
+    @classmethod
+    def of(cls, call, backend="dispatch", **ways):
+        _, states, weights, reset = call.sizes()
+        return cls(backend, call.settings(), states, weights, reset, **ways)
+
+    @property
+    def cell(self):
+        return self.settings[0]
 
     def sizes(self):
-        """How many tensors x, states, weights and reset_states have in the flat list."""
+        """How many tensors x, states, weights and reset_states are in the flat list."""
         return 1, self.n_states, self.n_weights, self.n_reset
 
-    def arguments(self, tensors):
-        """The op's arguments (without ``save``) from the flat list."""
-        states = 1 + self.n_states
-        weights = states + self.n_weights
-        reset = weights + self.n_reset
-        return (
-            self.cell, tensors[0], tensors[1:states], tensors[states:weights], self.reverse, self.bias, self.project,
-            self.activation, self.recurrent_activation, tensors[reset], tensors[reset + 1], tensors[weights:reset],
-            tensors[reset + 2], tensors[reset + 3 :], self.layer_norm, self.eps,
-        )  # fmt: skip
+    def call(self, tensors):
+        """The ``LayerCall`` of the flat list."""
+        return LayerCall.from_flat(self.settings, self.sizes(), tensors)
 
 
 class Pull(NamedTuple):

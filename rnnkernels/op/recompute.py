@@ -18,28 +18,29 @@ def without_gates(cell, saved):
     return saved[-1:] if CELLS[cell].states > 1 else []
 
 
-def with_gates(arguments, y, cells):
-    """What ``save`` gives, from the op's arguments, y (T, B, D*P) and [cells (D, T, B, H)], or [].
+def with_gates(call, y, cells):
+    """What ``save`` gives, from the call, y (T, B, D*P) and [cells (D, T, B, H)], or [].
 
     The states that entered a step are those that left the one before, so that no step has to wait for another.
     """
-    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation, *rest = arguments
-    lengths, reset, reset_states, h_mask, _, layer_norm, eps = rest
-    if not CELLS[cell].kept:
+    cell, x, reverse, weights, lengths, reset, h_mask = (
+        call.cell, call.x, call.reverse, call.weights, call.lengths, call.reset, call.h_mask
+    )  # fmt: skip
+    if not call.spec.kept:
         return cells
-    acc, D, (T, B) = accumulate_dtype(x.dtype), reference.directions_of(x, reverse), y.shape[:2]
-    act, gate = reference.functions(activation, recurrent_activation)
-    states = states or reference.zero_states(cell, x, weights, reverse, project)
+    acc, D, (T, B) = accumulate_dtype(x.dtype), call.D, y.shape[:2]
+    act, gate = reference.functions(call.activation, call.recurrent_activation)
+    states = call.states or reference.zero_states(call)
     outputs, rows = y.unflatten(-1, (D, -1)), weights[0].size(0)
     parts = parts_of(y, B * rows)
-    gates = x.new_empty(D, T, B, CELLS[cell].kept, rows // CELLS[cell].gates)
+    gates = x.new_empty(D, T, B, call.spec.kept, call.H)
     for d in range(D):
         own = [w.to(acc) for w in reference.weights_of(weights, d, D)]
-        own = reference.Direction(cell, own, bias, project, eps if layer_norm else None)
+        own = reference.Direction(cell, own, call.bias, call.project, call.eps if call.layer_norm else None)
         backward, ends = reverse[d % len(reverse)], reference.group(lengths, d, reverse, 1)
         x_TBI, at = reference.group(x, d, reverse, 3), reference.group(reset, d, reverse, 2)
         left, first = [outputs[:, :, d], *(c[d] for c in cells)], [s[d].to(acc) for s in states]
-        restart = [s[d].to(acc) for s in reset_states] or [0.0] * len(left)
+        restart = [s[d].to(acc) for s in call.reset_states] or [0.0] * len(left)
         for a, b in parts:
             old = [entering(s, f, backward, ends, a, b) for s, f in zip(left, first, strict=True)]
             if at is not None:

@@ -42,85 +42,48 @@ def inference_op(x, states, weights, I):  # noqa: E741
     return None
 
 
-def autocast_to(dtype, tensors):
-    """As torch does for its own RNNs under autocast: every floating tensor but float64 takes the autocast dtype."""
-    return [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
+def layer(call, *, return_cells=False, recompute=False, exposed=True):
+    """One layer through the backend that fits, with autograd, vmap and autocast.
 
-
-def layer(
-    cell,
-    x,
-    states,
-    weights,
-    *,
-    reverse=(False,),
-    bias=True,
-    project=False,
-    activation=None,
-    recurrent_activation=None,
-    lengths=None,
-    reset=None,
-    reset_states=(),
-    h_mask=None,
-    zone=(),
-    layer_norm=False,
-    eps=1e-5,
-    return_cells=False,
-    recompute=False,
-    exposed=True,
-):
-    """One layer through the backend that fits, with autograd, vmap and autocast; arguments as in the op.
-
-    With ``recompute`` the gates are not kept for the backward pass, which computes them again. Unless y is ``exposed``,
-    nobody writes into it before the backward pass. x may be refilled where torch.nn allows it: see below.
+    Args:
+        call: ``LayerCall``.
+        return_cells: all cell states are a result too, for cells with two states.
+        recompute: the gates are not kept for the backward pass, which computes them again.
+        exposed: others may write into y before the backward pass. x may be refilled where torch.nn allows it: see below.
 
     Returns:
-        ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H), for cells with two states).
+        ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H)).
     """
-    device = x.device.type
+    device = call.x.device.type
     if autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        (x,), states, weights = autocast_to(dtype, [x]), autocast_to(dtype, states), autocast_to(dtype, weights)
-        reset_states, zone = autocast_to(dtype, reset_states), autocast_to(dtype, zone)
-        h_mask = None if h_mask is None else h_mask.to(dtype)
+        call = call.cast(torch.get_autocast_dtype(device))
+    x, states, weights = call.x, call.states, call.weights
     if not jit_tracing() and not any(weights[1].shape):  # no hidden units: no backend has anything to compute
-        return reference.no_units(x, states, weights, len(reverse), CELLS[cell].states, return_cells)
+        return reference.no_units(x, states, weights, len(call.reverse), call.spec.states, return_cells)
     traced = torch.compiler.is_compiling()
     if (traced or jit_tracing()) and onnx.exporting():
-        return onnx.node_of_layer(
-            cell, x, states, weights, reverse, bias, project, activation, recurrent_activation, lengths, reset,
-            reset_states, h_mask, zone, layer_norm, eps, return_cells,
-        )  # fmt: skip
+        return onnx.node_of_layer(call, return_cells)
     if device == "cpu" and backends.forced() is None:
         backend = "dispatch"  # the extension has all that such a call needs
     else:
-        backend = backends.route(
-            cell, x, weights, reverse, project, activation, recurrent_activation,
-            lengths, reset, h_mask, zone, layer_norm,
-        )  # fmt: skip
-    tensors = (x, *states, *weights, *reset_states, lengths, reset, h_mask, *zone)
+        backend = backends.route(call.facts())
+    tensors = call.flat()
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
     recorded = not transform and recording()
     if not traced:
         refuse_forward_mode(tensors)
     if not recorded and (transform or wants_gradient(tensors)):
-        plan = Plan(
-            backend, cell, len(states), len(weights), len(reset_states), tuple(reverse), bias, project,
-            activation, recurrent_activation, layer_norm, eps, return_cells, recompute, exposed,
-        )  # fmt: skip
+        plan = Plan.of(call, backend, return_cells=return_cells, recompute=recompute, exposed=exposed)
         if transform:
             y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)
         elif traced or x.size(0) == 1 or x.is_contiguous() or not any(w.requires_grad for w in weights):
             y, *rest = Eager.apply(plan, *tensors)
         else:  # as torch.nn does, so that whoever has batch_first may refill a buffer of inputs after the call
             y, *rest = Eager.apply(plan, x.contiguous(), *tensors[1:])
-        S = CELLS[cell].states
+        S = call.spec.states
         last = tuple(rest[:S])
         cells = rest[-1].clone() if transform and return_cells else rest[-1]  # as y: others may write into it
     else:
-        y, last, saved = implementation(backend, "layer", OPS.get if recorded else plain)(
-            cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-            lengths, reset, reset_states, h_mask, zone, layer_norm, eps, return_cells,
-        )  # fmt: skip
+        y, last, saved = implementation(backend, "layer", OPS.get if recorded else plain)(*call, return_cells)
         last, cells = tuple(last), saved[-1] if return_cells else None
     return (y, last, cells) if return_cells else (y, last)

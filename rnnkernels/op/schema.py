@@ -39,14 +39,10 @@ import torch
 
 from .. import backends
 from ..cells import CELLS, accumulate_dtype, reference
+from ..cells.call import LayerCall
 from . import autograd_kernels, vmap
 from .autograd import OPS, PLAIN, without_autocast
 
-ARGUMENTS = (
-    "str cell, Tensor x, Tensor[] states, Tensor[] weights, int[] reverse, bool bias, bool project, "
-    "str? activation, str? recurrent_activation, Tensor? lengths, Tensor? reset, Tensor[] reset_states, "
-    "Tensor? h_mask, Tensor[] zone, bool layer_norm, float eps"
-)
 LIB = torch.library.Library("rnnkernels", "DEF")
 SCHEMAS = {
     # the arguments with defaults are rare: each that is left out makes a call 0.1 to 0.2 microseconds shorter
@@ -54,9 +50,9 @@ SCHEMAS = {
     "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "
     "bool float_rows=False)"
     " -> (Tensor y, Tensor[] last)",
-    "layer": f"({ARGUMENTS}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
+    "layer": f"({LayerCall.schema()}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
-    f"{ARGUMENTS}, Tensor y, Tensor[] saved, int[] needs)"
+    f"{LayerCall.schema()}, Tensor y, Tensor[] saved, int[] needs)"
     " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states)",
 }
 
@@ -67,20 +63,23 @@ LIB.define(
 LIB.define("instruction_sets() -> str")
 
 
-def layer_shapes(cell, x, states, weights, reverse, *settings):
-    spec, D = CELLS[cell], len(reverse) * (x.size(0) if x.dim() == 4 else 1)
-    T, B, P, H = x.size(-3), x.size(-2), weights[1].size(1), weights[1].size(0) // spec.gates
+def layer_shapes(*args):
+    *call, save = args
+    call = LayerCall(*call)
+    x, D, H, P, spec = call.x, call.D, call.H, call.P, call.spec
+    T, B = x.size(-3), x.size(-2)
     last = [x.new_empty(D, B, P if k == 0 else H) for k in range(spec.states)]
     saved = [x.new_empty(D, T, B, spec.kept, H)] if spec.kept else []
     saved += [x.new_empty(D, T, B, H, dtype=accumulate_dtype(x.dtype))] if spec.states > 1 else []
-    return x.new_empty(T, B, D * P), last, saved if settings[-1] else []
+    return x.new_empty(T, B, D * P), last, saved if save else []
 
 
-def layer_backward_shapes(dy, dlast, dcells, cell, x, states, weights, *rest):
-    reset_states, needs = rest[7], rest[-1]
+def layer_backward_shapes(dy, dlast, dcells, *args):
+    *call, y, saved, needs = args
+    call = LayerCall(*call)
     shaped = lambda tensors, need: [t.new_empty(t.shape) for t in tensors] if need else []  # noqa: E731
-    dx = x.new_empty(x.shape if needs[0] else (0,))
-    return dx, shaped(states, needs[1]), shaped(weights, needs[2]), shaped(reset_states, needs[1])
+    dx = call.x.new_empty(call.x.shape if needs[0] else (0,))
+    return dx, shaped(call.states, needs[1]), shaped(call.weights, needs[2]), shaped(call.reset_states, needs[1])
 
 
 def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, *rest):
@@ -101,10 +100,10 @@ def stack_of_layers(
         weights = reference.dequantized(weights, scales)
 
     def run(i, x, states, weights):
-        return OPS["layer"](
-            cell, x, states, weights, reverse, bias, proj_size > 0, activation, None,
-            lengths, None, [], None, [], False, 0.0, False,
-        )[:2]  # fmt: skip
+        call = LayerCall(
+            cell, x, states, weights, reverse, bias, proj_size > 0, activation, lengths=lengths, reset_states=[], zone=[]
+        )
+        return OPS["layer"](*call, False)[:2]
 
     return over_layers(run, x, states, weights, num_layers, len(reverse))
 

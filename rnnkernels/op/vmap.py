@@ -7,6 +7,7 @@ own, or needs weight gradients of its own, they become directions (D -> N*D) tha
 import torch
 
 from ..cells import CELLS, reference
+from ..cells.call import LayerCall
 from .flat import Plan, Pull
 
 # Per kind of tensor: the dimension that N is folded into, from the end, when N joins the batch and when N joins D.
@@ -61,7 +62,7 @@ def fold_inputs(plan, N, dims, tensors, into_d):
         flat += weights if kind == "weights" else [fold(t, d, N, table[kind]) for t, d in pairs]
     if zone:
         x_XTBI = flat[0]  # folded: X or B is N times that of a sample
-        D = len(plan.reverse) * (x_XTBI.size(0) if x_XTBI.dim() == 4 else 1)
+        D = len(plan.settings[1]) * (x_XTBI.size(0) if x_XTBI.dim() == 4 else 1)
         size = D // N if into_d else x_XTBI.size(-2) // N
         flat += [fold_zone(t, d, N, table["zone"], size) for t, d in zone]
     return plan._replace(n_weights=len(weights)), flat
@@ -119,31 +120,17 @@ def layer_backward(apply, N, dims, pull, tensors):
 # ---- The same rules for the raw ops, which is what vmap inside torch.compile meets ----------------------------------
 
 
-def flat_form(cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-              lengths, reset, reset_states, h_mask, zone, layer_norm, eps):  # fmt: skip
-    """The op's arguments as a flat list; given the arguments' vmapped dimensions, the same of those."""
-    return [x, *states, *weights, *reset_states, lengths, reset, h_mask, *zone]
-
-
-def plan_of(cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-            lengths, reset, reset_states, h_mask, zone, layer_norm, eps):  # fmt: skip
-    """The ``Plan`` of an op's arguments, for its rules of vmap and autograd."""
-    return Plan(
-        "dispatch", cell, len(states), len(weights), len(reset_states), tuple(map(bool, reverse)), bias, project,
-        activation, recurrent_activation, layer_norm, eps, return_cells=False, recompute=False, exposed=False,
-    )  # fmt: skip
-
-
 def layer_op(name, info, in_dims, *args):
     """The vmap rule of ``rnnkernels::layer`` and ``rnnkernels::reference_layer``."""
     *args, save = args
-    plan = plan_of(*args)
+    call = LayerCall(*args)
+    plan = Plan.of(call)
 
     def apply(plan, *tensors):
-        y, last, saved = getattr(torch.ops.rnnkernels, name)(*plan.arguments(tensors), save)
+        y, last, saved = getattr(torch.ops.rnnkernels, name)(*plan.call(tensors), save)
         return (y, *last, *saved)
 
-    out = layer(apply, info.batch_size, flat_form(*in_dims[:-1]), plan, flat_form(*args))
+    out = layer(apply, info.batch_size, LayerCall(*in_dims[:-1]).flat(), plan, call.flat())
     S = CELLS[plan.cell].states
     return tuple((o[0], list(o[1 : 1 + S]), list(o[1 + S :])) for o in out)
 
@@ -151,23 +138,24 @@ def layer_op(name, info, in_dims, *args):
 def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
     """The vmap rule of ``rnnkernels::layer_backward`` and ``rnnkernels::reference_layer_backward``."""
     *args, y, saved, needs = rest
-    plan = plan_of(*args)
+    call = LayerCall(*args)
+    plan = Plan.of(call)
 
     def flat(dy, dlast, dcells, *rest):
         *args, y, saved, _ = rest
         cells = [] if not has_cells else [dcells]
-        return [dy, *dlast, *cells, *flat_form(*args), y, *saved]
+        return [dy, *dlast, *cells, *LayerCall(*args).flat(), y, *saved]
 
     def apply(pull, *tensors):
         (dy, *dlast), inputs, (y, *saved) = pull.split(tensors)
         dcells = dlast.pop() if pull.has_cells else None
         out = getattr(torch.ops.rnnkernels, name)(
-            dy, dlast, dcells, *pull.plan.arguments(inputs), y, saved, list(pull.needs)
+            dy, dlast, dcells, *pull.plan.call(inputs), y, saved, list(pull.needs)
         )
         return (*((out[0],) if pull.needs[0] else ()), *out[1], *out[2], *out[3])
 
     has_cells = dcells is not None
-    pull = Pull(plan, len(dlast), has_cells, len(flat_form(*args)), tuple(map(bool, needs)))
+    pull = Pull(plan, len(dlast), has_cells, len(call.flat()), tuple(map(bool, needs)))
     results, dims = layer_backward(apply, info.batch_size, flat(*in_dims), pull, flat(dy, dlast, dcells, *rest))
     dx, *lists = zip(pull.lists(results), pull.lists(dims), strict=True)
     first = (dx[0][0], dx[1][0]) if needs[0] else (dy.new_empty(0), None)

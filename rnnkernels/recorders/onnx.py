@@ -8,6 +8,7 @@ import torch
 from torch import _VF
 
 from ..cells import CELLS
+from ..cells.call import LayerCall
 
 NODES = {"rnn": "RNN", "gru": "GRU", "gru_reset_before": "GRU", "lstm": "LSTM"}
 GATE_ORDER = {"rnn": (0,), "gru": (1, 0, 2), "gru_reset_before": (1, 0, 2), "lstm": (0, 3, 1, 2)}
@@ -52,7 +53,7 @@ def decompositions():
 def decomposed_layer(*call):
     """``rnnkernels::layer`` as a node. What training saves stays with another op, and is dropped where nobody asks."""
     *arguments, save = call
-    y, last = node_of_layer(*arguments)
+    y, last = node_of_layer(LayerCall(*arguments))
     return y, last, torch.ops.rnnkernels.reference_layer(*call)[2] if save else []
 
 
@@ -62,21 +63,19 @@ def refuse_packed():
         raise NotImplementedError("rnnkernels: torch.onnx.export takes no PackedSequence; call the layer with lengths=")
 
 
-def refuse(x, project, reverse, reset, h_mask, zone, layer_norm, return_cells):
+def refuse(call, return_cells):
     """Raise for what ONNX's recurrent operators do not do."""
     for name, given in (
-        ("proj_size", project), ("heads", reverse not in DIRECTIONS), ("reset", reset is not None),
-        ("recurrent_dropout in training", h_mask is not None), ("zoneout", len(zone) > 0), ("layer_norm", layer_norm),
-        ("return_cell_states", return_cells), ("an input for each of several weights (vmap)", x.dim() == 4),
+        ("proj_size", call.project), ("heads", call.reverse not in DIRECTIONS), ("reset", call.reset is not None),
+        ("recurrent_dropout in training", call.h_mask is not None), ("zoneout", len(call.zone) > 0),
+        ("layer_norm", call.layer_norm), ("return_cell_states", return_cells),
+        ("an input for each of several weights (vmap)", call.x.dim() == 4),
     ):  # fmt: skip
         if given:
             raise NotImplementedError(f"rnnkernels: ONNX has no recurrent operator with {name}")
 
 
-def node_of_layer(
-    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation, lengths, reset, reset_states,
-    h_mask, zone, layer_norm, eps=None, return_cells=False,
-):  # fmt: skip
+def node_of_layer(call, return_cells=False):
     """One layer with all its directions as one node; arguments as in the op.
 
     While ``torch.jit.trace`` runs (the exporter of dynamo=False) it is torch's own layer, for which that has a node.
@@ -87,18 +86,21 @@ def node_of_layer(
     Raises:
         NotImplementedError: for what ONNX has no operator for.
     """
-    reverse = tuple(reverse)
-    refuse(x, project, reverse, reset, h_mask, zone, layer_norm, return_cells)
+    call = call._replace(reverse=tuple(map(bool, call.reverse)))
+    refuse(call, return_cells)
     if torch._C._get_tracing_state() is not None:
-        return layer_of_torch(cell, x, states, weights, reverse, bias, activation, recurrent_activation, lengths)
+        return layer_of_torch(call)
+    cell, x, states, weights, reverse, lengths = (
+        call.cell, call.x, call.states, call.weights, call.reverse, call.lengths
+    )  # fmt: skip
     (T, B, _), D, H, n = x.shape, len(reverse), weights[1].size(1), len(weights) // len(reverse)
     w_ih, w_hh, *biases = (reordered(torch.stack(weights[k::n]), cell, H) for k in range(n))
-    biases = torch.cat(biases, 1) if bias else None
+    biases = torch.cat(biases, 1) if call.bias else None
     inputs = [x, w_ih, w_hh, biases, None if lengths is None else lengths.to(torch.int32), *states]
     attributes = {
         "hidden_size": H,
         "direction": DIRECTIONS[reverse],
-        **activation_attributes(cell, activation or "tanh", recurrent_activation or "sigmoid", D),
+        **activation_attributes(cell, call.activation or "tanh", call.recurrent_activation or "sigmoid", D),
     }
     if NODES[cell] == "GRU":
         attributes["linear_before_reset"] = int(cell == "gru")
@@ -127,19 +129,20 @@ def activation_attributes(cell, activation, gate, D):
     return found
 
 
-def layer_of_torch(cell, x, states, weights, reverse, bias, activation, recurrent_activation, lengths):
+def layer_of_torch(call):
     """The same as a call of torch's own ``rnn_tanh``, ``rnn_relu``, ``gru`` or ``lstm``."""
+    cell, x, weights, activation = call.cell, call.x, call.weights, call.activation
     name = f"rnn_{activation or 'tanh'}" if cell == "rnn" else cell
     plain = name in ("rnn_tanh", "rnn_relu") or activation in (None, "tanh")
     for what, given in (
-        ("lengths", lengths is not None), ("reset_after=False", cell == "gru_reset_before"),
-        ("a single reversed direction", reverse == (True,)), ("activation", not plain),
-        ("recurrent_activation", recurrent_activation not in (None, "sigmoid")),
+        ("lengths", call.lengths is not None), ("reset_after=False", cell == "gru_reset_before"),
+        ("a single reversed direction", call.reverse == (True,)), ("activation", not plain),
+        ("recurrent_activation", call.recurrent_activation not in (None, "sigmoid")),
     ):  # fmt: skip
         if given:
             raise NotImplementedError(f"rnnkernels: torch.onnx.export has {what} with dynamo=True only")
-    D = len(reverse)
-    states = states or [x.new_zeros(D, x.size(1), weights[1].size(1)) for _ in range(CELLS[cell].states)]
+    D = len(call.reverse)
+    states = call.states or [x.new_zeros(D, x.size(1), weights[1].size(1)) for _ in range(CELLS[cell].states)]
     hx = tuple(states) if cell == "lstm" else states[0]
-    y, *last = getattr(_VF, name)(x, hx, weights, bias, 1, 0.0, False, D == 2, False)
+    y, *last = getattr(_VF, name)(x, hx, weights, call.bias, 1, 0.0, False, D == 2, False)
     return y, last

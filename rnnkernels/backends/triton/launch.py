@@ -6,22 +6,24 @@ passes.py with the tiles that schedules.py chooses, in the precision of torch's 
 """
 
 import functools
+import importlib.util
 import os
 from contextlib import nullcontext
 
 import torch
 
-from ... import backends
+from ...cells.call import LayerCall
 from ...cells.reference import zero_past
 from . import schedules
 
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_product", "layer_norm"})
 
 
 def unsupported(call):
     """The reason why this backend cannot run the call, or None."""
-    if not backends.HAS_TRITON:
+    if not HAS_TRITON:
         return "triton is not installed"
     if call.device.type != "cuda" and not (call.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         return f"it runs on GPUs, and the input is on {call.device} (TRITON_INTERPRET=1 would interpret it)"
@@ -35,9 +37,9 @@ def unsupported(call):
 
 def missing(call):
     """What the kernels lack for a layer on any chip, or None."""
-    if "project" in call.stages and not backends.lacking(call, STAGES) and cell_of(call.cell).output is None:
+    if "project" in call.stages and not call.lacking(STAGES) and cell_of(call.cell).output is None:
         return f"{call.cell} has no projection"
-    return backends.lacking(call, STAGES)
+    return call.lacking(STAGES)
 
 
 def cell_of(name):
@@ -60,21 +62,18 @@ def schedule(call):
     return "; ".join(said)
 
 
-def problem_of(cell, x, states, weights, *rest):
-    """The ``Problem`` of the op's arguments up to eps.
+def problem_of(call):
+    """The ``Problem`` of a ``LayerCall``.
 
     Raises:
         NotImplementedError: for what ``unsupported`` would have said: the dispatcher calls a backend without asking it.
     """
     from . import problem  # imports triton
 
-    reverse, _, project, activation, gate, lengths, reset, _, h_mask, zone, layer_norm, _ = rest
-    reason = missing(
-        backends.facts(cell, x, weights, reverse, project, activation, gate, lengths, reset, h_mask, zone, layer_norm)
-    )
+    reason = missing(call.facts())
     if reason is not None:
         raise NotImplementedError(f"rnnkernels: the Triton backend cannot run this layer: {reason}")
-    return problem.problem_of(cell, x, states, weights, *rest)
+    return problem.problem_of(call)
 
 
 def on_device(function):
@@ -96,7 +95,7 @@ def layer(*arguments):
     from . import graphs, passes, products
 
     *call, save = arguments
-    problem = problem_of(*call)
+    problem = problem_of(LayerCall(*call))
     if problem.B == 0:
         y, last, gates, cells = passes.outputs(problem, save)
     else:
@@ -124,8 +123,9 @@ def layer_backward(dy, dlast, dcells, *arguments):
     from . import graphs, norm_products, passes, products
 
     *call, y, saved, needs = arguments
-    problem = problem_of(*call)
-    cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call[3], problem.reset_states
+    call = LayerCall(*call)
+    problem = problem_of(call)
+    cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call.weights, problem.reset_states
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
                  zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip

@@ -115,27 +115,24 @@ class Problem(NamedTuple):
         )
 
 
-def problem_of(
-    cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,
-    lengths, reset, reset_states, h_mask, zone, layer_norm, eps,
-):  # fmt: skip
-    """Sort the arguments of the op."""
-    D = len(reverse) * (x.size(0) if x.dim() == 4 else 1)
-    kinds, each = CELLS[cell], len(weights) // D
+def problem_of(call):
+    """Sort the tensors of a ``LayerCall``."""
+    x, weights, D, lengths, reset, h_mask = call.x, call.weights, call.D, call.lengths, call.reset, call.h_mask
+    kinds, each = CELLS[call.cell], len(weights) // D
     w_ih, w_hh, *rest = ([weights[d * each + n] for d in range(D)] for n in range(each))
-    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if bias else ([], [])
+    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if call.bias else ([], [])
     chip = schedules.chip_of(x.device)
-    w_hr = rest.pop(0) if project else []
-    ln_x, ln_h, *ln_c = rest if layer_norm else ([], [])
+    w_hr = rest.pop(0) if call.project else []
+    ln_x, ln_h, *ln_c = rest if call.layer_norm else ([], [])
     return Problem(
-        kinds, x, [s.contiguous() for s in states], x.size(-3), x.size(-2), D, x.size(-1),
-        w_hh[0].size(0) // kinds.gates, w_hh[0].size(1), [bool(r) for r in reverse],
-        activation or "tanh", recurrent_activation or "sigmoid",
+        kinds, x, [s.contiguous() for s in call.states], x.size(-3), x.size(-2), D, x.size(-1),
+        call.H, call.P, [bool(r) for r in call.reverse],
+        call.activation or "tanh", call.recurrent_activation or "sigmoid",
         x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, w_hr,
         None if lengths is None else lengths.to(x.device).clamp(max=x.size(-3)),
         None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
-        [s.contiguous() for s in reset_states], None if h_mask is None else h_mask.contiguous(), zone,
-        ln_x, ln_h, ln_c, eps,
+        [s.contiguous() for s in call.reset_states], None if h_mask is None else h_mask.contiguous(), call.zone,
+        ln_x, ln_h, ln_c, call.eps,
     )  # fmt: skip
 
 
