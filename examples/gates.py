@@ -40,10 +40,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 import rnnkernels
-from examples import common, french, reviews, sentiment, text
+from examples import common, french, reviews, sentiment
 from examples.common import BadData, Threshold
 from examples.gate_plots import GATES, NAMES, Traced, draw, page
 from examples.reader import Reader, judge
+from examples.streams import standard_library
 
 TIME = "about 20 s"
 ROW, HELD_OUT = 100, 20_000  # characters of a row of the character model, and those it never trains on
@@ -83,7 +84,7 @@ def trace(model: Reader | Characters, tokens_BT: Tensor) -> dict[str, Tensor]:
 
 def source(asked: argparse.Namespace) -> tuple[str, str]:
     """The text to train on, and what follows it."""
-    whole = common.read_text(asked.text) if asked.text else text.standard_library(asked.characters)
+    whole = common.read_text(asked.text) if asked.text else standard_library(asked.characters)
     whole = whole[: asked.characters]
     if len(whole) < 3 * HELD_OUT:
         raise BadData(f"{asked.text or 'the text'}: {len(whole)} characters, at least {3 * HELD_OUT} are needed")
