@@ -1,7 +1,7 @@
-"""Which backend runs a call, and why the others do not.
+"""The choice of the backend that runs a call, with the reasons against the others.
 
-PyTorch's dispatcher does the choosing wherever it can (CPU: C++, CUDA: Triton, anything else: the reference); this file
-only steps in where a backend is forced, or where a call uses a stage that the device's backend does not have.
+PyTorch's dispatcher chooses wherever it can (CPU: C++, CUDA: Triton, anything else: the reference). This file chooses
+where a backend is forced, or where a call uses a stage that the device's backend does not have.
 """
 
 import importlib
@@ -23,14 +23,14 @@ _forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
 
 
 class Call(NamedTuple):
-    """The plain facts of one layer call, enough to say which backend can run it."""
+    """The facts of one layer call that decide which backend can run it."""
 
     cell: str
     device: torch.device
     dtype: torch.dtype
     T: int
     B: int
-    I: int  # noqa: E741 - the letter of DESIGN.md
+    I: int  # noqa: E741 - the letter of the whole library
     H: int
     P: int
     D: int
@@ -134,7 +134,7 @@ BACKENDS = {backend.name: backend for backend in (Cpp, Triton, Reference)}  # in
 
 
 def load_extension():
-    """Load the C++ extension; None, or the reason why there is none (which is warned about once)."""
+    """Load the C++ extension; None, or the reason why it is missing, which is also a warning."""
     try:
         importlib.import_module(f"{__package__}._C")  # importing it registers the kernels
     except ImportError as error:
@@ -228,7 +228,7 @@ def facts(cell, x, weights, reverse, project, activation, recurrent_activation,
 
 
 def route(*call):
-    """The backend of an op call, or "dispatch" where PyTorch's dispatcher would take the same."""
+    """The backend of an op call, or "dispatch" if PyTorch's dispatcher would choose the same one."""
     call = facts(*call)
     chosen = choose(call)
     own = {"cpu": "cpp" if EXTENSION_ERROR is None else "reference", "cuda": "triton"}.get(

@@ -1,4 +1,4 @@
-"""``explain``: which backend and schedule would run a module on an input, and why the others would not.
+"""``explain``: the backend and schedule that would run a module on an input, and the reasons against the others.
 
 Letters: T time, B batch, D directions, H hidden, I input, P output of a step.
 """
@@ -26,7 +26,7 @@ CELL_MODES = {RNNCell: "rnn", LSTMCell: "lstm", GRUCell: "gru"}
 
 
 class Layer(NamedTuple):
-    """What would run one layer."""
+    """The backend and schedule that would run one layer."""
 
     index: int
     call: backends.Call
@@ -34,7 +34,7 @@ class Layer(NamedTuple):
     backend: str | None
     """The backend, or None where the forced one cannot run the call, which would raise a RuntimeError."""
     schedule: str
-    """How that backend would go about it; empty without a backend."""
+    """How that backend would run it; empty without a backend."""
     others: tuple
     """(name, reason) for every other backend, in order of preference."""
 
@@ -75,14 +75,14 @@ class Explanation:
 def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, lengths=None, reset=None) -> Explanation:
     """Say which backend and schedule would run each layer of a module, and why every other backend would not.
 
-    Nothing is computed. What is in force now counts as it would in the call: ``torch.no_grad``, autocast,
-    ``backends.force`` and the environment variable ``RNNKERNELS_BACKEND``.
+    Nothing is computed. ``torch.no_grad``, autocast, ``backends.force`` and the environment variable
+    ``RNNKERNELS_BACKEND`` count as they would in a call now.
 
     Args:
         module: an ``rnnkernels`` RNN, LSTM, GRU, RNNCell, LSTMCell or GRUCell.
         x: an input that the module takes: batched, unbatched or packed.
-        hx: the initial states, as for the module. It decides only whether the call has to save for a backward pass.
-        lengths, reset: as for the module; only whether they are given counts.
+        hx: the initial states, as for the module; only their ``requires_grad`` counts (training or inference).
+        lengths, reset: as for the module; their values do not count.
 
     Returns:
         An :class:`Explanation`: ``layers`` for programs, ``str()`` (or ``print``) for people.
@@ -161,7 +161,7 @@ def calls_of(call, x_TBI, hx, weights, num_layers, width):
         call = call._replace(dtype=torch.get_autocast_dtype(device))
     n = len(weights) // num_layers
     calls = []
-    for k in range(num_layers):  # what a layer has to save for depends on the layers below it too
+    for k in range(num_layers):  # a layer is in training if one below it is
         training = training or any(w is not None and w.requires_grad for w in weights[k * n : (k + 1) * n])
         calls.append(call._replace(training=training and torch.is_grad_enabled()))
         call = call._replace(I=width)
@@ -169,7 +169,7 @@ def calls_of(call, x_TBI, hx, weights, num_layers, width):
 
 
 def describe_step(call):
-    """The ``Layer`` of a cell's step: in eager mode on the CPU torch's own op may take it."""
+    """The ``Layer`` of a cell's step, which torch's own op may compute in eager mode on the CPU."""
     layer = describe(0, call)
     why = torchs_step(call.cell, call.dtype, call.training) if call.device.type == "cpu" else None
     if why is None or backends.forced() or autocast_enabled("cpu"):

@@ -1,4 +1,4 @@
-"""``rnn``, ``lstm`` and ``gru`` as functions of tensors: how the layers are run, and dropout between them.
+"""``rnn``, ``lstm`` and ``gru`` as functions of tensors: the loop over layers, and dropout between them.
 
 Letters: T time, B batch, D directions, G gates, H hidden, S states, I input, L layers, P output of a step (H, or
 proj_size where there is one).
@@ -41,10 +41,10 @@ def rnn(
         hx: the initial state (L*D, B, H) in the dtype of ``input``; None stands for zeros.
         params: for every layer, and in it for every direction: w_ih (H, I or D*H), w_hh (H, H), and with ``has_biases``
             b_ih (H,), b_hh (H,). This is the order of ``torch.nn.RNN(...).parameters()``.
-        has_biases: whether ``params`` holds biases.
+        has_biases: ``params`` holds biases.
         num_layers: L.
         dropout: probability of zeroing an element of the output of every layer but the last.
-        train: whether dropout is applied.
+        train: True applies dropout.
         bidirectional: D = 2 directions instead of 1, the second from the end to the start.
         batch_first: the batch comes first in ``input``, ``output`` and ``reset``; costs no copy in inference, and in
             training one of ``input``, as in torch.nn, so that it may be refilled before the backward pass.
@@ -160,7 +160,7 @@ def _run(
     cell, input, states, params, bias, num_layers, dropout, train, bidirectional, batch_first, lengths, reset, given,
     activation=None,
 ):  # fmt: skip
-    """What the three functions have in common: read H, P and the projection off the weights, check, run."""
+    """The body of the three functions: read H, P and the projection off the weights, check, run."""
     spec, reverse = CELLS[cell], BOTH if bidirectional else FORWARD
     options = take_options(cell, given) if given else None
     if given:
@@ -224,7 +224,7 @@ def layers(
     stack = ops.inference_op(x, states, weights, I) if H and not dropout and reset is None else None
     if stack is not None:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
-        try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
+        try:  # the op checks the same as ``check``, which has torch's error messages
             return stack(x, states, weights, cell, num_layers, len(reverse) == 2, bias, H, *rare)
         except RuntimeError as error:
             refused = error
@@ -244,5 +244,5 @@ def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, dr
 
 
 def batch_major(y):
-    """y (T, B, ...), just computed, as (B, T, ...): in place, so that it is no view and ``detach_`` works on it."""
+    """y (T, B, ...), just computed, as (B, T, ...): transposed in place: no view, so ``detach_`` works."""
     return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)

@@ -13,7 +13,7 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     lengths       int64 (B,): y is zero and the states are frozen from step lengths[b] on
     reset         bool (T, B): the state that enters the step is zero, or reset_states (shaped like states)
     h_mask        (D, B, P): multiplies h before the recurrent product (recurrent dropout)
-    zone          per state, broadcastable to (T, D, B, H or P): where the old state stays (bool), or the fraction of it
+    zone          per state, broadcastable to (T, D, B, H or P): true where the old state stays, or the fraction of it
                   that stays (zoneout)
     y             (T, B, D*P), directions side by side
     last          the final states, shaped like states
@@ -23,14 +23,14 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
 With groups, lengths and reset have a leading X too. All strides are allowed. ``reverse`` and ``needs`` are bools in an
 int[], because TorchScript traces no bool[].
 
-``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
-once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
-scales, float32 (G*H) per layer and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] *
-scale[n]. Where the processor multiplies bytes, rows of x and h become int8 too, unless float_rows.
+``stack`` is inference through L layers on top of each other, with the overhead of a single call. x is (T, B, I), states
+and last are (L*D, B, H or P), weights are those of the layers one after the other. With scales, float32 (G*H) per layer
+and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] * scale[n]. On processors that
+multiply bytes, rows of x and h become int8 too, unless float_rows.
 
-Each op is there twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py):
-their gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on are
-the same without: the modules call them, because they see to autograd themselves, which costs less (autograd.py).
+Each op exists twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py): their
+gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on have none:
+the modules call them, because they handle autograd themselves, which costs less (autograd.py).
 """
 
 from functools import partial
@@ -65,7 +65,7 @@ ARGUMENTS = (
 )
 LIB = torch.library.Library("rnnkernels", "DEF")
 SCHEMAS = {
-    # the arguments with defaults are rare: each that is left out makes a call 0.1 to 0.2 microseconds shorter
+    # arguments with defaults are rarely given: leaving one out makes a call 0.1 to 0.2 microseconds shorter
     "stack": "(Tensor x, Tensor[] states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
     "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "
     "bool float_rows=False)"
@@ -110,7 +110,7 @@ def stack_of_layers(
     x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None,
     scales=None, float_rows=False,
 ):  # fmt: skip
-    """``stack`` where there is no kernel for it: a call of ``layer`` per layer, with weights in float."""
+    """``stack`` on devices without a kernel for it: a call of ``layer`` per layer, with weights in float."""
     check_devices(x, states, weights)
     reverse = (False, True) if bidirectional else (False,)
     if scales:
@@ -137,7 +137,7 @@ def over_layers(run, x, states, weights, num_layers, D):
 
 
 def check_devices(x, states, weights):
-    """``stack`` may be called with tensors that nobody has checked: where they are decides who gets the call."""
+    """Raise unless all tensors of a ``stack`` are on the device of x; its callers have not checked them."""
     for t in (*states, *weights):
         if t.device != x.device:
             raise RuntimeError(f"rnnkernels: expected all tensors on {x.device}, the device of x, but got {t.device}")
@@ -164,7 +164,7 @@ for name, fake, vmap, autograd in (
     triton, eager = getattr(backends.Triton, name), getattr(backends.Reference, name)
     # the CPU's are in csrc/torch/ops.cpp
     define(name, fake, vmap, partial(autograd, name), CUDA=triton, CompositeExplicitAutograd=eager)
-    # where the reference runs in spite of a kernel for the device: an op too, so that no compiler looks inside
+    # the reference, forced in spite of a kernel for the device, is an op too, so that no compiler traces into it
     reference_name = f"reference_{name}"
     define(reference_name, fake, vmap, partial(autograd, reference_name), CompositeExplicitAutograd=eager)
 # the CPU's is in csrc/torch/ops.cpp
@@ -176,7 +176,7 @@ define(
 
 def inference_op(x, states, weights, I):  # noqa: E741
     """The ``stack`` that runs layers without dropout and reset, in plain inference on the C++ backend; else None."""
-    recorded = jit_tracing()  # sizes cannot be compared then; the op that is recorded trains too
+    recorded = jit_tracing()  # sizes cannot be compared while tracing; the recorded op trains too
     if (
         not torch.compiler.is_compiling()
         and x.is_cpu
@@ -193,7 +193,7 @@ def inference_op(x, states, weights, I):  # noqa: E741
 
 
 def autocast_to(dtype, tensors):
-    """As torch does for its own RNNs under autocast: every floating tensor but float64 takes the autocast dtype."""
+    """Every floating tensor but float64 in the autocast dtype, as torch does for its own RNNs under autocast."""
     return [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
 
 
@@ -221,8 +221,8 @@ def layer(
 ):
     """One layer through the backend that fits, with autograd, vmap and autocast; arguments as in the op.
 
-    With ``recompute`` the gates are not kept for the backward pass, which computes them again. Unless y is ``exposed``,
-    nobody writes into it before the backward pass. x may be refilled where torch.nn allows it: see below.
+    With ``recompute`` the gates are not kept for the backward pass, which computes them again. ``exposed`` says that a
+    caller may write into y before the backward pass. x may be refilled where torch.nn allows it: see below.
 
     Returns:
         ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H), for cells with two states).
@@ -262,11 +262,11 @@ def layer(
             y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)
         elif traced or x.size(0) == 1 or x.is_contiguous() or not any(w.requires_grad for w in weights):
             y, *rest = Eager.apply(plan, *tensors)
-        else:  # as torch.nn does, so that whoever has batch_first may refill a buffer of inputs after the call
+        else:  # a copy, as in torch.nn: callers with batch_first may refill a buffer of inputs after the call
             y, *rest = Eager.apply(plan, x.contiguous(), *tensors[1:])
         S = CELLS[cell].states
         last = tuple(rest[:S])
-        cells = rest[-1].clone() if transform and return_cells else rest[-1]  # as y: others may write into it
+        cells = rest[-1].clone() if transform and return_cells else rest[-1]  # callers may write into it
     else:
         y, last, saved = implementation(backend, "layer", OPS.get if recorded else plain)(
             cell, x, states, weights, reverse, bias, project, activation, recurrent_activation,

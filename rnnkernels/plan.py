@@ -1,7 +1,7 @@
-"""A layer call in flat form, as ``autograd.Function`` wants it: a list of tensors, and a tuple of all else.
+"""A layer call in the flat form of ``autograd.Function``: a list of tensors, and a tuple of the other arguments.
 
 Forward: ``x, *states, *weights, *reset_states`` (differentiable), then ``lengths, reset, h_mask, *zone``; the rest is
-the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list, ``y, *saved``; the ``Pull`` says how it is cut.
+the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list, ``y, *saved``; the ``Pull`` holds their counts.
 """
 
 from itertools import islice
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Plan(NamedTuple):
-    """All of a layer call that is not a tensor."""
+    """The arguments of a layer call that are not tensors."""
 
     backend: str
     cell: str
@@ -25,14 +25,14 @@ class Plan(NamedTuple):
     eps: float
     return_cells: bool
     recompute: bool
-    """Whether the gates are not saved and computed again in the backward pass: see recompute.py."""
+    """The gates are not saved, and computed again in the backward pass: see recompute.py."""
     exposed: bool
-    """Whether others may write into y before the backward pass, which then needs a y of its own."""
+    """The caller may write into y before the backward pass, which then needs a copy of y."""
     return_saved: bool = False
-    """Whether all that is saved is a result too, as the op's ``save`` wants it."""
+    """All saved tensors are results too, as with the op's ``save``."""
 
     def sizes(self):
-        """How many tensors x, states, weights and reset_states have in the flat list."""
+        """The numbers of tensors of x, states, weights and reset_states in the flat list."""
         return 1, self.n_states, self.n_weights, self.n_reset
 
     def arguments(self, tensors):
@@ -48,7 +48,7 @@ class Plan(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """How the backward's flat list is cut, and which gradients are needed (of x, of states, of weights)."""
+    """The counts by which the backward's flat list is cut, and the needed gradients (of x, of states, of weights)."""
 
     plan: Plan
     n_last: int
@@ -62,13 +62,13 @@ class Pull(NamedTuple):
         return tensors[:n], tensors[n : n + self.n_in], tensors[n + self.n_in :]
 
     def wanted(self):
-        """For every differentiable input: whether its gradient is among the results."""
+        """For every differentiable input: true if its gradient is among the results."""
         x, states, weights = self.needs
         _, n_states, n_weights, n_reset = self.plan.sizes()
         return [x, *[states] * n_states, *[weights] * n_weights, *[states] * n_reset]
 
     def spread(self, grads):
-        """The results laid out over all inputs, with None where nothing was needed."""
+        """The results in the order of all inputs, with None for gradients that were not needed."""
         grads, wanted = iter(grads), self.wanted()
         return [next(grads) if want else None for want in wanted] + [None] * (self.n_in - len(wanted))
 

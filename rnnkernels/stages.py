@@ -1,4 +1,4 @@
-"""Layers with options: their masks are drawn, their heads become directions, and the op runs them one by one.
+"""Layers with options: draws their masks, makes heads directions, and runs the op layer by layer.
 
 Letters: T time, B batch, D directions, N heads, G gates, H hidden, S states, I input, L layers, P output of a step.
 """
@@ -15,7 +15,7 @@ from .options import PLAIN, settings
 from .reference import zero_past
 
 EPS = 1e-5
-"""What layer norms add to a variance, as in ``torch.nn.LayerNorm``."""
+"""The number that layer norms add to a variance, as in ``torch.nn.LayerNorm``."""
 
 
 def layers(
@@ -26,11 +26,11 @@ def layers(
 
     Args:
         options: ``Options``, or None.
-        train: whether masks are drawn. What they are drawn from is torch's generator of the device of x: for each layer
-            first the mask of the recurrent dropout, then those of the zoneout, a state at a time.
-        reset_states: S tensors as ``states``: what restarts where ``reset`` is set, none for zeros.
-        return_cells: whether the cell states of the last layer are a result too.
-        call: what runs a layer, called as ``ops.layer``.
+        train: True draws masks, from torch's generator of the device of x: for each layer first the mask of the
+            recurrent dropout, then those of the zoneout, a state at a time.
+        reset_states: S tensors as ``states``, from which rows restart where ``reset`` is set; none for zeros.
+        return_cells: True returns the cell states of the last layer too.
+        call: runs a layer; called as ``ops.layer``.
 
     Returns:
         ``y, last``, or ``y, last, c`` with c (T, B, D*H).
@@ -53,7 +53,7 @@ def layers(
     y, last = ops.over_layers(run, x, states, weights, num_layers, D)
     if not return_cells:
         return y, last
-    c = zero_past(found[0].permute(1, 2, 0, 3).flatten(2), lengths)  # backends leave there what they like
+    c = zero_past(found[0].permute(1, 2, 0, 3).flatten(2), lengths)  # backends may leave any value past the lengths
     return y, last, c.to(y.dtype)
 
 
@@ -89,10 +89,11 @@ def layer(
 
 
 def random_bools(p, shape, device):
-    """Each true with probability p, from 16 bits of torch's generator: on a CPU a third of the time of torch.bernoulli.
+    """Bools, each true with probability p, from 16 random bits each: on a CPU a third of the time of torch.bernoulli.
 
-    The threshold is rounded up or down at random, once for all, so that the probability is p and not a multiple of
-    2^-16. torch.jit.trace, which has no dtype of a view and would keep the size, sees torch.rand.
+    The threshold is rounded up or down at random, once for all elements, so that the probability is p and not a
+    multiple of 2^-16. Under torch.jit.trace, which cannot record ``view(dtype)`` and would freeze the size, the bools
+    come from torch.rand.
     """
     if jit_tracing():
         return torch.rand(shape, device=device) < p
@@ -104,12 +105,12 @@ def random_bools(p, shape, device):
 
 
 def into_heads(t, N):
-    """(..., D, B, H) as (..., D*N, B, H/N); what is broadcast along H stays."""
+    """(..., D, B, H) as (..., D*N, B, H/N); a tensor that is broadcast along H stays as it is."""
     return t if t.size(-1) == 1 else t.unflatten(-1, (N, -1)).movedim(-2, -3).flatten(-4, -3)
 
 
 def split_weights(weights, D, G, N):
-    """The weights of every direction and head: rows of w_ih and biases are those of its units, gate by gate."""
+    """The weights of every direction and head: the rows of w_ih and biases of the head's units, gate by gate."""
     each, out = len(weights) // D, []
     for d in range(D):
         w_ih, w_hh, *biases = weights[d * each : (d + 1) * each]

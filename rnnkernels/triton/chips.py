@@ -1,4 +1,4 @@
-"""What the chooser of schedules has to know of a GPU."""
+"""The facts of a GPU by which schedules are chosen."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Chip(NamedTuple):
-    """What the chooser has to know of a GPU."""
+    """The facts of a GPU by which schedules are chosen."""
 
     name: str
     backend: str  # "cuda" or "hip"

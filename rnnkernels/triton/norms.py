@@ -1,7 +1,7 @@
 """Layer norm in the time loops (Ba, Kiros & Hinton 2016): of the recurrent products of a row, and of the cell state.
 
-Letters as in forward.py. A row is what all N gates of all H units hold of a batch row. Where its units are spread over
-programs, each leaves its part of the sums over units in ``parts`` (programs, B, 2), and the next launch adds them up.
+Letters as in forward.py. A row holds the values of all N gates of all H units for a batch row. If programs share its
+units, each stores its part of the sums over units in ``parts`` (programs, B, 2), and the next launch adds them up.
 Beside a tile (units, batch) a number per unit is (units, 1), and one per row (1, batch).
 """
 
@@ -83,7 +83,7 @@ def normed(
 
 @triton.jit
 def load_moments(moments, row, there):
-    """What ``moments_of`` found, of rows (rows, 2)."""
+    """The mean and scale that ``moments_of`` gave, from memory (rows, 2)."""
     return tl.load(moments + row * 2, mask=there, other=0.0), tl.load(moments + row * 2 + 1, mask=there, other=0.0)
 
 

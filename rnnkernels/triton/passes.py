@@ -28,7 +28,7 @@ PLAIN_BACKWARD |= dict(OUTPUT=None, READ_NORM=False, EMITS=(), PARTS=1)
 
 
 class Gradients(NamedTuple):
-    """What the backward loop found."""
+    """The results of the backward loop."""
 
     planes: torch.Tensor
     """(D, T, B, planes, H): gradients of the pre-activations."""
