@@ -88,7 +88,7 @@ def layer_backward(name, *args):
 
 
 def stack(layers, *args):
-    """``rnnkernels::stack``: inference has an op of its own, training is ``layers``, one call per layer."""
+    """``rnnkernels::stack``: inference has its own op, training is ``layers``, one call per layer."""
     x, states, weights, *_ = args
     scales = args[11] if len(args) > 11 and args[11] is not None else ()
     tensors = (x, *states, *weights, *scales)

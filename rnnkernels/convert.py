@@ -104,7 +104,7 @@ def class_of(module):
 def change_class(module, new):
     """Make ``new`` the class of a module, below its parametrizations where it has some."""
     if is_parametrized(module):
-        # parametrize gives each module a class of its own, with a property for every parametrized weight
+        # parametrize gives each module its own class, with a property for every parametrized weight
         body = {key: v for key, v in vars(type(module)).items() if key not in ("__dict__", "__weakref__")}
         new = type(new)(f"Parametrized{new.__name__}", (new,), body)
     module.__class__ = new

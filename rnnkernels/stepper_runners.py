@@ -10,7 +10,7 @@ from .functional import FORWARD
 _C = importlib.import_module(f"{__package__}._C") if backends.EXTENSION_ERROR is None else None
 run_cpp = getattr(_C, "step", None)
 """``run_cpp(handle, address of x, address of out)``: a step; False, and nothing done, if they overlap or are null."""
-STORAGE = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # numbered as in csrc/machine/instruction_set.h
+STORAGE = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # numbered as in csrc/cells/layer_call.h
 
 
 class Cpp:

@@ -68,7 +68,7 @@ def reduce_by_own_class(self, protocol):
     """Pickle and copy by the user's class, which can be imported by name, instead of the made class."""
     new = next(c for c in type(self).__mro__ if "_converted_from" in vars(c))
     found = super(new, self).__reduce_ex__(protocol)
-    if isinstance(found, str) or found[1][:1] != (new,):  # the user's own way
+    if isinstance(found, str) or found[1][:1] != (new,):  # the user's own reduction
         return found
     function, arguments, *state = found
     own = new._converted_from

@@ -19,7 +19,7 @@ class Normed(NamedTuple):
     raw: torch.Tensor
     """(D, T, B, G, H): the recurrent products."""
     moments: torch.Tensor
-    """(D, T, B, M, 2): their rows' mean and one over their deviation; a second product has a norm of its own."""
+    """(D, T, B, M, 2): their rows' mean and one over their deviation; a second product has its own norm."""
     c_moments: Any
     """(D, T, B, 2): the moments of the cell states; None without such a norm."""
 
@@ -57,7 +57,7 @@ def unnormed(problem, rows, gain, d_rows, into):
 
 
 def spans(problem):
-    """The columns of the recurrent products that have a norm of their own, in order."""
+    """The columns of the recurrent products that share a norm, for each norm in order."""
     first = len(problem.cell.reads) * problem.H
     return [slice(0, first)] + [slice(first, first + problem.H)] * (problem.cell.first is not None)
 

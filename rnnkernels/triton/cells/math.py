@@ -31,7 +31,7 @@ def at_most(v, most):
 
 @triton.jit
 def with_sign(y, v):
-    """``y``, which is not negative, with the sign of ``v``, be it that of a zero."""
+    """``y``, which is not negative, with the sign of ``v``, which may be a zero."""
     if v.dtype == tl.float64:
         sign = (v.to(tl.int64, bitcast=True) >> 63) << 63
         return (y.to(tl.int64, bitcast=True) | sign).to(tl.float64, bitcast=True)
