@@ -133,7 +133,7 @@ def write(model: CharLM, pieces: Tokenizer, prompt: str, asked: argparse.Namespa
 
 
 def show_hello(model: CharLM, pieces: Tokenizer) -> None:
-    """What the model expects after every letter of hello, which it was validated on too: it is learned by heart."""
+    """The letters that the model expects after each letter of hello: training and validation text, learned by heart."""
     tokens = text.encode(pieces, "hello")
     with torch.no_grad():
         chances = model.eval()(tokens[:-1, None])[0][:, 0].softmax(-1)

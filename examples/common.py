@@ -1,4 +1,4 @@
-"""What the examples share: command line, data, Lightning's Trainer, the folder a run writes, times and thresholds.
+"""Shared by the examples: command line, data, Lightning's Trainer, the folder a run writes, times and thresholds.
 
 An example hands its parser and its work to `run`; the work calls the rest:
 
@@ -51,7 +51,7 @@ LAYERS: dict[str, ModuleType] = {"torch": torch.nn, "rnnkernels": rnnkernels}
 
 
 class Threshold(NamedTuple):
-    """What a metric must show."""
+    """The bound that a metric must keep."""
 
     metric: str
     relation: str  # ">=" or "<="
@@ -189,8 +189,8 @@ def note_time(asked: argparse.Namespace, seconds: float) -> None:
 
 
 def earlier(asked: argparse.Namespace, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What --load names: weights and facts of a run of example `name`, whose arguments become those asked. Without
-    --load nothing."""
+    """Weights and facts of the run that --load names, of example `name`; its arguments replace those asked. Nothing
+    without --load."""
     if not asked.load:
         return {}, {}
     found, facts = load(asked.load)

@@ -22,7 +22,7 @@ from .stepper_runners import Cpp, Reference, run_cpp
 class Stepper:
     """Runs a recurrent module on a stream: one step, or a few, at a time, for inference on the CPU.
 
-    It packs a copy of the weights once, owns the state, and computes what the module would (to rounding) for the
+    It packs a copy of the weights once, owns the state, and computes the module's results (to rounding) for the
     sequence of all steps since the last reset, without dropout. The bits are the same however the sequence is cut into
     calls, on any number of threads.
 

@@ -31,7 +31,7 @@ class Recording(NamedTuple):
     bytes: int
 
 
-RECORD, LAUNCH = "record", "launch"  # what to do at the next call of a key, after the first one
+RECORD, LAUNCH = "record", "launch"  # the action at the next call of a key, after the first one
 _seen: OrderedDict = OrderedDict()  # by key: one of these, or a Recording
 _lock = threading.Lock()
 

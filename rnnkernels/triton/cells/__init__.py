@@ -8,7 +8,7 @@ from . import gru, gru_reset_before, lstm, projection, rnn
 
 class Cell(NamedTuple):
     """``forward(x, r, s)`` gives the new states and the kept planes; ``backward(ds, new, old, kept)`` the gradients of
-    the pre-activations as planes, and of the old states but for what the recurrent products add."""
+    the pre-activations as planes, and of the old states without the terms of the recurrent products."""
 
     forward: Any
     backward: Any
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
     """``new_cells(gates, old)``: the same for the last state, of all steps at once and in torch."""
 
     output: Any = None
-    """``output(gates, cells, activation)``: h before a projection, from what is kept; None: no projection."""
+    """``output(gates, cells, activation)``: h before a projection, from the kept planes; None: no projection."""
 
     def __hash__(self):
         """Of its numbers only: the hash of a jit function is that of its source."""
