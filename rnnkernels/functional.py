@@ -244,5 +244,5 @@ def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, dr
 
 
 def batch_major(y):
-    """y (T, B, ...), just computed, as (B, T, ...): transposed in place: no view, so ``detach_`` works."""
+    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works."""
     return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)
