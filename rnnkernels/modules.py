@@ -36,8 +36,8 @@ class RNN(Recurrent, nn.RNN):
         zoneout: probability of a state to stay as it was before the step (Krueger et al. 2017, "Zoneout: regularizing
             RNNs by randomly preserving hidden activations"), drawn anew for every step and unit in training; in eval
             ``p * old + (1 - p) * new``. The next step and the output see that state. Default: 0
-        layer_norm: normalise the sums that enter the cell (Ba et al. 2016, "Layer normalization"): ``LN(W_ih x) * g_x`` and
-            ``LN(W_hh h) * g_h`` in the place of the two products, over the G*H units of all gates of a layer and
+        layer_norm: normalise the two products (Ba et al. 2016, "Layer normalization"): ``LN(W_ih x) * g_x`` and
+            ``LN(W_hh h) * g_h`` in their place, over the G*H units of all gates of a layer and
             direction, before the biases. Adds ``ln_x_gain_l0`` and ``ln_h_gain_l0`` (G*H) and so on. Default: False
         recompute: save only the output (and c) for the backward pass, which computes the gates again, a layer at a
             time, by products over many steps (Chen et al. 2016, "Training deep nets with sublinear memory cost"). It

@@ -1,4 +1,4 @@
-"""Layers with options: draws their masks, makes heads directions, and runs the op layer by layer.
+"""Layers with options: masks are drawn, heads become directions, and the op runs the layers one by one.
 
 Letters: T time, B batch, D directions, N heads, G gates, H hidden, S states, I input, L layers, P output of a step.
 """
