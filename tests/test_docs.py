@@ -22,6 +22,9 @@ def anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+# torch's own, in its exporter to ONNX
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:# The axis name")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("page", [name for name, path in PAGES.items() if blocks(path.read_text("utf-8"), "python")])
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other, in one namespace and in an empty folder."""
