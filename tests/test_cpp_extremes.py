@@ -88,7 +88,7 @@ def run():
 
 
 def small_numbers():
-    """For a process of cpp_worker.py: no digits are lost down to 1e-30, then 1e-37 in a sum's term (README, Limits)."""
+    """In a process of cpp_worker.py: no digits are lost down to 1e-30, then 1e-37 in a sum's term: docs/accuracy.md."""
     terms = max(SIZES["I"] + SIZES["H"], SIZES["T"] * SIZES["B"])
     for exponent in range(-28, -46, -2):
         scale = 10.0**exponent

@@ -84,7 +84,7 @@ def call(**changes):
     facts = dict(
         cell="lstm", device=torch.device("cpu"), dtype=torch.float32, T=3, B=2, I=4, H=20, P=20, D=1, training=True
     )  # fmt: skip
-    return backends.Call(**(facts | changes))
+    return backends.Facts(**(facts | changes))
 
 
 @pytest.mark.parametrize(

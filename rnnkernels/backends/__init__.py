@@ -1,7 +1,7 @@
-"""Which backend runs a call, and why the others do not.
+"""The choice of the backend that runs a call, with the reasons against the others.
 
-PyTorch's dispatcher does the choosing wherever it can (CPU: C++, CUDA: Triton, anything else: the reference); this file
-only steps in where a backend is forced, or where a call uses a stage that the device's backend does not have.
+PyTorch's dispatcher chooses wherever it can (CPU: C++, CUDA: Triton, anything else: the reference). This file chooses
+where a backend is forced, or where a call uses a stage that the device's backend does not have.
 """
 
 import importlib
@@ -107,7 +107,7 @@ BACKENDS = {backend.name: backend for backend in (Cpp, Triton, Reference)}  # in
 
 
 def load_extension():
-    """Load the C++ extension; None, or the reason why there is none (which is warned about once)."""
+    """Load the C++ extension; None, or the reason why it is missing, which is also a warning."""
     try:
         importlib.import_module("rnnkernels._C")  # importing it registers the kernels
     except ImportError as error:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 
 class CellSpec(NamedTuple):
-    """What every backend has to know of a cell; its arithmetic is in ``reference.py`` and the backends' cell files."""
+    """The facts of a cell that all backends use; its arithmetic is in ``reference.py`` and the backends' cell files."""
 
     name: str
     gates: int
@@ -12,9 +12,9 @@ class CellSpec(NamedTuple):
     states: int
     """S: state tensors; the first is the hidden state h, which is also the output."""
     planes: tuple[str, ...]
-    """What training saves, as the planes of ``gates`` (D, T, B, K, H); none where the output is enough."""
+    """The names of the planes of ``gates`` (D, T, B, K, H) that training saves; none where the output is enough."""
     phases: int = 1
-    """Products in a step: with 2, that of the last gate waits for the other gates."""
+    """Recurrent products in a step; with 2, the product of the last gate waits for the other gates."""
 
     @property
     def kept(self):

@@ -4,8 +4,8 @@ Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S sta
 K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``ops.py``).
 A cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before the
 step, and of four functions: the two activations, the norm of the output, and ``again`` for a second product inside the
-step. It gives the new states and the planes to keep. Differentiable to any order, because it is made of torch
-operations; slow, because it is.
+step. It gives the new states and the planes to keep. It consists of torch operations: differentiable to any order, and
+slow.
 """
 
 from contextlib import contextmanager
@@ -88,23 +88,17 @@ def weights_of(weights, d, directions):
 
 
 def group(tensor, d, reverse, dims):
-    """The input (or lengths, or reset mask) that direction ``d`` reads: its group's, where there are groups."""
+    """The input (or lengths, or reset mask) of direction ``d``: its group's, if there are groups."""
     return tensor if tensor is None or tensor.dim() == dims else tensor[d // len(reverse)]
 
 
-def directions_of(x, reverse):
-    return len(reverse) * (x.size(0) if x.dim() == 4 else 1)
-
-
-def zero_states(cell, x, weights, reverse, project):
+def zero_states(call):
     """The states that an empty list stands for: h0 (D, B, P) and, for a cell that has one, c0 (D, B, H)."""
-    D = directions_of(x, reverse)
-    P, H = weights[1].size(1), weights[1].size(0) // CELLS[cell].gates
-    return [x.new_zeros(D, x.size(-2), P if k == 0 else H) for k in range(CELLS[cell].states)]
+    return [call.x.new_zeros(call.D, call.x.size(-2), call.H if k else call.P) for k in range(call.spec.states)]
 
 
 class Direction:
-    """What a direction does with its weights, as functions of tensors of any number of leading dimensions."""
+    """The products of a direction with its weights, as functions of tensors with any number of leading dimensions."""
 
     def __init__(self, cell, weights, bias, project, norm_eps):
         G, H = CELLS[cell].gates, weights[1].size(0) // CELLS[cell].gates
@@ -134,7 +128,7 @@ class Direction:
         return self.affine(h, *(w if w is None else w[self.first :] for w in (self.w_hh, self.b_hh, self.ln_h)))
 
     def norm(self, c):
-        """c as it enters the output."""
+        """c on its way to the output."""
         return F.layer_norm(c, c.shape[-1:], *self.ln_c, self.eps) if self.ln_c else c
 
 
@@ -148,7 +142,7 @@ def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, r
         if reset is not None:
             at = reset[t][:, None]
             old = tuple(torch.where(at, reset_s[k] if reset_s else 0.0, v) for k, v in enumerate(old))
-        if lengths is not None:  # what a row past its end holds, NaN perhaps, is not multiplied by its gradient of zero
+        if lengths is not None:  # values past a row's end, NaN perhaps, would be multiplied by a gradient of zero
             alive = (t < lengths)[:, None]
             old = tuple(torch.where(alive, v, 0.0) for v in old)
         h = old[0] if h_mask is None else old[0] * h_mask
@@ -208,7 +202,7 @@ def layer(*args):
 def no_units(x, states, weights, directions, count, return_cells):
     """A layer without hidden units (H = P = 0): empty results that depend on all inputs, whose gradients are zeros."""
     (T, B, _), each = x.shape, len(weights) // directions
-    zero = sum(F.linear(x, weights[d * each]).sum() for d in range(directions))  # of no elements, as all sums here
+    zero = sum(F.linear(x, weights[d * each]).sum() for d in range(directions))  # no elements, as in all sums here
     zero = zero + sum(t.sum() for t in (*states, *weights))
     last = tuple(x.new_zeros(directions, B, 0) + zero for _ in range(count))
     y = x.new_zeros(T, B, 0) + zero
@@ -226,7 +220,7 @@ def split(flat, sizes):
 
 @contextmanager
 def autograd_enabled():
-    """Autograd inside an op: the dispatcher may have switched it off on the way here."""
+    """Autograd switched on inside an op, where the dispatcher may have switched it off."""
     with torch._C._PreserveDispatchKeyGuard(), torch.enable_grad():
         for key in (DispatchKey.AutogradFunctionality, DispatchKey.ADInplaceOrView):
             torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)

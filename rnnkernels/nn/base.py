@@ -1,4 +1,4 @@
-"""What ``RNN``, ``LSTM`` and ``GRU`` have in common: how a call becomes layers, and the parameters of the options.
+"""The base class of ``RNN``, ``LSTM`` and ``GRU``: from a call to layers, and the parameters of the options.
 
 They derive from torch.nn's as well; tracers.py says how that goes with TorchDynamo. A plain layer holds no parameter
 and no setting beyond what torch.nn's have, so that :func:`rnnkernels.convert` can turn one into the other in place. All
@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import PackedSequence
 from ..op.autograd import jit_tracing
 from ..recorders import onnx
 from ..recorders.tracers import LEAF, Leaf, pass_dynamo
-from . import masks
 from .checks import check_lengths, check_reset, refuse_nested
 from .functional import BOTH, FORWARD, batch_major, layers
 from .options import Option, check_heads, norm_parameters, take_options
@@ -23,16 +22,16 @@ MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm"
 
 
 def check_recurrent(module):
-    """Whether a module is one of ours, where one with torch.nn's abilities will not do."""
+    """Raise for a module that is not rnnkernels', in functions that need more than torch.nn's have."""
     if not isinstance(module, Recurrent):
         raise TypeError(f"Expected an RNN, LSTM or GRU of rnnkernels, but got {type(module).__name__}")
 
 
 class Recurrent(Leaf, nn.RNNBase):
-    """What the three have in common: everything but the form of ``hx``. Each is also torch.nn's class of its name."""
+    """Everything of the three but the form of ``hx``. Each is also an instance of torch.nn's class of its name."""
 
-    _wrong_input: str  # what torch.nn says of an input with a wrong number of dimensions
-    _options = None  # ``Options`` where there are any: a plain layer pays for looking, and no more
+    _wrong_input: str  # torch.nn's message for an input with a wrong number of dimensions
+    _options = None  # ``Options``, or None for a plain layer, which costs it one lookup
 
     recurrent_dropout, zoneout, recompute = Option(), Option(), Option()
     layer_norm, heads = Option(fixed=True), Option(fixed=True)
@@ -42,7 +41,7 @@ class Recurrent(Leaf, nn.RNNBase):
 
     @property
     def _flat_weights(self):
-        """The weights as they are now. What other code assigns to this is not kept: the weights are read by name."""
+        """The weights as they are now. Assignments are ignored: the weights are read by name."""
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
     @_flat_weights.setter
@@ -56,14 +55,14 @@ class Recurrent(Leaf, nn.RNNBase):
         """Nothing to do: there is no list of weights to keep."""
 
     def flatten_parameters(self):
-        """Nothing to do: the kernels take the weights wherever they are."""
+        """Nothing to do: the kernels take weights at any address."""
 
     def __init__(self, mode, *args, **kwargs):
         cell = MODES[mode][0]
         options = take_options(cell, kwargs)
         if options is None or options.heads == 1:
-            nn.RNNBase.__init__(self, mode, *args, **kwargs)  # super() is nn.LSTM, which gives the mode itself
-        else:  # on no device, because the weights of the heads are much smaller
+            nn.RNNBase.__init__(self, mode, *args, **kwargs)  # super() is nn.LSTM, which passes the mode itself
+        else:  # on the meta device, because the weights of heads are much smaller than these
             if len(args) > 8:
                 device, args = args[8], (*args[:8], "meta", *args[9:])
             else:
@@ -90,7 +89,7 @@ class Recurrent(Leaf, nn.RNNBase):
             self._reset_norms()
 
     def reset_parameters(self):
-        """Initial values as torch.nn draws them; what ``layer_norm`` adds does nothing at first."""
+        """Initial values as torch.nn draws them; gains of layer norms are 1 and biases 0."""
         super().reset_parameters()
         self._reset_norms()
 
@@ -100,7 +99,7 @@ class Recurrent(Leaf, nn.RNNBase):
                 nn.init.constant_(p, 0.0 if "bias" in name else 1.0)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        """Load; gains of layer norms may also have the names that they once had, ``ln_x_weight_l0`` and so on."""
+        """Load; gains of layer norms may also have their former names, ``ln_x_weight_l0`` and so on."""
         for name in self._flat_weights_names:
             old = prefix + name.replace("_gain_", "_weight_")
             if name.startswith("ln_") and old in state_dict and prefix + name not in state_dict:
@@ -114,7 +113,7 @@ class Recurrent(Leaf, nn.RNNBase):
 
     @property
     def _cell(self):
-        """The cell of the op, but for what options change."""
+        """The cell of the op, without the changes that options make to it."""
         return MODES[self.mode][0]
 
     def _states(self, hx, dims=None):
@@ -131,7 +130,7 @@ class Recurrent(Leaf, nn.RNNBase):
 
     def forward(self, input, hx=None, lengths=None, reset=None, return_cell_states=False):
         """Run the layers over a sequence; see the class."""
-        # the last three are no keyword-only arguments: torch.onnx.export(dynamo=False) hands defaults over by position
+        # the last three are not keyword-only: torch.onnx.export(dynamo=False) passes defaults by position
         if lengths is not None or reset is not None or return_cell_states:
             return self._forward_more(input, hx, lengths, reset, return_cell_states)
         if isinstance(input, PackedSequence):
@@ -150,7 +149,7 @@ class Recurrent(Leaf, nn.RNNBase):
         return batch_major(y) if batch_first else y, self._hidden(last)
 
     def _forward_more(self, input, hx, lengths, reset, cells, call=None):
-        """``forward`` where something is given that torch.nn does not have; ``call`` as in ``masks.layers``."""
+        """``forward`` with arguments that torch.nn does not have; ``call`` as in ``functional.layers``."""
         more = {name: value for name, value in (("return_cells", cells), ("call", call)) if value}
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
@@ -186,35 +185,29 @@ class Recurrent(Leaf, nn.RNNBase):
         return outputs[0], self._hidden(last), *outputs[1:]
 
     def _layers(self, x, states, lengths=None, drop=torch.dropout, reset=None, more=None):
-        """Check and run all layers on x (T, B, I); ``more`` are further arguments of ``masks.layers``."""
+        """Check and run all layers on x (T, B, I); ``more`` are further arguments of ``functional.layers``."""
         parameters, names, H, P = self._parameters, self._flat_weights_names, self.hidden_size, self.proj_size
         try:
             weights = [parameters[name] for name in names]
-        except KeyError:  # something else than a parameter has taken the name
+        except KeyError:  # a buffer or attribute has the parameter's name
             weights = [getattr(self, name) for name in names]
         cell, activation = MODES[self.mode]
-        options = self._options
-        if options is not None or more:
-            return masks.layers(
-                cell, x, states, weights, self.num_layers, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
-                self.input_size, H, P or H, activation, options, self.training,
-                self.dropout if self.training else 0.0, lengths, reset, drop=drop, **(more or {}),
-            )  # fmt: skip
         return layers(
             cell, x, states, weights, self.num_layers, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
             self.input_size, H, P or H, activation, self.dropout if self.training else 0.0, lengths, reset, drop,
+            self._options, self.training, **(more or {}),
         )  # fmt: skip
 
     @staticmethod
     def _outside_graphs(run):
-        """A function of a PackedSequence, whose sizes are data: a graph break, as with torch.nn."""
+        """The function behind a graph break, as in torch.nn: the sizes of a PackedSequence are data."""
         if not torch.compiler.is_compiling():
             return run
         onnx.refuse_packed()
         return torch.compiler.disable(run)
 
     def _forward_packed(self, packed, hx, more=None):
-        """Pad, run with lengths, pack again: the kernels skip the padding, and rows stay in their packed order."""
+        """Pad, run with lengths, pack again: the kernels skip the padding, and rows stay in packed order."""
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         if data.dim() != 2:
             raise RuntimeError(f"input must have 2 dimensions, got {data.dim()}")
@@ -222,7 +215,7 @@ class Recurrent(Leaf, nn.RNNBase):
             states = ()
         else:
             states = self._states(hx)
-            if sorted_indices is not None:  # the rows of hx are in the order in which the user gave the sequences
+            if sorted_indices is not None:  # the rows of hx have the order of the user's sequences
                 states = [s.index_select(1, sorted_indices) for s in states]
         if not jit_tracing() and int(batch_sizes[-1]) == int(batch_sizes[0]):  # every row has all T steps
             T, B = batch_sizes.size(0), int(batch_sizes[0])
@@ -231,7 +224,7 @@ class Recurrent(Leaf, nn.RNNBase):
         else:
             x, lengths = _VF._pad_packed_sequence(data, batch_sizes, False, 0.0, -1)
 
-            def drop(y, p, train):  # draws for the packed rows only, as torch does
+            def drop(y, p, train):  # draws random numbers for the packed rows only, as torch does
                 mask = torch.dropout(y.new_ones(data.size(0), y.size(2)), p, train)
                 return y * _VF._pad_packed_sequence(mask, batch_sizes, False, 0.0, -1)[0]
 

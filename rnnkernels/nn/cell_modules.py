@@ -1,6 +1,6 @@
 """``RNNCell``, ``LSTMCell`` and ``GRUCell``: torch.nn's cells, one step of the same op as the layers.
 
-In eager mode on the CPU a step in float32 or float64 is torch's own op where that is faster: ``torchs_step``.
+In eager mode on the CPU torch's own op computes a step in float32 or float64 where it is faster: ``torchs_step``.
 Letters: B batch, G gates, H hidden, I input.
 """
 
@@ -10,6 +10,7 @@ from torch.autograd import forward_ad
 
 from .. import backends
 from ..cells import CELLS
+from ..cells.call import LayerCall
 from ..op import run as op
 from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
 from ..recorders.tracers import Leaf
@@ -22,10 +23,10 @@ TORCH_CELLS = {
 
 
 def torchs_step(cell, dtype, training):
-    """The reason why torch's own op takes a step on the CPU in eager mode, where that is faster; or None.
+    """The reason why torch's own op computes a step on the CPU in eager mode, because it is faster; or None.
 
-    A step in training is a few matrix products, which both have, and what autograd costs: torch's nodes are C++, ours
-    are Python. Of an Elman network the products are all there is. In 16 bits ours has sums in float32.
+    A step in training costs a few matrix products, equal in both, and autograd's overhead: torch's nodes are C++, ours
+    are Python. A step of an Elman network is little but products. In 16 bits our op runs: it sums in float32.
     """
     if dtype not in (torch.float32, torch.float64) or not (training or cell == "rnn"):
         return None
@@ -33,7 +34,7 @@ def torchs_step(cell, dtype, training):
 
 
 class RecurrentCell(Leaf, nn.RNNCellBase):
-    """What the three have in common: one step from x (B, I) and the states (B, H), all of them checked."""
+    """The base class of the three cells: one step from x (B, I) and the states (B, H), all of them checked."""
 
     def _step(self, cell, activation, input, hx):
         """The states after one step, each (B, H), or (H,) for an input without a batch.
@@ -55,7 +56,7 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
         x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
         stack = op.inference_op(x, states, weights, weights[0].size(1)) if H else None
         if stack is not None:
-            try:  # the op checks all that `check_step` does, but the words of torch for what is wrong are there
+            try:  # the op checks the same as `check_step`, which has torch's error messages
                 y, last = stack(x, states, weights, cell, 1, False, bias, H, *((0, activation) if activation else ()))
             except RuntimeError as error:
                 refused, stack = error, None
@@ -63,11 +64,11 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
             check_step(cell, input, hx, weights, bias, H)
             if refused is not None:
                 raise refused
-            y, last = op.layer(cell, x, states, weights, bias=bias, activation=activation)
+            y, last = op.layer(LayerCall(cell, x, states, weights, bias=bias, activation=activation))
         new = (y, *last[1:])
         if torch.compiler.is_compiling() or jit_tracing():
             return [s.squeeze(0) for s in new]
-        return [s.squeeze_(0) for s in new]  # in place, so that they are no views and detach_ works on them
+        return [s.squeeze_(0) for s in new]  # in place: the results are no views, so detach_ works
 
     def _single_state(self, input, hx):
         """``hx`` as a tuple of states, for the cells that have one; the number of dimensions is checked."""
@@ -85,7 +86,7 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
 
 
 def eager():
-    """Whether a call is plain eager execution with no backend forced, which torch's own ops may take."""
+    """True for plain eager execution with no backend forced, where torch's own ops may compute a step."""
     return not (
         torch.compiler.is_compiling()
         or jit_tracing()
@@ -99,7 +100,7 @@ def eager():
 
 @aside
 def check_step(cell, input, hx, weights, bias, H):
-    """Whether the tensors of a step fit together."""
+    """Check that the tensors of a step fit together."""
     I = weights[0].size(1)  # noqa: E741
     check_cell_sizes(input, hx, I, H)
     check_placement(input.dtype, input.device, hx, weights)
@@ -107,7 +108,7 @@ def check_step(cell, input, hx, weights, bias, H):
 
 
 def check_cell_sizes(input, hx, I, H):  # noqa: E741
-    """Whether an input (B, I) and states (B, H) fit a cell, in torch's words."""
+    """Check that an input (B, I) and states (B, H) fit a cell; the errors are torch's."""
     B = input.size(0)
     if input.size(1) != I:
         raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {I}")
@@ -117,7 +118,7 @@ def check_cell_sizes(input, hx, I, H):  # noqa: E741
 
 
 def raise_wrong_state(k, state, B, H):
-    """Say in torch's words what is wrong with the shape of state ``k``."""
+    """Raise torch's error for the wrong shape of state ``k``."""
     if state.size(0) != B:
         raise RuntimeError(f"Input batch size {B} doesn't match hidden{k} batch size {state.size(0)}")
     if state.size(1) != H:
@@ -131,7 +132,7 @@ class RNNCell(RecurrentCell, nn.RNNCell):
     Args:
         input_size: I.
         hidden_size: H.
-        bias: whether there are ``bias_ih`` and ``bias_hh``. Default: True
+        bias: False for no ``bias_ih`` and ``bias_hh``. Default: True
         nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``
         device, dtype: of the parameters: float64, float32, bfloat16 or float16.
 

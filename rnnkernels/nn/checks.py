@@ -1,4 +1,4 @@
-"""Whether tensors fit together, in torch.nn's words. Letters as in functional.py."""
+"""Checks that tensors fit together, with torch.nn's error messages. Letters as in functional.py."""
 
 import os
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ DTYPE_NAMES = {
 
 
 def aside(function):
-    """The function, hidden from torch.jit.trace: sizes are numbers for it and what it looks at is not recorded."""
+    """The function, hidden from torch.jit.trace: it sees sizes as numbers, and its operations are not recorded."""
 
     @wraps(function)
     def run(*args, **kwargs):
@@ -47,9 +47,9 @@ def aside(function):
 
 @aside
 def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, options=PLAIN, reset_states=()):  # noqa: E741
-    """Whether all tensors fit together, x (T, B, I) being three-dimensional; the errors are torch's.
+    """Check that all tensors fit together; x (T, B, I) has three dimensions. The errors are torch's.
 
-    Everything that kernels rely on is checked here, weights included: they can be anything by the time of a call.
+    Everything that kernels rely on is checked here, weights included: users can replace these between calls.
     """
     dtype, device, weight = x.dtype, x.device, weights[0]
     if dtype != weight.dtype and not autocast_enabled(device.type):
@@ -68,7 +68,7 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, optio
 
 
 def check_sizes(x, states, num_layers, D, I, H, P, name="hidden"):  # noqa: E741
-    """Whether the states fit the input, and the input the layers."""
+    """Check that the states fit the input, and the input the layers."""
     if x.size(2) != I:
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {I}, got {x.size(2)}")
     for k, s in enumerate(states):
@@ -79,7 +79,7 @@ def check_sizes(x, states, num_layers, D, I, H, P, name="hidden"):  # noqa: E741
 
 
 def refuse_nested(who):
-    """Raise for a nested tensor, jagged or strided, and name what takes its place."""
+    """Raise for a nested tensor, jagged or strided; the message names padding and ``lengths`` instead."""
     raise TypeError(
         f"{who} does not take nested tensors: pad the sequences with torch.nested.to_padded_tensor(input, 0.0) and, "
         "with batch_first=True, give their lengths to a layer as lengths= (of a jagged one: input.offsets().diff())"
@@ -87,13 +87,13 @@ def refuse_nested(who):
 
 
 def check_steps(x):
-    """Whether there is a step at all."""
+    """Check that there is at least one step."""
     if x.size(0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
 
 
 def check_placement(dtype, device, states, weights, role="hidden"):
-    """Whether states and weights are on the device of the input and, outside autocast, of its dtype."""
+    """Check that states and weights have the device of the input and, outside autocast, its dtype."""
     for tensor in (*weights, *states):
         if tensor.dtype != dtype or tensor.device != device:
             break
@@ -108,7 +108,7 @@ def check_placement(dtype, device, states, weights, role="hidden"):
                 )
     dtypes = (dtype, *(t.dtype for t in (*states, *weights)))
     if autocast_enabled(device.type) and all(d.is_floating_point and d != torch.float64 for d in dtypes):
-        return  # autocast makes all of them the same, but leaves float64 alone
+        return  # autocast gives all of them one dtype, but does not touch float64
     left = next((s.dtype for s in states if s.dtype != weights[0].dtype), dtype)
     right = next((w.dtype for w in weights if w.dtype != left), weights[0].dtype)
     left, right = (DTYPE_NAMES.get(d, str(d)) for d in (left, right))
@@ -116,7 +116,7 @@ def check_placement(dtype, device, states, weights, role="hidden"):
 
 
 def check_weights(weights, num_layers, D, bias, project, rows, I, H, P, N=1, norms=()):  # noqa: E741
-    """Whether every weight has the shape that its place in the list asks for."""
+    """Check that every weight has the shape that its position in the list requires."""
     w_hh = (rows, P) if N == 1 else (N, rows // N, H // N)
     rest = [w_hh, (rows,), (rows,)] if bias else [w_hh]
     if project:
@@ -135,7 +135,7 @@ def check_lengths(lengths, x):
             raise TypeError(
                 f"Expected 'lengths' to be a tensor or a list of integers, but got {type(lengths).__name__}"
             )
-        kind = None if len(lengths) else torch.int64  # of nothing torch would make floats
+        kind = None if len(lengths) else torch.int64  # torch would make a float tensor of an empty list
         lengths = torch.as_tensor(lengths, dtype=kind, device="cpu")
     check_lengths_shape(lengths, x)
     moved = lengths.to(device=x.device, dtype=torch.int64)
@@ -145,7 +145,7 @@ def check_lengths(lengths, x):
 
 @aside
 def check_lengths_shape(lengths, x):
-    """Whether there is an integer for every row of x (T, B, I), and where x is."""
+    """Check that ``lengths`` has an integer for every row of x (T, B, I), on the CPU or on x's device."""
     B = x.size(1)
     if lengths.dim() != 1 or lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
         kind = DTYPE_NAMES.get(lengths.dtype, str(lengths.dtype))
@@ -163,15 +163,15 @@ def check_lengths_shape(lengths, x):
 def device_assertions(enabled: bool):
     """Within this context ``lengths`` that lie on a GPU are checked by an assertion there, or not checked at all.
 
-    What is checked of ``lengths`` is that each is from 0 to T. On the CPU that is done at once, with a ValueError. On a
-    GPU the host would have to wait for the values; in their place torch's own ``_assert_async`` is queued, four small
-    kernels a call: it stops the program with a device-side assertion (after which CUDA is of no use in that process),
-    and the host never waits. Graphs of ``torch.compile`` and ``torch.export`` hold the same assertion, on the CPU too,
-    where it raises a RuntimeError. Under ``vmap`` and ``grad`` of ``torch.func`` the values are checked like that as
-    well, but not under these inside ``torch.compile``, where the assertion has no rule for batches.
+    Each length has to be from 0 to T. Lengths on the CPU are checked at once, with a ValueError. For lengths on a GPU
+    the host would have to wait for the values; instead torch's own ``_assert_async`` is queued, four small kernels a
+    call. It stops the program with a device-side assertion (after which CUDA cannot be used in that process), and the
+    host never waits. Graphs of ``torch.compile`` and ``torch.export`` hold the same assertion, on the CPU too, where it
+    raises a RuntimeError. Values under ``vmap`` and ``grad`` of ``torch.func`` are checked in the same way, but not
+    under these inside ``torch.compile``, where the assertion has no batching rule.
 
     The default is True; the environment variable ``RNNKERNELS_DEVICE_ASSERTIONS=0`` switches off for a whole process.
-    Without it wrong lengths on a GPU have no defined result. What is on the CPU in eager mode is always checked.
+    Wrong lengths on a GPU then have no defined result. Lengths on the CPU in eager mode are always checked.
 
     Raises:
         TypeError: for anything but a bool.
@@ -189,7 +189,7 @@ def device_assertions(enabled: bool):
 
 @aside
 def check_values(lengths, T):
-    """Whether lengths are from 0 to T; an error at once, or an assertion."""
+    """Check that lengths are from 0 to T: an error at once, or an assertion on the device."""
     if torch.compiler.is_compiling():
         if not transforming():
             assert_values(lengths, T)
@@ -210,23 +210,23 @@ def check_values(lengths, T):
 
 
 def on_host(tensor):
-    """Whether the values of a tensor can be looked at without waiting for a device."""
+    """True if the values of a tensor can be read without waiting for a device."""
     return tensor.is_cpu
 
 
 def assert_values(lengths, T):
-    """Have the device of lengths check them when it comes to it."""
+    """Queue an assertion on the device of ``lengths``, without waiting for it."""
     if _assertions not in ("0", "1"):
         raise RuntimeError(f"{ENVIRONMENT_VARIABLE}={_assertions} is neither 0 nor 1")
     if _assertions == "1" and lengths.device.type in ASSERTING:
-        lengths = lengths.to(torch.int64)  # narrower ones may not hold T
-        # no number in the text: a graph with dynamic sizes has none
+        lengths = lengths.to(torch.int64)  # narrower integers may not hold T
+        # the message holds no number: in a graph with dynamic sizes T is unknown
         message = "Length of all samples in 'lengths' has to be at least 0 and at most the number of steps"
         torch._assert_async((lengths == lengths.clamp(0, T)).all(), message)
 
 
 def check_reset(reset, input, batch_first, bidirectional):
-    """``reset`` as a mask (T, B) and the states to restart from, none for zeros; these are checked later."""
+    """``reset`` as a mask (T, B) and the states to restart from, none for zeros; the states are checked later."""
     states = ()
     if isinstance(reset, (tuple, list)):
         if len(reset) != 2:
@@ -242,7 +242,7 @@ def check_reset(reset, input, batch_first, bidirectional):
 
 @aside
 def check_mask(reset, input):
-    """Whether ``reset`` has a bool for every row and step of the input."""
+    """Check that ``reset`` has a bool for every row and step of the input."""
     if reset.dtype != torch.bool or reset.shape != input.shape[:-1]:
         raise ValueError(
             f"Expected 'reset' to be a bool tensor of shape {tuple(input.shape[:-1])}, "
@@ -253,7 +253,7 @@ def check_mask(reset, input):
 
 
 def check_inference(who, name, tensor):
-    """Whether a tensor wants no gradient of something that has none."""
+    """Raise if a tensor requires a gradient of a module that is for inference only."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"{who} is for inference only, but {name} requires a gradient; use {name}.detach() or torch.no_grad()"

@@ -1,21 +1,21 @@
-"""``rnn``, ``lstm`` and ``gru`` as functions of tensors: how the layers are run, and dropout between them.
+"""``rnn``, ``lstm`` and ``gru`` as functions of tensors: the loop over layers, and dropout between them.
 
 Letters: T time, B batch, D directions, G gates, H hidden, S states, I input, L layers, P output of a step (H, or
 proj_size where there is one).
 """
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from ..cells import CELLS
+from ..cells.call import LayerCall
+from ..cells.reference import zero_past
 from ..op import run as op
 from ..op.autograd import jit_tracing
 from ..op.schema import over_layers
 from . import masks
 from .checks import check, check_lengths, check_reset, refuse_nested
-from .options import check_heads, norm_parameters, take_options
+from .options import PLAIN, check_heads, norm_parameters, take_options
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
 
@@ -43,10 +43,10 @@ def rnn(
         hx: the initial state (L*D, B, H) in the dtype of ``input``; None stands for zeros.
         params: for every layer, and in it for every direction: w_ih (H, I or D*H), w_hh (H, H), and with ``has_biases``
             b_ih (H,), b_hh (H,). This is the order of ``torch.nn.RNN(...).parameters()``.
-        has_biases: whether ``params`` holds biases.
+        has_biases: ``params`` holds biases.
         num_layers: L.
         dropout: probability of zeroing an element of the output of every layer but the last.
-        train: whether dropout is applied.
+        train: True applies dropout.
         bidirectional: D = 2 directions instead of 1, the second from the end to the start.
         batch_first: the batch comes first in ``input``, ``output`` and ``reset``; costs no copy in inference, and in
             training one of ``input``, as in torch.nn, so that it may be refilled before the backward pass.
@@ -162,7 +162,7 @@ def _run(
     cell, input, states, params, bias, num_layers, dropout, train, bidirectional, batch_first, lengths, reset, given,
     activation=None,
 ):  # fmt: skip
-    """What the three functions have in common: read H, P and the projection off the weights, check, run."""
+    """The body of the three functions: read H, P and the projection off the weights, check, run."""
     spec, reverse = CELLS[cell], BOTH if bidirectional else FORWARD
     options = take_options(cell, given) if given else None
     if given:
@@ -192,22 +192,19 @@ def _run(
         if len(restart) not in (0, spec.states):
             raise RuntimeError(f"{cell} expects {spec.states} states to restart from, got {len(restart)}")
     I, P, dropout = params[0].size(1), P if project else H, dropout if train else 0.0  # noqa: E741
-    if options is None and not restart:
-        y, last = layers(
-            cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, dropout, lengths, reset
-        )
-    else:
-        check_heads(1 if options is None else options.heads, H, project)
-        y, last = masks.layers(
-            cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, options, train, dropout,
-            lengths, reset, restart,
-        )  # fmt: skip
+    if options is not None:
+        check_heads(options.heads, H, project)
+    y, last = layers(
+        cell, x, states, params, num_layers, reverse, bias, project, I, H, P, activation, dropout, lengths, reset,
+        options=options, train=train, reset_states=restart,
+    )  # fmt: skip
     return batch_major(y) if batch_first else y, *last
 
 
 def layers(
     cell, x, states, weights, num_layers, reverse, bias, project, I, H, P, activation=None, dropout=0.0,  # noqa: E741
-    lengths=None, reset=None, drop=torch.dropout,
+    lengths=None, reset=None, drop=torch.dropout, options=None, train=False, reset_states=(), return_cells=False,
+    call=None,
 ):  # fmt: skip
     """Check that all tensors fit together, and run the layers.
 
@@ -218,33 +215,56 @@ def layers(
         lengths, reset: as from :func:`check_lengths` and :func:`check_reset`.
         dropout: probability; 0 outside training.
         drop: called as ``drop(y, dropout, True)`` on the output of every layer but the last.
+        options: ``Options``, or None.
+        train: True draws the masks of the options.
+        reset_states: S tensors as ``states``, from which rows restart where ``reset`` is set; none for zeros.
+        return_cells: True returns the cell states of the last layer too.
+        call: runs a ``LayerCall``; called as ``op.layer``, the default.
 
     Returns:
-        ``y`` (T, B, D*P) and the S final states (L*D, B, H or P).
+        ``y`` (T, B, D*P) and the S final states (L*D, B, H or P); with ``return_cells`` also c (T, B, D*H).
     """
-    refused = None
-    stack = op.inference_op(x, states, weights, I) if H and not dropout and reset is None else None
+    D, top, refused, found = len(reverse), num_layers - 1, None, []
+    plain = options is None and not return_cells and call is None
+    stack = op.inference_op(x, states, weights, I) if plain and H and not dropout and reset is None else None
     if stack is not None:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
         try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
-            return stack(x, states, weights, cell, num_layers, len(reverse) == 2, bias, H, *rare)
+            return stack(x, states, weights, cell, num_layers, D == 2, bias, H, *rare)
         except RuntimeError as error:
             refused = error
-    check(cell, x, states, weights, num_layers, len(reverse), bias, project, I, H, P)
+    if return_cells and CELLS[cell].states < 2:
+        raise ValueError(f"return_cell_states is for LSTM: {cell} has no cell state")
+    check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, options or PLAIN, reset_states)
     if refused is not None:
         raise refused
-    run = partial(_layer, cell, reverse, bias, project, activation, dropout, lengths, reset, drop, num_layers - 1)
-    return over_layers(run, x, states, weights, num_layers, len(reverse))
 
+    call = call or op.layer
 
-def _layer(cell, reverse, bias, project, activation, dropout, lengths, reset, drop, top, i, x, states, weights):
-    """Layer i, after the dropout of the one below."""
-    return op.layer(
-        cell, drop(x, dropout, True) if dropout and i else x, states, weights, reverse=reverse, bias=bias,
-        project=project, activation=activation, lengths=lengths, reset=reset, exposed=i == top,
-    )  # fmt: skip
+    def run(i, x, states, weights):
+        restart = [s[i * D : (i + 1) * D] for s in reset_states]
+        x = drop(x, dropout, True) if dropout and i else x
+        layer = LayerCall(
+            cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart
+        )  # fmt: skip
+        if options is None:
+            y, last, *cells = call(layer, return_cells=return_cells and i == top, exposed=i == top)
+        else:
+            layer = masks.with_options(layer, options, train)
+            ways = dict(return_cells=return_cells and i == top, recompute=options.recompute, exposed=i == top)
+            y, last, *cells = call(layer, **ways)
+            if options.heads > 1:
+                last, cells = masks.joined(last, cells, D, options.heads)
+        found.extend(cells)
+        return y, last
+
+    y, last = over_layers(run, x, states, weights, num_layers, D)
+    if not return_cells:
+        return y, last
+    c = zero_past(found[0].permute(1, 2, 0, 3).flatten(2), lengths)  # backends may leave any value past the lengths
+    return y, last, c.to(y.dtype)
 
 
 def batch_major(y):
-    """y (T, B, ...), just computed, as (B, T, ...): in place, so that it is no view and ``detach_`` works on it."""
+    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works."""
     return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)

@@ -1,6 +1,6 @@
 """``RNN``, ``LSTM`` and ``GRU``: torch.nn's layers, with the same parameters, arguments, results and errors, and more.
 
-How a call is carried out is in recurrent.py. Letters: T time, B batch, D directions, G gates, H hidden, I input,
+recurrent.py runs a call. Letters: T time, B batch, D directions, G gates, H hidden, I input,
 L layers, N heads, P projection.
 """
 
@@ -21,7 +21,7 @@ class RNN(Recurrent, nn.RNN):
         hidden_size: H.
         num_layers: L, layers on top of each other. Default: 1
         nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``
-        bias: whether there are ``bias_ih`` and ``bias_hh``. Default: True
+        bias: False for no ``bias_ih`` and ``bias_hh``. Default: True
         batch_first: input and output are (B, T, ...) instead of (T, B, ...); costs no copy in inference, and in
             training one of the input, as in torch.nn, which may be refilled before the backward pass. Default: False
         dropout: probability of zeroing an element of the output of every layer but the last, in training, with the
@@ -29,20 +29,20 @@ class RNN(Recurrent, nn.RNN):
         bidirectional: D = 2 directions instead of 1. Default: False
         device, dtype: of the parameters: float64, float32, bfloat16 or float16.
 
-    What torch.nn does not have, keyword-only. Probabilities are from 0 to below 1, and can be assigned later:
+    Options that torch.nn does not have, keyword-only. Probabilities are from 0 to below 1, and can be assigned later:
         recurrent_dropout: probability of zeroing an element of h before the recurrent product, in training, with one
             mask per sequence and layer (Gal & Ghahramani 2016, "A theoretically grounded application of dropout in
-            recurrent neural networks"); what stays is scaled by 1 / (1 - p), as in Keras. Default: 0
+            recurrent neural networks"); the other elements are scaled by 1 / (1 - p), as in Keras. Default: 0
         zoneout: probability of a state to stay as it was before the step (Krueger et al. 2017, "Zoneout: regularizing
             RNNs by randomly preserving hidden activations"), drawn anew for every step and unit in training; in eval
             ``p * old + (1 - p) * new``. The next step and the output see that state. Default: 0
-        layer_norm: normalise what enters the cell (Ba et al. 2016, "Layer normalization"): ``LN(W_ih x) * g_x`` and
-            ``LN(W_hh h) * g_h`` in the place of the two products, over the G*H units of all gates of a layer and
+        layer_norm: normalise the two products (Ba et al. 2016, "Layer normalization"): ``LN(W_ih x) * g_x`` and
+            ``LN(W_hh h) * g_h`` in their place, over the G*H units of all gates of a layer and
             direction, before the biases. Adds ``ln_x_gain_l0`` and ``ln_h_gain_l0`` (G*H) and so on. Default: False
         recompute: save only the output (and c) for the backward pass, which computes the gates again, a layer at a
             time, by products over many steps (Chen et al. 2016, "Training deep nets with sublinear memory cost"). It
             saves memory in stacks of layers, not in a single one. Default: False
-        heads: N, cuts h into N parts that do not see each other in the recurrent product (the block-diagonal
+        heads: N, cuts h into N parts without weights between them in the recurrent product (the block-diagonal
             recurrence of Beck et al. 2024, "xLSTM", and of DreamerV3): ``weight_hh`` is (N, G*H/N, H/N), and all else,
             the order of the gates in ``weight_ih`` (G*H, I) included, is as before: head n has the units n*H/N to
             (n+1)*H/N of each gate. Not with ``layer_norm`` or ``proj_size``. Default: 1
@@ -62,7 +62,7 @@ class RNN(Recurrent, nn.RNN):
         ``output`` (T, B, D*H) in the layout of the input (a ``PackedSequence`` for one), and ``h_n`` like ``hx``.
 
     Raises:
-        ValueError, RuntimeError, TypeError: where ``torch.nn.RNN`` does, in its words, and for what is said above.
+        ValueError, RuntimeError, TypeError: as ``torch.nn.RNN`` does, with its messages, and for the cases above.
             Wrong values of ``lengths`` that lie on a GPU are a device-side assertion, which can be switched off: see
             :func:`rnnkernels.checks.device_assertions`.
     """

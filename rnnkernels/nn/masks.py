@@ -1,4 +1,4 @@
-"""Layers with options: their masks are drawn, their heads become directions, and the op runs them one by one.
+"""Layers with options: masks are drawn, heads become directions, and the op runs the layers one by one.
 
 Letters: T time, B batch, D directions, N heads, G gates, H hidden, S states, I input, L layers, P output of a step.
 """
@@ -8,92 +8,56 @@ import math
 import torch
 
 from ..cells import CELLS
-from ..cells.reference import zero_past
-from ..op import run as op
 from ..op.autograd import jit_tracing
-from ..op.schema import over_layers
-from .checks import check
-from .options import PLAIN, settings
+from .options import settings
 
 EPS = 1e-5
-"""What layer norms add to a variance, as in ``torch.nn.LayerNorm``."""
+"""The number that layer norms add to a variance, as in ``torch.nn.LayerNorm``."""
 
 
-def layers(
-    cell, x, states, weights, num_layers, reverse, bias, project, I, H, P, activation, options, train,  # noqa: E741
-    dropout=0.0, lengths=None, reset=None, reset_states=(), drop=torch.dropout, return_cells=False, call=op.layer,
-):  # fmt: skip
-    """``functional.layers`` with options, states to restart from, and all cell states.
+def with_options(call, options, train):
+    """A ``LayerCall`` with ``Options``: masks are drawn, heads become directions.
 
-    Args:
-        options: ``Options``, or None.
-        train: whether masks are drawn. What they are drawn from is torch's generator of the device of x: for each layer
-            first the mask of the recurrent dropout, then those of the zoneout, a state at a time.
-        reset_states: S tensors as ``states``: what restarts where ``reset`` is set, none for zeros.
-        return_cells: whether the cell states of the last layer are a result too.
-        call: what runs a layer, called as ``op.layer``.
-
-    Returns:
-        ``y, last``, or ``y, last, c`` with c (T, B, D*H).
+    In training (``train``) masks come from torch's generator of the device of x: first the mask of the recurrent
+    dropout, then those of the zoneout, a state at a time.
     """
-    options = options or PLAIN
-    if return_cells and CELLS[cell].states < 2:
-        raise ValueError(f"return_cell_states is for LSTM: {cell} has no cell state")
-    check(cell, x, states, weights, num_layers, len(reverse), bias, project, I, H, P, options, reset_states)
-    D, found = len(reverse), []
-
-    def run(i, x, states, weights):
-        restart = [s[i * D : (i + 1) * D] for s in reset_states]
-        y, last, *cells = layer(
-            call, cell, drop(x, dropout, True) if dropout and i else x, states, weights, reverse, bias, project, H, P,
-            activation, options, train, lengths, reset, restart, i == num_layers - 1, return_cells,
-        )  # fmt: skip
-        found.extend(cells)
-        return y, last
-
-    y, last = over_layers(run, x, states, weights, num_layers, D)
-    if not return_cells:
-        return y, last
-    c = zero_past(found[0].permute(1, 2, 0, 3).flatten(2), lengths)  # backends leave there what they like
-    return y, last, c.to(y.dtype)
-
-
-def layer(
-    call, cell, x, states, weights, reverse, bias, project, H, P, activation, options, train, lengths, reset,
-    reset_states, top, return_cells,
-):  # fmt: skip
-    """One layer: ``y, last``, or for the ``top`` one ``y, last, cells (D, T, B, H)`` with ``return_cells``."""
-    D, N, S, (T, B) = len(reverse), options.heads, CELLS[cell].states, x.shape[:2]
-    h_mask, zone = None, []
+    x, D, H, P, N, S = call.x, len(call.reverse), call.H, call.P, options.heads, call.spec.states
+    weights, states, reset_states, h_mask, zone = call.weights, call.states, call.reset_states, None, []
+    if N > 1:
+        H = P = weights[1].size(0) * weights[1].size(2)  # weight_hh is (N, G*H/N, H/N)
     if train and options.recurrent_dropout:
-        h_mask = torch.dropout(torch.ones(D, B, P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True)
+        h_mask = torch.dropout(
+            torch.ones(D, x.size(1), P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True
+        )
     if any(options.zones(S)):
         zone = [torch.full((1, 1, 1, 1), p, dtype=x.dtype, device=x.device) for p in options.zones(S)]
         for k, p in enumerate(options.zones(S) if train else ()):
             if p:
-                zone[k] = random_bools(p, (T, D, B, H if k else P), x.device)
-    cell, activation, gate = settings(cell, activation, options)
+                zone[k] = random_bools(p, (x.size(0), D, x.size(1), H if k else P), x.device)
+    cell, activation, gate = settings(call.cell, call.activation, options)
     if N > 1:
         weights = split_weights(weights, D, CELLS[cell].gates, N)
         states, reset_states, zone = ([into_heads(t, N) for t in ts] for ts in (states, reset_states, zone))
         h_mask = h_mask if h_mask is None else into_heads(h_mask, N)
-    y, last, *cells = call(
-        cell, x, states, weights, reverse=tuple(r for r in reverse for _ in range(N)), bias=bias, project=project,
-        activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset, reset_states=reset_states,
-        h_mask=h_mask, zone=zone, layer_norm=options.layer_norm, eps=EPS,
-        return_cells=top and return_cells, recompute=options.recompute, exposed=top,
+    return call._replace(
+        cell=cell, states=states, weights=weights, reverse=tuple(r for r in call.reverse for _ in range(N)),
+        activation=activation, recurrent_activation=gate, reset_states=reset_states, h_mask=h_mask, zone=zone,
+        layer_norm=options.layer_norm, eps=EPS,
     )  # fmt: skip
-    if N > 1:
-        last = tuple(s.unflatten(0, (D, N)).movedim(1, 2).flatten(2) for s in last)
-        cells = [c.unflatten(0, (D, N)).movedim(1, 3).flatten(3) for c in cells]
-    return y, last, *cells
+
+
+def joined(last, cells, D, N):
+    """Final states and [cell states (D*N, T, B, H/N)] of N heads as those of one layer."""
+    last = tuple(s.unflatten(0, (D, N)).movedim(1, 2).flatten(2) for s in last)
+    return last, [c.unflatten(0, (D, N)).movedim(1, 3).flatten(3) for c in cells]
 
 
 def random_bools(p, shape, device):
-    """Each true with probability p, from 16 bits of torch's generator: on a CPU a third of the time of torch.bernoulli.
+    """Bools, each true with probability p, from 16 random bits each: on a CPU a third of the time of torch.bernoulli.
 
-    The threshold is rounded up or down at random, once for all, so that the probability is p and not a multiple of
-    2^-16. torch.jit.trace, which has no dtype of a view and would keep the size, sees torch.rand.
+    The threshold is rounded up or down at random, once for all elements, so that the probability is p and not a
+    multiple of 2^-16. Under torch.jit.trace, which cannot record ``view(dtype)`` and would freeze the size, the bools
+    come from torch.rand.
     """
     if jit_tracing():
         return torch.rand(shape, device=device) < p
@@ -105,12 +69,12 @@ def random_bools(p, shape, device):
 
 
 def into_heads(t, N):
-    """(..., D, B, H) as (..., D*N, B, H/N); what is broadcast along H stays."""
+    """(..., D, B, H) as (..., D*N, B, H/N); a tensor that is broadcast along H stays as it is."""
     return t if t.size(-1) == 1 else t.unflatten(-1, (N, -1)).movedim(-2, -3).flatten(-4, -3)
 
 
 def split_weights(weights, D, G, N):
-    """The weights of every direction and head: rows of w_ih and biases are those of its units, gate by gate."""
+    """The weights of every direction and head: the rows of w_ih and biases of the head's units, gate by gate."""
     each, out = len(weights) // D, []
     for d in range(D):
         w_ih, w_hh, *biases = weights[d * each : (d + 1) * each]

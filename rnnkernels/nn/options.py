@@ -1,4 +1,4 @@
-"""What the layers do beyond torch.nn's: the options, their checks, and the attributes that modules have for them.
+"""The options that layers have beyond torch.nn's: their checks, and the attributes that modules have for them.
 
 Letters as in functional.py.
 """
@@ -34,7 +34,7 @@ class Options(NamedTuple):
         return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * states
 
     def changed(self, *without):
-        """The options that are not at their defaults, as they are written in a call; None for none."""
+        """The options that are not at their defaults, as a call writes them; None if all are."""
         named = zip(self._fields, self, PLAIN, strict=True)
         return ", ".join(f"{name}={v!r}" for name, v, plain in named if v != plain and name not in without) or None
 
@@ -87,7 +87,7 @@ def probability(cell, name, value):
 
 
 def check_heads(heads, hidden_size, project):
-    """Whether a layer can be cut into this many heads."""
+    """Check that a layer can be cut into this many heads."""
     if hidden_size % heads:
         raise ValueError(f"hidden_size must be divisible by heads, got hidden_size={hidden_size} and heads={heads}")
     if project and heads > 1:
@@ -97,7 +97,7 @@ def check_heads(heads, hidden_size, project):
 def norm_parameters(cell, H):
     """The parameters that ``layer_norm`` adds to a direction: their names, without suffix, and shapes.
 
-    No name has "weight" in it: loops that initialise by name take what is so called for a matrix.
+    No name contains "weight": loops that initialise by name take such a parameter for a matrix.
     """
     rows = (CELLS[cell].gates * H,)
     shapes = {"ln_x_gain": rows, "ln_h_gain": rows}
@@ -113,7 +113,7 @@ def settings(cell, activation, options):
 
 
 def refuse_options(who, module):
-    """Raise for a module whose options change what inference gives, where there is no way to carry them out."""
+    """Raise for a module with options that change inference, on behalf of a class that does not support them."""
     options = getattr(module, "_options", None)  # torch.nn's modules have none
     changed = options and options.changed(*WITHOUT_EFFECT)
     if changed:
@@ -121,10 +121,10 @@ def refuse_options(who, module):
 
 
 class Option:
-    """An option as an attribute of a module: it can be read and, where it decides over no parameter, be assigned.
+    """An option as an attribute of a module: readable, and assignable unless parameters depend on it.
 
-    Where something else has the name already (a torch.nn module had it before it was converted, or it is a submodule)
-    it stays what it is.
+    An attribute of the same name in the instance (from before the module was converted) or a submodule takes
+    precedence over the option.
     """
 
     def __init__(self, fixed=False):

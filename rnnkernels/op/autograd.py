@@ -21,7 +21,7 @@ from .flat import Plan, Pull
 
 
 def autocast_enabled(device):
-    """Whether autocast is on for a type of device; False for those that have none, such as "meta"."""
+    """True if autocast is on for a type of device; False for types without autocast, such as "meta"."""
     return (
         torch._C._is_any_autocast_enabled()
         and torch.amp.is_autocast_available(device)
@@ -30,7 +30,7 @@ def autocast_enabled(device):
 
 
 def without_autocast(function):
-    """The kernels in Python choose their dtypes themselves: an outer autocast must not change them."""
+    """A kernel in Python with autocast switched off around it: such kernels choose their dtypes themselves."""
 
     def kernel(*args):
         device = next(a for a in args if isinstance(a, torch.Tensor)).device.type
@@ -46,10 +46,10 @@ OPS, PLAIN = {}, {}  # by name, with autograd and without; filled by ops.py
 
 
 def plain(name):
-    """An op for a caller that sees to autograd itself, in this very call.
+    """The op without autograd, for a caller that handles autograd itself around this call.
 
-    Where calls are recorded by a tracer or pass through dispatch modes, what they find is the op that has autograd:
-    they may run it again, or know it by its name. A compiler sees to the backward pass as eager mode does.
+    Tracers and dispatch modes get the op with autograd instead: they may run it again, or know it by its name. Under
+    ``torch.compile`` the caller handles the backward pass as in eager mode, so the op without autograd is right there.
     """
     if torch.compiler.is_compiling():
         recorded = torch.compiler.is_exporting()
@@ -59,12 +59,12 @@ def plain(name):
 
 
 def jit_tracing():
-    """Whether torch.jit.trace records what is called."""
+    """True while torch.jit.trace records calls."""
     return torch._C._get_tracing_state() is not None
 
 
 def recording():
-    """Whether the call is recorded for a program that runs without the code that is around the op."""
+    """True while calls are recorded for a program that later runs without the Python code around the op."""
     return torch.compiler.is_exporting() or jit_tracing()
 
 
@@ -81,7 +81,7 @@ def implementation(backend, name, op=plain):
 
 
 def wants_gradient(tensors):
-    """Whether ordinary autograd has to know of a call."""
+    """True if ordinary autograd has to record a call on these tensors."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
@@ -95,7 +95,7 @@ def run_layer(plan, tensors):
 
 
 def gates_again(call, y, saved):
-    """What ``recompute`` did not save; y comes first so that autocast is switched off for its device."""
+    """The saved tensors with the gates that ``recompute`` dropped; y comes first: its device decides about autocast."""
     return without_autocast(lambda y: recompute.with_gates(call, y, saved))(y)
 
 
@@ -111,7 +111,7 @@ def run_layer_backward(pull, *tensors):
 
 
 def pull_of(plan, n_in, needs_input_grad, saved_tensors, grads):
-    """The ``Pull`` and flat list of a backward pass from what the forward pass saved and the gradients that came."""
+    """The ``Pull`` and flat list of a backward pass, from the saved tensors and the incoming gradients."""
     inputs, (y, *saved) = saved_tensors[:n_in], saved_tensors[n_in:]
     dy, *dlast = grads[: 1 + CELLS[plan.cell].states]
     dcells = grads[1 + CELLS[plan.cell].states] if plan.return_cells else None
@@ -151,7 +151,7 @@ def double_backward(pull, tensors, gg):
 
 
 def run_in_torch(pull, *tensors):
-    """``run_layer_backward`` in torch operations, for ``is_grads_batched``: its own, old vmap takes no other ops."""
+    """``run_layer_backward`` in torch operations, for ``is_grads_batched``, whose old vmap takes only torch's ops."""
     (dy, *dlast), inputs, _ = pull.split(tensors)
     n = sum(pull.plan.sizes())
     with torch.enable_grad():
@@ -181,11 +181,11 @@ class EagerBackward(torch.autograd.Function):
 
 
 def kept(y):
-    """y as the backward pass has to find it, whatever is written into the y that the caller gets.
+    """A copy of y for the backward pass, which stays as it is when the caller writes into the y that it gets.
 
-    On the CPU it costs no memory until then: torch copies a lazy clone once somebody asks for a pointer to write
-    through. It has them for CUDA too, but copies there outside of the current stream. Compilers need an op that they
-    know; without it they take the gradient from what was written.
+    On the CPU it costs no memory until such a write: torch copies a lazy clone once a pointer for writing is requested.
+    Lazy clones of CUDA tensors exist too, but are copied outside of the current stream. Compilers get ``clone``, an op
+    that they know; without it the compiled gradient would be computed from the overwritten values.
     """
     if torch.compiler.is_compiling() or type(y) is not torch.Tensor or not y.is_cpu:
         return y.clone()
@@ -252,7 +252,7 @@ class TransformBackward(torch.autograd.Function):
 
 
 class Transform(torch.autograd.Function):
-    """``Eager`` for ``torch.func``: what is saved has to be an output too, ``[y of its own], *saved``."""
+    """``Eager`` for ``torch.func``: the saved tensors have to be outputs too, ``[copy of y], *saved``."""
 
     @staticmethod
     def forward(plan, *tensors):
@@ -291,7 +291,7 @@ FORWARD_MODE = "rnnkernels: forward-mode automatic differentiation (jvp, jacfwd)
 
 
 def refuse_forward_mode(tensors):
-    """Raise rather than drop a tangent in silence."""
+    """Raise if a tensor has a forward-mode tangent, which would be dropped otherwise."""
     if forward_ad._current_level >= 0 and any(
         t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors
     ):
@@ -299,17 +299,17 @@ def refuse_forward_mode(tensors):
 
 
 def differentiating():
-    """While torch.compile traces: whether a ``torch.func`` transform around the call may be differentiated.
+    """While torch.compile traces: true if a ``torch.func`` transform around the call may be differentiated.
 
-    Under vmap a tensor does not tell whether ordinary autograd outside wants its gradient: grad mode has to do.
+    A tensor under vmap does not show if ordinary autograd outside needs its gradient, so grad mode decides.
     """
-    torch._dynamo.allow_in_graph(transform_in_graph)  # here and not above, where it would load torch._dynamo for all
+    torch._dynamo.allow_in_graph(transform_in_graph)  # here, because at import it would load torch._dynamo
     levels = retrieve_all_functorch_interpreters()
     return any(level.key() == TransformType.Grad for level in levels) or (bool(levels) and torch.is_grad_enabled())
 
 
 def transforming():
-    """Whether a ``torch.func`` transform is around the call; also while torch.compile traces."""
+    """True if a ``torch.func`` transform is around the call; also while torch.compile traces."""
     return torch._C._are_functorch_transforms_active()
 
 
@@ -318,6 +318,6 @@ differentiating._dynamo_marked_constant = transforming._dynamo_marked_constant =
 
 
 def transform_in_graph(*plan_and_tensors):
-    """``Transform`` as one node of a compiled graph: Dynamo would trace into it and lose its derivative in silence."""
+    """``Transform`` as one node of a compiled graph: Dynamo would trace into it and lose its derivative unnoticed."""
     n = len(Plan._fields)
     return Transform.apply(Plan(*plan_and_tensors[:n]), *plan_and_tensors[n:])

@@ -1,8 +1,8 @@
-"""The ops' kernels for autograd: what a call of an op does where a gradient is wanted.
+"""The ops' kernels for autograd, for calls that need a gradient.
 
-They serve whoever calls the ops without the modules: exported and traced programs, and calls by hand. Modules see to
-autograd themselves (ops.py), at less cost a call, and then run the plain ops. Everything ends in the functions of
-autograd.py, so that no gradient depends on the way by which a call came, and none is dropped.
+They serve calls of the ops that do not come from a module: exported and traced programs, and calls by hand. Modules
+handle autograd themselves (ops.py), at less cost a call, and then run the plain ops. Both ways end in the functions of
+autograd.py, so that they give the same gradients, and drop none.
 """
 
 import torch
@@ -34,7 +34,7 @@ def below(name, args):
 
 
 def transformed(function, *args):
-    """``function.apply`` for a ``torch.func`` transform that is at work: it has to be met again, by the function."""
+    """``function.apply`` with the dispatch keys of ``torch.func`` set again, so that its transform sees it."""
     with torch._C._PreserveDispatchKeyGuard():
         for key in (DispatchKey.FuncTorchDynamicLayerFrontMode, DispatchKey.FuncTorchDynamicLayerBackMode):
             torch._C._dispatch_tls_set_dispatch_key_excluded(key, False)
@@ -55,7 +55,7 @@ def layer(name, *args):
     plan = Plan.of(call, backend_of(name), return_cells=save and S > 1, exposed=True, return_saved=save)
     if transform:
         y, *rest = transformed(Transform, plan, *tensors)
-        saved = [t.clone() for t in rest[S + 1 :]] if save else []  # after the y of its own
+        saved = [t.clone() for t in rest[S + 1 :]] if save else []  # after the copy of y
     else:
         y, *rest = Eager.apply(plan, *tensors)
         saved = rest[S:]
@@ -65,8 +65,8 @@ def layer(name, *args):
 def layer_backward(name, *args):
     """``rnnkernels::layer_backward`` and ``rnnkernels::reference_layer_backward``.
 
-    y and what is saved are taken as functions of the other arguments, so that the gradients of these are the whole
-    derivative, and y's own is none.
+    y and the saved tensors count as functions of the other arguments: the gradients of those are the whole derivative,
+    and y itself gets none.
     """
     dy, dlast, dcells, *arguments, y, saved, needs = args
     call = LayerCall(*arguments)
@@ -86,7 +86,7 @@ def layer_backward(name, *args):
 
 
 def stack(layers, *args):
-    """``rnnkernels::stack``: inference has an op of its own, training is ``layers``, one call per layer."""
+    """``rnnkernels::stack``: inference has its own op, training is ``layers``, one call per layer."""
     x, states, weights, *_ = args
     scales = args[11] if len(args) > 11 and args[11] is not None else ()
     tensors = (x, *states, *weights, *scales)

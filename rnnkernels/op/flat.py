@@ -1,7 +1,7 @@
-"""A layer call in flat form, as ``autograd.Function`` wants it: a list of tensors, and a tuple of all else.
+"""A layer call in the flat form of ``autograd.Function``: a list of tensors, and a tuple of the other arguments.
 
-Forward: the list is ``LayerCall.flat``, the rest is the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's list,
-``y, *saved``; the ``Pull`` says how it is cut.
+Forward: the list is ``LayerCall.flat``, the rest is the ``Plan``. Backward: ``dy, *dlast, [dcells]``, the forward's
+list, ``y, *saved``; the ``Pull`` holds their counts.
 """
 
 from itertools import islice
@@ -46,7 +46,7 @@ class Plan(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """How the backward's flat list is cut, and which gradients are needed (of x, of states, of weights)."""
+    """The counts by which the backward's flat list is cut, and the needed gradients (of x, of states, of weights)."""
 
     plan: Plan
     n_last: int
@@ -60,13 +60,13 @@ class Pull(NamedTuple):
         return tensors[:n], tensors[n : n + self.n_in], tensors[n + self.n_in :]
 
     def wanted(self):
-        """For every differentiable input: whether its gradient is among the results."""
+        """For every differentiable input: true if its gradient is among the results."""
         x, states, weights = self.needs
         _, n_states, n_weights, n_reset = self.plan.sizes()
         return [x, *[states] * n_states, *[weights] * n_weights, *[states] * n_reset]
 
     def spread(self, grads):
-        """The results laid out over all inputs, with None where nothing was needed."""
+        """The results in the order of all inputs, with None for gradients that were not needed."""
         grads, wanted = iter(grads), self.wanted()
         return [next(grads) if want else None for want in wanted] + [None] * (self.n_in - len(wanted))
 

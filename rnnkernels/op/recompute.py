@@ -1,6 +1,6 @@
-"""``recompute``: what a backward pass needs of the forward pass, from its results, by large products over many steps.
+"""``recompute``: the gates of a forward pass from its results, by large products over many steps, for a backward pass.
 
-The gates of one layer at a time are there for a while: in the backward pass, and in the forward pass of a cell with c.
+One layer's gates at a time take memory: in the backward pass, and in the forward pass of a cell with c.
 
 Letters as in reference.py.
 """
@@ -9,17 +9,17 @@ import torch
 
 from ..cells import CELLS, accumulate_dtype, reference
 
-PARTS = 16  # a part of the steps at a time: what lies between inputs and gates is several times as large as the gates
-LEAST = 2**16  # pre-activations in a part, or the products would be too small
+PARTS = 16  # parts of the steps: intermediate results before the gates are several times as large as these
+LEAST = 2**16  # pre-activations in a part: smaller products are slow
 
 
 def without_gates(cell, saved):
-    """What is left to keep of what ``save`` gave: the cell states, for a cell that has them."""
+    """The saved tensors without the gates: the cell states, for a cell that has them."""
     return saved[-1:] if CELLS[cell].states > 1 else []
 
 
 def with_gates(call, y, cells):
-    """What ``save`` gives, from the call, y (T, B, D*P) and [cells (D, T, B, H)], or [].
+    """The tensors that ``save`` gives, from the call, y (T, B, D*P) and [cells (D, T, B, H)], or [].
 
     The states that entered a step are those that left the one before, so that no step has to wait for another.
     """
@@ -55,10 +55,10 @@ def with_gates(call, y, cells):
 
 
 def parts_of(y, each):
-    """The steps of y (T, B, D*P) cut into parts (from, to); ``each`` step has so many pre-activations."""
+    """The steps of y (T, B, D*P) cut into parts (from, to); ``each``: pre-activations in a step."""
     T = y.size(0)
     if torch.compiler.is_compiling() or type(y) is not torch.Tensor:
-        return [(0, T)]  # a compiler, which may trace with tensors of its own, cuts as it likes, for any T
+        return [(0, T)]  # a compiler, which may trace with its own tensors, fuses as it likes, for any T
     steps = max(-(-T // PARTS), LEAST // max(1, each), 1)
     return [(a, min(a + steps, T)) for a in range(0, T, steps)]
 

@@ -4,7 +4,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .. import backends
-from ..cells import CELLS, reference
+from ..cells import reference
 from ..recorders import onnx
 from . import schema  # noqa: F401 - defines the ops
 from .autograd import (
@@ -49,7 +49,7 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
         call: ``LayerCall``.
         return_cells: all cell states are a result too, for cells with two states.
         recompute: the gates are not kept for the backward pass, which computes them again.
-        exposed: others may write into y before the backward pass. x may be refilled where torch.nn allows it: see below.
+        exposed: others may write into y before the backward pass. (x may be refilled where torch.nn allows it.)
 
     Returns:
         ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H)).

@@ -13,7 +13,7 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     lengths       int64 (B,): y is zero and the states are frozen from step lengths[b] on
     reset         bool (T, B): the state that enters the step is zero, or reset_states (shaped like states)
     h_mask        (D, B, P): multiplies h before the recurrent product (recurrent dropout)
-    zone          per state, broadcastable to (T, D, B, H or P): where the old state stays (bool), or the fraction of it
+    zone          per state, broadcastable to (T, D, B, H or P): true where the old state stays, or the fraction of it
                   that stays (zoneout)
     y             (T, B, D*P), directions side by side
     last          the final states, shaped like states
@@ -23,14 +23,14 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
 With groups, lengths and reset have a leading X too. All strides are allowed. ``reverse`` and ``needs`` are bools in an
 int[], because TorchScript traces no bool[].
 
-``stack`` is inference through L layers on top of each other, so that what a call costs beside its arithmetic is paid
-once. x is (T, B, I), states and last are (L*D, B, H or P), weights are those of the layers one after the other. With
-scales, float32 (G*H) per layer and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] *
-scale[n]. Where the processor multiplies bytes, rows of x and h become int8 too, unless float_rows.
+``stack`` is inference through L layers on top of each other, with the overhead of a single call. x is (T, B, I), states
+and last are (L*D, B, H or P), weights are those of the layers one after the other. With scales, float32 (G*H) per layer
+and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] * scale[n]. On processors that
+multiply bytes, rows of x and h become int8 too, unless float_rows.
 
-Each op is there twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py):
-their gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on are
-the same without: the modules call them, because they see to autograd themselves, which costs less (autograd.py).
+Each op exists twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py): their
+gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on have none:
+the modules call them, because they handle autograd themselves, which costs less (autograd.py).
 """
 
 from functools import partial
@@ -45,7 +45,7 @@ from .autograd import OPS, PLAIN, without_autocast
 
 LIB = torch.library.Library("rnnkernels", "DEF")
 SCHEMAS = {
-    # the arguments with defaults are rare: each that is left out makes a call 0.1 to 0.2 microseconds shorter
+    # arguments with defaults are rarely given: leaving one out makes a call 0.1 to 0.2 microseconds shorter
     "stack": "(Tensor x, Tensor[] states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
     "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "
     "bool float_rows=False)"
@@ -93,7 +93,7 @@ def stack_of_layers(
     x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None,
     scales=None, float_rows=False,
 ):  # fmt: skip
-    """``stack`` where there is no kernel for it: a call of ``layer`` per layer, with weights in float."""
+    """``stack`` on devices without a kernel for it: a call of ``layer`` per layer, with weights in float."""
     check_devices(x, states, weights)
     reverse = (False, True) if bidirectional else (False,)
     if scales:
@@ -101,7 +101,17 @@ def stack_of_layers(
 
     def run(i, x, states, weights):
         call = LayerCall(
-            cell, x, states, weights, reverse, bias, proj_size > 0, activation, lengths=lengths, reset_states=[], zone=[]
+            cell,
+            x,
+            states,
+            weights,
+            reverse,
+            bias,
+            proj_size > 0,
+            activation,
+            lengths=lengths,
+            reset_states=[],
+            zone=[],
         )
         return OPS["layer"](*call, False)[:2]
 
@@ -120,7 +130,7 @@ def over_layers(run, x, states, weights, num_layers, D):
 
 
 def check_devices(x, states, weights):
-    """``stack`` may be called with tensors that nobody has checked: where they are decides who gets the call."""
+    """Raise unless all tensors of a ``stack`` are on the device of x; its callers have not checked them."""
     for t in (*states, *weights):
         if t.device != x.device:
             raise RuntimeError(f"rnnkernels: expected all tensors on {x.device}, the device of x, but got {t.device}")

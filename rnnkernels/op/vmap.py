@@ -10,13 +10,13 @@ from ..cells import CELLS, reference
 from ..cells.call import LayerCall
 from .flat import Plan, Pull
 
-# Per kind of tensor: the dimension that N is folded into, from the end, when N joins the batch and when N joins D.
+# The dimension, from the end, into which each kind of tensor folds N: when N joins the batch, and when N joins D.
 INTO_B = {"x": -2, "state": -2, "lengths": -1, "reset": -1, "zone": -2, "y": -2, "gates": -3, "cells": -2}
 INTO_D = {"x": -4, "state": -3, "lengths": -2, "reset": -3, "zone": -3, "y": -1, "gates": -5, "cells": -4}
 
 
 def fold(tensor, dim, N, at):
-    """Join the vmapped dimension (or, where there is none, N copies) with dimension ``at``, made if it is missing."""
+    """Join the vmapped dimension (or N copies, if there is none) with dimension ``at``, added if it is missing."""
     if tensor is None:
         return None
     tensor = tensor.expand(N, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -26,7 +26,7 @@ def fold(tensor, dim, N, at):
 
 
 def fold_zone(tensor, dim, N, at, size):
-    """The same for a tensor that may be broadcast along ``at``, where it stands for ``size`` equal entries."""
+    """``fold`` for a tensor that may be broadcast along ``at``, where one entry stands for ``size`` equal ones."""
     if dim is None and (tensor.dim() < -at or tensor.size(at) == 1):
         return tensor
     tensor = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
@@ -37,7 +37,7 @@ def fold_zone(tensor, dim, N, at, size):
 
 
 def unfold(tensor, N, at, grouped=True):
-    """The inverse: the tensor and the place of its vmapped dimension."""
+    """The inverse of ``fold``: the tensor and the position of its vmapped dimension."""
     if not grouped:
         return tensor, 0
     tensor = tensor.unflatten(at, (N, tensor.size(at) // N))
@@ -75,7 +75,7 @@ def layer(apply, N, dims, plan, tensors):
     table = INTO_D if into_d else INTO_B
     plan, flat = fold_inputs(plan, N, dims, tensors, into_d)
     results = apply(plan, *flat)
-    own = 1 + CELLS[plan.cell].states if plan.exposed else 0  # where y is once more
+    own = 1 + CELLS[plan.cell].states if plan.exposed else 0  # the index of the copy of y
     out, out_dims = [], []
     for k, t in enumerate(results):
         kind = "y" if k in (0, own) else "state" if t.dim() == 3 else "gates" if t.dim() == 5 else "cells"
@@ -117,7 +117,7 @@ def layer_backward(apply, N, dims, pull, tensors):
     return tuple(out), tuple(out_dims)
 
 
-# ---- The same rules for the raw ops, which is what vmap inside torch.compile meets ----------------------------------
+# ---- The same rules for the raw ops, which vmap inside torch.compile calls -------------------------------------------
 
 
 def layer_op(name, info, in_dims, *args):

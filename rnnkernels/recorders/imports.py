@@ -1,4 +1,4 @@
-"""``when_imported``: what is to be done with a module of others once it is there, without importing it."""
+"""``when_imported``: run a function on another package's module once that is imported, without importing it."""
 
 import sys
 
@@ -18,7 +18,7 @@ class WhenImported:
         self.name, self.then, self.asking = name, then, False
 
     def find_spec(self, name, path=None, target=None):
-        """What the other finders find, with ``then`` behind its loader."""
+        """The spec that the other finders give, with ``then`` called after its loader."""
         if name != self.name or self.asking:
             return None
         self.asking = True  # another hook for the same module asks this one

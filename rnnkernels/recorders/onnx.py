@@ -1,4 +1,4 @@
-"""ONNX: a layer call as ONNX's own RNN, GRU or LSTM node, in ``torch.onnx.export`` and for programs exported already.
+"""ONNX: a layer call as ONNX's own RNN, GRU or LSTM node, in ``torch.onnx.export`` and for exported programs.
 
 ``ops.layer`` asks ``exporting()`` and then emits ``node_of_layer`` in the place of its op. Letters: T time, B batch,
 D directions, G gates, H hidden, S states, I input.
@@ -22,7 +22,7 @@ DIRECTIONS = {(False,): "forward", (True,): "reverse", (False, True): "bidirecti
 
 
 def exporting():
-    """Whether ``torch.onnx.export`` is at work: takes microseconds, so that it is asked only while something traces."""
+    """True while ``torch.onnx.export`` runs. It takes microseconds, so callers ask only while a tracer is active."""
     return torch.onnx.is_in_onnx_export()
 
 
@@ -30,7 +30,7 @@ exporting._dynamo_marked_constant = True  # torch.compiler.assume_constant_resul
 
 
 def decompositions():
-    """What ``torch.export.ExportedProgram.run_decompositions`` replaces so that ``torch.onnx.export`` takes a program.
+    """Decompositions for ``ExportedProgram.run_decompositions``, after which ``torch.onnx.export`` takes a program.
 
     ``torch.onnx.export(model, ..., dynamo=True)`` needs none of this. For a program that has been exported already::
 
@@ -51,7 +51,7 @@ def decompositions():
 
 
 def decomposed_layer(*call):
-    """``rnnkernels::layer`` as a node. What training saves stays with another op, and is dropped where nobody asks."""
+    """``rnnkernels::layer`` as a node. The saved tensors come from a second op, dropped if nothing reads them."""
     *arguments, save = call
     y, last = node_of_layer(LayerCall(*arguments))
     return y, last, torch.ops.rnnkernels.reference_layer(*call)[2] if save else []
@@ -78,13 +78,13 @@ def refuse(call, return_cells):
 def node_of_layer(call, return_cells=False):
     """One layer with all its directions as one node; arguments as in the op.
 
-    While ``torch.jit.trace`` runs (the exporter of dynamo=False) it is torch's own layer, for which that has a node.
+    Under ``torch.jit.trace`` (the exporter of dynamo=False) it is torch's own layer: that exporter has a node for it.
 
     Returns:
         ``y`` (T, B, D*H) and a list of the S final states (D, B, H).
 
     Raises:
-        NotImplementedError: for what ONNX has no operator for.
+        NotImplementedError: for settings without an ONNX operator.
     """
     call = call._replace(reverse=tuple(map(bool, call.reverse)))
     refuse(call, return_cells)
@@ -115,16 +115,16 @@ def node_of_layer(call, return_cells=False):
 
 
 def reordered(w, cell, H):
-    """The rows of w (D, G*H, ...) in ONNX's order of the gates; slices, for the exporter does not fold ``chunk``."""
+    """The rows of w (D, G*H, ...) in ONNX's order of the gates, by slices: the exporter does not fold ``chunk``."""
     return torch.cat([w[:, g * H : (g + 1) * H] for g in GATE_ORDER[cell]], 1) if len(GATE_ORDER[cell]) > 1 else w
 
 
 def activation_attributes(cell, activation, gate, D):
-    """The attributes for what is applied to gates, to the candidate and, in an LSTM, to c, in every direction."""
+    """The attributes for the activations of gates, of the candidate and, in an LSTM, of c, in every direction."""
     names = {"RNN": [activation], "GRU": [gate, activation], "LSTM": [gate, activation, activation]}[NODES[cell]] * D
     found = {"activations": [ACTIVATIONS[name][0] for name in names]}
     parameters = [ACTIVATIONS[name][1:] for name in names if len(ACTIVATIONS[name]) > 1]
-    if parameters:  # of those that have any, in turn
+    if parameters:  # of the activations that have any, in order
         found["activation_alpha"], found["activation_beta"] = ([p[k] for p in parameters] for k in (0, 1))
     return found
 

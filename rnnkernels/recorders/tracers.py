@@ -1,12 +1,12 @@
-"""What torch's tracers make of our modules: TorchDynamo traces them, torch.fx calls them, TorchScript refuses them.
+"""Our modules under torch's tracers: TorchDynamo traces them, torch.fx records a call, TorchScript refuses them.
 
 Our layers and cells derive from torch.nn's, so that ``isinstance`` and ``issubclass`` hold for everyone, compiled code
-included, and ``super()`` in a user's class finds ours before torch.nn's. TorchDynamo alone must not see that: it
+included, and ``super()`` in a user's class finds ours before torch.nn's. TorchDynamo, however,
 refuses every instance of nn.RNN, nn.LSTM and nn.GRU (their op unrolls over time) unless ``config.allow_rnn`` is set,
-which would let torch.nn's own pass too. So ``VariableBuilder.wrap_module``, where torch asks (2.10 as 2.13), runs with
-that switch on for our layers only. A ``__class__`` property that answers Dynamo's frames differently would do without,
-but ``issubclass``, pickles, and ``isinstance(m, (A, B))`` in compiled code go by the true class. Where a future torch
-asks somewhere else, ``torch.compile(fullgraph=True)`` says so, in Dynamo's words.
+which would admit torch.nn's own too. So ``VariableBuilder.wrap_module``, which reads that switch (in torch 2.10 to
+2.13), runs with it on for our layers only. A ``__class__`` property that answers Dynamo's frames differently is no
+alternative: ``issubclass``, pickles, and ``isinstance(m, (A, B))`` in compiled code use the true class. If a future
+torch reads the switch elsewhere, ``torch.compile(fullgraph=True)`` ends in Dynamo's error.
 """
 
 import functools
@@ -20,11 +20,12 @@ LEAF = "torch.nn:rnnkernels"
 class Leaf:
     """A module that torch.fx records as one call, and that TorchScript cannot compile.
 
-    A tracer of torch.fx takes for a leaf what ``m.__module__.startswith("torch.nn")`` is true of (``prepare_fx`` of
-    torch.ao too). It asks the instance: so each instance says so, while the class tells where it is, to pickle as well.
+    Tracers of torch.fx (``prepare_fx`` of torch.ao too) take a module for a leaf if
+    ``m.__module__.startswith("torch.nn")``. They read it from the instance: so each instance has such a ``__module__``,
+    while that of the class stays true, for pickling too.
     """
 
-    __jit_ignored_attributes__ = ["__module__"]  # a traced module does not take it along
+    __jit_ignored_attributes__ = ["__module__"]  # traced modules do not copy it
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -35,7 +36,7 @@ class Leaf:
         self.__module__ = LEAF  # a module pickled by an older version has none
 
     def __prepare_scriptable__(self):
-        """What ``torch.jit.script`` calls first, of every module in a model."""
+        """Refuse ``torch.jit.script``, which calls this first for every module in a model."""
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels: call rnnkernels.revert(model) "
             "first, which turns a model's recurrent modules back into torch.nn's"
@@ -43,15 +44,15 @@ class Leaf:
 
 
 def pass_dynamo(kind):
-    """Have Dynamo trace instances of ``kind``: now where it is loaded, else when it is (loading it takes seconds)."""
+    """Let Dynamo trace instances of ``kind``: at once, or once it is loaded (which takes seconds)."""
     when_imported(BUILDER, functools.partial(allow, kind))
 
 
 def allow(kind, builder):
-    """Wrap ``wrap_module``: what is of ``kind`` is built with ``allow_rnn``."""
+    """Wrap ``wrap_module``: instances of ``kind`` are built with ``allow_rnn``."""
     original = getattr(builder.VariableBuilder, "wrap_module", None)
     if original is None or not hasattr(builder.config, "allow_rnn"):
-        return  # a torch that decides in another way: compiling ours either works or is refused, nothing else changes
+        return  # another version of torch: it compiles our modules or refuses them
 
     @functools.wraps(original)
     def wrap_module(self, value):

@@ -1,6 +1,6 @@
 """``convert`` and ``revert``: turn the recurrent modules of a model into rnnkernels' and back, in place.
 
-Ours hold the same state as torch.nn's, so that a module keeps its identity and only its class changes: parameters,
+Our modules hold the same state as torch.nn's, so a module keeps its identity and only its class changes: parameters,
 ties, hooks, buffers, ``training``, further attributes and every reference to the module stay as they are.
 """
 
@@ -25,17 +25,17 @@ def convert(model: nn.Module, *, subclasses: bool = False) -> nn.Module:
     """Turn every ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and cell in ``model`` into rnnkernels' own, in place.
 
     Parametrized modules (``torch.nn.utils.parametrize``, weight norm, spectral norm) are converted too. Convert last:
-    after what replaces or reloads modules, and before ``torch.compile``. Ours are left as they are.
+    after code that replaces or reloads modules, and before ``torch.compile``. rnnkernels' modules are left as they are.
 
     Args:
         model: any module; a recurrent module itself is converted as well.
-        subclasses: whether modules are converted, too, whose class derives from one of torch.nn's: they get a class of
-            the same name that derives from their own and has ours before torch.nn's, so that ``super().forward`` is
-            ours; a ``nn.LSTM.forward(self, ...)`` by name stays torch.nn's. They stay instances of their old class,
-            which the new one is pickled by, and have no attributes for rnnkernels' options. Left alone, with a
-            UserWarning that says why: those that override something that torch.nn's forward calls and ours does not
-            (``check_forward_args``, ``permute_hidden`` ...), or that have a name which ours needs. Default: False,
-            which leaves all of them alone, with a UserWarning.
+        subclasses: True also converts modules whose class derives from one of torch.nn's: they get a class of the
+            same name that derives from their own and has ours before torch.nn's, so that ``super().forward`` is ours;
+            a ``nn.LSTM.forward(self, ...)`` by name stays torch.nn's. They stay instances of their old class, by which
+            they are pickled, and have no attributes for rnnkernels' options. Subclasses that override something that
+            torch.nn's forward calls and ours does not (``check_forward_args``, ``permute_hidden`` ...), or that have
+            a name which ours needs, are left alone, with a UserWarning that says why. Default: False, which leaves
+            all subclasses alone, with a UserWarning.
 
     Returns:
         ``model``, the same object.
@@ -104,7 +104,7 @@ def class_of(module):
 def change_class(module, new):
     """Make ``new`` the class of a module, below its parametrizations where it has some."""
     if is_parametrized(module):
-        # parametrize gives each module a class of its own, with a property for every parametrized weight
+        # parametrize gives each module its own class, with a property for every parametrized weight
         body = {key: v for key, v in vars(type(module)).items() if key not in ("__dict__", "__weakref__")}
         new = type(new)(f"Parametrized{new.__name__}", (new,), body)
     module.__class__ = new

@@ -1,7 +1,7 @@
-"""FLOP counters of torch, fvcore and thop learn of the ops and modules, once they are imported.
+"""Formulas for the FLOP counters of torch, fvcore and thop, registered once these are imported.
 
-What is counted is products, as for torch.nn's own: a step multiplies every matrix of a layer once per sequence. Padding
-past ``lengths`` counts, because the shapes do not tell it. Letters as in ops.py.
+Matrix products are counted, as for torch.nn's own: a step multiplies every matrix of a layer once per sequence. Padding
+past ``lengths`` counts too, because the shapes do not show it. Letters as in ops.py.
 """
 
 import math
@@ -18,12 +18,12 @@ def products(x, weights):
 
 
 def layer_flops(cell, x, states, weights, *args, out_shape=None, **kwargs):
-    """A product is a multiplication and an addition."""
+    """Two operations, a multiplication and an addition, for each product of two numbers."""
     return 2 * products(x, weights)
 
 
 def layer_backward_flops(dy, dlast, dcells, cell, x, states, weights, reverse, *args, out_shape=None, **kwargs):
-    """The gradient of the states always, because it runs through all steps; of x and the weights where needed."""
+    """The products for the gradient of the states, which runs through all steps; for x and the weights if needed."""
     needs = args[-1]
     D = len(reverse) * (x[0] if len(x) == 4 else 1)
     of_x = products(x, weights[:: len(weights) // D])

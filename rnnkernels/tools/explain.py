@@ -1,4 +1,4 @@
-"""``explain``: which backend and schedule would run a module on an input, and why the others would not.
+"""``explain``: the backend and schedule that would run a module on an input, and the reasons against the others.
 
 Letters: T time, B batch, D directions, H hidden, I input, P output of a step.
 """
@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import backends
 from ..cells import CELLS
+from ..cells.call import LayerCall
 from ..nn.base import MODES, Recurrent
 from ..nn.cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell, torchs_step
 from ..nn.checks import refuse_nested
@@ -26,15 +27,15 @@ CELL_MODES = {RNNCell: "rnn", LSTMCell: "lstm", GRUCell: "gru"}
 
 
 class Layer(NamedTuple):
-    """What would run one layer."""
+    """The backend and schedule that would run one layer."""
 
     index: int
-    call: backends.Call
+    call: backends.Facts
     """The facts that decide."""
     backend: str | None
     """The backend, or None where the forced one cannot run the call, which would raise a RuntimeError."""
     schedule: str
-    """How that backend would go about it; empty without a backend."""
+    """How that backend would run it; empty without a backend."""
     others: tuple
     """(name, reason) for every other backend, in order of preference."""
 
@@ -75,14 +76,14 @@ class Explanation:
 def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, lengths=None, reset=None) -> Explanation:
     """Say which backend and schedule would run each layer of a module, and why every other backend would not.
 
-    Nothing is computed. What is in force now counts as it would in the call: ``torch.no_grad``, autocast,
-    ``backends.force`` and the environment variable ``RNNKERNELS_BACKEND``.
+    Nothing is computed. ``torch.no_grad``, autocast, ``backends.force`` and the environment variable
+    ``RNNKERNELS_BACKEND`` count as they would in a call now.
 
     Args:
         module: an ``rnnkernels`` RNN, LSTM, GRU, RNNCell, LSTMCell or GRUCell.
         x: an input that the module takes: batched, unbatched or packed.
-        hx: the initial states, as for the module. It decides only whether the call has to save for a backward pass.
-        lengths, reset: as for the module; only whether they are given counts.
+        hx: the initial states, as for the module; only their ``requires_grad`` counts (training or inference).
+        lengths, reset: as for the module; their values do not count.
 
     Returns:
         An :class:`Explanation`: ``layers`` for programs, ``str()`` (or ``print``) for people.
@@ -115,7 +116,7 @@ def cell_calls(module, x, hx):
     activation = "relu" if getattr(module, "nonlinearity", None) == "relu" else None
     weights = [getattr(module, f"{kind}_{at}") for kind in ("weight", "bias") for at in ("ih", "hh")]
     x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
-    call = facts(x_1BI, weights, cell=cell, reverse=FORWARD, activation=activation)
+    call = LayerCall(cell, x_1BI, [], weights, FORWARD, activation=activation).facts()
     return calls_of(call, x_1BI, hx, weights, 1, 1)
 
 
@@ -134,22 +135,14 @@ def layer_calls(module, x, hx, lengths, reset):
     cell, activation, gate = settings(*MODES[module.mode], options)
     D, N = 1 + module.bidirectional, options.heads
     first = weights[: len(weights) // module.num_layers]
-    call = facts(
-        x_TBI, first if N == 1 else split_weights(first, D, CELLS[cell].gates, N), cell=cell,
-        reverse=[r for r in (BOTH if D == 2 else FORWARD) for _ in range(N)], project=module.proj_size > 0,
+    call = LayerCall(
+        cell, x_TBI, [], first if N == 1 else split_weights(first, D, CELLS[cell].gates, N),
+        [r for r in (BOTH if D == 2 else FORWARD) for _ in range(N)], project=module.proj_size > 0,
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
         h_mask=True if module.training and options.recurrent_dropout else None,
         zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm,
-    )  # fmt: skip
+    ).facts()  # fmt: skip
     return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)
-
-
-def facts(x, weights, *, cell, reverse, project=False, activation=None, recurrent_activation=None, lengths=None,
-          reset=None, h_mask=None, zone=(), layer_norm=False):  # fmt: skip
-    """``backends.facts``, with defaults."""
-    return backends.facts(
-        cell, x, weights, reverse, project, activation, recurrent_activation, lengths, reset, h_mask, zone, layer_norm
-    )
 
 
 def calls_of(call, x_TBI, hx, weights, num_layers, width):
@@ -161,7 +154,7 @@ def calls_of(call, x_TBI, hx, weights, num_layers, width):
         call = call._replace(dtype=torch.get_autocast_dtype(device))
     n = len(weights) // num_layers
     calls = []
-    for k in range(num_layers):  # what a layer has to save for depends on the layers below it too
+    for k in range(num_layers):  # a layer is in training if one below it is
         training = training or any(w is not None and w.requires_grad for w in weights[k * n : (k + 1) * n])
         calls.append(call._replace(training=training and torch.is_grad_enabled()))
         call = call._replace(I=width)
@@ -169,7 +162,7 @@ def calls_of(call, x_TBI, hx, weights, num_layers, width):
 
 
 def describe_step(call):
-    """The ``Layer`` of a cell's step: in eager mode on the CPU torch's own op may take it."""
+    """The ``Layer`` of a cell's step, which torch's own op may compute in eager mode on the CPU."""
     layer = describe(0, call)
     why = torchs_step(call.cell, call.dtype, call.training) if call.device.type == "cpu" else None
     if why is None or backends.forced() or autocast_enabled("cpu"):

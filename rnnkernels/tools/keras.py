@@ -12,19 +12,19 @@ from ..nn.base import MODES, check_recurrent
 from ..nn.options import PLAIN
 
 ORDER = {"rnn": (0,), "lstm": (0, 1, 2, 3), "gru": (1, 0, 2)}
-"""Where in Keras each gate of torch is, and the other way round."""
+"""The position in Keras of each gate of torch, and the other way round."""
 
 
 def load_weights(module: nn.Module, source) -> nn.Module:
-    """Take the weights of Keras layers: the module then computes what they do (given the same activations).
+    """Take the weights of Keras layers: the module then computes the same (given the same activations).
 
     Where Keras has one bias, ``bias_hh`` becomes zero. In Keras a mask that ends a sequence early corresponds to
     ``lengths``, ``return_sequences`` and ``return_state`` to the two results of the module, and Keras is batch first.
 
     Past a mask Keras repeats the last output of the sequence, where ``zero_output_for_mask`` is False (its default);
-    ours is zero past ``lengths``, as with ``zero_output_for_mask=True``. Final states are the same. What reads outputs
-    past the end as Keras's repeats them takes, of an output y (B, T, D*H) of one direction and lengths from 1 on,
-    ``y.gather(1, torch.arange(T).clamp(max=lengths[:, None] - 1)[..., None].expand_as(y))``.
+    ours is zero past ``lengths``, as with ``zero_output_for_mask=True``. Final states are the same. Keras's
+    repeated outputs come from ``y.gather(1, torch.arange(T).clamp(max=lengths[:, None] - 1)[..., None].expand_as(y))``,
+    for an output y (B, T, H) of one direction and lengths from 1 on.
 
     Args:
         module: an ``rnnkernels.RNN``, ``LSTM`` or ``GRU``, made as the layers are: ``LSTM(I, units)`` for
@@ -117,7 +117,7 @@ def ordered(rows, cell):
 
 
 def check_module(module):
-    """Whether Keras has a module of this kind."""
+    """Raise for a module that Keras has no layer for."""
     check_recurrent(module)
     lacking = (module._options or PLAIN).changed("activation", "recurrent_activation", "reset_after", "recompute",
                                                 "recurrent_dropout")  # fmt: skip
@@ -128,7 +128,7 @@ def check_module(module):
 
 
 def check_layer(module, layer):
-    """Whether a Keras layer computes what the module does."""
+    """Raise for a Keras layer whose settings are not the module's."""
     config, wrapped = layer.get_config(), type(layer).__name__ == "Bidirectional"
     found, expected = {"bidirectional": wrapped}, {"bidirectional": module.bidirectional}
     if wrapped:

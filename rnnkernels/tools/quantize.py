@@ -36,24 +36,24 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
     """A copy of a model for inference, in which every RNN, LSTM, GRU and cell multiplies with weights in int8.
 
     ``weight_ih`` and ``weight_hh`` (G*H, I or P) become ``q * scale`` with int8 ``q`` and a float32 ``scale`` for each
-    row: the largest magnitude in it over 127. Where the processor multiplies bytes (AVX512_VNNI, AMX), every row of the
-    input and of h becomes int8 in the same way at each step ("dynamic"), and the sums are exact; elsewhere, GPUs
+    row: the largest magnitude in it over 127. On processors that multiply bytes (AVX512_VNNI, AMX), every row of
+    the input and of h becomes int8 in the same way at each step ("dynamic"), and the sums are exact; elsewhere, GPUs
     included, they are multiplied as floats with ``q * scale``. Biases, ``weight_hr`` and all else stay float32. After
     Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference".
 
-    A row has one scale, so that entries below 1/254 of its largest become zero. Where small entries of a row count
+    A row has one scale, so that entries below 1/254 of its largest become zero. For rows whose small entries matter
     beside large ones (power spectra, prices beside counts), ``activations="float"`` leaves rows as they are: only the
     weights are int8, and become floats again at every call, which saves memory and no time.
 
-    Quantised modules take and return what the modules they stand for do, apply no dropout, and know no gradients. A row
-    of the batch in which NaN or infinity turns up gives NaN from then on (infinity may saturate, where floats are
-    multiplied), and the other rows do not notice.
+    Quantised modules have the arguments and results of the modules that they replace, apply no dropout, and have no
+    gradients. A row of the batch with NaN or infinity gives NaN from that step on (infinity may saturate, where floats
+    are multiplied); the other rows are not affected.
 
     Args:
         model: any module; a recurrent module itself is quantised as well. Its recurrent layers are torch.nn's or
-            rnnkernels', parametrized or not, in float32; so are its cells. It is left as it was. With a UserWarning,
-            modules whose class derives from one of these stay as they are. Forward hooks on the recurrent modules
-            themselves do not come along.
+            rnnkernels', parametrized or not, in float32; so are its cells. It is not changed. Modules whose class
+            derives from one of these stay as they are, with a UserWarning. Forward hooks on the recurrent modules
+            themselves are not copied.
         activations: ``"int8"``, or ``"float"`` for rows of the input and of h that stay float32 on every processor.
 
     Returns:
@@ -78,11 +78,11 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
             left.append(f"{name or 'the model itself'} ({base.__name__})")
     if left:
         warnings.warn(f"quantize_dynamic left subclasses alone: {', '.join(left)}", stacklevel=2)
-    return copy.deepcopy(model, quantized)  # wherever the model refers to one of these, the copy has the quantised one
+    return copy.deepcopy(model, quantized)  # the copy has the quantised module at each reference
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A matrix (N, K) as ``q`` int8 (N, K) and ``scale`` float32 (N,): ``q * scale`` is off by half a scale at most."""
+    """A matrix (N, K) as ``q`` int8 (N, K) and ``scale`` float32 (N,); ``q * scale`` errs by at most scale / 2."""
     largest = weight.abs().amax(1) if weight.size(1) else weight.new_zeros(weight.size(0))
     scale = largest / 127
     q = (weight.double() / scale.double().clamp(min=1e-300)[:, None]).round().clamp(-127, 127)
@@ -90,7 +90,7 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Quantized(Leaf, nn.Module):
-    """A module with int8 weights: buffers named as the parameters of what it stands for, with ``_scale`` beside them.
+    """A module with int8 weights: buffers with the names of the original's parameters, and ``_scale`` beside them.
 
     Made by :func:`quantize_dynamic`.
     """
@@ -119,19 +119,19 @@ class Quantized(Leaf, nn.Module):
         self.train(module.training)
 
     def __prepare_scriptable__(self):
-        """What ``torch.jit.script`` calls first."""
+        """Refuse ``torch.jit.script``, which calls this first."""
         raise RuntimeError(
             f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels, which rnnkernels.revert does not "
             "turn into torch.nn's: script the model that was quantised, after rnnkernels.revert(model)"
         )
 
     def extra_repr(self):
-        """The arguments of what it stands for that are not at their defaults, and ``activations``."""
+        """The original's arguments that are not at their defaults, and ``activations``."""
         changed = "" if self.activations == "int8" else f", activations={self.activations!r}"
         return self._like.extra_repr(self) + changed
 
     def _check(self, x, states):
-        """Whether input and states are float32 and want no gradient."""
+        """Check that input and states are float32 and require no gradient."""
         for name, t in zip(("input", "h_0", "c_0"), (x, *states), strict=False):
             if t.dtype != torch.float32:
                 raise ValueError(f"{type(self).__name__} takes float32, but got {DTYPE_NAMES.get(t.dtype, t.dtype)}")
@@ -155,7 +155,7 @@ class Quantized(Leaf, nn.Module):
 
 
 class QuantizedRecurrent(Quantized):
-    """What the three layers have in common."""
+    """The base class of the three layers."""
 
     forward, _forward_more, _forward_packed = Recurrent.forward, Recurrent._forward_more, Recurrent._forward_packed
     _outside_graphs = staticmethod(Recurrent._outside_graphs)
@@ -197,7 +197,7 @@ class QuantizedGRU(QuantizedRecurrent):
 
 
 class QuantizedCell(Quantized):
-    """What the three cells have in common."""
+    """The base class of the three cells."""
 
     _like, _single_state = nn.RNNCellBase, RecurrentCell._single_state
 

@@ -1,4 +1,4 @@
-"""``Stepper``: a stack of layers, or a cell, that takes its input a few steps at a time and keeps the state in between.
+"""``Stepper``: a stack of layers, or a cell, that runs on a few steps of input at a time and keeps the state between.
 
 Letters: T time, B batch, H hidden, I input, L layers, S states, P output of a step (H, or proj_size).
 """
@@ -22,24 +22,24 @@ from .stepper_runners import Cpp, Reference, run_cpp
 class Stepper:
     """Runs a recurrent module on a stream: one step, or a few, at a time, for inference on the CPU.
 
-    It packs a copy of the weights once, owns the state, and computes what the module would (to rounding) for the
-    sequence of all steps since the last reset, without dropout. However the sequence is cut into calls, the bits are
-    the same, on any number of threads.
+    It packs a copy of the weights once, owns the state, and computes the module's results (to rounding) for the
+    sequence of all steps since the last reset, without dropout. The bits are the same however the sequence is cut into
+    calls, on any number of threads.
 
     **It is a snapshot**: the weights are read at construction (parametrizations are evaluated then), and later changes
     of the module have no effect. Make a new one, and hand ``state`` over with ``load_state``.
 
     Args:
         module: RNN, LSTM, GRU or one of their cells, of ``rnnkernels`` or ``torch.nn``, on the CPU: any number of
-            layers, with or without bias and projection, float32, float64, bfloat16 or float16. ``batch_first`` means
-            nothing here.
+            layers, with or without bias and projection, float32, float64, bfloat16 or float16. ``batch_first`` has no
+            effect here.
         batch_size: B, the number of streams that advance together.
 
     A Stepper is not for several threads at once: a call while another is running raises RuntimeError. It can be used
     after a fork, but not be copied or pickled. ``torch.compile`` leaves its calls out of the graph.
 
-    The Stepper of a cell can also be called as the cell itself, with the state handed in and out. So a model that is
-    written step by step runs on it as it is: ``model.cell.forward = Stepper(model.cell, batch_size=1)``.
+    The Stepper of a cell can also be called as the cell itself, with the state as argument and result. So a model that
+    is written step by step runs on it unchanged: ``model.cell.forward = Stepper(model.cell, batch_size=1)``.
 
     Raises:
         TypeError: for a module of another kind.
@@ -86,12 +86,12 @@ class Stepper:
         check_weights(weights, L, 1, bias, project, CELLS[cell].gates * H, I, H, P)
         self._B, self._I, self._P = B, I, P
         self._dtype, self._acc, self._name = dtype, accumulate_dtype(dtype), str(module)
-        facts = backends.Call(
+        facts = backends.Facts(
             cell, weights[0].device, dtype, 1, B, I, H, P, 1,
             stages=frozenset({"project"} if project else ()), activation=activation or "tanh",
         )  # fmt: skip
         self._shapes = [(L, B, P), (L, B, H)][: CELLS[cell].states]
-        self._out = torch.empty(B, P, dtype=dtype, device="cpu")  # what ``step`` makes its results like
+        self._out = torch.empty(B, P, dtype=dtype, device="cpu")  # the template of ``step``'s results
         self._x_shape, self._out_shape, self._handle = None, (B, P), None
         chosen = backends.choose(facts)
         if chosen == "triton":
@@ -99,7 +99,7 @@ class Stepper:
         if chosen == "cpp":
             self._runner = Cpp(cell, B, I, H, P, L, bias, project, activation, weights)
             self._handle = self._runner.handle
-            self._x_shape = (B, I)  # step and step_ take the short way where x is of this shape
+            self._x_shape = (B, I)  # step and step_ skip the checks for an x of this shape
         else:
             self._runner = Reference(cell, L, bias, project, activation, weights, self._zeros())
 
@@ -131,11 +131,12 @@ class Stepper:
         return out
 
     def step_(self, x: Tensor, out: Tensor) -> Tensor:
-        """The same, into a tensor that is there already: allocates nothing where the elements of a row of x adjoin.
+        """``step`` into an existing tensor: allocates nothing if the rows of x are contiguous.
 
         Args:
             x: as for :meth:`step`.
-            out: (B, P) or (T, B, P), whose rows may be anywhere, but do not overlap, nor with x.
+            out: (B, P) or (T, B, P); its rows are contiguous, with any strides between them, and overlap neither each
+                other nor x.
 
         Returns:
             ``out``.
@@ -180,7 +181,7 @@ class Stepper:
         return self._call(input, hx)
 
     def _call(self, input, hx):
-        """The same outside of graphs."""
+        """``__call__`` outside of graphs."""
         if not self._is_cell:
             raise TypeError(f"A Stepper of {self._name} is not callable: use step, state and load_state")
         states = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
@@ -223,8 +224,8 @@ class Stepper:
         """A copy of the state in the form of the module's ``hx``: h (L, B, P), for an LSTM the pair with c (L, B, H).
         For a cell: h (B, H), or the pair with c (B, H).
 
-        It is in the dtype that is computed with, float32 for modules of 16 bits, so that ``load_state`` brings back the
-        very same bits.
+        Its dtype is that of the computation, float32 for modules of 16 bits, so that ``load_state`` restores the same
+        bits.
         """
         states = self._zeros()
         for k, s in enumerate(states):
@@ -264,7 +265,7 @@ class Stepper:
 
     @property
     def backend(self) -> str:
-        """Its name: "cpp", or the slow "reference" where there is no C++ extension or where that was forced."""
+        """The backend's name: "cpp", or the slow "reference" without the C++ extension or where it was forced."""
         return self._runner.name
 
     def __repr__(self):
@@ -276,11 +277,11 @@ class Stepper:
         )
 
     def _zeros(self):
-        """Room for the S states."""
+        """New zeros for the S states."""
         return [torch.zeros(s, dtype=self._acc, device="cpu") for s in self._shapes]
 
     def _checked(self, x):
-        """x, or a copy of it whose rows are contiguous; raises what ``step`` says."""
+        """x, or a copy of it whose rows are contiguous; raises as ``step`` does."""
         self._check_tensor("x", "input", x)
         shape = x.shape
         if len(shape) not in (2, 3):
@@ -296,7 +297,7 @@ class Stepper:
         return x
 
     def _check_tensor(self, name, role, t):
-        """What x and out have in common."""
+        """The checks that x and out share: type, device, dtype, layout, no gradient."""
         if not isinstance(t, Tensor):
             raise TypeError(f"Expected {name} to be a Tensor, but got {type(t).__name__}")
         if t.device.type != "cpu":
@@ -311,7 +312,7 @@ class Stepper:
         check_inference("a Stepper", name, t)
 
     def _check_out(self, x, out):
-        """Whether out can take the result of x; that they do not overlap is seen to later."""
+        """Check that out can hold the result of x; ``_run`` checks that they do not overlap."""
         self._check_tensor("out", "output", out)
         shape = (*x.shape[:-1], self._P)
         if out.shape != shape:
@@ -328,7 +329,7 @@ class Stepper:
             )
 
     def _run(self, x, out):
-        """All steps, of tensors that were checked."""
+        """All steps, on checked tensors."""
         if x.dim() == 2:
             x, out = x.unsqueeze(0), out.unsqueeze(0)
         if not self._runner.run(x, out):
@@ -336,5 +337,5 @@ class Stepper:
 
 
 def outside(stepper, x, out=None):
-    """A step that a compiler leaves out of its graph."""
+    """A step for a compiler to leave out of its graph."""
     return stepper.step(x) if out is None else stepper.step_(x, out)

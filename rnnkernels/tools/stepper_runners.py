@@ -1,4 +1,4 @@
-"""What carries out the steps of a ``Stepper``: the C++ extension, or the reference. Letters as there."""
+"""The runners of a ``Stepper``: the C++ extension, or the reference. Letters as in stepper.py."""
 
 import importlib
 
@@ -6,6 +6,7 @@ import torch
 
 from .. import backends
 from ..cells import reference
+from ..cells.call import LayerCall
 from ..nn.functional import FORWARD
 from ..op.schema import over_layers
 
@@ -52,7 +53,7 @@ class Reference:
 
     @torch.no_grad()
     def run(self, x, out):
-        """As above."""
+        """Steps over x (T, B, I) into out (T, B, P); False, and nothing done, if they overlap or have no memory."""
         if overlap(x, out):
             return False
         x = x.to(self.weights[0].dtype, copy=True, memory_format=torch.contiguous_format)  # strides can change bits
@@ -64,22 +65,21 @@ class Reference:
 
     def layer(self, i, x, states, weights):
         """Layer i for one step."""
-        rest = (None, None, None, [], None, [], False, 0.0, False)  # none of the other stages
-        return reference.layer(self.cell, x, states, weights, *self.settings, *rest)[:2]
+        return reference.layer(*LayerCall(self.cell, x, states, weights, *self.settings), False)[:2]
 
     def reset(self, mask):
-        """As above."""
+        """Zeros where mask, or everywhere."""
         for s in self.states:
             s[:, slice(None) if mask is None else mask] = 0
 
     def state(self, k, s, load):
-        """As above."""
+        """Copy state k into s (L, B, H or P) or, with ``load``, from there."""
         to, source = (self.states[k], s) if load else (s, self.states[k])
         to.copy_(source)
 
 
 def overlap(*tensors):
-    """Whether the memory of two tensors overlaps, from the first to the last element of each, or one has none."""
+    """True if two tensors overlap in memory, from the first to the last element of each, or if one has no memory."""
     first = [t.data_ptr() for t in tensors]
     spans = [sum(s * (n - 1) for s, n in zip(t.stride(), t.shape, strict=True)) * t.element_size() for t in tensors]
     return 0 in first or max(first) <= min(at + span for at, span in zip(first, spans, strict=True))

@@ -15,18 +15,18 @@ CALLED_BY_TORCH = (
     "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "get_expected_cell_size",
     "permute_hidden", "_flat_weights", "_init_flat_weights", "_update_flat_weights", "_weights_have_changed",
 )  # fmt: skip
-"""What nn.LSTM.forward (RNN's, GRU's) uses and ours does not: who overrides it would see that no more."""
+"""Methods that nn.LSTM.forward (RNN's, GRU's) calls and ours does not: an override of one would have no effect."""
 
-made = weakref.WeakValueDictionary()  # the class by the user's; each lives as long as its instances
+made = weakref.WeakValueDictionary()  # from the user's class to the made one, which lives as long as its instances
 
 
 class NoOption:
-    """Stands before an ``Option`` of ours: the attribute is the user's own, if there is one."""
+    """Hides an ``Option`` of ours: the attribute is the user's own, if there is one."""
 
     def __set_name__(self, owner, name):
         self.name = name
 
-    def __get__(self, module, owner=None):  # where the instance's dict has none
+    def __get__(self, module, owner=None):  # called if the instance's dict has no such name
         if module is None:
             raise AttributeError(f"type object {owner.__name__!r} has no attribute {self.name!r}")
         return module.__getattr__(self.name)  # a submodule, parameter or buffer, or an error
@@ -65,10 +65,10 @@ def with_ours(own, ours):
 
 
 def reduce_by_own_class(self, protocol):
-    """Pickle and copy by the user's class, whose name finds it, in the place of the one that was made of it."""
+    """Pickle and copy by the user's class, which can be imported by name, instead of the made class."""
     new = next(c for c in type(self).__mro__ if "_converted_from" in vars(c))
     found = super(new, self).__reduce_ex__(protocol)
-    if isinstance(found, str) or found[1][:1] != (new,):  # the user's own way
+    if isinstance(found, str) or found[1][:1] != (new,):  # the user's own reduction
         return found
     function, arguments, *state = found
     own = new._converted_from
@@ -76,7 +76,7 @@ def reduce_by_own_class(self, protocol):
 
 
 def restore(function, own, ours, *arguments):
-    """What ``function`` makes of the class that stands for a user's."""
+    """The result of ``function`` on the class made for a user's class."""
     return function(with_ours(own, ours), *arguments)
 
 

@@ -1,4 +1,4 @@
-"""``trace``: every gate and every state of a module over a sequence, to be looked at. Letters as in modules.py."""
+"""``trace``: every gate and every state of a module over a sequence, by name. Letters as in modules.py."""
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from ..op.autograd import without_autocast
 def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None) -> dict[str, Tensor]:
     """Run a module and return all gates and states of all layers and steps, by name, for plots and for debugging.
 
-    It runs on the reference backend, a Python loop over time steps, whatever is forced, and without gradients. The
-    module is in its own mode: in training its masks are drawn; call ``eval()`` before for what it does without.
+    It runs on the reference backend, a Python loop over time steps, even if another is forced, and without gradients.
+    The module keeps its mode: in training, masks are drawn; call ``eval()`` before to trace it without them.
 
     Args:
         module: an ``rnnkernels`` RNN, LSTM or GRU, with any options.
@@ -40,9 +40,9 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
         raise TypeError("Expected a padded input (with lengths), but got a PackedSequence")
     layers = []
 
-    def record(cell, x, states, weights, *, return_cells, recompute, exposed, **call):
-        y, last, saved = reference.layer(cell, x, states, weights, save=True, **call)
-        layers.append((y.detach(), saved))  # y itself is turned, where batch_first is set
+    def record(call, **ways):
+        y, last, saved = reference.layer(*call, True)
+        layers.append((y.detach(), saved))  # y itself is transposed in place under batch_first
         return y, last
 
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record))(input)

@@ -1,1 +1,1 @@
-"""The Triton backend: cells (arithmetic), loop and tiles (kernels), schedules (what runs how), launch (the backend)."""
+"""The Triton backend: cells (arithmetic), loops (kernels), schedules (choice of tiles), launch (the backend)."""

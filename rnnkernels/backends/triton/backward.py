@@ -3,8 +3,8 @@
 Letters, schedules and lengths as in forward.py. Steps are walked from end-1 down to begin. At step i the gradient of
 the states after it, which came from step i+1, is joined by that of the output and by the recurrent product: the
 weights times the gradients of the recurrent pre-activations of step i+1. Resident programs have these on chip and
-multiply at the end of step i+1; others read them from the result at the beginning of step i, so that the product of
-step 0, which only the initial state needs, is left to the launcher.
+multiply at the end of step i+1; the others read them from the result at the beginning of step i. The product of step 0,
+which only the initial state needs, is then computed by the launcher.
 """
 
 import triton
@@ -66,11 +66,11 @@ def scan_backward(
     begin, end, T, B, D, length_x, reset_x,
     CELL: tl.constexpr, RENEW: tl.constexpr,
     FIRST: tl.constexpr, OUTPUT: tl.constexpr, PHASE: tl.constexpr,  # as in the forward pass, both of them backward
-    READ_NORM: tl.constexpr, EMITS: tl.constexpr,  # whether the product reads what was normed; such planes of the cell
+    READ_NORM: tl.constexpr, EMITS: tl.constexpr,  # the product reads normed values; the cell's planes that are such
     PARTS: tl.constexpr,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, PLANES: tl.constexpr,
-    NEW: tl.constexpr, OLD: tl.constexpr,  # which states after and before the step are read
+    NEW: tl.constexpr, OLD: tl.constexpr,  # true for states that are read after and before the step
     SOURCE: tl.constexpr, READS: tl.constexpr, LAG: tl.constexpr,  # planes of the product, LAG steps later
     H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
     SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
@@ -162,7 +162,7 @@ def scan_backward(
                 )  # fmt: skip
             if LAG == 1:
                 dh = masked(dh, keep)
-                if reset is not None:  # of the step that the product belongs to
+                if reset is not None:  # the reset of the product's step
                     earlier_again = (i + 1 < T) & resets_at(
                         reset, reset_x, time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS), b, d, B, DIRECTIONS
                     )  # fmt: skip
@@ -271,7 +271,7 @@ def scan_backward(
             at_once = again & (i < n)
             restarted = added(restarted, live_only(at_once, earlier, S), S)
             earlier = live_only(~at_once, earlier, S)
-        if PHASE == 2 and not OUTPUT_NORM:  # the rest is there, and nothing comes to rows that are not live
+        if PHASE == 2 and not OUTPUT_NORM:  # `stay` has the other terms, and rows that are not live get none
             earlier = added(earlier, stay, S)
         elif LENGTHS:
             earlier = chosen(i < n, earlier, stay, S)

@@ -1,4 +1,4 @@
-"""What the chooser of schedules has to know of a GPU."""
+"""The facts of a GPU by which schedules are chosen."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Chip(NamedTuple):
-    """What the chooser has to know of a GPU."""
+    """The facts of a GPU by which schedules are chosen."""
 
     name: str
     backend: str  # "cuda" or "hip"
@@ -21,7 +21,7 @@ A100 = Chip("no GPU here, as for an A100", "cuda", 80, 166_912, 108)
 _found: dict[torch.device, Chip] = {}
 
 
-@torch.compiler.assume_constant_result  # so that Dynamo asks for it once, and looks no further
+@torch.compiler.assume_constant_result  # so that Dynamo calls it once, and does not trace it
 def chip_of(device):
     """The chip of a torch device; figures of an A100 where there is no GPU (the interpreter, offline compilation)."""
     if device.type != "cuda":

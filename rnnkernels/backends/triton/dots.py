@@ -22,8 +22,8 @@ INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 @triton.jit
 def rounded(tile, PRECISION: tl.constexpr):
-    """A factor of a product as the matrix units take it. Of a float32 they would cut off all but tf32's ten bits, with
-    errors of one sign, which sums of gradients collect. So it is rounded to the nearest, a tie away from zero."""
+    """An operand rounded for the matrix units. These would cut a float32 off after tf32's ten bits, with errors of one
+    sign, which add up in sums of gradients. So it is rounded to the nearest, ties away from zero."""
     if PRECISION != "tf32" or INTERPRETED:  # the interpreter's products are exact
         return tile
     else:
@@ -48,7 +48,7 @@ def product_streamed(
     w, vector, j, in_batch, G: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr,
     BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """For every gate: w[g, j, :] @ vector[b, :]; ``vector``: where each row's starts."""
+    """For every gate: w[g, j, :] @ vector[b, :]; ``vector`` points to each row's first element."""
     r = ()
     for _g in tl.static_range(G):
         r = r + (tl.zeros((BH, BB), ACC),)
@@ -71,8 +71,8 @@ def gradient_streamed(
 ):  # fmt: skip
     """The sum over gates of w[g, j, :] @ rows[b, READS[g], :].
 
-    ``norm``: None, or what the gradients go through as they are read: where the rows' normed values (b, G, :) and the
-    gains (G, :) are, and the rows' mean, scale and sums (1, batch) for ``unnormed``.
+    ``norm``: None, or the norm that the gradients pass backward as they are read: pointers to the rows' normed values
+    (b, G, :) and to the gains (G, :), and the rows' mean, scale and sums (1, batch) for ``unnormed``.
     """
     dh = tl.zeros((BH, BB), ACC)
     for start in tl.range(0, stop, BK, num_stages=STAGES):
@@ -95,7 +95,7 @@ def kept_weights(
     w, j, N: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
     SPLIT: tl.constexpr, SCHEDULE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The weights (N, H, K) of a program's units, as it keeps them for the sequence; none where they are streamed."""
+    """The weights (N, H, K) of a program's units, as kept for the whole sequence; none if streamed."""
     weights = ()
     for g in tl.static_range(N):
         if SCHEDULE == "resident":
@@ -136,7 +136,7 @@ def product_cooperative(
     weights, vector, in_batch, G: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr,
     PIECES: tl.constexpr, SPLIT: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """For every gate: weights[g] @ vector[b, :]; all of the vector is on its way before the first product."""
+    """For every gate: weights[g] @ vector[b, :]; all loads of the vector are in flight before the first product."""
     parts = ()
     for n in tl.static_range(len(PIECES)):
         k = along_width(PIECES[n][0], PIECES[n][1], SPLIT)
@@ -190,7 +190,7 @@ def add_four(a, b, c, d, e, f, g, h):
 
 @triton.jit
 def over_parts(tiles, N: tl.constexpr):
-    """N products (SPLIT, batch, units) added up over their parts, by one reduction for all; as tiles (units, batch)."""
+    """N products (SPLIT, batch, units) summed over their parts, by one reduction for all; as tiles (units, batch)."""
     if N == 4:
         tiles = tl.reduce(tiles, 0, add_four)
     elif N == 3:
@@ -208,7 +208,7 @@ def over_parts(tiles, N: tl.constexpr):
 
 @triton.jit
 def arrive(counter):
-    """Say that this program is done with its step; those who wait for it see what its threads have stored."""
+    """Signal that this program has finished its step; programs that wait for it see the stores of its threads."""
     tl.debug_barrier()
     tl.atomic_add(counter, 1, sem="release", scope="gpu")
 

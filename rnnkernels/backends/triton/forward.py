@@ -5,14 +5,14 @@ recurrent product reads (H again, except next to a projection). A program owns B
 in one direction and walks the steps begin..end-1. Tiles are (units, batch).
 
 *resident*     one program owns all hidden units; weights and states stay on chip from the first step to the last, and
-               what the next steps read from memory is on its way STAGES-1 steps ahead.
+               loads from memory are in flight STAGES-1 steps ahead.
 *cooperative*  programs own a few units each and keep their weights; they read the vector from the output of the step
                before, when all programs with the same rows have arrived at a barrier.
 *stepwise*     one launch per step; weights are streamed, and the vector is read from the output of the step before.
 
-Some of a step needs the units of other programs: the vector of a second product, the moments of a layer norm. There
-resident programs have them, cooperative ones wait once more, and stepwise a launch ends: the next one (PHASE) loads the
-products, which the earlier ones have stored, and computes the rest again.
+The vector of a second product and the moments of a layer norm need the units of other programs. Resident programs own
+all units, cooperative ones wait a second time, and a stepwise launch ends there: the next launch (PHASE) loads the
+products that the earlier ones have stored, and computes the rest again.
 
 A row of length n is live at steps 0..n-1; a dead row keeps its states and writes zeros. A reverse direction stands at
 time n-1-i at its live step i, and at time i at a dead one: so every time is written exactly once.
@@ -44,7 +44,7 @@ from .tiles import (
     time_at,
 )
 
-PLAIN = ["begin", "end", "T", "B", "length_x", "reset_x"]  # numbers that kernels are not compiled anew for
+PLAIN = ["begin", "end", "T", "B", "length_x", "reset_x"]  # numbers for which kernels are not specialised
 
 
 @triton.jit(do_not_specialize=PLAIN)
@@ -60,8 +60,8 @@ def scan_forward(
     s_in, s_out,  # S states (D, B, H); s_in may be None for zeros, s_out in all launches of a step but the last
     v_first,  # (D, B, K): the vector of step 0; not read if resident
     vector,  # (T, B, D, K): outputs, each the vector of the next step; (2, B, D, K) if RING; None: v_first is for all
-    v_out,  # (2, B, D, H): where a step leaves the next one's vector in turns, if that is not its output; or None
-    h_out,  # (D, B, H): where a step leaves h for a projection, or None
+    v_out,  # (2, B, D, H): alternating buffers for the next step's vector, if that is not the output; or None
+    h_out,  # (D, B, H): h of a step, for a projection; or None
     y,  # (T, B, D, H), or None
     gates, cells,  # (D, T, B, KEPT, H), (D, T, B, H): kept for the backward pass, or None
     between,  # (D, B, H): the vector of a second product, for other programs or PHASE 2; or None
@@ -72,8 +72,8 @@ def scan_forward(
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
     CELL: tl.constexpr,
-    FIRST: tl.constexpr, OUTPUT: tl.constexpr,  # what a second product reads; h from kept values and the normed c
-    PHASE: tl.constexpr,  # 1, 2, ...: which launch of a step; 0: the only one
+    FIRST: tl.constexpr, OUTPUT: tl.constexpr,  # a second product's factor of h; h from kept values and the normed c
+    PHASE: tl.constexpr,  # 1, 2, ...: the number of the launch in its step; 0: the only one
     EPS: tl.constexpr,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
@@ -86,7 +86,7 @@ def scan_forward(
     N: tl.constexpr = G if FIRST is None else G - 1  # gates of the first product
     ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
     NORM: tl.constexpr = gain is not None
-    SECOND: tl.constexpr = 2 if NORM else 1  # the launch that leaves the vector of a second product for the next
+    SECOND: tl.constexpr = 2 if NORM else 1  # the launch that stores the vector of a second product for the next one
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
@@ -153,7 +153,7 @@ def scan_forward(
                     store_tiles(at_sums + N * H, H, q, mask, 1, BH, BB, False)
             elif PHASE > SECOND:
                 q = load_tiles(at_sums + N * H, H, mask, 1, ACC)
-            else:  # what follows is for nobody, and the compiler leaves it away
+            else:  # the results below are not used, and the compiler removes them
                 q = (tl.zeros((BH, BB), ACC),)
             if NORM:
                 q = normed(q, (gains[N],), more_parts, 1, H, BH, j, b, B, EPS, PHASE, 3)

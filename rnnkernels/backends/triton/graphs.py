@@ -1,8 +1,8 @@
-"""CUDA graphs of passes that take a launch per step: recorded at the second call of a shape, replayed from then on.
+"""CUDA graphs of passes with a launch per step: recorded at the second call of a shape, replayed from then on.
 
-A graph reads and writes memory of its own: a replay copies the arguments there, and the results out. Least recently
-used graphs are dropped when there are too many of them or when they hold too much memory. Where the caller is recording
-a graph himself the launches go into his.
+A graph reads and writes its own memory: a replay copies the arguments there, and the results out. Least recently used
+graphs are dropped when there are too many of them or when they hold too much memory. While the caller records a graph,
+the launches go into that graph.
 """
 
 import os
@@ -31,7 +31,7 @@ class Recording(NamedTuple):
     bytes: int
 
 
-RECORD, LAUNCH = "record", "launch"  # what to do at the next call of a key, after the first one
+RECORD, LAUNCH = "record", "launch"  # the action at the next call of a key, after the first one
 _seen: OrderedDict = OrderedDict()  # by key: one of these, or a Recording
 _lock = threading.Lock()
 
@@ -62,7 +62,7 @@ def run(function, launches, *arguments):
 
 
 def possible(device, launches):
-    """Whether a call with so many launches may become a graph here."""
+    """True if a call with so many launches may become a graph here."""
     return (
         on_gpu(device)
         and launches <= MOST_LAUNCHES
@@ -76,14 +76,14 @@ def on_gpu(device):
 
 
 def described(leaf):
-    """What of a leaf makes another graph necessary."""
+    """The properties of a leaf that a graph depends on."""
     if isinstance(leaf, torch.Tensor):
         return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
     return leaf if leaf is None or isinstance(leaf, PLAIN) else id(leaf)  # jit functions, which live for ever
 
 
 def leaves_of(tree):
-    """All that is no tuple or list, in order."""
+    """The leaves of a tree of tuples and lists, in order."""
     if isinstance(tree, tuple | list):
         for branch in tree:
             yield from leaves_of(branch)

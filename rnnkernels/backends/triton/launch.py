@@ -1,4 +1,4 @@
-"""The Triton backend: ``layer`` and ``layer_backward`` of the op, and what it can and cannot run.
+"""The Triton backend: ``layer`` and ``layer_backward`` of the op, and the calls that it cannot run.
 
 Torch does the products that do not recur (products.py), one per direction before the time loop or after it, in the
 precision of torch's switch for matrix products; the loops of forward.py and backward.py do the rest, launched by
@@ -36,7 +36,7 @@ def unsupported(call):
 
 
 def missing(call):
-    """What the kernels lack for a layer on any chip, or None."""
+    """The stages that the kernels lack for a layer on any chip, as a reason, or None."""
     if "project" in call.stages and not call.lacking(STAGES) and cell_of(call.cell).output is None:
         return f"{call.cell} has no projection"
     return call.lacking(STAGES)
@@ -66,7 +66,7 @@ def problem_of(call):
     """The ``Problem`` of a ``LayerCall``.
 
     Raises:
-        NotImplementedError: for what ``unsupported`` would have said: the dispatcher calls a backend without asking it.
+        NotImplementedError: with the reason of ``unsupported``, which the dispatcher does not ask before a call.
     """
     from . import problem  # imports triton
 
@@ -112,7 +112,7 @@ def started(problem):
     if problem.lengths is None:
         return problem.states
     alive = problem.lengths > 0
-    if alive.dim() == 2:  # a group of directions has lengths of its own
+    if alive.dim() == 2:  # each group of directions has its own lengths
         alive = alive.repeat_interleave(problem.D // alive.size(0), 0)
     return [torch.where(alive[..., None], s, 0.0) for s in problem.states]
 
@@ -130,7 +130,7 @@ def layer_backward(dy, dlast, dcells, *arguments):
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
                  zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip
         return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
-    # What lies past the lengths would meet gradients of zero, and may be NaN.
+    # Values past the lengths may be NaN, and would be multiplied by gradients of zero.
     problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths), states=started(problem)))
     gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
     tiles = problem.tiles(backward=True)

@@ -1,7 +1,7 @@
-"""Layer norms in the backward pass outside the time loop, in torch: what it needs of them, and what it leaves to do.
+"""Layer norms in the backward pass outside the time loop, in torch: moments before it, gradients after it.
 
 Letters: T time, B batch, D directions, G gates, H hidden, P output of a step, M norms of recurrent products in a step.
-What is normed is computed again by one product over all steps; sums are in the accumulate dtype, a chunk at a time.
+The recurrent products are computed again by one product over all steps; sums are in the accumulate dtype, by chunks.
 """
 
 from typing import Any, NamedTuple
@@ -14,14 +14,14 @@ CHUNK = 1 << 24  # values at a time
 
 
 class Normed(NamedTuple):
-    """What the norms of a layer were applied to."""
+    """The inputs of a layer's norms, and their moments."""
 
     raw: torch.Tensor
     """(D, T, B, G, H): the recurrent products."""
     moments: torch.Tensor
-    """(D, T, B, M, 2): their rows' mean and one over their deviation; a second product has a norm of its own."""
+    """(D, T, B, M, 2): their rows' mean and one over their deviation; a second product has its own norm."""
     c_moments: Any
-    """(D, T, B, 2): the same of the cell states; None without such a norm."""
+    """(D, T, B, 2): the moments of the cell states; None without such a norm."""
 
 
 def chunks(rows):
@@ -31,7 +31,7 @@ def chunks(rows):
 
 
 def moments_of(problem, rows):
-    """Of rows (R, n): what is left without their mean, that mean and one over the deviation."""
+    """For rows (R, n): the rows minus their mean, the mean, and one over the deviation."""
     rows = rows.to(problem.accumulate)
     square, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
     return rows - mean, mean, (square + problem.eps).rsqrt()
@@ -57,13 +57,13 @@ def unnormed(problem, rows, gain, d_rows, into):
 
 
 def spans(problem):
-    """The columns of the recurrent products that have a norm of their own, in order."""
+    """The columns of the recurrent products that share a norm, for each norm in order."""
     first = len(problem.cell.reads) * problem.H
     return [slice(0, first)] + [slice(first, first + problem.H)] * (problem.cell.first is not None)
 
 
 def normed_of(problem, y, gates, cells):
-    """What the backward pass needs: the recurrent products once more, and the moments of all rows."""
+    """The recurrent products, computed again, and the moments of all rows, for the backward pass."""
     D, T, B, H, cell = problem.D, problem.T, problem.B, problem.H, problem.cell
     raw, columns = problem.empty(D, T, B, cell.gates, H), spans(problem)
     moments = problem.empty(D, T, B, len(columns), 2, dtype=problem.accumulate)

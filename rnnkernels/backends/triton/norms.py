@@ -1,7 +1,7 @@
 """Layer norm in the time loops (Ba, Kiros & Hinton 2016): of the recurrent products of a row, and of the cell state.
 
-Letters as in forward.py. A row is what all N gates of all H units hold of a batch row. Where its units are spread over
-programs, each leaves its part of the sums over units in ``parts`` (programs, B, 2), and the next launch adds them up.
+Letters as in forward.py. A row holds the values of all N gates of all H units for a batch row. If programs share its
+units, each stores its part of the sums over units in ``parts`` (programs, B, 2), and the next launch adds them up.
 Beside a tile (units, batch) a number per unit is (units, 1), and one per row (1, batch).
 """
 
@@ -27,7 +27,7 @@ def store_parts(parts, first, second, b, B):
 
 @triton.jit
 def add_parts(parts, PARTS: tl.constexpr, b, B):
-    """The sums over programs of the two numbers that they left."""
+    """The sums over programs of the two numbers that each stored."""
     part = tl.arange(0, triton.next_power_of_2(PARTS))[:, None]
     at, there = parts + (part * B + b) * 2, (part < PARTS) & (b < B)
     first = tl.load(at, mask=there, other=0.0)
@@ -39,8 +39,8 @@ def moments_of(
     tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B, EPS: tl.constexpr,
     PHASE: tl.constexpr, AT: tl.constexpr,
 ):  # fmt: skip
-    """The mean of rows, and one over their deviation. Launch AT leaves the mean and the squared distances of a
-    program's part, later ones put them together; in PHASE 0 a program has whole rows."""
+    """The mean of rows, and one over their deviation. Launch AT stores the mean and the squared distances of a
+    program's part, later ones combine them; in PHASE 0 a program has whole rows."""
     ACC: tl.constexpr = tiles[0].dtype
     if PHASE > AT:
         part = tl.arange(0, triton.next_power_of_2((H + BH - 1) // BH))[:, None]
@@ -73,7 +73,7 @@ def normed(
     tiles, gains, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B, EPS: tl.constexpr,
     PHASE: tl.constexpr, AT: tl.constexpr,
 ):  # fmt: skip
-    """The N tiles, less their rows' means and over their deviations, times the gains."""
+    """The N tiles minus their rows' means, over their deviations, times the gains."""
     mean, scale = moments_of(tiles, parts, N, H, BH, j, b, B, EPS, PHASE, AT)
     out = ()
     for g in tl.static_range(N):
@@ -83,13 +83,13 @@ def normed(
 
 @triton.jit
 def load_moments(moments, row, there):
-    """What ``moments_of`` found, of rows (rows, 2)."""
+    """The mean and scale that ``moments_of`` gave, from memory (rows, 2)."""
     return tl.load(moments + row * 2, mask=there, other=0.0), tl.load(moments + row * 2 + 1, mask=there, other=0.0)
 
 
 @triton.jit
 def back_sums(ds, raws, gains, mean, scale, N: tl.constexpr):
-    """Of the gradients of N norms: the sums over a program's units that the gradient of what was normed needs."""
+    """Sums of the gradients of N norms over a program's units, for the gradient of the normed values."""
     v = ds[0] * gains[0]
     total, products = v, v * (raws[0] - mean) * scale
     for g in tl.static_range(1, N):
@@ -101,5 +101,5 @@ def back_sums(ds, raws, gains, mean, scale, N: tl.constexpr):
 
 @triton.jit
 def unnormed(d, raw, gain, mean, scale, total, products, COUNT: tl.constexpr):
-    """The gradient of what was normed, from that of the norm and from the sums over the row's COUNT values."""
+    """The gradient of the normed values, from that of the norm and from the sums over the row's COUNT values."""
     return scale * (d * gain - total / COUNT - (raw - mean) * scale * (products / COUNT))

@@ -1,11 +1,11 @@
-"""The launches of a pass: which kernel, how often, on which buffers.
+"""The launches of a pass: their kernels, number and buffers.
 
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, P output of a step.
 
 Resident and cooperative: one launch. Stepwise: one launch per step; the states lie in buffers in between, and the
 recurrent product reads the output of the step before. A projection is a second launch of the same loop within each
-step, with a cell of its own that has no input; the output and the first state are its. A second product or layer norm
-makes more launches of each step (``Problem.phases``).
+step, with its own cell, which has no input, and which holds the output and the first state. A second product or layer
+norm adds launches to each step (``Problem.phases``).
 """
 
 import operator
@@ -28,14 +28,14 @@ PLAIN_BACKWARD |= dict(OUTPUT=None, READ_NORM=False, EMITS=(), PARTS=1)
 
 
 class Gradients(NamedTuple):
-    """What the backward loop found."""
+    """The results of the backward loop."""
 
     planes: torch.Tensor
     """(D, T, B, planes, H): gradients of the pre-activations."""
     states: list
     """Gradients of the initial states, but for the first one's part through the first step's product."""
     whole: bool
-    """Whether that part is in already."""
+    """True if ``states`` already contains that part."""
     projected: Any
     """(D, T, B, 1, P): gradients of the projected output; None without a projection."""
     reset_states: list
@@ -45,18 +45,18 @@ class Gradients(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """A kernel and all its arguments that are the same for every launch of a pass."""
+    """A kernel, and the arguments that all launches of a pass share."""
 
     kernel: Any
     grid: tuple
     arguments: dict
     options: dict
     launched: list
-    """The states of the launch before and, once two in a row had the same, the compiled kernel with all arguments."""
+    """The states of the previous launch and the kernel compiled for it, for a next launch with the same states."""
 
     def __call__(self, begin, end, states):
-        """Launch with the ``states`` that are read and written, by name. A launch with those of the one before goes
-        past Triton's search for the kernel, which takes several times as long as the launch."""
+        """Launch with the ``states`` that are read and written, by name. A launch with the previous states skips
+        Triton's search for the kernel, which takes several times as long as the launch."""
         given = self.arguments | states | {"begin": begin, "end": end}
         if self.launched and all(map(operator.is_, self.launched[0].values(), states.values())):
             compiled = self.launched[1]
@@ -113,8 +113,8 @@ def walk(spans, *turns):
 
 
 def inside(problem, tiles):
-    """Arguments of the forward loop for a second product and layer norms: gains, and memory for what goes on between
-    the programs, or the launches, of a step."""
+    """Arguments of the forward loop for a second product and layer norms: gains, and memory through which the
+    programs, or the launches, of a step exchange results."""
     D, B, H, G, out = problem.D, problem.B, problem.H, problem.cell.gates, dict(PLAIN)
     stepwise, wide = tiles.schedule == "stepwise", dict(dtype=problem.accumulate)
     if problem.cell.first is not None and tiles.schedule != "resident":
@@ -214,7 +214,7 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
         )  # fmt: skip
 
     spans, phases, projected = spans_of(problem, tiles)[::-1], problem.phases(tiles, backward=True), None
-    chained = 1 if problem.ln_c else len(phases)  # a second product adds to the states' gradients, a norm holds them up
+    chained = 1 if problem.ln_c else len(phases)  # a second product adds to the states' gradients, a norm delays them
     names = ("ds_in", "ds_out")
     inner = carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), len(spans) * chained, names)
     common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes) | of_cell
@@ -241,7 +241,7 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
 
 
 def exchange(problem):
-    """The vector that enters the first step, and a pair of buffers for the others'; None where these are outputs."""
+    """The operand of the first step's product, and a pair of buffers for the later ones; None if those are outputs."""
     D, B, P = problem.D, problem.B, problem.P
     first = problem.states[0] if problem.states else problem.zeros(D, B, P)
     if problem.reset is None and problem.h_mask is None:

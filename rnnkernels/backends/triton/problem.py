@@ -51,7 +51,7 @@ class Problem(NamedTuple):
 
     @property
     def norm(self):
-        """Whether there are layer norms."""
+        """True with layer norms."""
         return bool(self.ln_x)
 
     @property
@@ -73,7 +73,7 @@ class Problem(NamedTuple):
         return self.reset if self.reset.dim() == 2 else self.reset[self.group(d)]
 
     def apart(self, tensor, dims):
-        """How many elements the groups' parts of a tensor are apart; 0 where all groups share one."""
+        """The stride between the groups' parts of a tensor; 0 if all groups share one."""
         return tensor.stride(0) if tensor is not None and tensor.dim() == dims else 0
 
     def tiles(self, backward):
@@ -83,8 +83,8 @@ class Problem(NamedTuple):
         )  # fmt: skip
 
     def phases(self, tiles, backward):
-        """The launches of one step of the cell, 1, 2, ...: the next waits for what programs know of each other's units,
-        which is a second product's vector, or the moments of a layer norm; (0,) where there is but one."""
+        """The launches of one step of the cell, 1, 2, ...: each waits for results of other programs (the vector of a
+        second product, or the moments of a layer norm); (0,) for a single launch."""
         second, output = self.cell.first is not None, bool(self.ln_c)
         launches = 1 + max(second, output) if backward else 1 + self.norm + output + second * (1 + self.norm)
         return tuple(range(1, launches + 1)) if tiles.schedule == "stepwise" and launches > 1 else (0,)
@@ -95,11 +95,11 @@ class Problem(NamedTuple):
         return steps * (len(self.phases(tiles, backward)) + bool(self.w_hr))
 
     def recurrent(self):
-        """The problem without what only the products outside the time loop read."""
+        """The problem without the tensors that only the products outside the time loop read."""
         return self._replace(x=None, w_ih=[], b_ih=[])
 
     def named(self, tensors, states, units):
-        """The named ones of the states' tensors; None names one that nobody reads. None where there are no tensors."""
+        """The tensors of the given states; a state of None gets zeros, never read. None without tensors."""
         unread = self.zeros(self.D, self.B, units) if tensors and None in states else None
         return tuple(unread if n is None else tensors[n] for n in states) if tensors else None
 

@@ -10,8 +10,8 @@ ALIGNED = 8  # elements of 16 bits: the loads of tensor-core kernels are of 16 b
 
 
 def aligned(problem):
-    """The problem with the input and its weights padded with zeros to a width whose rows tensor cores can load: cuBLAS
-    takes kernels several times as slow for others. ``problem.I`` stays the width without."""
+    """The problem with the input and its weights padded with zeros to a width whose rows tensor cores can load: for
+    other widths cuBLAS takes kernels several times as slow. ``problem.I`` stays the width without padding."""
     more = -problem.I % ALIGNED
     if problem.dtype.itemsize != 2 or more == 0:
         return problem
@@ -160,7 +160,7 @@ def own_cells(problem, gates, cells, d):
 
 
 def entered_vector(problem, y, d):
-    """What the recurrent product of direction d read at each step (T, B, P)."""
+    """The operand of direction d's recurrent product at each step (T, B, P)."""
     h_TBP = y[..., d * problem.P : (d + 1) * problem.P]
     restart = problem.reset_states[0][d] if problem.reset_states else None
     h = entered(problem, h_TBP, problem.states[0][d] if problem.states else None, restart, d)

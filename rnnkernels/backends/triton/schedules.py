@@ -1,4 +1,4 @@
-"""Which schedule runs a layer on which chip, in three tables, with the reasons. Knows neither Triton nor arithmetic.
+"""The choice of a layer's schedule on a chip, by three tables, with the reasons. Imports no Triton.
 
 *resident*     one program per batch tile and direction keeps the recurrent weights on chip for the whole sequence;
 *cooperative*  programs that run at once share the hidden units, keep their weights on chip for the whole sequence, and
@@ -13,16 +13,8 @@ from typing import NamedTuple
 
 import torch
 
-from .chips import Chip, chip_of  # noqa: F401 - one place to look for all that is chosen
-from .tables import (
-    BYTES,
-    COOPERATIVE,
-    L2_PORTS,
-    PIECE,
-    RESIDENT,
-    STEPWISE,
-    row,
-)  # noqa: F401
+from .chips import Chip, chip_of  # noqa: F401 - schedules has all names of the choice
+from .tables import BYTES, COOPERATIVE, L2_PORTS, PIECE, RESIDENT, STEPWISE, Limit, Share, Step, row  # noqa: F401
 
 NAMES = ("resident", "cooperative", "stepwise")
 _forced = None
@@ -88,7 +80,7 @@ def tf32x3(enabled=True):
 
 
 def arithmetic(dtype, precision):
-    """The row of the table: what the tensor cores see."""
+    """The kind of arithmetic in the tables: the operands of the tensor cores."""
     if dtype in (torch.bfloat16, torch.float16):
         return "half"
     return "double" if dtype == torch.float64 else precision
@@ -100,7 +92,7 @@ def block(n, least=16):
 
 
 def bytes_read(cell, kind, backward, norm=False):
-    """What a step reads from memory per hidden unit and row, in bytes; ``norm``: with layer norm."""
+    """The bytes that a step reads from memory per hidden unit and row; ``norm``: with layer norm."""
     if backward and norm:  # the recurrent products
         return bytes_read(cell, kind, backward) + cell.gates * BYTES[kind]
     if not backward:
@@ -110,7 +102,7 @@ def bytes_read(cell, kind, backward, norm=False):
 
 
 def resident(kind, cell, H, chip, backward, norm=False):
-    """The tiles with which one program keeps everything, or the reason why it cannot."""
+    """The tiles with which one program keeps all weights, or the reason why it cannot."""
     gates, reads = cell.gates, bytes_read(cell, kind, backward, norm)
     size, this = block(H), "backward" if backward else "forward"
     limits = [limit for limit in row(RESIDENT, kind, chip) if limit.passes in ("both", this)]
@@ -118,14 +110,14 @@ def resident(kind, cell, H, chip, backward, norm=False):
     if limit is None:
         most = max((limit.H for limit in limits), default=0)
         return f"{this}, in {kind} arithmetic, a program can keep the weights of up to {most} units"
-    if chip.backend == "hip":  # weights and loads stay in registers; shared memory only changes layouts
+    if chip.backend == "hip":  # weights and loads stay in registers; shared memory serves changes of layout only
         return Tiles("resident", size, limit.BB, size, limit.warps, 1, "the weights stay in registers")
     weights = gates * size * size * BYTES[kind] // 1024
     for stages in (3, 2, 1):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
-        wide = kind == "tf32" and size > 32  # operands are rounded too: the compiler would rather spill than take more
+        wide = kind == "tf32" and size > 32  # operands are rounded too: without a bound the compiler spills
         rows, warps, registers = limit.BB, limit.warps, limit.registers if cell.first else 192 if wide else None
-        if norm:  # more tiles at a time, and the same of registers
+        if norm:  # more tiles are live at a time, with the same number of registers
             rows, warps = 8, max(warps, 8 if wide else 4) if size > 16 else warps
             registers = 255 if cell.first or warps <= 4 or wide else None
         tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)
@@ -135,7 +127,7 @@ def resident(kind, cell, H, chip, backward, norm=False):
 
 
 def shared_bytes(kind, gates, reads, tiles):
-    """What a resident program takes at most: weights, operands of the product, and reads on their way (NVIDIA)."""
+    """The most shared memory of a resident program: weights, operands of the product, reads in flight (NVIDIA)."""
     ahead = (tiles.stages - 1) * reads
     return tiles.BH * (gates * tiles.BK * BYTES[kind] + tiles.BB * ((gates + 1) * BYTES[kind] + ahead))
 
@@ -158,7 +150,7 @@ def tiles_of(share, kind):
 
 
 def cooperative(kind, gates, B, D, H, K, chip, backward):
-    """The tiles with which the programs of a chip keep everything together, or the reason why they cannot."""
+    """The tiles with which the programs of a chip together keep all weights, or the reason why they cannot."""
     if chip.backend == "hip":
         return "programs that wait for each other are only proved on NVIDIA's memory model"
     rows = row(COOPERATIVE, kind, chip)
@@ -178,14 +170,14 @@ def cooperative(kind, gates, B, D, H, K, chip, backward):
 
 
 def cooperative_bytes(kind, gates, K, tiles):
-    """What a cooperative program takes at most: weights, the vector, and the parts of the product."""
+    """The most shared memory of a cooperative program: weights, the vector, and the parts of the product."""
     width = sum(tiles.warps * size for _, size in pieces(K, tiles.warps, tiles.BK))
     rows = gates * tiles.BH + tiles.BB * (2 if kind == "tf32x3" else 1)
     return rows * width * BYTES[kind] + 4 * gates * tiles.warps * tiles.BB * tiles.BH
 
 
 def traffic(step, gates, B, D, H, chip):
-    """How long a step's weights and vectors take, through the fullest processor or L2: rows of the product's width.
+    """The traffic of a step's weights and vectors, through the busiest processor or L2, in rows of the product's width.
 
     A program reads the weights of its units and the vectors of its rows; programs are shared out evenly.
     """

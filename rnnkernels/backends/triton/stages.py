@@ -1,4 +1,4 @@
-"""The stages between the steps of the time loops: reset, recurrent dropout, zoneout; each only where it is asked for.
+"""The stages between the steps of the time loops: reset, recurrent dropout, zoneout; each only if a call has it.
 
 Letters as in forward.py. With reset, a row's states are replaced by zeros, or by given states, before the steps that
 the mask names. The mask of recurrent dropout multiplies h where the recurrent product reads it. Zoneout keeps the
@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def resets_at(reset, reset_x, t, b, d, B, DIRECTIONS: tl.constexpr):
-    """Which rows b restart at time t, as a mask."""
+    """The mask of the rows b that restart at time t."""
     return tl.load(reset + (d // DIRECTIONS) * reset_x + t * B + b, mask=b < B, other=0) != 0
 
 
@@ -70,9 +70,9 @@ def unzoned(
     new, old, ds, zone, zone_at, S: tl.constexpr, NEW: tl.constexpr, ZONE_J: tl.constexpr, t, b, j, d, mask,
     ACC: tl.constexpr,
 ):  # fmt: skip
-    """Zoneout backwards: the cell's own new states, their gradients, and what goes straight to the old states.
+    """Zoneout backwards: the cell's own new states, their gradients, and the gradients straight to the old states.
 
-    Where all of the old state stays, the own new one is lost; a cell that needs it nevertheless has ``renew``.
+    With a fraction of 1 the own new state is lost; a cell that needs it has ``renew``.
     """
     own, through, direct = (), (), ()
     for v in tl.static_range(S):

@@ -11,7 +11,7 @@ class Limit(NamedTuple):
     warps: int
     passes: str = "both"
     registers: int | None = None
-    """What the compiler may use for a cell with two products in a step; None leaves it to it."""
+    """Registers that the compiler may use for a cell with two products in a step; None: it decides."""
 
 
 class Share(NamedTuple):
@@ -25,7 +25,7 @@ class Share(NamedTuple):
     K: int
     K_back: int
     registers: int | None = None
-    """What the compiler may use; None leaves it to it, which spills a few at some sizes to fit two programs."""
+    """Registers that the compiler may use; None: it decides, and spills a few at some sizes to fit two programs."""
     least: int = 0
 
 
@@ -38,11 +38,11 @@ class Step(NamedTuple):
     warps: int
     registers: int | None = None
     norms: bool = True
-    """Whether there are registers for layer norms."""
+    """There are registers enough for layer norms."""
 
 
-# The tables were found by compiling: no spills, and as few instructions a step as could be had
-# (tests/test_triton_compiled.py holds them to it). They go by the chip's matrix instructions and by arithmetic: "half"
+# The tables were found by compiling: no spills, and the fewest instructions a step (tests of the compiled kernels
+# assert both). They go by the chip's matrix instructions and by arithmetic: "half"
 # is bf16 and fp16, "ieee" is float32 whose products are not rounded to tf32. A warp of mma takes 16 units: more warps
 # would do the same work twice. wgmma (sm_90) reads the weights from shared memory by itself from 64 units and 16 rows
 # on; elsewhere 8 rows take half the registers, and keep tcgen05 (sm_100) from a detour through tensor memory.
@@ -62,15 +62,15 @@ SHARES = (
     Share(8, 16, 4, 512, 256, 192), Share(8, 16, 8, 1024, 1024, 192), Share(16, 16, 8, 0, 384, 255),
     Share(16, 16, 8, 1024, 1024, least=640),
 )  # fmt: skip
-COOPERATIVE = {  # the first whose programs can all run at once: the less a program has to do, the shorter is a step
+COOPERATIVE = {  # the first row whose programs can all run at once is taken: less work per program makes a step shorter
     ("tcgen05", "half"): (*SHARES[:3], Share(16, 16, 8, 1024, 640, least=640)),
     "half": (*SHARES, Share(16, 32, 8, 0, 256, 255)),
     "tf32": (Share(8, 16, 8, 1024, 1024, 255), Share(16, 16, 8, 640, 640, 255)),
     "tf32x3": (Share(8, 16, 8, 320, 320, 255),),
     "ieee": (Share(8, 16, 8, 512, 512, 255),),
 }
-PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider ones take more registers than there are
-STEPWISE = {  # those through which the weights and vectors of a step come soonest
+PIECE = 8192  # bytes of a piece of a cooperative product's vector: wider pieces need more registers than there are
+STEPWISE = {  # the row with the least traffic of weights and vectors a step is taken
     ("wgmma", "half"): (Step(64, 32, 64, 8), Step(64, 16, 64, 4), Step(32, 16, 32, 4, 255)),
     ("wgmma", "tf32"): (Step(64, 32, 16, 8), Step(64, 16, 32, 8), Step(32, 16, 16, 4, 255)),
     ("tcgen05", "half"): (Step(64, 32, 32, 8), Step(64, 16, 64, 8), Step(32, 16, 32, 4, 255)),
@@ -96,5 +96,5 @@ def family(chip):
 
 
 def row(table, kind, chip):
-    """What a table says for a kind of arithmetic on a chip."""
+    """The entry of a table for a kind of arithmetic on a chip."""
     return table.get((family(chip), kind), table.get(kind, ()))

@@ -1,4 +1,4 @@
-"""The tiles of the time loops: where things lie, and loading and storing them.
+"""The tiles of the time loops: their places in memory, and loading and storing them.
 
 Letters as in forward.py. Tiles are (units, batch); tuples of them are one tile per gate, plane or state.
 """
@@ -30,8 +30,8 @@ def place(
     lengths, length_x, T, B, H: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, REVERSE: tl.constexpr,
     DIRECTIONS: tl.constexpr, SCHEDULE: tl.constexpr,
 ):  # fmt: skip
-    """Where a program stands: its direction d, whether that is a reverse one, units j, rows b, which of them there are,
-    the lengths n of the rows, and both rows and lengths as axes of what the recurrent product reads."""
+    """A program's direction d, true for a reverse one, its units j and rows b, the mask of those that exist, the
+    lengths n of the rows, and both rows and lengths as axes of the recurrent product's operand."""
     d = tl.program_id(2).to(tl.int64)
     reverse = ((REVERSE >> (d % DIRECTIONS)) & 1) != 0
     rows = (tl.program_id(0) * BB + tl.arange(0, BB)).to(tl.int64)
@@ -89,7 +89,7 @@ def store_states(at, states, S: tl.constexpr, H: tl.constexpr, mask, j, b, d, B)
 
 @triton.jit
 def state_offset(v: tl.constexpr, t, b, j, d, B, D, T, H: tl.constexpr):
-    """Where state v after time t is kept: h in the output (T, B, D, H), any other in (D, T, B, H)."""
+    """The offset of state v after time t: h in the output (T, B, D, H), any other in (D, T, B, H)."""
     if v == 0:
         return t * (B * D * H) + ((b * D + d) * H + j)
     else:

@@ -1,4 +1,4 @@
-"""The cells as the time loops take them: jit functions, and which planes and states these read and write."""
+"""The cells for the time loops: jit functions, and the planes and states that these read and write."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ from . import gru, gru_reset_before, lstm, projection, rnn
 
 class Cell(NamedTuple):
     """``forward(x, r, s)`` gives the new states and the kept planes; ``backward(ds, new, old, kept)`` the gradients of
-    the pre-activations as planes, and of the old states but for what the recurrent products add."""
+    the pre-activations as planes, and of the old states without the terms of the recurrent products."""
 
     forward: Any
     backward: Any
@@ -16,15 +16,15 @@ class Cell(NamedTuple):
     states: int
     kept: int
     planes: int
-    """How many planes ``backward`` gives; the first G of them are the gradients of the gates' input pre-activations."""
+    """The number of planes of ``backward``; the first G are the gradients of the gates' input pre-activations."""
     recurrent: tuple[int, ...]
     """The planes that are the gradients of the gates' recurrent pre-activations, in the order of the gates."""
     new: tuple[bool, ...]
-    """Which states after the step ``backward`` reads."""
+    """For each state, true if ``backward`` reads its value after the step."""
     old: tuple[bool, ...]
-    """Which states before the step ``backward`` reads."""
+    """For each state, true if ``backward`` reads its value before the step."""
     recurrent_bias: bool = False
-    """Whether the last gate's b_hh belongs to its recurrent product alone; any other b_hh is merged with b_ih."""
+    """The last gate's b_hh belongs to its recurrent product alone; any other b_hh is merged with b_ih."""
 
     first: Any = None
     """``first(x, r)`` gives the factor of h in a second product, that of the last gate; None: there is one product."""
@@ -45,7 +45,7 @@ class Cell(NamedTuple):
     """``new_cells(gates, old)``: the same for the last state, of all steps at once and in torch."""
 
     output: Any = None
-    """``output(gates, cells, activation)``: h before a projection, from what is kept; None: no projection."""
+    """``output(gates, cells, activation)``: h before a projection, from the kept planes; None: no projection."""
 
     def __hash__(self):
         """Of its numbers only: the hash of a jit function is that of its source."""

@@ -8,7 +8,7 @@ from .math import activate, slope
 
 @triton.jit
 def first(x, r, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
-    """What h is multiplied by for the second product."""
+    """The factor of h in the second product."""
     return activate(x[0] + r[0], GATE)
 
 
@@ -22,7 +22,7 @@ def forward(x, r, s, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
 
 @triton.jit
 def backward(ds, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
-    """Of the reset gate, which needs the second product's gradient, ``backward_first`` gives the plane."""
+    """The planes of z and n; ``backward_first`` gives the reset gate's, which needs the second product's gradient."""
     reset, z, n = kept
     dn = ds[0] * (1 - z) * slope(n, ACTIVATION)
     dz = ds[0] * (old[0] - n) * slope(z, GATE)

@@ -19,7 +19,7 @@ def forward(x, r, s, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
 
 @triton.jit
 def hidden(kept, c, ACTIVATION: tl.constexpr):
-    """h' from what is kept and from c' as the output sees it."""
+    """h' from the kept planes and from c' as it enters the output."""
     return kept[3] * activate(c, ACTIVATION)
 
 
@@ -37,13 +37,13 @@ def backward(ds, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
 
 @triton.jit
 def backward_hidden(dh, kept, c, ACTIVATION: tl.constexpr):
-    """The gradient of c' as the output sees it; ``backward`` adds it to that of c'."""
+    """The gradient of c' through the output; ``backward`` adds it to that of c'."""
     return dh * kept[3] * slope(activate(c, ACTIVATION), ACTIVATION)
 
 
 @triton.jit
 def renew(old, kept):
-    """The new states from the old ones and what is kept; h is not needed."""
+    """The new states from the old ones and the kept planes; h is not needed."""
     i, f, g, o = kept
     return old[0], f * old[1] + i * g
 

@@ -1,9 +1,10 @@
 """Activations of the cells and their derivatives, the latter as functions of the activation's value.
 
 Sigmoid and tanh are within a unit in the last place for all floats, as near zero as where they saturate (1.1 units; in
-float64 within three). They use nothing that the hardware only approximates but one quotient, whose error the remainder
-of the division takes away: ``tl.exp`` is ``ex2.approx`` of a rounded product, whose relative error grows with the
-argument's magnitude. Where one rounding matters it says ``tl.fma``. So does the C++ backend (csrc/machine/math-inl.h).
+float64 within three). The only approximate instruction in them is one division, whose error the remainder corrects.
+``tl.exp`` is not used: it is ``ex2.approx`` of a rounded product, whose relative error grows with the argument's
+magnitude. ``tl.fma`` marks the places that need a single rounding. The C++ backend does the same
+(csrc/machine/math-inl.h).
 """
 
 import triton
@@ -24,13 +25,13 @@ def power_of_2(n):
 
 @triton.jit
 def at_most(v, most):
-    """The minimum, and NaN where ``v`` is NaN."""
+    """The minimum; NaN for a ``v`` of NaN."""
     return tl.minimum(v, most, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def with_sign(y, v):
-    """``y``, which is not negative, with the sign of ``v``, be it that of a zero."""
+    """``y``, which is not negative, with the sign of ``v``, which may be a zero."""
     if v.dtype == tl.float64:
         sign = (v.to(tl.int64, bitcast=True) >> 63) << 63
         return (y.to(tl.int64, bitcast=True) | sign).to(tl.float64, bitcast=True)
@@ -47,7 +48,7 @@ def fewer_bits(v):
 
 @triton.jit
 def exp_parts(v):
-    """``n, q`` with e^v = 2^n (1 + q), from the minimax polynomial of what v is above n ln 2."""
+    """``n, q`` with e^v = 2^n (1 + q), from the minimax polynomial of v - n ln 2."""
     if v.dtype == tl.float64:
         n = (v * 1.4426950408889634 + MAGIC64) - MAGIC64
     else:

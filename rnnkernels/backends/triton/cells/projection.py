@@ -1,4 +1,4 @@
-"""The projection of an LSTM's output as a cell of its own: h' = r, with r = W_hr (the unprojected output)."""
+"""The projection of an LSTM's output as a separate cell: h' = r, with r = W_hr (the unprojected output)."""
 
 import triton
 import triton.language as tl
