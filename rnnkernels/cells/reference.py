@@ -171,7 +171,7 @@ def zero_past(v, lengths):
 def layer(*args):
     """One layer, all its directions: the reference of ``rnnkernels::layer``. Returns ``y, last, saved``."""
     *call, save = args
-    call = LayerCall(*call)
+    call = LayerCall.of(*call)
     cell, spec, reverse, lengths, reset, D = call.cell, call.spec, call.reverse, call.lengths, call.reset, call.D
     dtype, acc, (T, B) = call.x.dtype, accumulate_dtype(call.x.dtype), call.x.shape[-3:-1]
     act, gate = functions(call.activation, call.recurrent_activation)
@@ -230,7 +230,7 @@ def autograd_enabled():
 def layer_backward(dy, dlast, dcells, *args):
     """The reference of ``rnnkernels::layer_backward``: its four results by autograd of ``layer``."""
     *call, y, saved, needs = args
-    call = LayerCall(*call)
+    call = LayerCall.of(*call)
     n = sum(call.sizes())
     inputs = [v.detach().requires_grad_() for v in call.flat()[:n]]
     with autograd_enabled():
