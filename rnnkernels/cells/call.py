@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from . import CELLS
+from .weights import names_of
 
 SCHEMA_TYPES = {
     str: "str", bool: "bool", float: "float", Tensor: "Tensor", Tensor | None: "Tensor?", str | None: "str?",
@@ -66,6 +67,11 @@ class LayerCall(NamedTuple):
     @property
     def P(self):
         return self.weights[1].size(1)
+
+    def weight(self, name):
+        """The weights of this name (weights.py) of all directions; none where the call has no such weight."""
+        names = names_of(self.cell, self.bias, self.project, self.layer_norm)
+        return self.weights[names.index(name) :: len(names)] if name in names else []
 
     def sizes(self):
         """How many tensors x, states, weights and reset_states are."""
