@@ -217,6 +217,8 @@ std::string names() {
     if (set.supported() && set.name != std::string(instruction_set().name)) all += "," + std::string(set.name);
   return all;
 }
+
+void use(StringHandle name) { use_instruction_set(text(name)); }
 }  // namespace
 
 // The same as in rnnkernels/op/schema.py, which defines them where this extension is not there.
@@ -241,6 +243,7 @@ STABLE_TORCH_LIBRARY(rnnkernels, m) {
       "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
       "bool layer_norm=False) -> str");
   m.def("instruction_sets() -> str");
+  m.def("use_instruction_set(str name) -> ()");  // for tests: for the whole process, "" for the default
 }
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   // with autograd, and without for callers that have their own: see rnnkernels/op/schema.py
@@ -254,4 +257,5 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
   m.impl("schedule", TORCH_BOX(&schedule));
   m.impl("instruction_sets", TORCH_BOX(&names));
+  m.impl("use_instruction_set", TORCH_BOX(&use));
 }
