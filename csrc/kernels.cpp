@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -229,17 +230,32 @@ const std::vector<InstructionSet>& instruction_sets() {
   return table;
 }
 
+namespace {
+// Not chosen yet, or to be chosen again: nullptr.
+std::atomic<const InstructionSet*> used{nullptr};
+
+// The best one of this machine, or the one of this name; `what` begins the error where there is none.
+const InstructionSet& find_set(const std::string& name, const std::string& what) {
+  std::string names;
+  for (const InstructionSet& set : instruction_sets()) {
+    if (!set.supported()) continue;
+    if (name.empty() || name == set.name) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set.name);
+  }
+  throw std::runtime_error(what + name + " is none of this machine's instruction sets: " + names);
+}
+}  // namespace
+
 const InstructionSet& instruction_set() {
-  static const InstructionSet& chosen = []() -> const InstructionSet& {
+  const InstructionSet* set = used.load(std::memory_order_acquire);
+  if (!set) {
     const char* forced = std::getenv("RNNKERNELS_ISA");
-    std::string names;
-    for (const InstructionSet& set : instruction_sets()) {
-      if (!set.supported()) continue;
-      if (!forced || !*forced || forced == std::string(set.name)) return set;
-      names += (names.empty() ? "" : ", ") + std::string(set.name);
-    }
-    throw std::runtime_error("RNNKERNELS_ISA=" + std::string(forced) +
-                             " is none of this machine's instruction sets: " + names);
-  }();
-  return chosen;
+    set = &find_set(forced ? forced : "", "RNNKERNELS_ISA=");
+    used.store(set, std::memory_order_release);
+  }
+  return *set;
+}
+
+void use_instruction_set(const std::string& name) {
+  used.store(name.empty() ? nullptr : &find_set(name, "use_instruction_set: "), std::memory_order_release);
 }

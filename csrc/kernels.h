@@ -155,3 +155,5 @@ struct InstructionSet {
 const std::vector<InstructionSet>& instruction_sets();
 // The best one that this machine has, or the one that RNNKERNELS_ISA names.
 const InstructionSet& instruction_set();
+// For tests: calls that begin from now on, of all threads, use the one of this name; "" for the choice above.
+void use_instruction_set(const std::string& name);

@@ -218,6 +218,8 @@ std::string names() {
     if (set.supported() && set.name != std::string(instruction_set().name)) all += "," + std::string(set.name);
   return all;
 }
+
+void use(StringHandle name) { use_instruction_set(text(name)); }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
@@ -232,6 +234,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
   m.impl("schedule", TORCH_BOX(&schedule));
   m.impl("instruction_sets", TORCH_BOX(&names));
+  m.impl("use_instruction_set", TORCH_BOX(&use));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

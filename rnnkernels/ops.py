@@ -81,6 +81,7 @@ LIB.define(
     "bool layer_norm=False) -> str"
 )
 LIB.define("instruction_sets() -> str")
+LIB.define("use_instruction_set(str name) -> ()")  # for tests: for the whole process, "" for the default
 
 
 def layer_shapes(cell, x, states, weights, reverse, *settings):
