@@ -181,16 +181,32 @@ def weight_names(shape, D):
     return [f"d{name}[{d}]" for d in range(D) for name in names]
 
 
-def compare(shape, seed=0):
-    """Runs one case on both; the list of what differs."""
-    call, dy, dlast, dcells = build(shape, seed)
+class Built(NamedTuple):
+    """A case's tensors, and what float64 makes of them: computed once for all instruction sets."""
+
+    call: list
+    given: tuple  # dy, dlast, dcells
+    forward: tuple  # y and the last states of the reference
+    gradients: tuple  # dx, dstates, dweights, dreset_states of the reference
+
+
+def build_with_expectation(shape, seed):
+    call, *given = build(shape, seed)
+    wanted = in_float64(call)
+    y, last, _ = reference.layer(*wanted, False)
+    gradients = reference.layer_backward(*in_float64(given), *wanted, None, None, [True] * 3)
+    return Built(call, tuple(given), (y, last), gradients)
+
+
+def compare(shape, built):
+    """Runs one case on the instruction set in use; the list of what differs from the expectation."""
+    call, given, (expected_y, expected_last), expected_gradients = built
     torch.set_num_threads(shape.threads)
     y, last, saved = OPS.layer(*call, True)
     plain = OPS.layer(*call, False)
-    dx, dstates, dweights, dreset_states = OPS.layer_backward(dy, dlast, dcells, *call, y, saved, list(shape.needs))
+    dx, dstates, dweights, dreset_states = OPS.layer_backward(*given, *call, y, saved, list(shape.needs))
     torch.set_num_threads(1)
-    failures, wanted = [], in_float64(call)
-    expected_y, expected_last, _ = reference.layer(*wanted, False)
+    failures = []
     if not torch.equal(plain[0], y) or not all(map(torch.equal, plain[1], last)):
         failures.append("inference and training differ")
     if plain[2]:
@@ -198,9 +214,7 @@ def compare(shape, seed=0):
     if not all(s.isfinite().all() for s in saved):
         failures.append("what is saved is not finite")
     pairs = [("y", y, expected_y), *zip(["h_n", "c_n"], last, expected_last, strict=False)]
-    all_dx, all_dstates, all_dweights, all_dreset = reference.layer_backward(
-        *in_float64([dy, dlast, dcells]), *wanted, None, None, [True] * 3
-    )
+    all_dx, all_dstates, all_dweights, all_dreset = expected_gradients
     need_x, need_states, need_weights = shape.needs
     names = [["dh_0", "dc_0"][: len(all_dstates)], weight_names(shape, len(last[0])), ["dreset h", "dreset c"]]
     for need, got, want, name in ((need_states, dstates, all_dstates, names[0]),

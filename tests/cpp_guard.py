@@ -5,6 +5,7 @@ For the processes of cpp_worker.py. AddressSanitizer does not see what tiles and
 
 import ctypes
 import mmap
+import sys
 from itertools import chain, islice
 
 import cpp_stages
@@ -52,17 +53,25 @@ def shapes():
     yield from islice(cpp_worker.sizes(torch.float64), 0, None, 5)
 
 
-def inputs():
-    """Results are those of the same numbers in other places, and the process lives."""
+def on_sets(sets):
+    """Each case's number, shape and tensors, with each set in use in turn."""
     for n, shape in enumerate(shapes()):
-        print(shape, file=cpp_worker.sys.stderr, flush=True)  # what was running, should the process die
         tensors = build(shape, n)
         torch.set_num_threads(shape.threads)
+        for isa in sets:
+            print(isa, shape, file=sys.stderr, flush=True)  # what was running, should the process die
+            OPS.use_instruction_set(isa)
+            yield isa, shape, tensors
+
+
+def inputs(sets):
+    """Results are those of the same numbers in other places, and the process lives."""
+    for isa, shape, tensors in on_sets(sets):
         expected = both_ways(shape, *tensors)
         for behind in (True, False):
             found = both_ways(shape, *tensors, lambda t, behind=behind: fenced(t, behind))
             if not all(torch.equal(a.nan_to_num(), e.nan_to_num()) for a, e in zip(found, expected, strict=True)):
-                yield f"{'behind' if behind else 'before'}: {shape}"
+                yield isa, f"{'behind' if behind else 'before'}: {shape}"
 
 
 def past_the_end():
@@ -71,13 +80,10 @@ def past_the_end():
     return [ctypes.c_float.from_address(t.data_ptr() + 4 * i).value for i in range(6)]
 
 
-def scratch():
+def scratch(sets):
     """For a process with guard_alloc.c: whoever reads or writes past working memory ends it."""
-    assert torch.ops.rnnkernels.instruction_sets()
-    for n, shape in enumerate(shapes()):
-        print(shape, file=cpp_worker.sys.stderr, flush=True)
-        torch.set_num_threads(shape.threads)
-        both_ways(shape, *build(shape, n))
+    for _, shape, tensors in on_sets(sets):
+        both_ways(shape, *tensors)
     return []
 
 

@@ -1,11 +1,13 @@
-"""Checks of the C++ ops against the reference in float64, for a process of its own: RNNKERNELS_ISA is read only once.
+"""Checks of the C++ ops against the reference in float64, in a process of its own, which a fault may end.
 
-    RNNKERNELS_ISA=avx2 python tests/cpp_worker.py [name of a check ...]
+    python tests/cpp_worker.py [name of a check, or name@instruction set,instruction set ...]
 
-Prints one JSON object per check: its name, how many cases it ran and what failed in which. Letters as in ops.py.
+Prints one JSON object per check and instruction set: their names, how many cases it ran and what failed in which.
+Without a set it is the one that this machine, or RNNKERNELS_ISA, chooses. Letters as in ops.py.
 """
 
 import importlib
+import inspect
 import itertools
 import json
 import os
@@ -13,13 +15,15 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from common import TOLERANCES
-from cpp_cases import BOTH, HALVES, ONE_PHASE, OPS, Shape, cells, compare
+from cpp_cases import BOTH, HALVES, ONE_PHASE, OPS, Shape, build_with_expectation, cells, compare
 from cpp_stages import activations, masks, norms
 from cpp_tiles import tiles
 
@@ -150,6 +154,22 @@ def in_process(*command, timeout=240, **variables):
     return output, trouble
 
 
+@cache
+def results(checks, sets, **variables):
+    """Runs checks (a tuple) on instruction sets, in one process; {(check, set): failures} and how the process ended."""
+    names = [f"{check}@{','.join(sets)}" for check in checks]
+    output, trouble = in_process(str(WORKER), *names, timeout=900, **variables)
+    return {(r["check"], r["set"]): r["failed"] for r in map(json.loads, output.splitlines())}, trouble
+
+
+def assert_passes(checks, isa, sets, **variables):
+    """That checks have nothing to say of an instruction set: one of those of a process of ``results``."""
+    found, trouble = results(tuple(checks), tuple(sets), **variables)
+    for check in checks:
+        assert (check, isa) in found, f"the process ended before {check}: {trouble}"
+        assert not found[check, isa], "\n".join([f"{len(found[check, isa])} failures", *found[check, isa][:20]])
+
+
 def instruction_sets():
     """Those of this machine, best first, but for that whose floats are computed as those of avx512 are: see
     test_quantize.py for its int8. Without the extension the tests of a file are skipped."""
@@ -161,25 +181,50 @@ def instruction_sets():
         pytest.skip(str(e), allow_module_level=True)
 
 
+def run_grid(name, sets):
+    """Each case of a grid on every set, with one expectation for all; how many cases, and each set's failures."""
+    grid, dtype = CHECKS[name]
+    failed, count = {isa: [] for isa in sets}, 0
+    seeds = defaultdict(itertools.count)  # a cell that is added leaves the numbers of the others as they were
+    for shape in grid(dtype):
+        count, seed = count + 1, 1 + next(seeds[CELLS[shape.cell].phases])
+        built = build_with_expectation(shape, seed)
+        for isa in sets:
+            print(f"{name} on {isa or 'the default'}: {shape}", file=sys.stderr, flush=True)  # should the process die
+            OPS.use_instruction_set(isa)
+            failed[isa] += [f"{failure} in: {shape}" for failure in compare(shape, built)]
+    return count, failed
+
+
+def run_function(name, sets):
+    """Each set's failures: of a function that yields them, or of one of all sets that yields pairs of set and text."""
+    module, function = name.split(".")
+    function, failed = getattr(importlib.import_module(module), function), {isa: [] for isa in sets}
+    print(f"{name} on {sets}", file=sys.stderr, flush=True)
+    if inspect.signature(function).parameters:
+        for isa, failure in function(sets):
+            failed[isa].append(failure)
+        return failed
+    for isa in sets:
+        OPS.use_instruction_set(isa)
+        failed[isa] = list(function())
+    return failed
+
+
 def main(names):
     """Runs checks: names out of ``CHECKS``, or "module.function" for one that returns what failed. Whether any did."""
     torch.set_num_threads(1)
     trouble = False
-    for name in names or CHECKS:
-        failed, count = [], 0
-        if name in CHECKS:
-            grid, dtype = CHECKS[name]
-            seeds = defaultdict(itertools.count)  # a cell that is added leaves the numbers of the others as they were
-            for shape in grid(dtype):
-                print(f"{name}: {shape}", file=sys.stderr, flush=True)  # what was running, should the process die
-                count, seed = count + 1, 1 + next(seeds[CELLS[shape.cell].phases])
-                failed += [f"{failure} in: {shape}" for failure in compare(shape, seed)]
-        else:
-            print(name, file=sys.stderr, flush=True)
-            module, function = name.split(".")
-            failed = list(getattr(importlib.import_module(module), function)())
-        print(json.dumps({"check": name, "cases": count, "failed": failed}), flush=True)
-        trouble |= bool(failed)
+    for text in names or CHECKS:
+        name, _, sets = text.partition("@")
+        sets, begin = sets.split(","), time.process_time()
+        count, failed = run_grid(name, sets) if name in CHECKS else (0, run_function(name, sets))
+        OPS.use_instruction_set("")
+        took = round(time.process_time() - begin, 2)  # seconds, of all sets
+        for isa in sets:
+            result = {"check": name, "set": isa, "cases": count, "seconds": took, "failed": failed[isa]}
+            print(json.dumps(result), flush=True)
+            trouble |= bool(failed[isa])
     return trouble
 
 

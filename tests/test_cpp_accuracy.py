@@ -8,7 +8,7 @@ import mpmath
 import pytest
 import torch
 from common import error, magnitudes, units
-from cpp_worker import WORKER, in_process, instruction_sets
+from cpp_worker import assert_passes, instruction_sets
 
 import rnnkernels
 
@@ -139,14 +139,9 @@ def gradients():
 
 @pytest.mark.parametrize("isa", SETS)
 def test_activations_and_gradients(isa):
-    checks = ["test_cpp_accuracy.activations", "test_cpp_accuracy.gradients"]
-    output, trouble = in_process(str(WORKER), *checks, RNNKERNELS_ISA=isa)
-    assert not trouble, output + trouble
-    assert output.count('"failed": []') == 2, output
+    assert_passes(["test_cpp_accuracy.activations", "test_cpp_accuracy.gradients"], isa, SETS)
 
 
 @pytest.mark.parametrize("isa", [SET])
 def test_no_more_than_twice_the_rounding_of_torch(isa):
-    output, trouble = in_process(str(WORKER), "test_cpp_accuracy.rounding", RNNKERNELS_ISA=isa)
-    assert not trouble, trouble
-    assert '"failed": []' in output, output
+    assert_passes(["test_cpp_accuracy.rounding"], isa, [SET])

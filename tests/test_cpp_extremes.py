@@ -1,18 +1,14 @@
 """Numbers that have no bf16 parts, or none that are any good: infinite, huge, tiny, NaN. Letters as in ops.py.
 
 An instruction set whose products are of bf16 parts must give what the vectors give: NaN, infinity and zero in the same
-places, other numbers to rounding. Every instruction set runs the same cases in a process of its own and leaves its
-results in a file.
+places, other numbers to rounding. All run the same cases in one process.
 """
-
-import os
-from functools import cache
 
 import pytest
 import torch
 from common import TOLERANCES
 from cpp_cases import OPS, Shape, build, in_float64
-from cpp_worker import WORKER, in_process, instruction_sets
+from cpp_worker import assert_passes, instruction_sets
 
 from rnnkernels import reference
 from rnnkernels.cells import CELLS
@@ -78,14 +74,17 @@ def cases():
             yield f"relu that explodes by {rate:g}, {shape}", (call, dy, dlast)
 
 
-def run():
-    """For a process of cpp_worker.py: all cases, on one thread and on two in turn, into the file that RESULTS names."""
-    found = {}
+def same_as_in_vectors(sets):
+    """For a process of cpp_worker.py: all cases, on one thread and on two in turn, against the same in vectors."""
     for n, (name, tensors) in enumerate(cases()):
         torch.set_num_threads(n % 2 + 1)
-        found[f"{name}, {n % 2 + 1} threads"] = results(*tensors)
-    torch.save(found, os.environ["RESULTS"])
-    return []
+        OPS.use_instruction_set(PLAIN)
+        expected = results(*tensors)
+        for isa in sets:
+            OPS.use_instruction_set(isa)
+            for i, (a, e) in enumerate(zip(results(*tensors), expected, strict=True)):
+                if text := differs(a, e):
+                    yield isa, f"{name}, {n % 2 + 1} threads: result {i}: {text}"
 
 
 def small_numbers():
@@ -114,17 +113,7 @@ def small_numbers():
 
 @pytest.mark.parametrize("isa", WITH_PARTS)
 def test_small_numbers(isa):
-    output, trouble = in_process(str(WORKER), "test_cpp_extremes.small_numbers", RNNKERNELS_ISA=isa)
-    assert not trouble, trouble
-    assert '"failed": []' in output, output
-
-
-@cache
-def found(isa, folder):
-    path = folder / f"{isa}.pt"
-    output, trouble = in_process(str(WORKER), "test_cpp_extremes.run", RNNKERNELS_ISA=isa, RESULTS=str(path))
-    assert not trouble, trouble
-    return torch.load(path)
+    assert_passes(["test_cpp_extremes.small_numbers"], isa, WITH_PARTS)
 
 
 def differs(actual, expected):
@@ -141,13 +130,5 @@ def differs(actual, expected):
 
 
 @pytest.mark.parametrize("isa", WITH_PARTS)
-def test_same_as_in_vectors(isa, tmp_path_factory):
-    folder = tmp_path_factory.getbasetemp()
-    actual, expected = found(isa, folder), found(PLAIN, folder)
-    assert actual.keys() == expected.keys()
-    failed = []
-    for name, tensors in expected.items():
-        for i, (a, e) in enumerate(zip(actual[name], tensors, strict=True)):
-            if text := differs(a, e):
-                failed.append(f"{name}: result {i}: {text}")
-    assert not failed, "\n".join([f"{len(failed)} of {len(expected)} cases", *failed[:40]])
+def test_same_as_in_vectors(isa):
+    assert_passes(["test_cpp_extremes.same_as_in_vectors"], isa, WITH_PARTS)

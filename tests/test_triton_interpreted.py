@@ -6,6 +6,7 @@ Needs a process of its own (triton_cases.py).
 import pytest
 import torch
 from common import assert_close, make_case
+from pairwise import cases, in_turn
 from triton_cases import BOTH, CELLS, DTYPES, arguments, check, interpreter, running  # noqa: F401 - used by every test
 
 from rnnkernels import backends
@@ -31,10 +32,11 @@ OF_DTYPE = {"fp32": list(VARIANTS), "bf16": ["reverse, no bias", "lengths", "two
 OF_DTYPE |= {"fp16": ["plain", "one step"]}
 
 
-@pytest.mark.parametrize("dtype, variant", [(dtype, name) for dtype, names in OF_DTYPE.items() for name in names])
-@pytest.mark.parametrize("schedule", schedules.NAMES)
-@pytest.mark.parametrize("cell", CELLS)
-def test_equals_reference(cell, dtype, schedule, variant):
+@pytest.mark.parametrize(
+    "cell, schedule, dtype, variant",
+    cases(CELLS, schedules.NAMES, OF_DTYPE, VARIANTS, exists=lambda cell, schedule, dtype, v: v in OF_DTYPE[dtype]),
+)
+def test_equals_reference(cell, schedule, dtype, variant):
     check(cell, schedule, dtype=DTYPES[dtype], **VARIANTS[variant])
 
 
@@ -44,37 +46,30 @@ def test_equals_reference_once(cell, variant):
     check(cell, **ONCE[variant])
 
 
-@pytest.mark.parametrize("schedule", schedules.NAMES)
-@pytest.mark.parametrize("cell", CELLS)
-def test_groups_with_inputs_of_their_own(cell, schedule):
+@pytest.mark.parametrize("cell, schedule, lengths", cases(CELLS, schedules.NAMES, [None, [[3, 0], [1, 2]]]))
+def test_groups_with_inputs_of_their_own(cell, schedule, lengths):
     """What vmap over the weights asks for: two groups of two directions, each group with its input and lengths."""
-    args = dict(T=3, B=2, H=20, reverse=BOTH, groups=2, dtype=torch.float32)
-    check(cell, schedule, **args)
-    check(cell, schedule, lengths=[[3, 0], [1, 2]], **args)
+    check(cell, schedule, lengths=lengths, T=3, B=2, H=20, reverse=BOTH, groups=2, dtype=torch.float32)
 
 
-ALONE, PAIRS = (
-    ["reset", "restart", "h_mask", "zone"],
-    ["expected_zone", "reset h_mask", "restart zone_mask", "h_mask zone"],
-)
-STAGES = [*ALONE, *PAIRS]
-ON_SCHEDULE = [("resident", stages) for stages in STAGES]
-ON_SCHEDULE += [(schedule, stages) for schedule in ("cooperative", "stepwise") for stages in PAIRS]
+# The stages of a step, one of each or none.
+STAGES = ["no reset", "reset", "restart"], ["no mask", "h_mask"], ["no zone", "zone", "zone_mask", "expected_zone"]
 
 
-@pytest.mark.parametrize("schedule, stages", ON_SCHEDULE)
-@pytest.mark.parametrize("cell", CELLS)
-def test_stages(cell, schedule, stages):
-    """Every stage alone, on chip, and in pairs, with lengths and both directions."""
-    check(cell, schedule, T=4, B=3, H=20, dtype=torch.float32, reverse=BOTH, stages=stages.split(), lengths=[4, 0, 3])
+@pytest.mark.parametrize("cell, schedule, reset, mask, zone", cases(CELLS, schedules.NAMES, *STAGES))
+def test_stages(cell, schedule, reset, mask, zone):
+    """Every two stages, with lengths and both directions."""
+    options = dict(T=4, B=3, H=20, dtype=torch.float32, reverse=BOTH, lengths=[4, 0, 3])
+    check(cell, schedule, stages=[reset, mask, zone], **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("schedule", schedules.NAMES)
-def test_all_stages(schedule, dtype):
-    options = dict(T=4, B=3, H=20, dtype=DTYPES[dtype], stages=["restart", "h_mask", "zone"])
-    check("lstm", schedule, states=False, **options)
-    check("gru", schedule, reverse=BOTH, groups=2, **options)
+ONE_WAY, GROUPS = dict(cell="lstm", states=False), dict(cell="gru", reverse=BOTH, groups=2)
+
+
+@pytest.mark.parametrize("schedule, dtype, call", cases(schedules.NAMES, DTYPES, ["one way", "groups"]))
+def test_all_stages(schedule, dtype, call):
+    call = {"one way": ONE_WAY, "groups": GROUPS}[call]
+    check(schedule=schedule, T=4, B=3, H=20, dtype=DTYPES[dtype], stages=["restart", "h_mask", "zone"], **call)
 
 
 @pytest.mark.parametrize("schedule", schedules.NAMES)
@@ -91,28 +86,33 @@ def test_masks_of_another_dtype(schedule):
     assert all(map(torch.equal, *results)) and all(t.dtype == torch.bfloat16 for t in results[1])
 
 
-@pytest.mark.parametrize("stages", STAGES)
-def test_stages_of_a_projection(stages):
-    check("lstm", T=4, B=3, H=20, P=7, dtype=torch.float32, reverse=BOTH, stages=stages.split(), lengths=[4, 0, 3])
+@pytest.mark.parametrize("reset, mask, zone", in_turn(*STAGES))
+def test_stages_of_a_projection(reset, mask, zone):
+    options = dict(T=4, B=3, H=20, P=7, dtype=torch.float32, reverse=BOTH, lengths=[4, 0, 3])
+    check("lstm", stages=[reset, mask, zone], **options)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
-    "options",
-    [dict(T=3, H=20, P=7), dict(T=1, H=20, P=17, bias=False), dict(T=5, B=5, H=24, P=9, lengths=[5, 0, 3, 1, 4])],
-)
-def test_projection(options, dtype):
-    check("lstm", reverse=BOTH, dtype=DTYPES[dtype], **options)
-    check("lstm", reverse=(False,), states=False, dtype=DTYPES[dtype], **options)
+PROJECTIONS = {
+    "P=7": dict(T=3, H=20, P=7), "one step": dict(T=1, H=20, P=17, bias=False),
+    "lengths": dict(T=5, B=5, H=24, P=9, lengths=[5, 0, 3, 1, 4]),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("schedule", ["resident", "stepwise"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_layer_norm(cell, schedule):
+@pytest.mark.parametrize("dtype, sizes, reverse", cases(DTYPES, PROJECTIONS, [BOTH, (False,)]))
+def test_projection(dtype, sizes, reverse):
+    check("lstm", reverse=reverse, states=len(reverse) > 1, dtype=DTYPES[dtype], **PROJECTIONS[sizes])
+
+
+NORM_AND = {
+    "nothing": dict(B=2),
+    "all stages": dict(B=3, reverse=(True,), stages=["restart", "h_mask", "zone"], lengths=[3, 0, 2]),
+}
+
+
+@pytest.mark.parametrize("cell, schedule, more", cases(CELLS, ["resident", "stepwise"], NORM_AND))
+def test_layer_norm(cell, schedule, more):
     """Alone, over a part of a tile (resident) or several tiles; and with all other stages."""
-    options = dict(layer_norm=True, T=3, H=20, dtype=torch.float32)
-    check(cell, schedule, B=2, **options)
-    check(cell, schedule, B=3, reverse=(True,), stages=["restart", "h_mask", "zone"], lengths=[3, 0, 2], **options)
+    check(cell, schedule, layer_norm=True, T=3, H=20, dtype=torch.float32, **NORM_AND[more])
 
 
 NORMS = {
@@ -135,9 +135,13 @@ def test_layer_norm_once(case):
     check(layer_norm=True, **NORMS[case])
 
 
-@pytest.mark.parametrize("gate", ["sigmoid", "tanh", "relu", "hard_sigmoid", "linear"])
-@pytest.mark.parametrize("activation", ["sigmoid", "relu", "hard_sigmoid", "linear"])
-@pytest.mark.parametrize("cell", CELLS)
+ACTIVATIONS, GATES = (
+    ["sigmoid", "relu", "hard_sigmoid", "linear"],
+    ["sigmoid", "tanh", "relu", "hard_sigmoid", "linear"],
+)
+
+
+@pytest.mark.parametrize("cell, activation, gate", cases(CELLS, ACTIVATIONS, ["tanh", *ACTIVATIONS]))
 def test_activations(cell, activation, gate):
     """Every pair of them, in float64: where rounding near a corner does not matter."""
     check(cell, "stepwise", T=3, B=2, H=5, activation=activation, recurrent_activation=gate, dtype=torch.float64)

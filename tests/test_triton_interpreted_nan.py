@@ -5,16 +5,20 @@ Needs a process of its own (triton_cases.py).
 
 import nan_cases
 import pytest
+from pairwise import cases
 from triton_cases import CELLS, interpreter, running  # noqa: F401 - used by every test
 
 from rnnkernels import backends
 
 OF_SCHEDULE = {"resident": "plain", "stepwise": "both directions", "cooperative": "plain"}
+PLACES = dict.fromkeys(place for _, place in nan_cases.PLACES)
 
 
-@pytest.mark.parametrize("schedule, variant", OF_SCHEDULE.items())
-@pytest.mark.parametrize("cell", CELLS)
-def test_nan_stays_where_it_is(cell, schedule, variant):
+def exists(cell, schedule, place):
+    return (OF_SCHEDULE[schedule], place) in nan_cases.PLACES
+
+
+@pytest.mark.parametrize("cell, schedule, place", cases(CELLS, OF_SCHEDULE, PLACES, exists=exists))
+def test_nan_stays_where_it_is(cell, schedule, place):
     with backends.force("triton"), running(schedule):
-        for place in (place for v, place in nan_cases.PLACES if v == variant):
-            nan_cases.check(cell, variant, place)
+        nan_cases.check(cell, OF_SCHEDULE[schedule], place)

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 import triton_shim
 from common import assert_close
+from pairwise import cases, in_turn
 from triton_cases import BOTH, CELLS, arguments, check, interpreter  # noqa: F401 - used by every test
 
 from rnnkernels import backends
@@ -35,8 +36,7 @@ def test_launches_of_a_step_do_not_depend_on_the_order_of_programs(cell):
         check(cell, "stepwise", T=3, B=2, H=40, layer_norm=True, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell, seed", in_turn(CELLS, range(5)))
 def test_programs_that_wait_for_each_other(cell, seed):
     """Five interleavings of programs that share units, in two batch tiles and two directions."""
     check(cell, "cooperative", seed, T=3, B=17, H=20, reverse=BOTH, dtype=torch.float32, stages=["reset", "h_mask"])
@@ -58,12 +58,18 @@ def double_arrival(counter):
     dots.arrive(counter)
 
 
-@pytest.mark.parametrize("part, sabotage", [("wait", no_wait), ("wait", short_wait), ("arrive", double_arrival)])
-@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
-@pytest.mark.parametrize("loop", [forward, backward])
-def test_a_sabotaged_barrier_is_found(loop, cell, part, sabotage, monkeypatch):
+SABOTAGES = {
+    "no wait": ("wait", no_wait),
+    "short wait": ("wait", short_wait),
+    "two arrivals": ("arrive", double_arrival),
+}
+LOOPS = {"forward": forward, "backward": backward}
+
+
+@pytest.mark.parametrize("loop, cell, sabotage", cases(LOOPS, ["lstm", "gru_reset_before"], SABOTAGES))
+def test_a_sabotaged_barrier_is_found(loop, cell, sabotage, monkeypatch):
     """The test of the test: without the barrier, or with one that opens too early, some interleaving shows it."""
-    monkeypatch.setattr(loop, part, sabotage)
+    monkeypatch.setattr(LOOPS[loop], *SABOTAGES[sabotage])
     with pytest.raises(AssertionError):
         for seed in range(5):
             check(cell, "cooperative", seed, T=4, B=3, H=40, dtype=torch.float32)
