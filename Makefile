@@ -1,4 +1,5 @@
-# make demo: train a character model      make test: all tests     make bench: the CPU benchmarks
+# make demo: train a character model      make test: the tests, every pair of what can come together (6 minutes)
+# make test-all: the tests, with all combinations      make bench: the CPU benchmarks
 # make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
 
-.PHONY: demo examples test clients asan bench lint format wheel clean distclean
+.PHONY: demo examples test test-all clients asan bench lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/installed
@@ -38,9 +39,12 @@ examples: $(VENV)/installed
 	$(PY) -m examples --run --quick --check $(EXAMPLES)
 
 # Two suites at a time, each in a process of its own, for Triton kernels are interpreted in one and compiled in another:
-# what has no threads of its own goes on in the background. All run, and the last line is the sum of theirs.
+# what has no threads of its own goes on in the background. All run, and the last line is the sum of theirs. Where the
+# short suite has pairs of values (tests/pairwise.py), test-all has their products.
 BACKGROUND := tests/test_example*.py tests/test_option*.py tests/test_op_*.py
-test: $(VENV)/installed $(VENV)/triton
+test-all: export RNNKERNELS_TESTS = all
+test test-all: export TRITON_CACHE_DIR ?= $(CURDIR)/build/triton
+test test-all: $(VENV)/installed $(VENV)/triton
 	@$(PY) -c "import torch, rnnkernels._C" || { echo "The C++ extension was not built: see the messages of pip above."; exit 1; }
 	@set -o pipefail; mkdir -p build; rm -f build/tests-*.log build/failed-*; \
 	suite() { \

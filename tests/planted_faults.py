@@ -59,7 +59,8 @@ FAULTS = {
     ),
     # C++: cells, schedules, masks, remainders
     "cpp: gradient of the forget gate": Fault(
-        "cpp", "d[1] = of.gate_back(dc_new * c, f);", "d[1] = of.gate_back(dc_new * (PLANTED ? y : c), f);", "sizes-float32"
+        "cpp", "d[1] = of.gate_back(dc_new * c, f);", "d[1] = of.gate_back(dc_new * (PLANTED ? y : c), f);",
+        "sizes-float32",
     ),
     "cpp: rows live a step too long, backward": Fault(
         "cpp", "bool alive(int64_t t, int64_t b) const { return t < call.length(d, b); }",

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from common import assert_close, make_case
+from pairwise import in_turn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -150,31 +151,28 @@ def test_compiled_with_a_stage():
     assert_close("vmap(grad)", torch.compile(per_sample, fullgraph=True, backend="aot_eager")(many), per_sample(many))
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_compiled_transforms(cell):
+TRANSFORMS = ["grad"] + [f"{f}, {kind} weights" for f in ("vmap", "vmap(grad)") for kind in ("stacked", "shared")]
+
+
+@pytest.mark.parametrize("cell, name", in_turn(CELLS, TRANSFORMS))
+def test_compiled_transforms(cell, name):
     """compile of grad, vmap and vmap(grad), over shared and stacked weights."""
     case = make_case(cell, T=2, I=2, H=3)
     tensors = case.detached()
     loss = lambda *tensors: sum(o.sin().sum() for o in case(*tensors))  # noqa: E731
-    many = [torch.stack([t, 2 * t, 0.5 * t]) for t in tensors]
     n = len(tensors)
-    derivative = grad(loss, tuple(range(n)))
-    shared = (0,) * (1 + case.states) + (None,) * (n - 1 - case.states)
-    mixed = [m if d == 0 else t for m, t, d in zip(many, tensors, shared, strict=True)]
-    for name, f, inputs in (
-        ("grad", derivative, tensors),
-        ("vmap, stacked weights", vmap(lambda *tensors: case(*tensors)), many),
-        ("vmap, shared weights", vmap(lambda *tensors: case(*tensors), in_dims=shared), mixed),
-        ("vmap(grad), stacked weights", vmap(derivative), many),
-        ("vmap(grad), shared weights", vmap(derivative, in_dims=shared), mixed),
-    ):
-        compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
-        for k, (a, e) in enumerate(zip(compiled(*inputs), f(*inputs), strict=True)):
-            assert_close(f"{name}: {k}", a, e)
-        if "grad" not in name:
-            with torch.no_grad():  # the vmap rule of the op itself
-                for k, (a, e) in enumerate(zip(compiled(*inputs), f(*inputs), strict=True)):
-                    assert_close(f"{name} without grad: {k}", a, e)
+    in_dims = (0,) * n if "stacked" in name else (0,) * (1 + case.states) + (None,) * (n - 1 - case.states)
+    f = grad(loss, tuple(range(n))) if "grad" in name else lambda *tensors: case(*tensors)
+    if "vmap" in name:
+        f = vmap(f, in_dims)
+        tensors = [t if d is None else torch.stack([t, 2 * t, 0.5 * t]) for t, d in zip(tensors, in_dims, strict=True)]
+    compiled = torch.compile(f, fullgraph=True, backend="aot_eager")
+    for k, (a, e) in enumerate(zip(compiled(*tensors), f(*tensors), strict=True)):
+        assert_close(f"{name}: {k}", a, e)
+    if "grad" not in name:
+        with torch.no_grad():  # the vmap rule of the op itself
+            for k, (a, e) in enumerate(zip(compiled(*tensors), f(*tensors), strict=True)):
+                assert_close(f"{name} without grad: {k}", a, e)
 
 
 def test_compiled_gradients_per_sample_of_a_module():
