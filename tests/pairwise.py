@@ -43,3 +43,11 @@ def cases(*factors, exists=lambda *case: True):
 def in_turn(*factors, exists=lambda *case: True):
     """The same where cases are dear and pairs are covered elsewhere: in the short suite every value."""
     return product(*factors, exists=exists) if ALL else cover(factors, 1, exists)
+
+
+def among(listed):
+    """The same for the cases of a list, which are ``pytest.param``s with ids."""
+    listed = list(listed)
+    by_values = {case.values: case for case in listed}
+    factors = [list(dict.fromkeys(values)) for values in zip(*by_values, strict=True)]
+    return listed if ALL else [by_values[case] for case in cover(factors, 2, lambda *case: case in by_values)]

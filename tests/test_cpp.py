@@ -175,11 +175,22 @@ def test_tiles_are_reached():
         assert any(re.search(f"{wanted}.*{how}", f) for f in found), (wanted, how, found)
 
 
-def test_every_instruction_set_was_really_forced():
-    for isa in INSTRUCTION_SETS:
-        code = "import torch, rnnkernels; print(torch.ops.rnnkernels.instruction_sets())"
-        output, trouble = cpp_worker.in_process("-c", code, RNNKERNELS_ISA=isa)
-        assert not trouble and output.split(",")[0].strip() == isa
+def test_every_instruction_set_is_really_used():
+    """By the op, which is how the grid gets at them, and by the environment variable."""
+    try:
+        for isa in INSTRUCTION_SETS:
+            OPS.use_instruction_set(isa)
+            assert OPS.instruction_sets().split(",")[0] == isa
+            text = OPS.schedule("lstm", torch.float32, 9, 1, 5, 20, 20, 1, True)
+            assert text.startswith(f"{isa}: "), text
+        with pytest.raises(RuntimeError, match="nonsense is none of this machine's instruction sets: .*baseline"):
+            OPS.use_instruction_set("nonsense")
+    finally:
+        OPS.use_instruction_set("")
+    assert OPS.instruction_sets().split(",")[0] == INSTRUCTION_SETS[0]
+    code = "import torch, rnnkernels; print(torch.ops.rnnkernels.instruction_sets())"
+    output, trouble = cpp_worker.in_process("-c", code, RNNKERNELS_ISA="baseline")
+    assert not trouble and output.split(",")[0].strip() == "baseline"
 
 
 def test_the_kernels_compile_for_aarch64():

@@ -15,6 +15,8 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
+from pairwise import among
+
 from benchmarks import dry, offline
 from benchmarks.chips import ARCHS
 from benchmarks.machine_code import facts
@@ -71,7 +73,7 @@ def resident_cases():
         yield pytest.param(arch, kind, cell, H, id=f"{arch}-{kind}-{cell}-{H}")
 
 
-@pytest.mark.parametrize("arch, kind, name, H", list(resident_cases()))
+@pytest.mark.parametrize("arch, kind, name, H", among(resident_cases()))
 def test_resident(arch, kind, name, H):
     """All that the chooser keeps on chip: no spills, within the estimate, and no weights loaded in the loop."""
     cell = CELLS[name]
@@ -111,7 +113,7 @@ def cooperative_cases():
             yield pytest.param("sm_90", "half", cell, share, H, backward, id=f"sm_90-{cell}-{backward}-{H}")
 
 
-@pytest.mark.parametrize("arch, kind, cell, share, H, backward", list(cooperative_cases()))
+@pytest.mark.parametrize("arch, kind, cell, share, H, backward", among(cooperative_cases()))
 def test_cooperative(arch, kind, cell, share, H, backward):
     """No spills, within the estimate, no weights loaded in the loop; an arrival, and a wait, at each step."""
     tiles = shared_tiles(share, kind)
@@ -137,7 +139,7 @@ def stepwise_cases():
                 yield pytest.param(arch, kind, at, id=f"{arch}-{kind}-{at}")
 
 
-@pytest.mark.parametrize("arch, kind, at", list(stepwise_cases()))
+@pytest.mark.parametrize("arch, kind, at", among(stepwise_cases()))
 def test_stepwise(arch, kind, at):
     """Every row of the table of stepwise launches, at a hidden size that is no multiple of the tiles."""
     step = schedules.row(schedules.STEPWISE, kind, ARCHS[arch].chip)[at]
@@ -158,7 +160,7 @@ def norm_cases():
                 yield pytest.param(arch, kind, cell, schedule, id=f"{arch}-{kind}-{cell}-{schedule}")
 
 
-@pytest.mark.parametrize("arch, kind, cell, schedule", list(norm_cases()))
+@pytest.mark.parametrize("arch, kind, cell, schedule", among(norm_cases()))
 def test_layer_norm(arch, kind, cell, schedule):
     chip, tiles = ARCHS[arch].chip, None
     H = schedules.row(schedules.RESIDENT, kind, chip)[-1].H

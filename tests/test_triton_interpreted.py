@@ -46,7 +46,7 @@ def test_equals_reference_once(cell, variant):
     check(cell, **ONCE[variant])
 
 
-@pytest.mark.parametrize("cell, schedule, lengths", cases(CELLS, schedules.NAMES, [None, [[3, 0], [1, 2]]]))
+@pytest.mark.parametrize("cell, schedule, lengths", in_turn(CELLS, schedules.NAMES, [None, [[3, 0], [1, 2]]]))
 def test_groups_with_inputs_of_their_own(cell, schedule, lengths):
     """What vmap over the weights asks for: two groups of two directions, each group with its input and lengths."""
     check(cell, schedule, lengths=lengths, T=3, B=2, H=20, reverse=BOTH, groups=2, dtype=torch.float32)
@@ -66,7 +66,7 @@ def test_stages(cell, schedule, reset, mask, zone):
 ONE_WAY, GROUPS = dict(cell="lstm", states=False), dict(cell="gru", reverse=BOTH, groups=2)
 
 
-@pytest.mark.parametrize("schedule, dtype, call", cases(schedules.NAMES, DTYPES, ["one way", "groups"]))
+@pytest.mark.parametrize("schedule, dtype, call", in_turn(schedules.NAMES, DTYPES, ["one way", "groups"]))
 def test_all_stages(schedule, dtype, call):
     call = {"one way": ONE_WAY, "groups": GROUPS}[call]
     check(schedule=schedule, T=4, B=3, H=20, dtype=DTYPES[dtype], stages=["restart", "h_mask", "zone"], **call)
