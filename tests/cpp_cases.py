@@ -49,6 +49,12 @@ class Shape(NamedTuple):
         changed = [f"{k}={v}" for k, v in self._asdict().items() if k in "TBIH" or v != getattr(default, k)]
         return f"{self.cell} {' '.join(changed)}".replace("torch.", "")
 
+    def features(self):
+        """What two cases may have in common: all but the numbers of sizes."""
+        kinds = self._asdict() | {"P": self.P > 0, "T": min(self.T, 4), "B": min(self.B, 2)}
+        kinds["I"], kinds["H"] = None, self.B >= 16 or self.H >= 64  # large enough for products of bf16 parts
+        return list(kinds.items())
+
 
 def cells(*names, **shape):
     """The same case for several cells, or for all."""

@@ -13,6 +13,7 @@ import cpp_tiles
 import cpp_worker
 import torch
 from cpp_cases import OPS, build
+from pairwise import ALL
 
 PAGE = mmap.PAGESIZE
 
@@ -54,7 +55,7 @@ def shapes():
 
 
 def on_sets(sets):
-    """Each case's number, shape and tensors, with each set in use in turn."""
+    """Each case's shape and tensors, with each set in use in turn."""
     for n, shape in enumerate(shapes()):
         tensors = build(shape, n)
         torch.set_num_threads(shape.threads)
@@ -66,9 +67,10 @@ def on_sets(sets):
 
 def inputs(sets):
     """Results are those of the same numbers in other places, and the process lives."""
-    for isa, shape, tensors in on_sets(sets):
+    for n, (isa, shape, tensors) in enumerate(on_sets(sets)):
         expected = both_ways(shape, *tensors)
-        for behind in (True, False):
+        both = ALL or (n + n // len(sets)) % 4 == 0  # few faults read what lies before
+        for behind in (True, False)[: 1 + both]:
             found = both_ways(shape, *tensors, lambda t, behind=behind: fenced(t, behind))
             if not all(torch.equal(a.nan_to_num(), e.nan_to_num()) for a, e in zip(found, expected, strict=True)):
                 yield isa, f"{'behind' if behind else 'before'}: {shape}"

@@ -6,6 +6,7 @@ to come together, and the array grows like the product of the two largest factor
 
 import itertools
 import os
+import random
 
 ALL = os.environ.get("RNNKERNELS_TESTS") == "all"  # make test-all
 
@@ -43,6 +44,19 @@ def cases(*factors, exists=lambda *case: True):
 def in_turn(*factors, exists=lambda *case: True):
     """The same where cases are dear and pairs are covered elsewhere: in the short suite every value."""
     return product(*factors, exists=exists) if ALL else cover(factors, 1, exists)
+
+
+def thinned(listed, features):
+    """Those of a long list that bring two new things together, ``features(case)`` being what it has; in its order."""
+    chosen, met = [], set()
+    for n in random.Random(0).sample(
+        range(len(listed)), len(listed)
+    ):  # else those that come first would be all there is
+        pairs = set(itertools.combinations(features(listed[n]), 2))
+        if not pairs <= met:
+            chosen.append(n)
+            met |= pairs
+    return [listed[n] for n in sorted(chosen)]
 
 
 def among(listed):

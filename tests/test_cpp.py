@@ -17,6 +17,7 @@ import cpp_worker
 import pytest
 import torch
 from common import error
+from pairwise import ALL
 from test_cpp_accuracy import errors
 
 from rnnkernels import reference
@@ -105,7 +106,8 @@ def repeated():
 
 
 NUMERICS = [f"test_cpp.{f.__name__}" for f in (activations, not_finite, long_sums, repeated)]
-NUMERICS += ["cpp_remainders.small", "cpp_remainders.large", "cpp_long.very_long", "cpp_long.far_apart"]
+LONG = ["cpp_long.very_long", "cpp_long.far_apart"]
+NUMERICS += ["cpp_remainders.small", "cpp_remainders.large", *LONG]
 LINUX = ["cpp_guard.inputs"] * sys.platform.startswith("linux")  # comes last: what is wrong here ends the process
 
 
@@ -115,8 +117,11 @@ def checks(isa):
     grids = [c for c in cpp_worker.CHECKS if not c.endswith(same_as_avx512) or c.startswith("random")]
     if isa != INSTRUCTION_SETS[0]:  # what follows the products is the same code for every dtype but for its vectors
         grids = [c for c in grids if c.endswith("float32") or not c.startswith(("masks", "activations", "norms"))]
+    numerics = NUMERICS
     tiles = {"amx": TILES, "avx512_bf16": TILES[1:2], "avx512": TILES[:1]}.get(isa, [])
-    return [c for c in grids if c not in TILES] + tiles + NUMERICS + LINUX
+    if not ALL and isa not in (INSTRUCTION_SETS[0], "baseline"):  # the loop over time is the same in all
+        numerics = [check for check in NUMERICS if check not in LONG]
+    return [c for c in grids if c not in TILES] + tiles + numerics + LINUX
 
 
 TILES = ["tiles-float32", "tiles-bfloat16", "tiles-float16"]

@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from pairwise import cover, product
+from pairwise import cover, product, thinned
 
 
 @pytest.mark.parametrize("sizes, most", [((3, 3), 9), ((4, 3, 2), 12), ((6, 5, 4, 3), 34), ((2,) * 8, 12)])
@@ -26,3 +26,14 @@ def test_what_does_not_exist_is_left_out():
     once = cover(factors, 1, exists)
     assert [set(values) for values in zip(*once, strict=True)] == [{"rnn", "gru"}, {"soft", "hard"}, {1, 2}]
     assert len(once) == 2
+
+
+def test_a_long_list_keeps_its_pairs():
+    listed = [
+        (cell, stage, T) for T in range(4) for stage in "abc" for cell in "xyz" if (stage, cell) != ("a", "x")
+    ] * 3
+    chosen, found = thinned(listed, lambda case: list(enumerate(case))), set()
+    for case in chosen:
+        found |= set(itertools.combinations(enumerate(case), 2))
+    assert found == {pair for case in listed for pair in itertools.combinations(enumerate(case), 2)}
+    assert 12 <= len(chosen) < 30 and chosen == thinned(listed, lambda case: list(enumerate(case)))
