@@ -42,7 +42,7 @@ class Step(NamedTuple):
 
 
 # The tables were found by compiling: no spills, and as few instructions a step as could be had
-# (tests/test_triton_compiled.py holds them to it). They go by the chip's matrix instructions and by arithmetic: "half"
+# (tests/gpu/test_triton_compiled.py holds them to it). They go by the chip's matrix instructions and arithmetic: "half"
 # is bf16 and fp16, "ieee" is float32 whose products are not rounded to tf32. A warp of mma takes 16 units: more warps
 # would do the same work twice. wgmma (sm_90) reads the weights from shared memory by itself from 64 units and 16 rows
 # on; elsewhere 8 rows take half the registers, and keep tcgen05 (sm_100) from a detour through tensor memory.

@@ -311,7 +311,7 @@ def test_by_itself(name, tmp_path):
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     here, program = Path(__file__).parent, tmp_path / name
-    include = f"-I{here.parent / 'csrc'}"
+    include = f"-I{here.parents[1] / 'csrc'}"
     source = str(here / f"{name}_check.cpp")
     subprocess.run([compiler, "-std=c++17", "-O1", "-pthread", include, source, "-o", str(program)], check=True)
     tries = [subprocess.run([program], capture_output=True, text=True) for _ in range(3)]

@@ -202,7 +202,7 @@ def test_the_kernels_compile_for_aarch64():
     compiler = shutil.which("aarch64-linux-gnu-g++")
     if compiler is None:
         pytest.skip("aarch64-linux-gnu-g++ is not installed")
-    kernels = Path(__file__).parents[1] / "csrc" / "kernels.cpp"
+    kernels = Path(__file__).parents[2] / "csrc" / "kernels.cpp"
     done = subprocess.run([compiler, "-std=c++17", "-fsyntax-only", kernels], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

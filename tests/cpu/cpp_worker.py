@@ -1,6 +1,6 @@
 """Checks of the C++ ops against the reference in float64, in a process of its own, which a fault may end.
 
-    python tests/cpp_worker.py [name of a check, or name@instruction set,instruction set ...]
+    PYTHONPATH=.:tests python tests/cpu/cpp_worker.py [name of a check, or name@instruction set,instruction set ...]
 
 Prints one JSON object per check and instruction set: their names, how many cases it ran and what failed in which.
 Without a set it is the one that this machine, or RNNKERNELS_ISA, chooses. Letters as in ops.py.
@@ -139,8 +139,9 @@ WORKER = Path(__file__)
 
 def in_process(*command, timeout=240, **variables):
     """Runs this file, or other arguments of python, in a process of its own; returns its output and how it ended."""
-    here, package = Path(__file__).parent, Path(rnnkernels.__file__).parents[1]
-    path = os.pathsep.join([str(package), str(here), *filter(None, [os.environ.get("PYTHONPATH")])])
+    tests, package = Path(__file__).parents[1], Path(rnnkernels.__file__).parents[1]
+    folders = [package, tests, *(path for path in sorted(tests.iterdir()) if path.is_dir())]
+    path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
         [sys.executable, *command], env=os.environ | {"PYTHONPATH": path} | variables,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,

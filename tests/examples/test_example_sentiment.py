@@ -23,7 +23,7 @@ import pooch
 
 from examples import common, french, reader, reviews, sentiment
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SMALL = ("--embedding", 16, "--batch", 16, "--rate", 0.01)
 DATA = Path(os.environ.get("RNNKERNELS_DATA", "does-not-exist"))  # a folder with rt-polarity.pos and rt-polarity.neg
 

@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip(
-        "needs a process without TRITON_INTERPRET=1: python -m pytest tests/test_triton_compiled.py",
+        "needs a process without TRITON_INTERPRET=1: python -m pytest tests/gpu/test_triton_compiled.py",
         allow_module_level=True,
     )
 

@@ -2,7 +2,7 @@
 
 The kernels look at a variable when they are defined, so these tests need a process of their own:
 
-    TRITON_INTERPRET=1 python -m pytest tests/test_triton_interpreted*.py
+    TRITON_INTERPRET=1 python -m pytest tests/gpu/test_triton_interpreted*.py
 """
 
 import os
@@ -13,7 +13,7 @@ import torch
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip(
-        "runs in a process of its own: TRITON_INTERPRET=1 python -m pytest tests/test_triton_interpreted*.py",
+        "runs in a process of its own: TRITON_INTERPRET=1 python -m pytest tests/gpu/test_triton_interpreted*.py",
         allow_module_level=True,
     )
 pytest.importorskip("triton", reason="triton is not installed")
