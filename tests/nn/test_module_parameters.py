@@ -8,6 +8,7 @@ import copy
 import pytest
 import torch
 from common import assert_close
+from pairwise import in_turn
 from test_modules import CELLS, LAYERS, B, H, I, T, assert_same, both, flat, run
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -161,8 +162,7 @@ def test_stacked_cells(cell):
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # Dynamo does
-@pytest.mark.parametrize("train", (True, False))
-@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize("cell, train", in_turn(LAYERS, (True, False)))
 def test_compile(cell, train):
     """fullgraph, and the second size, which makes T and B dynamic."""
     name, extra = LAYERS[cell]

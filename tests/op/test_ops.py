@@ -5,6 +5,8 @@ import threading
 import pytest
 import torch
 from common import assert_close, make_case
+from conftest import CPU_BACKENDS
+from pairwise import cases
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -24,12 +26,10 @@ VARIANTS = {
     "projected": {"P": 2, "reverse": BOTH},
     "relu": {"activation": "relu"},
 }
-GRID = [
-    (cell, variant)
-    for cell in CELLS
-    for variant in VARIANTS
-    if (variant != "projected" or cell == "lstm") and (variant != "relu" or cell == "rnn")
-]
+
+
+def has_variant(cell, variant, *_):
+    return (variant != "projected" or cell == "lstm") and (variant != "relu" or cell == "rnn")
 
 
 def grads(case, tensors, outputs=None):
@@ -40,7 +40,10 @@ def grads(case, tensors, outputs=None):
     return torch.autograd.grad(loss, [t for t in tensors if t.requires_grad])
 
 
-@pytest.mark.parametrize("cell, variant", GRID)
+GRID = cases(CELLS, VARIANTS, CPU_BACKENDS, exists=has_variant)
+
+
+@pytest.mark.parametrize("cell, variant, backend", GRID, indirect=["backend"])
 def test_gradients_of_first_and_second_order(backend, cell, variant):
     case = make_case(cell, **{"T": 2, "I": 2, "H": 3, **VARIANTS[variant]})
     assert gradcheck(case, case.tensors, fast_mode=variant != "plain")

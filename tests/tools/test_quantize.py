@@ -21,8 +21,11 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 OPS = torch.ops.rnnkernels
 CPP = backends.EXTENSION_ERROR is None
 INSTRUCTION_SETS = OPS.instruction_sets().split(",") if CPP else []
-# Whether rows become int8 here, or the weights floats.
-DYNAMIC = CPP and "int8" in OPS.schedule("lstm", torch.int8, 50, 16, 64, 64, 64, 1, False)
+
+
+def dynamic():
+    """Whether rows become int8 on the instruction set in use, or the weights floats."""
+    return CPP and "int8" in OPS.schedule("lstm", torch.int8, 50, 16, 64, 64, 64, 1, False)
 
 
 def make(cell, I, H, seed=0, library=nn, activations="int8", **kwargs):  # noqa: E741 - the letters of ops.py
@@ -35,7 +38,7 @@ def make(cell, I, H, seed=0, library=nn, activations="int8", **kwargs):  # noqa:
 
 def int8_rows(v):
     """What becomes of rows (..., K), in float32 as the kernels compute it."""
-    if not DYNAMIC:
+    if not dynamic():
         return v.double()
     v = v.float()
     largest = v.abs().amax(-1, keepdim=True) if v.size(-1) else v
@@ -72,7 +75,7 @@ def definition(q, x, hx=None):
 
 def sameness(cell):
     """How far apart rows are that are computed together and alone: sums of int8 are exact, W_hr is in float."""
-    return 1e-5 if not DYNAMIC else 5e-3 if cell == "projected" else 0
+    return 1e-5 if not dynamic() else 5e-3 if cell == "projected" else 0
 
 
 def random_states(q, B):
@@ -115,20 +118,20 @@ def not_finite():
         others = [b for b in range(B) if b != 3]
         if not torch.equal(bad[:, others], y[:, others]) or not torch.equal(bad[: T // 2], y[: T // 2]):
             yield f"{cell} T={T}: {value} left its row"
-        if (value != value or DYNAMIC) and not bad[T // 2 :, 3].isnan().all():
+        if (value != value or dynamic()) and not bad[T // 2 :, 3].isnan().all():
             yield f"{cell} T={T}: {value} did not give NaN"
 
 
 @torch.no_grad()
 def schedule():
     """Rows are int8 in the instruction sets that multiply bytes, and in no other, whatever the processor has."""
-    isa = INSTRUCTION_SETS[0] if CPP else "none"
-    if DYNAMIC != (isa in ("amx", "avx512_bf16", "avx512_vnni")):
-        yield f"{isa}: {DYNAMIC}"
+    isa = OPS.instruction_sets().split(",")[0] if CPP else "none"
+    if dynamic() != (isa in ("amx", "avx512_bf16", "avx512_vnni")):
+        yield f"{isa}: {dynamic()}"
     for cell in ("lstm", "rnn"):
         _, q = make(cell, 40, 64)
         x = torch.randn(20, 8, 40)
-        if (error(q(x)[0], in_floats(q, x)[0]) > 1e-4) != DYNAMIC:
+        if (error(q(x)[0], in_floats(q, x)[0]) > 1e-4) != dynamic():
             yield f"{isa}: {cell} was not run as it says"
 
 
@@ -167,10 +170,7 @@ def test_the_definition():
 def test_instruction_sets(isa):
     checks = [f"test_quantize.{check.__name__}" for check in CHECKS]
     poison = "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"  # new memory is full of large numbers
-    output, trouble = cpp_worker.in_process(
-        cpp_worker.__file__, *checks, RNNKERNELS_ISA=isa, OMP_NUM_THREADS="1", GLIBC_TUNABLES=poison
-    )
-    assert not trouble and output.count('"failed": []') == len(checks), f"{output}{trouble}"
+    cpp_worker.assert_passes(checks, isa, INSTRUCTION_SETS, OMP_NUM_THREADS="1", GLIBC_TUNABLES=poison)
 
 
 @torch.no_grad()
@@ -216,7 +216,7 @@ def test_threads():
             for n in (1, 2):
                 torch.set_num_threads(n)
                 ys.append(q(x)[0])
-            assert torch.equal(*ys) or (not DYNAMIC and error(*ys) < 1e-5), f"{cell} B={B} H={H}"
+            assert torch.equal(*ys) or (not dynamic() and error(*ys) < 1e-5), f"{cell} B={B} H={H}"
     finally:
         torch.set_num_threads(before)
 
@@ -280,7 +280,7 @@ def test_rows_of_many_magnitudes():
     rows, floats = (
         error(rnnkernels.quantize_dynamic(module, activations=a)(x)[0], expected) for a in ("int8", "float")
     )
-    assert floats < 0.05 and (rows > 5 * floats) == DYNAMIC
+    assert floats < 0.05 and (rows > 5 * floats) == dynamic()
 
 
 @torch.no_grad()
