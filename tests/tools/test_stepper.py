@@ -11,9 +11,10 @@ import pytest
 import torch
 from common import TOLERANCES, error
 from conftest import CPU_BACKENDS
-from cpp_worker import in_process, instruction_sets
+from cpp_worker import assert_passes, in_process, instruction_sets
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pairwise import cases
 from torch import nn
 
 import rnnkernels
@@ -77,15 +78,10 @@ def compare(kind, dtype, B, H, n):
 
 
 def grid():
-    n = 0
-    for kind in KINDS:
-        for dtype in TOLERANCES:
-            for B in (1, 2, 3, 8, 20, 50):
-                for H in (1, 20, 40, 127, 256):
-                    n += 1
-                    case = f"{kind} {dtype} B={B} H={H} n={n}"
-                    print(case, file=sys.stderr, flush=True)
-                    yield from [f"{case}: {failure}" for failure in compare(kind, dtype, B, H, n)]
+    for n, (kind, dtype, B, H) in enumerate(cases(KINDS, TOLERANCES, (1, 2, 3, 8, 20, 50), (1, 20, 40, 127, 256)), 1):
+        case = f"{kind} {dtype} B={B} H={H} n={n}"
+        print(case, file=sys.stderr, flush=True)
+        yield from [f"{case}: {failure}" for failure in compare(kind, dtype, B, H, n)]
 
 
 def threads():
@@ -111,12 +107,8 @@ def threads():
 
 @pytest.mark.parametrize("isa", SETS)
 def test_against_module_and_torch(isa):
-    code = "import json, test_stepper; print(json.dumps(list(test_stepper.grid())))"
     poison = "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"  # as in test_cpp.py
-    output, trouble = in_process("-c", code, RNNKERNELS_ISA=isa, OMP_NUM_THREADS="1", GLIBC_TUNABLES=poison)
-    assert not trouble, trouble
-    found = json.loads(output)
-    assert not found, "\n".join([f"{len(found)} failures", *found[:20]])
+    assert_passes(["test_stepper.grid"], isa, SETS, OMP_NUM_THREADS="1", GLIBC_TUNABLES=poison)
 
 
 @NEEDS_CPP
