@@ -59,9 +59,10 @@ def thinned(listed, features):
     return [listed[n] for n in sorted(chosen)]
 
 
-def among(listed):
-    """The same for the cases of a list, which are ``pytest.param``s with ids."""
+def among(listed, strength=2):
+    """The same for a list of ``pytest.param``s: in the short suite every pair of values, or with ``strength`` 1 every
+    value."""
     listed = list(listed)
     by_values = {case.values: case for case in listed}
     factors = [list(dict.fromkeys(values)) for values in zip(*by_values, strict=True)]
-    return listed if ALL else [by_values[case] for case in cover(factors, 2, lambda *case: case in by_values)]
+    return listed if ALL else [by_values[case] for case in cover(factors, strength, lambda *case: case in by_values)]

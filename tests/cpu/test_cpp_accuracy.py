@@ -9,6 +9,7 @@ import pytest
 import torch
 from common import error, magnitudes, units
 from cpp_worker import assert_passes, instruction_sets
+from pairwise import ALL
 
 import rnnkernels
 
@@ -22,6 +23,8 @@ SHAPES = {  # T, B, I, H: benchmarks/workloads.py, some with fewer steps
     "speech": (("GRU",), 20, 16, 512, 512),
     "wide": (("GRU", "LSTM"), 4, 128, 1024, 1024),
 }
+if not ALL:  # fewer steps and rows: sums over hidden units and inputs, which is what rounding comes from, are as long
+    SHAPES = {name: (cells, min(T, 20), min(B, 64), *sizes) for name, (cells, T, B, *sizes) in SHAPES.items()}
 LEAST = 1.5e-6  # allowed at least: a sum that happens to round well is no measure. Two parts instead of three give 1e-5
 
 

@@ -62,6 +62,7 @@ def test_other_numbers_would_be_seen(no_processes, tmp_path, monkeypatch, capsys
     assert capsys.readouterr().out.count("missed") == 2
 
 
+@pytest.mark.long
 def test_memory_is_counted_in_a_process_of_its_own():
     held = footprint.measured("rnnkernels", "GRU", 64, 400, "cpu")
     output = 64 * 400 * footprint.HIDDEN * 4

@@ -58,6 +58,7 @@ def test_it_writes_pictures_and_pages_that_need_no_network(trained):
             assert 0 <= found[f"{half}_{gate}_open"] + found[f"{half}_{gate}_shut"] <= 1
 
 
+@pytest.mark.long
 def test_a_seed_repeats_its_metrics_and_loading_does_too(trained, tmp_path):
     assert run(*SMALL, "--out", tmp_path / "again") == 0
     assert run("--load", trained, "--out", tmp_path / "loaded") == 0

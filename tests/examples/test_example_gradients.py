@@ -83,6 +83,7 @@ def test_everything_is_written_once_and_again_by_load(tmp_path, capsys):
         assert (tmp_path / "c" / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_torch_gives_the_same_rates(tmp_path):
     for layers in common.LAYERS:
         assert run(tmp_path / layers, *TINY, "--cell", "lstm", "--layers", layers) == 0

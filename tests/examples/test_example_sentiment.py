@@ -86,6 +86,7 @@ def test_all_six_models_stand_in_one_table(table, tmp_path, capsys):
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_the_layers_of_torch_nn(table, tmp_path, capsys):
     options = ("--path", table, "--cell", "bilstm", "--epochs", 2, *SMALL, "--dropout", 0, "--recurrent-dropout", 0)
     for layers in common.LAYERS:
@@ -270,6 +271,7 @@ def test_what_does_not_go_together_is_status_2(table, tmp_path, capsys):
     assert "--dropout" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_two_processes_train_like_one_with_twice_the_batch(table, tmp_path):
     """The same rows make up each step, gradients are averaged; without dropout what remains is rounding."""
     options = ["--path", table, "--cell", "gru", "--reviews", 200, "--epochs", 2, "--embedding", 16]

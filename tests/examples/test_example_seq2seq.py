@@ -158,6 +158,7 @@ def test_it_learns_loads_and_repeats(few, tmp_path, capsys):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.long
 def test_torchs_layers(few, tmp_path, capsys):
     small = ("--dates", 64, "--epochs", 1, "--hidden", 8, "--cell", "gru", "--out", tmp_path)
     assert run(*small, "--layers", "torch") == run(*small) == 0

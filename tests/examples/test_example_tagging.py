@@ -131,6 +131,7 @@ def test_it_learns_and_loads(monkeypatch, tmp_path):
     assert found["f1_gained_by_crf"] == pytest.approx(found["f1"] - found["f1_without_crf"], abs=1e-5)
 
 
+@pytest.mark.long
 def test_it_repeats(monkeypatch, tmp_path):
     monkeypatch.setattr(tagging, "SIZES", [64, 20, 20])
     for folder in ("a", "b"):

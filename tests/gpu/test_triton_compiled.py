@@ -113,7 +113,7 @@ def cooperative_cases():
             yield pytest.param("sm_90", "half", cell, share, H, backward, id=f"sm_90-{cell}-{backward}-{H}")
 
 
-@pytest.mark.parametrize("arch, kind, cell, share, H, backward", among(cooperative_cases()))
+@pytest.mark.parametrize("arch, kind, cell, share, H, backward", among(cooperative_cases(), 1))
 def test_cooperative(arch, kind, cell, share, H, backward):
     """No spills, within the estimate, no weights loaded in the loop; an arrival, and a wait, at each step."""
     tiles = shared_tiles(share, kind)
