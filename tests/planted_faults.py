@@ -157,16 +157,8 @@ def finds(folder, name, fault):
     if ".py" in fault.tests:
         files, _, words = fault.tests.partition(" -k ")
         files = [str(path) for file in files.split() for path in sorted((folder / "tests").rglob(file))]
-        command = [
-            "-m",
-            "pytest",
-            "-x",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            *files,
-            *(["-k", words.strip("'")] * bool(words)),
-        ]
+        command = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+        command += ["-k", words.strip("'")] if words else []
     else:
         (worker,) = (folder / "tests").rglob("cpp_worker.py")
         command = [str(worker), *fault.tests.split()]

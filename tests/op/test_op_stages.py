@@ -223,3 +223,15 @@ def test_random_bools_have_their_probability_even_where_it_is_no_multiple_of_the
     expected, rest = p * 3 * (2**14 + 1), min(p, 1 - p) * 3 * (2**14 + 1)
     assert abs(draws.mean() - expected) < 5 * max(rest, 1) ** 0.5 / 200**0.5
     assert draws.std() > 0.5 * rest**0.5
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_to_restart_from_have_a_gradient_where_nothing_else_has(backend, cell):
+    case, found = make_case(cell, T=T, B=B, H=H), []
+    reset, restart = random(T, B) < 0.4, [random(1, B, H).requires_grad_() for _ in range(case.states)]
+    for tensors in (case.tensors, case.detached()):
+        outputs = case(*tensors, reset=reset, reset_states=restart)
+        found.append(torch.autograd.grad(sum(o.sin().sum() for o in outputs), restart))
+    for k, (expected, alone) in enumerate(zip(*found, strict=True)):
+        assert expected.any()
+        assert_close(f"gradient {k}", alone, expected)
