@@ -1,4 +1,5 @@
-# make demo: train a character model      make test: all tests     make bench: the CPU benchmarks
+# make demo: train a character model      make test: the tests, every pair of what can come together (6 minutes)
+# make test-all: the tests, with all combinations      make bench: the CPU benchmarks
 # make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
@@ -28,7 +29,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples test clients asan bench lint format wheel clean distclean
+.PHONY: demo examples test test-all clients asan bench lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -38,9 +39,14 @@ examples: $(VENV)/installed
 	$(PY) -m examples --run --quick --check $(EXAMPLES)
 
 # Two suites at a time, each in a process of its own, for Triton kernels are interpreted in one and compiled in another:
-# what has no threads of its own goes on in the background. All run, and the last line is the sum of theirs.
-BACKGROUND := tests/test_example*.py tests/test_option*.py tests/test_op_*.py
-test: $(VENV)/installed $(VENV)/triton
+# what has no threads of its own goes on in the background. All run, and the last line is the sum of theirs. Where the
+# short suite has pairs of values (tests/pairwise.py), test-all has their products.
+OPTIONS := tests/examples tests/nn/test_option*.py tests/op/test_op_*.py
+INTERPRETED := tests/gpu/test_triton_interpreted*.py
+COMPILED := tests/gpu/test_triton_compiled.py
+test-all: export RNNKERNELS_TESTS = all
+test test-all: export TRITON_CACHE_DIR ?= $(CURDIR)/build/triton
+test test-all: $(VENV)/installed $(VENV)/triton
 	@$(PY) -c "import torch, rnnkernels._C" || { echo "The C++ extension was not built: see the messages of pip above."; exit 1; }
 	@set -o pipefail; mkdir -p build; rm -f build/tests-*.log build/failed-*; \
 	suite() { \
@@ -48,14 +54,14 @@ test: $(VENV)/installed $(VENV)/triton
 	  env "$$@" 2>&1 | tee "build/tests-$$name.log" || touch "build/failed-$$name"; \
 	}; \
 	set -m; { \
-	  suite triton-interpreted OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(TEST) tests/test_triton_interpreted*.py; \
-	  suite options-examples OMP_NUM_THREADS=1 $(TEST) $(BACKGROUND); \
+	  suite triton-interpreted OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(TEST) $(INTERPRETED); \
+	  suite triton-compiled OMP_NUM_THREADS=1 $(TEST) $(COMPILED); \
+	  suite options-examples OMP_NUM_THREADS=1 $(TEST) $(OPTIONS); \
 	} > build/background.log & \
 	background=$$!; set +m; trap 'kill -- -$$background 2>/dev/null' EXIT; \
-	suite triton-compiled OMP_NUM_THREADS=1 $(TEST) tests/test_triton_compiled.py; \
-	suite all-others $(TEST) tests benchmarks/test_regression.py \
-	  --ignore-glob='tests/test_triton_interpreted*.py' --ignore=tests/test_triton_compiled.py \
-	  $(patsubst %,--ignore-glob='%',$(BACKGROUND)); \
+	suite all-others $(TEST) tests benchmarks/test_regression.py --ignore=tests/cpu \
+	  $(patsubst %,--ignore-glob='%',$(INTERPRETED) $(COMPILED) $(OPTIONS)); \
+	suite cpu $(TEST) tests/cpu; \
 	wait $$background; cat build/background.log; failed="$$(cd build && ls failed-* 2>/dev/null)"; \
 	echo; for log in build/tests-*.log; do echo "$$(basename $$log .log): $$(tail -n 1 $$log)"; done; \
 	tail -q -n 1 build/tests-*.log | awk ' \
@@ -78,12 +84,12 @@ clients: $(CLIENTS)/installed
 asan: $(VENV)/installed
 	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined" LDFLAGS="$(SANITIZE)" \
 	  $(PY) setup.py --quiet build --build-base build/asan --build-lib build/asan/lib
-	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 PYTHONPATH=build/asan/lib; \
+	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 PYTHONPATH=build/asan/lib:tests; \
 	run() { LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" "$$@"; }; \
 	sets=$$(run $(PY) -c "import torch, rnnkernels._C; print(torch.ops.rnnkernels.instruction_sets())") || exit 1; \
 	for isa in $${sets//,/ }; do \
 	  echo "== asan: $$isa"; \
-	  RNNKERNELS_ISA=$$isa run $(PY) tests/cpp_worker.py $(ASAN_CHECKS) 2> build/asan/$$isa.log \
+	  RNNKERNELS_ISA=$$isa run $(PY) tests/cpu/cpp_worker.py $(ASAN_CHECKS) 2> build/asan/$$isa.log \
 	    || { tail -n 50 build/asan/$$isa.log; exit 1; }; \
 	done
 

@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from pairwise import ALL
 
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", message="rnnkernels: the C\\+\\+ extension is not there")
@@ -11,6 +12,13 @@ with warnings.catch_warnings():
     from rnnkernels.cells import CELLS
 
 CPU_BACKENDS = [name for name in backends.available() if name != "triton"]
+
+
+def pytest_collection_modifyitems(config, items):
+    """The short suite goes without tests that are marked as long; pytest says how many it has deselected."""
+    if not ALL and (long := [item for item in items if item.get_closest_marker("long")]):
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(params=CPU_BACKENDS)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.machine import ROOT
 
-TESTS = ROOT / "tests" / "test_gpu.py"
+TESTS = ROOT / "tests" / "gpu" / "test_gpu.py"
 # Without the plugins that are installed, and the options that are for them: they take seconds to load.
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=")
 RACES = "every_time"  # part of the names of tests that are a step of their own

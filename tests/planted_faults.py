@@ -1,0 +1,209 @@
+"""Plants faults in a copy of the tree, one at a time, and says which of them the short suite finds.
+
+    python tests/planted_faults.py [--only WORD] [--folder DIR]
+
+A fault is a text of the sources and what stands there instead, wherever in the tree the text is. All those of the C++
+sources are in one build: there PLANTED is true once the environment variable of this name has the fault's. Tests run
+until the first that fails. A tool for whoever changes the tests, not one of them; about ten minutes on two cores.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+HEADER = """#pragma once
+#include <cstdlib>
+#include <string>
+inline bool planted(const char* name) {
+  static const std::string opened = [] { const char* v = std::getenv("PLANTED"); return std::string(v ? v : ""); }();
+  return opened == name;
+}
+"""
+
+
+class Fault(NamedTuple):
+    kind: str
+    old: str  # a text that is in one file of these only
+    new: str
+    tests: str  # files, and -k where few of their tests have to do with it; or checks of cpp_worker.py
+
+
+TRITON = "test_triton_interpreted.py"
+FAULTS = {
+    # Triton: cells, schedules, masks, gradients
+    "triton: dW of the forget gate": Fault(
+        "triton", "df = dc * old[1] * slope(f, GATE)", "df = dc * new[1] * slope(f, GATE)", f"{TRITON} -k reference"
+    ),
+    "triton: a barrier opens a step early": Fault(
+        "triton",
+        "wait(counters, ARRIVALS * (T - 1 - i) * tl.num_programs(1))",
+        "wait(counters, ARRIVALS * (T - 2 - i) * tl.num_programs(1))",
+        f"{TRITON} -k 'reference or stages'",
+    ),
+    "triton: a reset past the length": Fault(
+        "triton", "at_once = again & (i < n)", "at_once = again", f"{TRITON} -k stages"
+    ),
+    "triton: slope of hard_sigmoid at its corner": Fault(
+        "triton", "tl.where((a > 0) & (a < 1), 1.0, 0.0)", "tl.where((a >= 0) & (a < 1), 1.0, 0.0)",
+        f"{TRITON} -k activations",
+    ),
+    "triton: the last product of a sequence is not masked": Fault(
+        "triton", "stop = tl.where(i + LAG < T, K, 0)", "stop = K", f"{TRITON} -k 'reference or norm'"
+    ),
+    # C++: cells, schedules, masks, remainders
+    "cpp: gradient of the forget gate": Fault(
+        "cpp", "d[1] = of.gate_back(dc_new * c, f);", "d[1] = of.gate_back(dc_new * (PLANTED ? y : c), f);",
+        "sizes-float32",
+    ),
+    "cpp: rows live a step too long, backward": Fault(
+        "cpp", "bool alive(int64_t t, int64_t b) const { return t < call.length(d, b); }",
+        "bool alive(int64_t t, int64_t b) const { return t < call.length(d, b) + PLANTED; }", "stages-float32",
+    ),
+    "cpp: zoneout of c takes another direction's": Fault(
+        "cpp", "dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;",
+        "dc_old = coefficients<A>(call.zone[1], t, PLANTED ? 0 : d, b, j, n) * dc_new, dc_new = dc_new - dc_old;",
+        "masks-float32",
+    ),
+    "cpp: sums of the first step are not cleared": Fault(
+        "cpp", "if (slot < 0) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));",
+        "if (slot < 0 && !PLANTED) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));", "sizes-float32 stages-float32",
+    ),
+    "cpp: a read past the end of a row": Fault(
+        "cpp", "const int n = int(std::min<int64_t>(W, H - j));\n    A* to = dz_of(slot, b) + j;",
+        "const int n = PLANTED ? W : int(std::min<int64_t>(W, H - j));\n    A* to = dz_of(slot, b) + j;",
+        "cpp_guard.inputs",
+    ),
+    "cpp: two parts of a float instead of three": Fault(
+        "cpp", "s.parts = bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3;",
+        "s.parts = bfloat16 ? 1 : call.storage == Storage::float16 || PLANTED ? 2 : 3;",
+        "test_cpp_accuracy.py",
+    ),
+    "cpp: a mask of the reset is not that of the row": Fault(
+        "cpp", "return call.reset && next >= 0 && next < T && call.resets(d, next, b);",
+        "return call.reset && next >= 0 && next < T && call.resets(d, next, PLANTED ? 0 : b);", "masks-float32",
+    ),
+    # Python: transforms, masks, options, derivatives
+    "vmap: the weights of the samples in another order": Fault(
+        "python", "weights = [w[i] for i in range(N) for w in per_sample]",
+        "weights = [w[i] for i in reversed(range(N)) for w in per_sample]", "test_op_transforms.py",
+    ),
+    "vmap: masks of the samples are not folded into rows": Fault(
+        "python", "size = D // N if into_d else x_XTBI.size(-2) // N", "size = 1",
+        "test_op_transforms.py test_op_stages.py",
+    ),
+    "recompute: steps that are in no sequence have its state": Fault(
+        "python", "return torch.where(steps + 1 < ends[:, None], old, first)", "return old",
+        "test_options.py test_recompute.py",
+    ),
+    "options: heads take their rows gate by gate in another order": Fault(
+        "python", "w.unflatten(0, (G, N, -1))[:, n].flatten(0, 1)", "w.unflatten(0, (N, G, -1))[n].flatten(0, 1)",
+        "test_options.py",
+    ),
+    "options: recurrent dropout has a mask per layer": Fault(
+        "python", "torch.dropout(torch.ones(D, B, P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True)",
+        "torch.dropout(torch.ones(D, 1, P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True)"
+        ".expand(D, B, P)",
+        "test_options.py",
+    ),
+    "autograd: states to restart from need no gradient": Fault(
+        "python", "need_states = any(need[1:states]) or any(need[weights:reset])", "need_states = any(need[1:states])",
+        "test_op_autograd.py test_op_stages.py test_options.py",
+    ),
+    "reference: padding begins a step late": Fault(
+        "python", "[:, None] < lengths[..., None, :])[..., None], v, 0.0)",
+        "[:, None] <= lengths[..., None, :])[..., None], v, 0.0)", "test_options.py test_lengths.py",
+    ),
+    "autograd: what was written into y is what backward reads": Fault(
+        "python", "return torch._lazy_clone(y)", "return y", "test_inplace.py"
+    ),
+}  # fmt: skip
+SOURCES = {"python": ("rnnkernels", "*.py"), "triton": ("rnnkernels", "*.py"), "cpp": ("csrc", "*")}
+
+
+def place(folder, fault):
+    """The file of the tree that has the text."""
+    where, pattern = SOURCES[fault.kind]
+    found = [p for p in sorted((folder / where).rglob(pattern)) if p.is_file() and fault.old in p.read_text()]
+    if len(found) != 1 or found[0].read_text().count(fault.old) != 1:
+        raise SystemExit(f"Not once in the sources, but in {[str(p) for p in found]}: {fault.old}")
+    return found[0]
+
+
+def build(folder):
+    """The copy's extension with every C++ fault in it, none of them open."""
+    (folder / "planted.h").write_text(HEADER)
+    for name, fault in FAULTS.items():
+        if fault.kind == "cpp":
+            path = place(folder, fault)
+            path.write_text(path.read_text().replace(fault.old, fault.new.replace("PLANTED", f'planted("{name}")')))
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    flags = f"-O1 -w -include {folder / 'planted.h'}"
+    subprocess.run(command, cwd=folder, env=os.environ | {"RNNKERNELS_CXX_FLAGS": flags}, check=True)
+
+
+def finds(folder, name, fault):
+    """Whether the tests of a fault fail with it."""
+    variables = {"PLANTED": name, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    variables |= {"TRITON_INTERPRET": "1"} if fault.kind == "triton" else {}
+    variables |= {"GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"}  # as in test_cpp.py
+    if ".py" in fault.tests:
+        files, _, words = fault.tests.partition(" -k ")
+        files = [str(path) for file in files.split() for path in sorted((folder / "tests").rglob(file))]
+        command = ["-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *files]
+        command += ["-k", words.strip("'")] if words else []
+    else:
+        (worker,) = (folder / "tests").rglob("cpp_worker.py")
+        command = [str(worker), *fault.tests.split()]
+    done = subprocess.run(
+        [sys.executable, *command], cwd=folder, env=os.environ | variables, capture_output=True, text=True
+    )
+    said = (done.stdout + done.stderr).splitlines()
+    checks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]  # of cpp_worker.py
+    last = next((line for line in reversed(said) if line.strip()), "")
+    return done.returncode != 0, next((failure for check in checks for failure in check["failed"]), last)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", help="a word of the names of the faults to plant")
+    parser.add_argument("--folder", help="a copy whose C++ faults are built already, or where to make one")
+    arguments = parser.parse_args()
+    chosen = {name: fault for name, fault in FAULTS.items() if arguments.only in name}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(arguments.folder or temporary) / "tree"
+        if not folder.exists():
+            ignored = shutil.ignore_patterns(".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", "results")
+            shutil.copytree(ROOT, folder, ignore=ignored)
+            if any(fault.kind == "cpp" for fault in chosen.values()):
+                build(folder)
+        for fault in chosen.values():  # with all of them closed nothing may be found
+            if fault.kind == "cpp" and (said := finds(folder, "", fault))[0]:
+                raise SystemExit(f"{fault.tests} fails without a fault: {said[1]}")
+        missed = 0
+        for name, fault in chosen.items():
+            begin, before = time.time(), None
+            if fault.kind != "cpp":
+                path = place(folder, fault)
+                before = path.read_text()
+                path.write_text(before.replace(fault.old, fault.new))
+            try:
+                found, last = finds(folder, name, fault)
+            finally:
+                if before is not None:
+                    path.write_text(before)
+            missed += not found
+            verdict = "found" if found else "NOT FOUND"
+            print(f"{verdict:9}  {name:62}  {time.time() - begin:4.0f} s  {fault.tests}  {last[:90]}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
