@@ -25,14 +25,14 @@ CLIENTS := .venv-clients
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
 TEST := $(PY) -m pytest $(PYTEST_ARGS)
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
-CXX_FILES := $(wildcard csrc/*.h csrc/*.cpp csrc/cells/*.h)
+CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo examples test test-all clients asan bench lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo
 	$(PY) -m examples.demo $(DEMO)
 
 examples: $(VENV)/installed
@@ -110,7 +110,7 @@ wheel: $(VENV)/torch
 	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
 
 clean:
-	rm -rf build dist *.egg-info rnnkernels/*.so .pytest_cache .hypothesis .ruff_cache .benchmarks $(VENV)/installed
+	rm -rf build dist *.egg-info rnnkernels/*.so .pytest_cache .hypothesis .ruff_cache .benchmarks $(VENV)/built
 	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
 
 distclean: clean
@@ -127,8 +127,17 @@ $(VENV)/torch: $(VENV)/created
 	$(PIP) install "setuptools>=77,<82" wheel $(TORCH)
 	@touch $@
 
-$(VENV)/installed: $(VENV)/torch $(SOURCES)
-	$(PIP) install --no-build-isolation -e ".[examples,rl,bench,test]"
+$(VENV)/built: $(VENV)/torch $(SOURCES)
+	$(PIP) install --no-build-isolation -e .
+	@touch $@
+
+# The package is there: pip installs what the extras name, and builds nothing again.
+$(VENV)/demo: $(VENV)/built
+	$(PIP) install "rnnkernels[demo]"
+	@touch $@
+
+$(VENV)/installed: $(VENV)/built
+	$(PIP) install "rnnkernels[examples,rl,bench,test]"
 	@touch $@
 
 # A torch with CUDA brings its own Triton. There is none for other systems than Linux: the tests that need it are skipped.

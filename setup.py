@@ -4,6 +4,7 @@ Without a compiler, or with RNNKERNELS_NO_EXTENSION=1, the package installs with
 """
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import setup
@@ -12,7 +13,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 HERE = Path(__file__).parent
 EXTENSION = CppExtension(
     "rnnkernels._C",
-    ["csrc/ops.cpp", "csrc/kernels.cpp", "csrc/stepper.cpp"],
+    sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.cpp")),
     depends=[str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.h")],
     py_limited_api=True,
     extra_compile_args={
@@ -28,10 +29,36 @@ EXTENSION = CppExtension(
         ]
     },
 )
-EXTENSION.optional = True  # a machine without a compiler gets a warning and the reference backend
+
+
+class Build(BuildExtension):
+    """Compiles the sources next to each other, on as many cores as there are.
+
+    A machine without a compiler gets the reference backend, and the reason: here and, by a file, at every import.
+    """
+
+    def build_extensions(self) -> None:
+        one_after_the_other = self.compiler.compile
+
+        def compile(sources, *args, **kwargs):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                objects = pool.map(lambda source: one_after_the_other([source], *args, **kwargs), sources)
+                return [name for names in objects for name in names]
+
+        self.compiler.compile = compile
+        reason = Path(self.get_ext_fullpath(EXTENSION.name)).with_name("_C_error.txt")  # read by rnnkernels/backends.py
+        reason.unlink(missing_ok=True)
+        try:
+            super().build_extensions()
+        except Exception as error:  # of any kind: compilers are looked for by torch, distutils and the system
+            self.warn(f"the C++ extension could not be built: {error}")
+            reason.parent.mkdir(parents=True, exist_ok=True)
+            reason.write_text(str(error))
+            self.extensions.clear()  # nothing to copy
+
 
 setup(
     ext_modules=[] if os.environ.get("RNNKERNELS_NO_EXTENSION") == "1" else [EXTENSION],
-    cmdclass={"build_ext": BuildExtension.with_options(use_ninja=False)},
+    cmdclass={"build_ext": Build.with_options(use_ninja=False)},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

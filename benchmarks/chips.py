@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rnnkernels.triton.chips import Chip
+from rnnkernels.backends.triton.chips import Chip
 
 
 class Gpu(NamedTuple):

@@ -21,8 +21,8 @@ from triton.runtime.jit import JITFunction
 
 from benchmarks.chips import Gpu
 from benchmarks.machine_code import target_of
+from rnnkernels.backends.triton import launch, schedules
 from rnnkernels.cells import CELLS
-from rnnkernels.triton import launch, schedules
 
 # Kernels are the same for every T; so many launches of a step each cost only time.
 STEPS = 64

@@ -32,7 +32,7 @@ from benchmarks.model import ARITHMETICS
 from benchmarks.providers import PROVIDERS
 from benchmarks.run import RESULTS, listed, progress, providers_of, resumed
 from benchmarks.workloads import Workload, select
-from rnnkernels.triton import schedules
+from rnnkernels.backends.triton import schedules
 
 # What each step may take of the time; what it leaves goes to the ones after it.
 SHARES = {"smoke": 0.2, "tests": 0.2, "races": 0.06, "first": 0.16, "experiments": 0.12, "rows": 0.26}

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from benchmarks.measure import Timer
-from rnnkernels.triton.dots import arrive, wait
+from rnnkernels.backends.triton.dots import arrive, wait
 
 
 @triton.jit

@@ -17,8 +17,8 @@ import torch
 from benchmarks.chips import Gpu
 from benchmarks.measure import Timer
 from benchmarks.model import Layer, chosen, step
-from rnnkernels.triton import schedules
-from rnnkernels.triton.launch import cell_of
+from rnnkernels.backends.triton import schedules
+from rnnkernels.backends.triton.launch import cell_of
 
 ROUNDS = 5
 

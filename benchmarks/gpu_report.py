@@ -19,7 +19,7 @@ from benchmarks.tables import (
     share_text,
 )
 from benchmarks.targets import without_threads
-from rnnkernels.triton import schedules
+from rnnkernels.backends.triton import schedules
 
 TITLES = {"infer": "Forward", "train": "Forward and backward"}
 

@@ -199,7 +199,7 @@ class Smoke:
 
     def right(self, case: Case) -> dict:
         """Its errors against the same module in float64 on the CPU."""
-        from rnnkernels.triton import schedules
+        from rnnkernels.backends.triton import schedules
 
         module, *rest = self._module(case)
         expected = results(copy.deepcopy(module).double(), *rest)
@@ -216,7 +216,7 @@ class Smoke:
 
     def same(self, case: Case) -> dict:
         """Whether so many calls give the bits of the first, outputs and gradients."""
-        from rnnkernels.triton import schedules
+        from rnnkernels.backends.triton import schedules
 
         module, *rest = self._module(case)
         module = module.to(self.device)

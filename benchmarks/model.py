@@ -21,8 +21,8 @@ from benchmarks.bounds import GATES, flops, inputs
 from benchmarks.chips import GPUS, Gpu
 from benchmarks.run import listed
 from benchmarks.workloads import Workload, select
-from rnnkernels.triton import schedules
-from rnnkernels.triton.graphs import MOST_LAUNCHES
+from rnnkernels.backends.triton import schedules
+from rnnkernels.backends.triton.graphs import MOST_LAUNCHES
 
 BARRIER = 1.2e-6  # seconds between the arrival of the last program and the departure of all, over one counter
 NODE = 1.5e-6  # from the end of one kernel of a CUDA graph to the start of the next
@@ -47,7 +47,7 @@ def arithmetics(gpu: Gpu) -> list[str]:
 class Layer(NamedTuple):
     """One layer in one pass. ``save``: whether the forward pass keeps what the backward pass reads."""
 
-    cell: object  # of rnnkernels.triton.cells
+    cell: object  # of rnnkernels.backends.triton.cells
     T: int
     B: int
     D: int
@@ -133,7 +133,7 @@ def chosen(gpu: Gpu, arithmetic: str, layer: Layer) -> schedules.Tiles:
 
 def layers(w: Workload, arithmetic: str, mode: str) -> list[Layer]:
     """The passes of a layer of a workload: forward, and in training backward."""
-    from rnnkernels.triton.cells import CELLS  # imports triton
+    from rnnkernels.backends.triton.cells import CELLS  # imports triton
 
     forward = Layer(CELLS[w.cell], w.T, w.B, w.D * w.heads, w.H, w.H, kind_of(arithmetic), save=mode == "train")
     return [forward, forward._replace(backward=True)] if mode == "train" else [forward]

@@ -27,7 +27,7 @@ from benchmarks.report import replace, write_texts
 from benchmarks.run import RESULTS, listed, progress
 from benchmarks.tables import machine_lines, markdown_table
 from benchmarks.workloads import Workload, select
-from rnnkernels.triton import schedules
+from rnnkernels.backends.triton import schedules
 
 PASSES = ("inference", "training forward", "backward")
 PROCESSES = 2

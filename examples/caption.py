@@ -11,9 +11,9 @@ not one word a digit: 71 is "soixante et onze", 80 "quatre-vingts", 281 "deux ce
 
 Mended: the guides only draw one-to-many and show no measure of it. Here a caption counts if every word is right; test
 pictures are composed of digits that no training picture holds (splitting composed pictures instead would put the same
-digits on both sides), a tenth of the three-digit numbers stands on test pictures only, and what is judged is written
-freely, not with the right words before each (teacher forcing), as in training. Unseen digits are not unseen writers:
-scikit-learn does not say who wrote which.
+digits on both sides), a tenth of the three-digit numbers stands on test pictures only, and the judged captions are
+written freely, not with the right words before each (teacher forcing), as in training. Unseen digits are not unseen
+writers: scikit-learn does not say who wrote which.
 
 B batch, T words, V vocabulary, H hidden.
 """
@@ -61,16 +61,16 @@ LONGEST = max(len(spelled(number)) for number in range(1000)) + 1  # and <end>
 
 
 class Pictures(NamedTuple):
-    """Composed pictures, their captions and what is written on them."""
+    """Composed pictures, their captions and the numbers on them."""
 
     pixels_BCYX: Tensor
     words_BT: Tensor  # <start>, words, <end>, <pad> ...
     numbers: list[int]
-    used: list[list[int]]  # which of scikit-learn's digits stand on each
+    used: list[list[int]]  # the indices of scikit-learn's digits on each
 
 
 def split_digits(labels: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """Which of scikit-learn's digits pictures for training, validation and test are made of; no digit is in two."""
+    """The indices of scikit-learn's digits for training, validation and test pictures; no digit is in two parts."""
     rest, test = train_test_split(np.arange(len(labels)), test_size=0.25, stratify=labels, random_state=seed)
     train, validation = train_test_split(rest, test_size=0.15, stratify=labels[rest], random_state=seed)
     return {"train": train, "validation": validation, "test": test}
@@ -135,7 +135,7 @@ class Captioner(lightning.LightningModule):
         self.head = nn.Linear(hidden, len(WORDS))
 
     def look(self, pixels_BCYX: Tensor) -> tuple[Tensor, Any]:
-        """What stands beside every word, (B, 1, 64), and the first state."""
+        """The features beside every word, (B, 1, 64), and the first state."""
         features = self.encoder(pixels_BCYX)
         states = self.first(features).tanh().unsqueeze(0).chunk(self.states, dim=-1)
         state = tuple(state.contiguous() for state in states) if self.states == 2 else states[0]

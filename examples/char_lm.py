@@ -49,6 +49,7 @@ from torch.utils.data import DataLoader
 from examples import common, numpy_rnn, text
 from examples.common import BadData, Threshold
 from examples.language_model import CharLM, detach, generate
+from examples.streams import Streams
 
 TIME = "about 60 s"
 HELD_OUT = 0.1  # the last part of the text, for validation
@@ -75,12 +76,12 @@ class Learner(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        streams = text.Streams(self.learned, self.asked.steps, self.asked.batch * world, which=rank, of=world)
+        streams = Streams(self.learned, self.asked.steps, self.asked.batch * world, which=rank, of=world)
         return DataLoader(streams, batch_size=None)
 
     def val_dataloader(self) -> DataLoader:
         B = min(self.asked.batch * self.asked.processes, len(self.judged) - 1)
-        return DataLoader(text.Streams(self.judged, 4 * self.asked.steps, B, whole=True), batch_size=None)
+        return DataLoader(Streams(self.judged, 4 * self.asked.steps, B, whole=True), batch_size=None)
 
     def on_train_epoch_start(self) -> None:
         self.state = None
@@ -132,7 +133,7 @@ def write(model: CharLM, pieces: Tokenizer, prompt: str, asked: argparse.Namespa
 
 
 def show_hello(model: CharLM, pieces: Tokenizer) -> None:
-    """What the model expects after every letter of hello, which it was validated on too: it is learned by heart."""
+    """The letters that the model expects after each letter of hello: training and validation text, learned by heart."""
     tokens = text.encode(pieces, "hello")
     with torch.no_grad():
         chances = model.eval()(tokens[:-1, None])[0][:, 0].softmax(-1)

@@ -1,4 +1,4 @@
-"""What the examples share: command line, data, Lightning's Trainer, the folder a run writes, times and thresholds.
+"""Shared by the examples: command line, data, Lightning's Trainer, the folder a run writes, times and thresholds.
 
 An example hands its parser and its work to `run`; the work calls the rest:
 
@@ -41,6 +41,8 @@ import rnnkernels
 from examples.arguments import fraction as fraction
 from examples.arguments import parser as parser
 from examples.arguments import positive as positive
+from examples.streams import BadData as BadData
+from examples.streams import read_text as read_text
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402
@@ -48,12 +50,8 @@ from matplotlib import pyplot  # noqa: E402
 LAYERS: dict[str, ModuleType] = {"torch": torch.nn, "rnnkernels": rnnkernels}
 
 
-class BadData(Exception):
-    """Why data, a file or a folder cannot be used, in one line."""
-
-
 class Threshold(NamedTuple):
-    """What a metric must show."""
+    """The bound that a metric must keep."""
 
     metric: str
     relation: str  # ">=" or "<="
@@ -191,8 +189,8 @@ def note_time(asked: argparse.Namespace, seconds: float) -> None:
 
 
 def earlier(asked: argparse.Namespace, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What --load names: weights and facts of a run of example `name`, whose arguments become those asked. Without
-    --load nothing."""
+    """Weights and facts of the run that --load names, of example `name`; its arguments replace those asked. Nothing
+    without --load."""
     if not asked.load:
         return {}, {}
     found, facts = load(asked.load)
@@ -239,22 +237,6 @@ def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
         return pooch.retrieve(url, sha256, path=pooch.os_cache("rnnkernels"), processor=processor)
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or another file than expected
         raise BadData(f"{url} cannot be had ({str(error).splitlines()[0]}); name a file with --path") from error
-
-
-def read_text(path: Path, encoding: str = "utf-8-sig") -> str:
-    """A text file, or why it is none."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadData(f"{path}: {error.strerror or error}") from error
-    if not data:
-        raise BadData(f"{path}: the file is empty")
-    if b"\0" in data:
-        raise BadData(f"{path}: a binary file, not text")
-    try:
-        return data.decode(encoding).replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise BadData(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
 @contextmanager

@@ -4,8 +4,8 @@
     python -m examples.compare --cell gru --layers rnnkernels --batch 1 --epochs 1000
 
 An epoch is here one forward pass and one training step of every model (100, as in the guides). Written to --out:
-compare.json (the table) and compare.png; metrics.json has what does not depend on the machine's mood: parameters, and
-how far the two libraries' numbers are apart. With --load DIR the table of an earlier run is shown again.
+compare.json (the table) and compare.png; metrics.json has the numbers that do not depend on the machine: parameters,
+and the differences between the two libraries' results. With --load DIR the table of an earlier run is shown again.
 
 Mended, against the guides' benchmark:
 - no warm-up: the first call loads libraries and sets up threads (torch.utils.benchmark calls first, then counts);
@@ -123,7 +123,7 @@ def draw(rows: list[dict], facts: dict, path) -> None:
 
 
 def read_table(folder) -> dict:
-    """What an earlier run measured."""
+    """The table of an earlier run."""
     path = folder / "compare.json"
     try:
         found = json.loads(common.read_text(path))

@@ -1,7 +1,7 @@
-"""A linear-chain conditional random field: which sequence of tags is likeliest, not which tag at each step.
+"""A linear-chain conditional random field: the likeliest sequence of tags instead of the likeliest tag of each step.
 
-A sequence y of K possible tags is scored by what each step says (emissions e) and by which tag follows which
-(transitions A), and its probability is the softmax over all K^T sequences (Lafferty et al. 2001, "Conditional random
+A sequence y of K possible tags is scored by emissions e, of each step, and by transitions A, of each pair of
+successive tags, and its probability is the softmax over all K^T sequences (Lafferty et al. 2001, "Conditional random
 fields"; on a BiLSTM: Huang et al. 2015, Lample et al. 2016):
 
     score(y) = start[y_1] + sum_t e[t, y_t] + sum_t A[y_(t-1), y_t] + end[y_T]
@@ -23,8 +23,8 @@ class CRF(nn.Module):
 
     Args:
         tags: K.
-        allowed_KK: bool, whether the tag of a column may follow that of a row. Default: all
-        allowed_first_K: bool, whether a sequence may begin with a tag. Default: all
+        allowed_KK: bool, true where the tag of a column may follow that of a row. Default: all
+        allowed_first_K: bool, true for tags with which a sequence may begin. Default: all
     """
 
     def __init__(self, tags: int, allowed_KK: Tensor | None = None, allowed_first_K: Tensor | None = None) -> None:
@@ -87,5 +87,5 @@ class CRF(nn.Module):
 
 
 def valid(x_BTK: Tensor, lengths_B: Tensor) -> Tensor:
-    """Which steps count, (B, T)."""
+    """The mask of the steps within each row's length, (B, T)."""
     return torch.arange(x_BTK.shape[1], device=x_BTK.device) < lengths_B.unsqueeze(1)

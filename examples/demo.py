@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import matplotlib
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,12 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 import rnnkernels
-from examples import common, text
-from examples.common import BadData, positive
+from examples.arguments import positive
 from examples.language_model import CharLM, detach, generate
+from examples.streams import BadData, Streams, read_text, standard_library
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
 
 T, B = 50, 50  # steps of truncated back-propagation, and streams read side by side, as in char-rnn
 HELD_OUT = 0.05  # the last part of the text is never trained on
@@ -37,7 +41,7 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 def batches(tokens: Tensor) -> Iterator[tuple[Tensor, Tensor, bool]]:
     """Without end: inputs (T, B), targets one character later, and whether the text starts anew."""
-    streams = text.Streams(tokens, T, B)
+    streams = Streams(tokens, T, B)
     while True:
         for n in range(len(streams)):
             yield *streams[n], n == 0
@@ -136,7 +140,7 @@ def report(torchs: Training, ours: Training, held_out: Tensor, name: str) -> Non
 
 def plot(torchs: Training, ours: Training, name: str, path: Path) -> None:
     """Loss and speed as a picture."""
-    figure, (left, right) = common.pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 1), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4), width_ratios=(3, 1), layout="constrained")
     left.plot(torchs.losses, color="tab:orange", linewidth=4, alpha=0.5, label="torch.nn")
     left.plot(ours.losses, color="tab:blue", linewidth=1, label="rnnkernels")
     left.set(xlabel="step", ylabel="loss (nats per character)", title=f"{name}, on characters")
@@ -146,7 +150,7 @@ def plot(torchs: Training, ours: Training, name: str, path: Path) -> None:
     right.bar_label(bars, fmt="%.0f")
     right.set(ylabel="1000 characters per second", title=f"training: {speeds[1] / speeds[0]:.2f} times")
     figure.savefig(path, dpi=120)
-    common.pyplot.close(figure)
+    pyplot.close(figure)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -174,7 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
     source = asked.text or "Python's standard library"
     try:
-        learned = common.read_text(asked.text) if asked.text else text.standard_library()
+        learned = read_text(asked.text) if asked.text else standard_library()
         least = math.ceil((B * T + 1) / (1 - HELD_OUT)) + T
         if len(learned) < least:
             raise BadData(f"{source}: too short: {len(learned)} characters, at least {least} are needed")

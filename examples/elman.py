@@ -6,7 +6,7 @@
 
 The first 16 words of La Fontaine's "Le Héron" are drawn at random, again and again, and written without spaces. Each
 letter is five bits, and a network predicts the next letter. Inside a word the next letter is known, once the word is;
-the next word is not. So whoever remembers errs at word starts, although nothing ever told that there are words. Three
+the next word is not. So a network with memory errs at word starts, although no input marks the words. Three
 networks of 20 hidden units learn it, letter by letter:
 
     feed-forward     sees one letter, remembers nothing: the baseline
@@ -72,7 +72,7 @@ def sentences(words: int, seed: int, part: int) -> Text:
 
 
 class Predictor(nn.Module):
-    """The next letter's bits, each between 0 and 1, from this letter's and from what is remembered."""
+    """The next letter's bits, each between 0 and 1, from this letter's bits and from the state."""
 
     def __init__(self, library: str, cell: str | None) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def errors(model: Predictor, bits: Tensor) -> np.ndarray:
 
 
 def pair_errors(learned: Text, heard: Text) -> np.ndarray:
-    """The same for a table of what follows each letter on average: what can be known without memory."""
+    """The same for a table of the mean next letter after each letter: a prediction without memory."""
     followers: dict[str, list[Tensor]] = {}
     for letter, bits in zip(learned.letters, learned.bits[1:], strict=False):
         followers.setdefault(letter, []).append(bits)
@@ -141,7 +141,7 @@ def pair_errors(learned: Text, heard: Text) -> np.ndarray:
 
 
 def peaks(error: np.ndarray) -> np.ndarray:
-    """Where the error has a peak above its mean: there a word is taken to start. No word was shown to choose that."""
+    """The peaks of the error above its mean, taken for word starts. The rule was chosen without looking at words."""
     found = np.zeros(len(error), bool)
     found[find_peaks(error, height=error.mean())[0]] = True
     return found

@@ -23,7 +23,7 @@ STARTS = "Ab Bel Cour Dor Es Fal Gar Her Jon Ker Lam Mar Nol Or Pel Quin Ros Sar
 MIDDLES = "a ari bo cel dri e eli fon gui i imo la lon mi na ondi o pra ri so tan u vi".split()
 ENDINGS = {"PER": ["eau", "ier", "otte", "and"], "LOC": ["ville", "ac", "court", "gny"], "ORG": ["tech", "ex", "oma"]}
 OWN_ENDING = 0.8
-# Where nothing around tells the type (NAME), names have four or five words, so that their endings together do.
+# Names whose context does not tell the type (NAME) have four or five words: their endings together tell it.
 TEMPLATES = """
 Mme PER travaille chez ORG depuis mars .
 M. PER a quitté LOC pour LOC .

@@ -123,7 +123,7 @@ class Forecaster(lightning.LightningModule):
 
 
 class Network(NamedTuple):
-    """Trained models of one variant and what is known of them."""
+    """Trained models of one variant, and their facts."""
 
     variant: Variant
     models: nn.ModuleList
@@ -233,7 +233,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def restore(asked: argparse.Namespace) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What an earlier run saved. Its arguments are asked again, but those of this run and what names another file."""
+    """The models that an earlier run saved, with its arguments, except those of the new run and file names."""
     weights, facts = common.load(asked.load)
     if facts.get("example") != "forecast":
         raise BadData(f"--load {asked.load}: not a model of this example")

@@ -1,6 +1,6 @@
 """A small grammar of French film reviews in which the order of the words decides.
 
-A concession or a reversal holds a good half and a bad half, and what counts is which of them is the main clause:
+A concession or a reversal holds a good half and a bad half, and the main clause decides:
 "malgré une fin ratée, le film est superbe" is praise, "malgré une fin superbe, le film est raté" is not. A negation
 turns its clause round. Good and bad words take the same places equally often, so that a bag of words has only the
 plain sentences to learn from.
@@ -82,7 +82,7 @@ HARD = (  # written by hand, never in the corpus
 class Review(NamedTuple):
     text: str
     label: int  # 1: praise
-    kind: str = ""  # which rule of the grammar made it
+    kind: str = ""  # the rule of the grammar that made it
 
 
 def adjective(draw: random.Random, label: int, feminine: bool) -> str:

@@ -27,7 +27,7 @@ GATES = ("f", "i", "o", "r", "z")  # between 0 and 1
 
 
 class Traced(NamedTuple):
-    """A sequence, and by name what happened at each of its steps: (T, H)."""
+    """A sequence, and its gates and states by name, (T, H) each."""
 
     title: str
     steps: list[str]

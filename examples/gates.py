@@ -1,4 +1,4 @@
-"""What the gates do: every gate and state of a sentiment and of a character model, word by word, as heat maps.
+"""Gates at work: every gate and state of a sentiment and of a character model, word by word, as heat maps.
 
     python -m examples.gates                        # trains both small models, then draws them
     python -m examples.gates --cell gru             # r, z and n instead of forget, input and output gates
@@ -12,7 +12,7 @@ same unit in all maps, in the order of the last hidden state. The HTML pages sho
 Do units mean something? In the character model the unit is sought whose memory follows the place in the line, on one
 half of a text, and judged on the other. A gate below 0.1 or above 0.9 counts as shut or open, as in Karpathy et al.
 
-What the guides and notebooks that this follows do otherwise, and what is mended here:
+Flaws of the guides and notebooks that this follows, and their remedies here:
 - gates are drawn from formulas and invented numbers: these come from trained models, from the library's own `trace`;
 - layers are run again by hand, weight by weight, to see inside: one call does it, for every cell and option;
 - a unit is picked because it looks well, on the text where it is shown: here it is judged where it was not sought.
@@ -40,10 +40,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 import rnnkernels
-from examples import common, french, reviews, sentiment, text
+from examples import common, french, reviews, sentiment
 from examples.common import BadData, Threshold
 from examples.gate_plots import GATES, NAMES, Traced, draw, page
 from examples.reader import Reader, judge
+from examples.streams import standard_library
 
 TIME = "about 20 s"
 ROW, HELD_OUT = 100, 20_000  # characters of a row of the character model, and those it never trains on
@@ -83,7 +84,7 @@ def trace(model: Reader | Characters, tokens_BT: Tensor) -> dict[str, Tensor]:
 
 def source(asked: argparse.Namespace) -> tuple[str, str]:
     """The text to train on, and what follows it."""
-    whole = common.read_text(asked.text) if asked.text else text.standard_library(asked.characters)
+    whole = common.read_text(asked.text) if asked.text else standard_library(asked.characters)
     whole = whole[: asked.characters]
     if len(whole) < 3 * HELD_OUT:
         raise BadData(f"{asked.text or 'the text'}: {len(whole)} characters, at least {3 * HELD_OUT} are needed")

@@ -128,7 +128,7 @@ def measure(cell: nn.Module, x_TI: Tensor, target_H: Tensor) -> dict:
     found["parameters"], found["parameters_clipped"] = {}, {}
     for length in (length for length in LENGTHS if length <= len(x_TI)):
         backward(cell, rest[:length], target_H)
-        # What clip_grad_norm_ returns is the norm before it shortened the gradient.
+        # clip_grad_norm_ returns the norm before clipping.
         found["parameters"][length] = nn.utils.clip_grad_norm_(cell.parameters(), CLIP).item()
         found["parameters_clipped"][length] = nn.utils.get_total_norm([p.grad for p in cell.parameters()]).item()
     found["eigenvalue"], found["driven_eigenvalue"] = rate(jacobians(cell, rest[:1])), rate(jacobians(cell, x_TI))

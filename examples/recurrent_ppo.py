@@ -1,4 +1,4 @@
-"""What examples.rl trains: CartPole without velocities, sb3-contrib's policy, and the policy whose loop is one call.
+"""For examples.rl: CartPole without velocities, sb3-contrib's policy, and the policy whose loop is one call.
 
 `OneCallPolicy` is the recipe for other programs: it derives from sb3-contrib's policy and may be passed to
 `RecurrentPPO` in the place of "MlpLstmPolicy". Needs stable-baselines3, sb3-contrib and gymnasium (the extra `rl`).

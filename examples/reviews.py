@@ -98,7 +98,7 @@ def distinct(reviews: list[Review], without: Iterable[Review] = ()) -> list[Revi
 
 
 def rt_polarity() -> Path:
-    """Where the downloaded set lies: one of its two files."""
+    """The path of the downloaded set: one of its two files."""
     return next(Path(file) for file in common.fetch(*RT_POLARITY, pooch.Untar()) if file.endswith(".pos"))
 
 

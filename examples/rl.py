@@ -44,7 +44,7 @@ GAMES = 20  # that are played with the likeliest actions
 
 
 def needed():
-    """The part of the example that needs other packages, or which they are."""
+    """The module that needs other packages, or an error that names them."""
     try:
         return importlib.import_module("examples.recurrent_ppo")
     except ImportError as error:
@@ -74,7 +74,7 @@ def agent(kind: str, asked: argparse.Namespace):
 
 
 def learned(kind: str, asked: argparse.Namespace) -> tuple[dict, torch.nn.Module]:
-    """What an agent did while it learned, and its policy."""
+    """An agent's episodes and times while it learned, and its policy."""
     episodes, made = needed().Episodes(), agent(kind, asked)
     made.learn(asked.epochs * ENVIRONMENTS * STEPS, callback=episodes)
     if not episodes.ends:
@@ -83,7 +83,7 @@ def learned(kind: str, asked: argparse.Namespace) -> tuple[dict, torch.nn.Module
 
 
 def same(episodes: list, others: list) -> int:
-    """How many episodes two agents played alike, to the step, before the first that differs."""
+    """The number of episodes that two agents played alike, to the step, before the first that differs."""
     return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(episodes, others, strict=False))))
 
 

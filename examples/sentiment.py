@@ -11,7 +11,7 @@ Six models (reader.py) read an embedding and end in one logit. RNN, LSTM and GRU
 bidirectional LSTM those of both ends, the stacked one (128, then 64 units) that of its upper layer, the last one a
 weighted mean of all steps.
 
-What the guides and notebooks that this follows do otherwise, and what is mended here:
+Flaws of the guides and notebooks that this follows, and their remedies here:
 - sentences repeated to make a larger set stand in training and test alike: no test sentence stands in training, and
   copies in public sets are dropped before they are split (reviews.py);
 - the vocabulary counts test words too: here training words only, and the unknown word is trained;

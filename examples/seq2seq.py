@@ -76,7 +76,7 @@ class Reader(lightning.LightningModule):
         self.head = nn.Linear(3 * hidden, len(WRITTEN))
 
     def encode(self, read_BT: Tensor, lengths_B: Tensor) -> tuple[tuple[Tensor, ...], Any]:
-        """What the decoder looks at (tensors of B rows), and its first state."""
+        """The memory that the decoder attends to (tensors of B rows), and its first state."""
         memory_BTM, last = common.outputs(self.encoder, self.read_embedding(read_BT), lengths_B)
         h_DBH = last[0] if self.states == 2 else last
         summary_BM = torch.cat([h_DBH[0], h_DBH[1]], dim=-1)  # after the last character, and before the first
@@ -166,7 +166,7 @@ def texts(written_BT: Tensor) -> list[str]:
 
 
 def right(model: Reader, data: list[Sentence], characters: str, device: str, width: int | None) -> np.ndarray:
-    """Which dates are written without a mistake, greedily or with a beam."""
+    """The mask of dates written without a mistake, greedily or with a beam."""
     model = model.to(device).eval()
     written: list[str] = []
     for read, lengths, _ in batched(data, characters, size=256):
@@ -176,7 +176,7 @@ def right(model: Reader, data: list[Sentence], characters: str, device: str, wid
 
 
 def draw_attention(model: Reader, data: list[Sentence], characters: str, path) -> None:
-    """Where the decoder looked: a row for each character it wrote; one sentence of each locale."""
+    """A plot of the attention: a row for each character written; one sentence of each locale."""
     shown = [next(sentence for sentence in data if sentence.locale == locale) for locale in ("fr", "en", "en_GB")]
     with common.plot(path, 3, 1, size=(9, 11)) as axes:
         for axis, sentence in zip(axes, shown, strict=True):

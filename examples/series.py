@@ -1,7 +1,7 @@
-"""Time series for `forecast`: where they come from, what is put right before, and forecasts that need no network.
+"""Time series for `forecast`: sources, cleaning, and forecasts that need no network.
 
-The training part alone decides on outliers, differences, mean and deviation. N values, F future steps, O origins: where
-the last value stands that a forecast may see.
+The training part alone decides on outliers, differences, mean and deviation. N values, F future steps, O origins: the
+positions of the last value that a forecast may see.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from examples.common import BadData, plot, read_text
 
 NAMES = ("sine", "sunspots", "co2", "eeg")
 TRAINING, VALIDATION = 0.65, 0.15  # in the order of time; the rest is the test part
-GROSS = 25.0  # robust standard deviations from what came before: an outlier
-RECENT = 25  # values that "what came before" means
+GROSS = 25.0  # robust standard deviations from the RECENT values before: an outlier
+RECENT = 25  # values
 BASELINES = ("naive", "smoothing", "linear AR")
 ALPHAS = np.linspace(0.05, 1.0, 20)
 
@@ -39,14 +39,14 @@ class Series(NamedTuple):
     values: np.ndarray  # (N,)
     times: np.ndarray  # (N,)
     unit: str  # of the values
-    clock: str  # what `times` counts
+    clock: str  # the unit of `times`
     horizons: tuple[int, ...]  # steps ahead that the table shows
     window: int  # values that a forecast starts from
     floor: float | None = None  # the noise: no forecast has a smaller RMSE, except by luck
 
     @property
     def ends(self) -> tuple[int, int]:
-        """Where the training and the validation part end."""
+        """The ends of the training and of the validation part."""
         return int(len(self.values) * TRAINING), int(len(self.values) * (TRAINING + VALIDATION))
 
 
@@ -181,7 +181,7 @@ def rmse(forecast_OF: np.ndarray, truth_OF: np.ndarray) -> np.ndarray:
 
 
 def windows(z_N: np.ndarray, origins_O: np.ndarray, window: int) -> np.ndarray:
-    """What is known at the origins, (O, window)."""
+    """The values known at the origins, (O, window)."""
     return z_N[origins_O[:, None] + np.arange(1 - window, 1)]
 
 

@@ -51,7 +51,7 @@ SIZES = [600, 300, 1000]  # sentences of the grammar
 
 
 class Known(NamedTuple):
-    """What training shows: words seen twice or more, letters, tags. Number 0 is padding, 1 unknown, the rest follow."""
+    """The vocabulary of training: words seen twice or more, letters, tags. 0 is padding, 1 unknown, the rest follow."""
 
     words: list[str]
     letters: list[str]
@@ -192,7 +192,7 @@ def show(metrics: dict[str, float]) -> None:
 
 
 def draw(models: nn.ModuleDict, by_kind: dict[str, dict], path: Path) -> None:
-    """What the CRF learned of which tag follows which, and F1 by type."""
+    """A plot of the CRF's transitions between tags, and of F1 by type."""
     crf, tags = models["crf"].crf, models["crf"].known.tags
     with common.plot(path, 1, 2, size=(11, 4.5)) as (left, right):
         matrix = crf.transitions_KK.detach().cpu().masked_fill(~crf.allowed_KK.cpu(), torch.nan).numpy()

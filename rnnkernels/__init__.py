@@ -1,13 +1,29 @@
 """Fused LSTM, GRU and RNN layers: drop-in replacements of ``torch.nn``'s on C++ (CPU) and Triton (GPU) kernels."""
 
-from . import backends, checks, counters, functional, keras, onnx
+import sys
+
+from . import backends
 from ._version import __version__
-from .convert import convert, revert
-from .explain import explain
-from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
-from .quantize import quantize_dynamic
-from .stepper import Stepper
-from .trace import trace
+from .nn import checks, functional
+from .nn.layers import (
+    GRU,
+    LSTM,
+    RNN,
+    GRUCell,
+    LSTMCell,
+    RNNCell,
+)
+from .recorders import onnx
+from .tools import counters, keras
+from .tools.convert import convert, revert
+from .tools.explain import explain
+from .tools.quantize import quantize_dynamic
+from .tools.stepper import Stepper
+from .tools.trace import trace
+
+# Public modules by the names that users know them by.
+for _module in (checks, counters, functional, keras, onnx):
+    sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
 
 __all__ = [
     "GRU",

@@ -1,4 +1,4 @@
-"""``python -m rnnkernels``: what this installation is and what this machine can run, to read or to report."""
+"""``python -m rnnkernels``: versions, instruction sets, GPUs and backends of this installation and machine."""
 
 import importlib.metadata
 import os
@@ -6,7 +6,8 @@ import platform
 
 import torch
 
-from . import __version__, backends, checks
+from . import __version__, backends
+from .nn import checks
 
 ENVIRONMENT_VARIABLES = (
     backends.ENVIRONMENT_VARIABLE, checks.ENVIRONMENT_VARIABLE, "RNNKERNELS_ISA", "TRITON_INTERPRET"
@@ -36,7 +37,7 @@ def gpus():
 
 
 def report():
-    """(what, value) pairs, in the order in which they are printed."""
+    """Pairs of a name and a value, in the order in which they are printed."""
     forced = backends.forced()
     return [
         ("rnnkernels", __version__),

@@ -5,8 +5,9 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from rnnkernels import ops
 from rnnkernels.cells import CELLS
+from rnnkernels.cells.call import LayerCall
+from rnnkernels.op import run
 
 # Largest error allowed, relative to the largest magnitude of what is expected.
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -72,6 +73,12 @@ def refused(main, arguments, capsys):
     return capsys.readouterr().err.splitlines()[-1]
 
 
+def run_layer(cell, x, states, weights, **more):
+    """``run.layer`` of the ``LayerCall`` with these fields, and with what else ``run.layer`` takes."""
+    fields = {name: more.pop(name) for name in LayerCall._fields if name in more}
+    return run.layer(LayerCall(cell, x, states, weights, **fields), **more)
+
+
 class Case(NamedTuple):
     """A call of the op for one layer; letters as in ops.py."""
 
@@ -81,7 +88,7 @@ class Case(NamedTuple):
     tensors: list
     """x, *states, *weights: all leaves that require gradients."""
     settings: dict
-    """Keyword arguments of ``ops.layer``."""
+    """Keyword arguments of ``run_layer``."""
 
     def split(self, tensors):
         n = 1 + self.states
@@ -89,7 +96,7 @@ class Case(NamedTuple):
 
     def __call__(self, *tensors, **more):
         """``(y, *last)``, or ``(y, *last, cells)`` with ``return_cells``, as a function of the tensors."""
-        y, last, *cells = ops.layer(self.cell, *self.split(tensors), **{**self.settings, **more})
+        y, last, *cells = run_layer(self.cell, *self.split(tensors), **{**self.settings, **more})
         return (y, *last, *cells)
 
     def detached(self):

@@ -7,7 +7,7 @@ import torch
 from pairwise import ALL
 
 with warnings.catch_warnings():
-    warnings.filterwarnings("ignore", message="rnnkernels: the C\\+\\+ extension could not be loaded")
+    warnings.filterwarnings("ignore", message="rnnkernels: the C\\+\\+ extension is not there")
     from rnnkernels import backends
     from rnnkernels.cells import CELLS
 
@@ -27,7 +27,7 @@ def backend(request):
     cell = request.node.callspec.params.get("cell")
     if cell in CELLS:
         stages = frozenset({"second_product"} if CELLS[cell].phases > 1 else ())
-        call = backends.Call(cell, torch.device("cpu"), torch.float64, 1, 1, 1, 1, 1, 1, stages=stages)
+        call = backends.Facts(cell, torch.device("cpu"), torch.float64, 1, 1, 1, 1, 1, 1, stages=stages)
         reason = backends.BACKENDS[request.param].unsupported(call)
         if reason is not None:
             pytest.skip(f"{request.param}: {reason}")

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rnnkernels
 from rnnkernels import backends, explain
 from rnnkernels.cells import CELLS
+from rnnkernels.cells.call import LayerCall
 
 HAS_CPP = "cpp" in backends.available()
 OWN = "cpp" if HAS_CPP else "reference"  # what the CPU runs on by itself
@@ -23,7 +24,7 @@ OWN = "cpp" if HAS_CPP else "reference"  # what the CPU runs on by itself
 
 def call(**changes):
     facts = {"cell": "lstm", "device": torch.device("cpu"), "dtype": torch.float32, "T": 3, "B": 2, "I": 4, "H": 5}
-    return backends.Call(**{**facts, "P": 5, "D": 1, **changes})
+    return backends.Facts(**{**facts, "P": 5, "D": 1, **changes})
 
 
 def python(*arguments, **environment):
@@ -113,8 +114,8 @@ def test_stages_that_a_backend_lacks_run_elsewhere_or_raise():
 
 def test_lacking():
     stages = frozenset({"lengths"})
-    assert backends.lacking(call(stages=stages), stages) is None
-    assert backends.lacking(call(stages=frozenset({"zone", "reset"})), stages) == "it has no stage for reset, zone yet"
+    assert call(stages=stages).lacking(stages) is None
+    assert call(stages=frozenset({"zone", "reset"})).lacking(stages) == "it has no stage for reset, zone yet"
 
 
 def test_choose():
@@ -148,10 +149,10 @@ def test_a_forced_backend_that_is_not_there_raises(name):
 def test_facts():
     case = make_case("lstm", T=3, B=2, I=5, H=4, P=2, reverse=(False, True))
     x, _, weights = case.split(case.tensors)
-    rest = (None, None, None, None, None, (), False)
-    facts = backends.facts("lstm", x, weights, (False, True), True, *rest)
+    layer = LayerCall("lstm", x, [], weights, (False, True), project=True)
+    facts = layer.facts()
     assert facts[3:9] == (3, 2, 5, 4, 2, 2) and facts.stages == {"project"} and facts.activation == "tanh"
-    grouped = backends.facts("lstm", x.expand(7, *x.shape), weights, (False, True), True, *rest, True)
+    grouped = layer._replace(x=x.expand(7, *x.shape)).facts(training=True)
     assert grouped.D == 14 and grouped.training
 
 
@@ -270,8 +271,8 @@ def test_the_command_line_names_the_instruction_set_in_use():
 
 def test_the_choice_for_a_gpu_is_made_under_compile(monkeypatch):
     """Dynamo follows the choice of a backend; the properties of a GPU are asked for once, and are constants then."""
-    chips = pytest.importorskip("rnnkernels.triton.chips")
-    launch = pytest.importorskip("rnnkernels.triton.launch")
+    chips = pytest.importorskip("rnnkernels.backends.triton.chips")
+    launch = pytest.importorskip("rnnkernels.backends.triton.launch")
     properties = SimpleNamespace(
         name="H200", major=9, minor=0, shared_memory_per_block_optin=232_448, multi_processor_count=132
     )
@@ -280,7 +281,7 @@ def test_the_choice_for_a_gpu_is_made_under_compile(monkeypatch):
     monkeypatch.setattr(backends, "HAS_TRITON", True)
 
     def runs(x, device):
-        call = backends.Call("lstm", device, x.dtype, x.size(0), 2, 3, 4, 4, 1, False, frozenset())
+        call = backends.Facts("lstm", device, x.dtype, x.size(0), 2, 3, 4, 4, 1, False, frozenset())
         return x + (launch.unsupported(call) is None)
 
     compiled = torch.compile(runs, fullgraph=True, backend="eager", dynamic=True)

@@ -1,6 +1,7 @@
 """What an installation promises: import without the extension, one warning, and nothing else on the way."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,7 @@ y.sum().backward(), expected.sum().backward()
 assert torch.allclose(ours.weight_hh_l0.grad, theirs.weight_hh_l0.grad, atol=1e-5)
 print(rnnkernels.backends.available())
 """
-WARNING = "rnnkernels: the C++ extension could not be loaded, the CPU runs on the slow reference backend"
+WARNING = "rnnkernels: the C++ extension is not there, the CPU runs on the slow reference backend"
 
 
 def python(code, *options):
@@ -51,7 +52,7 @@ def python(code, *options):
 def test_without_the_extension_it_warns_once_and_runs_on_the_reference():
     code = (
         HIDDEN + "import warnings\nwith warnings.catch_warnings(record=True) as caught:\n"
-        "    warnings.simplefilter('always')\n    import rnnkernels, rnnkernels.ops\n"
+        "    warnings.simplefilter('always')\n    import rnnkernels, rnnkernels.op.run\n"
         "ours = [w for w in caught if 'rnnkernels' in str(w.message)]\n"
         "assert len(ours) == 1 and ours[0].category is RuntimeWarning, ours\n"
         f"assert str(ours[0].message).startswith({WARNING!r})\n"
@@ -75,6 +76,22 @@ def test_the_command_line_without_the_extension():
     done = python(code, "-W", "ignore")
     assert done.returncode == 0, done.stderr
     assert "none: the C++ extension is not there (hidden for the test)" in done.stdout
+
+
+def test_a_build_that_failed_leaves_its_reason(tmp_path):
+    setup, out = Path(rnnkernels.__file__).parents[1] / "setup.py", tmp_path / "lib"
+    if not setup.exists():
+        pytest.skip("this is an installed package: there is no setup.py")
+    command = [sys.executable, setup.name, "build_ext", "--build-lib", out, "--build-temp", tmp_path / "temp"]
+    broken = {"CC": "false", "CXX": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | broken, cwd=setup.parent)
+    assert done.returncode == 0, done.stderr  # the package installs without its extension
+    shutil.copytree(
+        setup.parent / "rnnkernels", out / "rnnkernels", ignore=shutil.ignore_patterns("*.so"), dirs_exist_ok=True
+    )
+    code = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\nimport rnnkernels"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=out, timeout=120)
+    assert "it could not be built: Command '['false'" in done.stderr, done.stderr
 
 
 @pytest.mark.skipif("cpp" not in rnnkernels.backends.available(), reason="the C++ extension is not there")

@@ -140,7 +140,7 @@ def masks(w: Workload, train: bool, like: Tensor) -> tuple[Tensor | None, list[T
     if p := options.get("zoneout"):
         zone = [torch.full((1, 1, 1, 1), p, **kind) for _ in range(states)]
         if train:
-            random_bools = importlib.import_module("rnnkernels.stages").random_bools
+            random_bools = importlib.import_module("rnnkernels.nn.masks").random_bools
             zone = [random_bools(p, (w.T, 1, w.B, w.H), like.device).to(like.dtype) for _ in zone]
     return h_mask, zone
 

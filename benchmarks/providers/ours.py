@@ -80,10 +80,12 @@ def ours(case: Case) -> Job:
 
 def reference_job(case: Case) -> Job:
     """The case with its options in float64 on the reference, with the masks that the seed gives in the case's dtype."""
-    from rnnkernels import backends, ops
-    from rnnkernels.options import PLAIN, settings
-    from rnnkernels.recurrent import MODES
-    from rnnkernels.stages import EPS
+    from rnnkernels import backends
+    from rnnkernels.cells.call import LayerCall
+    from rnnkernels.nn.base import MODES
+    from rnnkernels.nn.masks import EPS
+    from rnnkernels.nn.options import PLAIN, settings
+    from rnnkernels.op import run
 
     w = case.workload
     refuse_stacks("what is checked with options", w)
@@ -91,24 +93,29 @@ def reference_job(case: Case) -> Job:
     torch.manual_seed(SEED)
     h_mask, zone = masks(w, case.mode == "train", case.x)
     cell, activation, gate = settings(*MODES[module.mode], module._options or PLAIN)
-    layer = partial(
-        ops.layer, cell, states=[], weights=module._flat_weights, activation=activation, recurrent_activation=gate,
-        lengths=case.lengths, reset=case.reset, h_mask=None if h_mask is None else h_mask.double(),
-        zone=[z.double() for z in zone], layer_norm=module.layer_norm, eps=EPS,
-    )  # fmt: skip
+
+    def layer(x):
+        return run.layer(
+            LayerCall(
+                cell, x, [], module._flat_weights, activation=activation, recurrent_activation=gate,
+                lengths=case.lengths, reset=case.reset, h_mask=None if h_mask is None else h_mask.double(),
+                zone=[z.double() for z in zone], layer_norm=module.layer_norm, eps=EPS,
+            )
+        )  # fmt: skip
+
     job = job_of(module, case, call=layer, dtype="float64")
 
-    def run():
+    def forced():
         with backends.force("reference"):
             return job.run()
 
-    return Job(run, job.read)
+    return Job(forced, job.read)
 
 
 def schedule_of(case: Case) -> str:
     """The backend and schedule that `explain` names for the first layer."""
     import rnnkernels
-    from rnnkernels.explain import describe
+    from rnnkernels.tools.explain import describe
 
     w, dtype = case.workload, TORCH_DTYPES[case.dtype]
     library = build(rnnkernels, w)

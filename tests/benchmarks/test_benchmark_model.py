@@ -10,8 +10,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from benchmarks import bounds, model
 from benchmarks.chips import GPUS
 from benchmarks.workloads import Workload, select
-from rnnkernels.triton import schedules
-from rnnkernels.triton.launch import cell_of
+from rnnkernels.backends.triton import schedules
+from rnnkernels.backends.triton.launch import cell_of
 
 H100, H200 = GPUS["H100"], GPUS["H200"]
 LSTM = model.Layer(cell_of("lstm"), T=100, B=16, D=1, H=1024, K=1024, kind="half")

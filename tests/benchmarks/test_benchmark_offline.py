@@ -10,8 +10,8 @@ from common import make_case, refused
 from benchmarks import dry, machine_code, offline
 from benchmarks.chips import ARCHS, GPUS, of_device
 from benchmarks.workloads import Workload
-from rnnkernels.triton import schedules
-from rnnkernels.triton.cells import CELLS
+from rnnkernels.backends.triton import schedules
+from rnnkernels.backends.triton.cells import CELLS
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import torch
 from common import assert_close
 
-from rnnkernels import reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, reference
 
 OPS = torch.ops.rnnkernels
 ONE_PHASE = [name for name, spec in CELLS.items() if spec.phases == 1]

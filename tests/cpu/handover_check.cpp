@@ -1,4 +1,4 @@
-// Checks csrc/handover.h: everything is done once, by threads of any number and speed, and no thread waits for ever.
+// Checks csrc/threads/handover.h: everything is done once, by threads of any number and speed, and no thread waits for ever.
 #include "handover.h"
 
 #include <chrono>

@@ -1,4 +1,4 @@
-// Checks csrc/sharing.h with calls that sleep: when a call goes alone, and when it is shared again.
+// Checks csrc/threads/sharing.h with calls that sleep: when a call goes alone, and when it is shared again.
 #include "sharing.h"
 
 #include <cstdio>

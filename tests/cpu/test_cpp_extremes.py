@@ -11,8 +11,7 @@ from common import TOLERANCES
 from cpp_cases import OPS, Shape, build, in_float64
 from cpp_worker import assert_passes, instruction_sets
 
-from rnnkernels import reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, reference
 
 INF, NAN = float("inf"), float("nan")
 SETS = instruction_sets()
@@ -93,7 +92,7 @@ def same_as_in_vectors(sets):
 
 
 def small_numbers():
-    """For a process of cpp_worker.py: no digits are lost down to 1e-30, then 1e-37 in a sum's term (README, Limits)."""
+    """In a process of cpp_worker.py: no digits are lost down to 1e-30, then 1e-37 in a sum's term: docs/accuracy.md."""
     terms = max(SIZES["I"] + SIZES["H"], SIZES["T"] * SIZES["B"])
     for exponent in range(-28, -46, -2):
         scale = 10.0**exponent

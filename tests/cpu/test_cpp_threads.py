@@ -18,8 +18,8 @@ from common import assert_close
 from cpp_cases import BOTH, OPS, Shape, build, in_float64
 from cpp_worker import in_process
 
-from rnnkernels import LSTM, backends, reference
-from rnnkernels.cells import CELLS
+from rnnkernels import LSTM, backends
+from rnnkernels.cells import CELLS, reference
 
 if backends.EXTENSION_ERROR is not None:
     pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)
@@ -306,12 +306,12 @@ def test_ends_and_is_right(function, variables):
 
 @pytest.mark.parametrize("name", ["sharing", "handover"])
 def test_by_itself(name, tmp_path):
-    """csrc/sharing.h and csrc/handover.h, with work that sleeps. It is timed: hence three tries."""
+    """csrc/threads/sharing.h and handover.h, with work that sleeps. It is timed: hence three tries."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
     here, program = Path(__file__).parent, tmp_path / name
-    include = f"-I{here.parents[1] / 'csrc'}"
+    include = f"-I{here.parents[1] / 'csrc' / 'threads'}"
     source = str(here / f"{name}_check.cpp")
     subprocess.run([compiler, "-std=c++17", "-O1", "-pthread", include, source, "-o", str(program)], check=True)
     tries = [subprocess.run([program], capture_output=True, text=True) for _ in range(3)]

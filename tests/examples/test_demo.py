@@ -1,13 +1,16 @@
 """The head-to-head program: the two trainings agree, the model learns, and unusable files end in one clear line."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from common import UNUSABLE_TEXTS, refused, unusable
 
 import rnnkernels
-from examples import common, demo, language_model, text
+from examples import demo, language_model, streams
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def test_it_trains_both_and_writes_the_picture(cell, source, tmp_path, capsys):
 
 def test_the_losses_fall_and_agree(source):
     asked = demo.parse(["--hidden", "48"])
-    tokens = torch.tensor([ord(c) % 128 for c in common.read_text(source)])
+    tokens = torch.tensor([ord(c) % 128 for c in streams.read_text(source)])
     torchs, ours = (demo.Training(library, asked, 128, tokens) for library in (torch.nn, rnnkernels))
     demo.train([torchs, ours], seconds=1, steps=60)
     assert len(torchs.losses) == len(ours.losses) == 60
@@ -46,7 +49,7 @@ def test_the_losses_fall_and_agree(source):
 
 def test_the_time_budget_stops_both_after_the_same_steps(source):
     asked = demo.parse(["--hidden", "8", "--layers", "1"])
-    tokens = torch.tensor([ord(c) % 128 for c in common.read_text(source)])
+    tokens = torch.tensor([ord(c) % 128 for c in streams.read_text(source)])
     both = [demo.Training(library, asked, 128, tokens) for library in (torch.nn, rnnkernels)]
     demo.train(both, seconds=0.3, steps=None)
     assert len(both[0].losses) == len(both[1].losses) > 0
@@ -114,7 +117,20 @@ def test_the_shortest_text_that_is_accepted_works(tmp_path, capsys):
     assert run("--text", path, "--hidden", 4, "--layers", 1, "--steps", 2, "--out", tmp_path / "x.png") == 0
 
 
+def test_it_imports_no_more_than_make_demo_installs():
+    """Packages of the extra `demo` and of torch; Lightning, tokenizers and the like belong to the other examples."""
+    code = "import sys, examples.demo; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(demo.__file__).parents[1]
+    )
+    assert done.returncode == 0, done.stderr
+    imported = set(done.stdout.split())
+    assert {"torch", "matplotlib", "numpy", "tqdm"} <= imported
+    others = {"lightning", "pooch", "safetensors", "tokenizers", "scipy", "sklearn", "pandas", "rich", "statsmodels"}
+    assert not imported & others
+
+
 def test_the_default_text_is_python_and_always_the_same():
-    default = text.standard_library()
-    assert default == text.standard_library() and len(default) <= text.STANDARD_LIBRARY
+    default = streams.standard_library()
+    assert default == streams.standard_library() and len(default) <= streams.STANDARD_LIBRARY
     assert len(default) > 500_000 and "import" in default

@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from examples import char_lm, common, language_model, numpy_rnn, text
+from examples.streams import Streams
 
 TINY = ("--hidden", "24", "--layers-deep", "2", "--steps", "16", "--batch", "8", "--epochs", "1", "--lr", "0.01")
 
@@ -114,12 +115,12 @@ def test_the_vocabulary_has_nothing_of_the_validation_text(tmp_path):
 
 def test_streams_continue_and_targets_are_one_ahead():
     tokens = torch.arange(5 * 23 + 1)
-    streams, rest = text.Streams(tokens, 10, 5), text.Streams(tokens, 10, 5, whole=True)
+    streams, rest = Streams(tokens, 10, 5), Streams(tokens, 10, 5, whole=True)
     assert len(streams) == 2 and len(rest) == 3
     for n, (x, y) in enumerate(rest):
         assert torch.equal(y, x + 1) and x[0].tolist() == [23 * b + 10 * n for b in range(5)]
     assert rest[2][0].shape == (3, 5)
-    parts = [text.Streams(tokens, 10, 5, which=which, of=2)[1][0] for which in (0, 1)]
+    parts = [Streams(tokens, 10, 5, which=which, of=2)[1][0] for which in (0, 1)]
     assert torch.equal(parts[0], streams[1][0][:, ::2]) and torch.equal(parts[1], streams[1][0][:, 1::2])
 
 
@@ -135,7 +136,7 @@ def learner(layers="rnnkernels", cell="lstm"):
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 def test_the_state_is_carried_and_detached(cell):
     made = learner(cell=cell)
-    streams = text.Streams(made.learned, 6, 3)
+    streams = Streams(made.learned, 6, 3)
     losses = [made.training_step(streams[n]) for n in range(2)]
     x, y = (torch.cat([streams[n][k] for n in range(2)]) for k in range(2))
     whole = cross_entropy(made.model(x)[0].flatten(0, 1), y.flatten())

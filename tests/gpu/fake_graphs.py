@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from rnnkernels.triton import graphs
+from rnnkernels.backends.triton import graphs
 
 MEMORY = 1 << 20
 

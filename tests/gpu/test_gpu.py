@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
 from benchmarks import gpu_smoke
-from rnnkernels.triton import schedules
+from rnnkernels.backends.triton import schedules
 
 DEVICE = "cuda"
 if not torch.cuda.is_available():

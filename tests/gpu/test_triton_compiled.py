@@ -20,8 +20,8 @@ from pairwise import among
 from benchmarks import dry, offline
 from benchmarks.chips import ARCHS
 from benchmarks.machine_code import facts
-from rnnkernels.triton import schedules
-from rnnkernels.triton.cells import CELLS
+from rnnkernels.backends.triton import schedules
+from rnnkernels.backends.triton.cells import CELLS
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 

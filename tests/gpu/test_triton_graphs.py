@@ -9,7 +9,7 @@ import fake_graphs
 import pytest
 import torch
 
-from rnnkernels.triton import graphs
+from rnnkernels.backends.triton import graphs
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pairwise import cases, in_turn
 from triton_cases import BOTH, CELLS, DTYPES, arguments, check, interpreter, running  # noqa: F401 - used by every test
 
 from rnnkernels import backends
-from rnnkernels.triton import launch, schedules
+from rnnkernels.backends.triton import launch, schedules
 
 RAGGED = [7, 0, 3, 1, 5]
 VARIANTS = {

@@ -12,7 +12,7 @@ from triton_cases import interpreter  # noqa: F401 - used by every test; skips w
 import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
-from rnnkernels.triton.cells import math
+from rnnkernels.backends.triton.cells import math
 
 
 @triton.jit

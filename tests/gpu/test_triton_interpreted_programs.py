@@ -14,7 +14,7 @@ from pairwise import in_turn
 from triton_cases import BOTH, CELLS, arguments, check, interpreter  # noqa: F401 - used by every test
 
 from rnnkernels import backends
-from rnnkernels.triton import backward, dots, forward, graphs, launch, schedules
+from rnnkernels.backends.triton import backward, dots, forward, graphs, launch, schedules
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -90,7 +90,7 @@ def call(**changes):
     facts = dict(
         cell="lstm", device=torch.device("cpu"), dtype=torch.float32, T=3, B=2, I=4, H=20, P=20, D=1, training=True
     )  # fmt: skip
-    return backends.Call(**(facts | changes))
+    return backends.Facts(**(facts | changes))
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,10 @@ pytest.importorskip("triton", reason="triton is not installed")
 import triton_shim
 from common import assert_close, make_case
 
-from rnnkernels import reference
-from rnnkernels.reference import zero_past
-from rnnkernels.triton import launch, schedules
-from rnnkernels.triton.cells import CELLS
+from rnnkernels.backends.triton import launch, schedules
+from rnnkernels.backends.triton.cells import CELLS
+from rnnkernels.cells import reference
+from rnnkernels.cells.reference import zero_past
 
 BOTH = (False, True)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

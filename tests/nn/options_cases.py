@@ -6,7 +6,7 @@ Nothing of rnnkernels computes here, it only draws the masks. Letters as in modu
 import torch
 import torch.nn.functional as F
 
-from rnnkernels.stages import random_bools
+from rnnkernels.nn.masks import random_bools
 
 ACTIVATIONS = {
     "tanh": torch.tanh,

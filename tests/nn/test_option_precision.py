@@ -13,10 +13,10 @@ float64, by half a unit in its last place, make 4 to 8 % too. So it is tested th
 import pytest
 import torch
 import torch.nn.functional as F
-from common import TOLERANCES, assert_close, error
+from common import TOLERANCES, assert_close, error, run_layer
 from conftest import CPU_BACKENDS
 
-from rnnkernels import backends, ops
+from rnnkernels import backends
 
 SIZES = [(4, 3, 2, 4), (20, 3, 8, 20), (20, 8, 16, 40), (50, 8, 32, 64), (63, 5, 20, 127)]  # T, B, I, H
 SHORT = [(4, 3, 2, 4), (20, 3, 8, 20), (8, 8, 16, 40), (10, 8, 32, 64), (10, 5, 20, 127)]  # where little is magnified
@@ -77,7 +77,7 @@ def found(function, tensors, dy):
 
 
 def ours(tensors, zones, **more):
-    return ops.layer("lstm", tensors[0], [], tensors[1:], zone=zones, layer_norm=True, **more)
+    return run_layer("lstm", tensors[0], [], tensors[1:], zone=zones, layer_norm=True, **more)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

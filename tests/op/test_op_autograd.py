@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from common import assert_close, make_case
+from common import assert_close, make_case, run_layer
 from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import rnnkernels
-from rnnkernels import ops
 from rnnkernels.cells import CELLS
 
 OPS = torch.ops.rnnkernels
@@ -172,7 +171,7 @@ def test_gradients_of_a_stack_of_int8():
     leaves = [x, *scales]
     y, _ = OPS.stack(x, [], weights, "gru", 1, False, False, 4, 0, None, None, scales)
     floats = [w * s[:, None] for w, s in zip(weights, scales, strict=True)]
-    expected, _ = ops.layer("gru", x, [], floats, bias=False)
+    expected, _ = run_layer("gru", x, [], floats, bias=False)
     found, wanted = (torch.autograd.grad(weighted([v]), leaves, retain_graph=True) for v in (y, expected))
     all_close("gradient", found, wanted)
 

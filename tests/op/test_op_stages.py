@@ -7,7 +7,7 @@ from common import assert_close, make_case
 from torch.autograd import gradcheck, gradgradcheck
 
 from rnnkernels.cells import CELLS
-from rnnkernels.stages import random_bools
+from rnnkernels.nn.masks import random_bools
 
 T, B, H = 4, 3, 4
 ACTIVATIONS = {

@@ -11,8 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import rnnkernels
-from rnnkernels import reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, reference
 
 BOTH = (False, True)
 VARIANTS = {

@@ -5,8 +5,9 @@ import torch
 from common import assert_close, make_case
 from test_op_stages import STAGES, B, H, T, random, stage_arguments
 
-from rnnkernels import recompute, reference
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import CELLS, reference
+from rnnkernels.cells.call import LayerCall
+from rnnkernels.op import recompute
 
 GROUPS = 2
 
@@ -48,7 +49,7 @@ def test_gates_are_those_of_the_forward_pass(cell, stage, reverse, parts, monkey
     for more in ({}, {"states": False}, {"groups": True}):
         arguments = arguments_of(cell, stage, reverse, P, **more)
         y, _, saved = reference.layer(*arguments, True)
-        found = recompute.with_gates(arguments, y, recompute.without_gates(cell, saved))
+        found = recompute.with_gates(LayerCall(*arguments), y, recompute.without_gates(cell, saved))
         assert len(found) == len(saved) == (CELLS[cell].kept > 0) + (CELLS[cell].states > 1)
         lengths = arguments[9]
         for name, a, e in zip(("gates", "cells"), found, saved, strict=False):

@@ -15,8 +15,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rnnkernels
-from rnnkernels import backends, ops
-from rnnkernels.recurrent import MODES
+from rnnkernels import backends
+from rnnkernels.nn.base import MODES
+from rnnkernels.op import schema as ops
 
 if backends.EXTENSION_ERROR is not None or backends.forced() is not None:
     pytest.skip("stack is for the C++ backend where it is not forced", allow_module_level=True)

@@ -12,7 +12,7 @@ from test_modules import B, H, I, T
 from test_stack import OPS, arguments, make
 from torch import nn
 
-from rnnkernels import autograd
+from rnnkernels.op import autograd
 
 BAD = [
     *[(n, k, f) for n in ("RNN", "GRU", "LSTM") for k, f in BAD_CALLS.items()],

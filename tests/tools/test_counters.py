@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import rnnkernels
 from rnnkernels import counters
 from rnnkernels.cells import CELLS
-from rnnkernels.imports import when_imported
+from rnnkernels.recorders.imports import when_imported
 
 T, B, I, H = 5, 3, 4, 6  # noqa: E741
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}

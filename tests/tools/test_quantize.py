@@ -14,8 +14,10 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
-from rnnkernels import backends, functional, quantize, reference
-from rnnkernels.recurrent import MODES
+from rnnkernels import backends, functional
+from rnnkernels.cells import reference
+from rnnkernels.nn.base import MODES
+from rnnkernels.tools import quantize
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 OPS = torch.ops.rnnkernels

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import rnnkernels
-from rnnkernels import backends, ops
-from rnnkernels.recurrent import MODES
+from rnnkernels import backends
+from rnnkernels.nn.base import MODES
+from rnnkernels.op import schema as ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 

@@ -129,10 +129,11 @@ def test_same_numbers_with_ours_among_the_bases(kind):
 def test_ours_runs(kind, monkeypatch):
     """``super().forward`` is ours; what has a forward of its own, or calls torch.nn's by name, goes on as before."""
     module, x, calls = rnnkernels.convert(made(kind), subclasses=True), example(kind), []
-    from rnnkernels import backends, ops
+    from rnnkernels import backends
+    from rnnkernels.op import run
 
-    layer = ops.layer
-    monkeypatch.setattr(ops, "layer", lambda *args, **kwargs: calls.append(args[0]) or layer(*args, **kwargs))
+    layer = run.layer
+    monkeypatch.setattr(run, "layer", lambda *args, **kwargs: calls.append(args[0]) or layer(*args, **kwargs))
     with backends.force("reference"):  # else torch's own op takes the steps of cells
         module(x)
     assert len(calls) == (0 if kind in (Own, Named) else 2 if kind is Deep else 1)

@@ -1,0 +1,137 @@
+// The gradients of the layer norms of one direction. What they were applied to is computed again, a chunk of steps at a
+// time.
+#pragma once
+#include "../forward/norm-inl.h"
+#include "../forward/weights-inl.h"
+#include "tape-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+template <class A, class Cell>
+struct NormGradients {
+  using V = Vec<A>;
+  static constexpr int G = Cell::G, FIRST = G - Cell::PHASES + 1;  // gates of the first product
+  using Own = Weights<A, Cell, (G > 1 ? 1 : 2)>;
+
+  const Tape<A, Cell>& tape;
+  const Schedule& loop;
+  Flag& overflow;  // a number that has no bf16 parts came
+  const LayerCall& call = tape.call;
+  const Schedule schedule = in_panels_only(loop);
+  const NormWeights<A> norms{call};
+  const int64_t d = tape.d, B = call.B, I = call.I, H = call.H, P = call.P;
+  const int64_t Hp = padded<A>(H), Pp = padded<A>(P), side = G * Hp, all = 4 * side + 2 * Hp;
+  std::unique_ptr<Own> weights;
+  Scratch<A> x, h;       // [row of a chunk][panel][G][WIDTH]: the sums of input and state
+  Scratch<A> dh, y, dc;  // [B][Hp]: of a step: gradient of the output, act(norm of c), what reaches c through the norm
+  Scratch<A> parts, sums;  // [part][all], [all]: gradients of b_ih, b_hh and both gains, and of those of c
+
+  static Schedule in_panels_only(Schedule s) {  // of numbers, or of pairs: there are many rows
+    for (Layout* layout : {&s.ih, &s.hh})
+      if (*layout != Layout::pairs) *layout = Layout::panels;
+    s.passing = false;
+    return s;
+  }
+  Stored<A> stored(const void* data) const { return {data, call.storage}; }
+  int64_t row() const { return weights->panels * Own::SUMS; }
+  A* part(int64_t i) const { return parts.data() + i * all; }
+
+  void open(int64_t rows, int64_t count, bool parallel) {
+    weights = std::make_unique<Own>(call, schedule);
+    spread(parallel, weights->panels, [&](int64_t u) { weights->pack_panel(d, u); });
+    x.allocate(rows * row()), h.allocate(rows * row());
+    parts.allocate(count * all), sums.allocate(all, true);
+    if (Cell::STATES > 1) dh.allocate(B * Hp), y.allocate(B * Hp), dc.allocate(B * Hp);
+  }
+
+  // Before a chunk of so many rows.
+  void begin(int64_t done, int64_t rows, int64_t count, int64_t threads) const {
+    spread(threads > 1, threads, [&](int64_t i) { recompute(done, rows * i / threads, rows * (i + 1) / threads); });
+    std::fill_n(parts.data(), count * all, A(0));
+  }
+
+  // Sums of rows lo..hi of the chunk that begins after `done` steps; those of rows that have ended are not looked at.
+  void recompute(int64_t done, int64_t lo, int64_t hi) const {
+    constexpr int64_t ROWS = 64;
+    Tiles tiles;
+    Scratch<A> buffer;
+    SplitRows split_x, split_h;
+    const int64_t widest = std::max(padded<A>(I), Pp);
+    buffer.allocate(ROWS * widest);
+    if (schedule.ih == Layout::pairs) split_x.allocate(ROWS, I, schedule.parts);
+    if (schedule.hh == Layout::pairs) split_h.allocate(ROWS, P, schedule.parts);
+    for (int64_t first = lo; first < hi; first += ROWS) {
+      const int64_t n = std::min(ROWS, hi - first);
+      auto take = [&](const SplitRows& split, int64_t K, auto&& get, auto&& multiply) {
+        for (int64_t r = first; r < first + n; ++r) {
+          const int64_t t = tape.time(done + r / B), b = r % B;
+          A* to = buffer.data() + (r - first) * widest;
+          if (tape.alive(t, b)) get(t, b, to);
+          else std::fill_n(to, widest, A(0));
+          if (split) split.put_row(to, K, r - first, overflow);
+        }
+        RowsView<A> left;
+        left.a = buffer.data(), left.row = widest;
+        if (split) left.take(split, 0);
+        for (int64_t u = 0; u < weights->panels; ++u) multiply(u, left, first * row() + u * Own::SUMS);
+      };
+      take(
+          split_x, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); },
+          [&](int64_t u, const RowsView<A>& left, int64_t at) {
+            weights->multiply_input(tiles, d, u, n, left, x.data() + at, row());
+          });
+      take(
+          split_h, P, [&](int64_t t, int64_t b, A* to) { tape.get_h_before(t, b, to); },
+          [&](int64_t u, const RowsView<A>& left, int64_t at) {
+            weights->multiply_state(tiles, d, u, n, left, h.data() + at, row());
+          });
+      if constexpr (Cell::PHASES > 1)
+        take(
+            split_h, P, [&](int64_t t, int64_t b, A* to) { tape.get_second(t, b, to); },
+            [&](int64_t u, const RowsView<A>& left, int64_t at) {
+              weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * Own::WIDTH, row());
+            });
+    }
+  }
+
+  // Gates g0..g1 of row r of the chunk: dz [gate][Hp], from gate g0 on, becomes the gradient of the sums.
+  void gates(bool input, int64_t r, int g0, int g1, A* dz, A* part) const {
+    const A* from = (input ? x : h).data() + r * row();
+    auto get = [&](int g, int64_t j, int) { return load(from + in_panels<Own>(g, j)); };
+    A *db = part + (input ? 0 : 1) * side + g0 * Hp, *dgain = db + 2 * side;
+    normal<A>(g0, g1, H, call.eps, get).back(g0, g1, H, norms.of(d, input ? 0 : 1, g0), dz, Hp, db, dgain);
+  }
+
+  // The same for c in the output: y and dc of row b, from dh.
+  template <class F>
+  void output(F f, int64_t t, int64_t b, A* part) const {
+    if constexpr (Cell::STATES > 1) {
+      auto get = [&](int, int64_t j, int lanes) { return tape.c_cell(t, b, j, lanes); };
+      const auto norm = normal<A>(0, 1, H, call.eps, get);
+      for_row<A>(0, 1, H, [&](int, int64_t j, int lanes) {
+        const V n = norm.at(0, j, lanes) * load(norms.of(d, 2) + j) + load(norms.of(d, 3) + j);
+        const V o = tape.gate_at(t, b, Cell::OUTPUT, j, lanes), in = load(dh.data() + b * Hp + j);
+        const V out = f.act(n);
+        out.store(y.data() + b * Hp + j), f.act_back(in * o, out).store(dc.data() + b * Hp + j);
+      });
+      A* to = part + 4 * side;
+      norm.back(0, 1, H, norms.of(d, 2), dc.data() + b * Hp, Hp, to + Hp, to);
+    }
+  }
+
+  // After a chunk: what the parts have added up, which begins anew.
+  void add(int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t k = 0; k < all; ++k) sums.data()[k] += part(i)[k];
+  }
+  void close() const {
+    const int first = call.norm(0);
+    for (int k = 0; k < 4; ++k)
+      for (int g = 0; g < G && (k > 1 || call.bias); ++g)
+        stored(call.dweight(d, k > 1 ? first + k - 2 : 2 + k)).put_row(sums.data() + k * side + g * Hp, g * H, H);
+    for (int k = 0; k < 2 && Cell::STATES > 1; ++k)
+      stored(call.dweight(d, first + 2 + k)).put_row(sums.data() + 4 * side + k * Hp, 0, H);
+  }
+};
+}  // namespace
+}  // namespace RNNKERNELS_SET

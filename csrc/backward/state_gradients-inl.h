@@ -1,0 +1,64 @@
+// The gradients that flow back from step to step through the states of one direction: what reaches a state of the step
+// before directly, and not through W_hh.
+#pragma once
+#include "tape-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+template <class A, class Cell>
+struct StateGradients {
+  using V = Vec<A>;
+  static constexpr int W = V::W;
+  const Tape<A, Cell>& tape;
+  const LayerCall& call = tape.call;
+  const int64_t d = tape.d, B = call.B, H = call.H, P = call.P, Hp = padded<A>(H), Pp = padded<A>(P);
+  Scratch<A> h, c;       // [B][Pp], [B][Hp]
+  Scratch<A> dreset[2];  // the same for the states that resets put there, summed over all steps
+
+  A* h_of(int64_t b) const { return h.data() + b * Pp; }
+  A* c_of(int64_t b) const { return c.data() + b * Hp; }
+
+  void start() {
+    for (int k = 0; k < Cell::STATES; ++k) {
+      const int64_t n = k ? H : P, row = k ? Hp : Pp;
+      (k ? c : h).allocate(B * row, true);
+      if (call.dreset_states[k]) dreset[k].allocate(B * row, true);
+      for (int64_t b = 0; call.dlast[k] && b < B; ++b)
+        tape.stored(call.dlast[k]).get_row((d * B + b) * n, (k ? c : h).data() + b * row, n);
+    }
+  }
+
+  // What reaches h after step t from the next one: sums of W_hh, and directly. Where the state was reset there, that is
+  // the reset state's and none of it this one's.
+  INLINE V arriving(int64_t t, int64_t b, int64_t j, V sums) {
+    if (call.h_mask) sums = sums * coefficients<A>(call.h_mask, 0, d, b, j, int(std::min<int64_t>(W, P - j)));
+    const V dh = sums + load(h_of(b) + j);
+    return tape.reset_after(t, b) ? move(dh, dreset[0], b * Pp + j) : dh;
+  }
+  // The same for c, in place.
+  INLINE void arriving_c(int64_t t, int64_t b, int64_t j) {
+    if (tape.reset_after(t, b)) move(load(c_of(b) + j), dreset[1], b * Hp + j).store(c_of(b) + j);
+  }
+
+  // With h complete: the gradients of initial and of reset states.
+  void finish(int64_t t) {
+    for (int64_t b = 0; Cell::STATES > 1 && b < B; ++b)
+      for (int64_t j = 0; j < Hp; j += W) arriving_c(t, b, j);
+    for (int k = 0; k < Cell::STATES; ++k) {
+      put(call.dstates[k], k, k ? c : h);
+      put(call.dreset_states[k], k, dreset[k]);
+    }
+  }
+
+ private:
+  static INLINE V move(V v, Scratch<A>& sum, int64_t at) {
+    if (A* to = sum.data()) (load(to + at) + v).store(to + at);
+    return V(A(0));
+  }
+  void put(void* to, int k, const Scratch<A>& rows) const {
+    const int64_t n = k ? H : P;
+    for (int64_t b = 0; to && b < B; ++b) tape.stored(to).put_row(rows.data() + b * (k ? Hp : Pp), (d * B + b) * n, n);
+  }
+};
+}  // namespace
+}  // namespace RNNKERNELS_SET

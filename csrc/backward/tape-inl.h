@@ -1,0 +1,118 @@
+// What the backward pass reads of the forward pass, for one direction: inputs, states and gates by step t and row b.
+#pragma once
+#include "../cells/stages-inl.h"
+#include "../forward/norm-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+template <class A, class Cell>
+struct Tape {
+  using V = Vec<A>;
+  static constexpr int K = Cell::KEPT;
+
+  const LayerCall& call;
+  const int64_t d;
+  const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
+  const bool back = call.backwards(d);
+  Stored<A> stored(const void* data) const { return {data, call.storage}; }
+  const Stored<A> x = stored(call.x), y = stored(call.y), gates = stored(call.gates);
+  const A* cells = static_cast<const A*>(call.cells);
+
+  int64_t time(int64_t step) const { return back ? step : T - 1 - step; }  // the backward pass goes the other way
+  int64_t before(int64_t t) const { return back ? t + 1 : t - 1; }
+  int64_t after(int64_t t) const { return back ? t - 1 : t + 1; }
+  bool first(int64_t t, int64_t b) const { return back ? t == call.length(d, b) - 1 : t == 0; }
+  bool alive(int64_t t, int64_t b) const { return t < call.length(d, b); }
+
+  // Whether the state after step t was reset before it entered the next one.
+  bool reset_after(int64_t t, int64_t b) const {
+    const int64_t next = after(t);
+    return call.reset && next >= 0 && next < T && call.resets(d, next, b);
+  }
+
+  int64_t y_at(int64_t t, int64_t b) const { return ((t * B + b) * D + d) * P; }
+  int64_t cells_at(int64_t t, int64_t b) const { return ((d * T + t) * B + b) * H; }
+
+  // The states that entered step t of row b, from unit j on.
+  V h_before(int64_t t, int64_t b, int64_t j, int n) const {
+    if (call.resets(d, t, b)) return given(call.reset_states[0], (d * B + b) * P + j, n);
+    if (first(t, b)) return given(call.states[0], (d * B + b) * P + j, n);
+    return y.get(y_at(before(t), b) + j, n);
+  }
+  V c_before(int64_t t, int64_t b, int64_t j, int n) const {
+    if (call.resets(d, t, b)) return given(call.reset_states[1], (d * B + b) * H + j, n);
+    if (first(t, b)) return given(call.states[1], (d * B + b) * H + j, n);
+    return load_first(cells + cells_at(before(t), b) + j, n);
+  }
+  V given(const void* state, int64_t at, int n) const { return state ? stored(state).get(at, n) : V(A(0)); }
+  void kept_at(int64_t t, int64_t b, int64_t j, int n, V* kept) const {
+    for (int k = 0; k < K; ++k) kept[k] = gate_at(t, b, k, j, n);
+  }
+  V gate_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
+    return gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
+  }
+
+  // What the cell itself made of the state. Where zoneout has mixed it with the old one, c' comes from the gates (it
+  // matters to h' even where none of it stays), and h' from what is left of it: where nothing is, it has no gradient.
+  V c_new(int64_t t, int64_t b, int64_t j, int n, const V* kept) const {
+    if (call.zone[1]) return Cell::new_c(kept, c_before(t, b, j, n));
+    return load_first(cells + cells_at(t, b) + j, n);
+  }
+  V c_cell(int64_t t, int64_t b, int64_t j, int n) const {
+    V kept[K];
+    if (call.zone[1]) kept_at(t, b, j, n, kept);
+    return c_new(t, b, j, n, kept);
+  }
+  V h_new(int64_t t, int64_t b, int64_t j, int n) const {
+    const V h = y.get(y_at(t, b) + j, n);
+    if (!call.zone[0]) return h;
+    const V one(1), zone = coefficients<A>(call.zone[0], t, d, b, j, n), old = zone * h_before(t, b, j, n),
+                    share = one - zone, own = where_positive(share * share, (h - old) / share);
+    if (call.act != Activation::relu && call.act != Activation::hard_sigmoid) return own;
+    // At a corner, rounding must not make a gradient: y and the old h are each rounded, and so are their products.
+    const bool brain = call.storage == Storage::bfloat16, half = call.storage == Storage::float16;
+    const A unit = brain  ? A(0x1p-8)
+                   : half ? A(0x1p-11)
+                          : std::numeric_limits<A>::epsilon() / 2,
+            least = half ? A(0x1p-24) : std::numeric_limits<A>::min();
+    const V noise = V(3 * unit) * max(max(h, V(0) - h), max(old, V(0) - old)) + V(least);
+    const V above = where_positive(own * share - noise, own);
+    if (call.act == Activation::relu) return above;
+    return one - where_positive((one - above) * share - noise, one - above);
+  }
+
+  void get_x(int64_t t, int64_t b, A* to) const {
+    x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, to, I);
+  }
+  // Rows in whole vectors: h that entered the recurrent product, and the output before a projection.
+  void get_h_before(int64_t t, int64_t b, A* to) const {
+    for (int64_t j = 0; j < P; j += V::W) {
+      const int n = int(std::min<int64_t>(V::W, P - j));
+      const V h = h_before(t, b, j, n);
+      (call.h_mask ? h * coefficients<A>(call.h_mask, 0, d, b, j, n) : h).store(to + j);
+    }
+  }
+  // What the second product of a step multiplied.
+  void get_second(int64_t t, int64_t b, A* to) const {
+    get_h_before(t, b, to);
+    for (int64_t j = 0; j < P; j += V::W)
+      (load(to + j) * gate_at(t, b, 0, j, int(std::min<int64_t>(V::W, P - j)))).store(to + j);
+  }
+  void get_output(int64_t t, int64_t b, A* to) const {
+    auto put = [&](auto&& c_in_output) {
+      for_row<A>(0, 1, H, [&](int, int64_t j, int n) {
+        V kept[K];
+        kept_at(t, b, j, n, kept);
+        const V c = c_in_output(j, n);
+        with_functions(call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
+      });
+    };
+    auto get = [&](int, int64_t j, int n) { return c_cell(t, b, j, n); };
+    if (!call.layer_norm) return put([&](int64_t j, int n) { return get(0, j, n); });
+    const Stored<A> gain = stored(call.weight(d, call.norm(2))), bias = stored(call.weight(d, call.norm(3)));
+    const auto norm = normal<A>(0, 1, H, call.eps, get);
+    put([&](int64_t j, int n) { return norm.at(0, j, n) * gain.get(j, n) + bias.get(j, n); });
+  }
+};
+}  // namespace
+}  // namespace RNNKERNELS_SET

@@ -1,0 +1,99 @@
+// The description of one layer call, without torch: what a cell is, where tensors lie, and which options are on.
+// Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+// Every cell once: its name, and its struct in cells/. Enumeration, table and choosers are made from this list.
+#define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru) CELL(gru_reset_before, GruResetBefore)
+
+#define CELL(name, type) name,
+enum class CellKind { FOR_EACH_CELL(CELL) };
+#undef CELL
+
+// What a cell is, as far as tensors and products go; the same as in rnnkernels/cells.py.
+struct CellInfo {
+  const char* name;
+  CellKind kind;
+  int64_t gates, states, kept;
+  bool has_projection;
+  int64_t phases;  // products in a step: with 2, that of the last gate waits for the other gates
+};
+// Null where there is no such cell.
+const CellInfo* find_cell(const std::string& name);
+
+enum class Storage { float32, float64, bfloat16, float16 };
+
+// hard_sigmoid: x / 6 + 1/2, clamped to 0..1.
+enum class Activation { tanh, relu, sigmoid, hard_sigmoid, linear };
+// False where there is none of this name.
+bool find_activation(const std::string& name, Activation& found);
+
+// Factors for a state, (T, D, B, n) in the accumulate type or as bools (0 and 1): strides are 0 where they are the same
+// along a dimension, and a row has n of them, or one for all if it is not `whole`. False where there are none.
+struct Coefficients {
+  const void* data;
+  int64_t stride_T, stride_D, stride_B;
+  bool whole, bools;
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// One layer, all its directions. Tensors are contiguous unless they have strides here. Null pointers are absent
+// tensors.
+struct LayerCall {
+  const CellInfo* cell;
+  Storage storage;
+  int64_t T, B, I, H, P, D;
+  bool bias, project, layer_norm;
+  double eps;                                                     // of layer_norm
+  Activation act = Activation::tanh, gate = Activation::sigmoid;  // of candidates and outputs; of gates
+  std::vector<bool> reverse;                                      // per direction of a group
+
+  const void* x;  // (X, T, B, I), last stride 1
+  int64_t x_stride_X, x_stride_T, x_stride_B;
+  const void* states[2];             // (D, B, P), (D, B, H)
+  std::vector<const void*> weights;  // per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr], [norms: x, h, those of c]
+  std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
+  bool float_rows;                   // rows of x and h stay floats where weights are int8
+  const int64_t* lengths;            // (X, B), or (B,) with stride 0
+  int64_t lengths_stride_X;
+  const bool* reset;  // (X, T, B), or (T, B) with stride 0: the state that enters the step is zero or reset_states
+  int64_t reset_stride_X;
+  const void* reset_states[2];  // as states
+  Coefficients h_mask;          // multiplies h before the recurrent product
+  Coefficients zone[2];         // per state: the fraction of the old one that stays
+
+  // forward: results. backward: what the forward returned.
+  void* y;        // (T, B, D * P)
+  void* last[2];  // as states
+  void* gates;    // (D, T, B, K, H), only in training
+  void* cells;    // (D, T, B, H) in the accumulate type, only in training
+
+  // backward
+  const void *dy, *dlast[2], *dcells;
+  void *dx, *dstates[2], *dreset_states[2];  // dx: (X, T, B, I) contiguous
+  std::vector<void*> dweights;               // in the order of weights
+  int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
+  const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
+  void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
+  // The number of the first weight of the norms, plus k.
+  int norm(int k) const { return 2 + 2 * bias + project + k; }
+  bool quantized() const { return !scales.empty(); }
+  // Whether a cell makes no h larger than 1 or than the one before.
+  bool bounded() const {
+    return act != Activation::relu && act != Activation::linear &&
+           (gate == Activation::sigmoid || gate == Activation::hard_sigmoid);
+  }
+  const float* scale(int64_t d, int k) const { return scales[2 * d + k]; }
+  int64_t group(int64_t d) const { return d / int64_t(reverse.size()); }
+  bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }
+  int64_t length(int64_t d, int64_t b) const {
+    return lengths ? std::min(T, lengths[group(d) * lengths_stride_X + b]) : T;
+  }
+  // Whether the state is reset as it enters step t.
+  bool resets(int64_t d, int64_t t, int64_t b) const {
+    return reset && reset[group(d) * reset_stride_X + t * B + b] && t < length(d, b);
+  }
+};

@@ -1,0 +1,88 @@
+// A layer that is run a few steps at a time and keeps its weights and its state in between: Forward's parts under a
+// schedule that does not depend on how many steps come, so that every cut of a sequence gives the same bits.
+#pragma once
+#include "../cells/library-inl.h"
+#include "loop-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+// Few rows read weights of 16 bits as they are; more would widen them more than once.
+inline Schedule stream_schedule(const LayerCall& call) {
+  const bool narrow = call.B <= 4 && (call.storage == Storage::bfloat16 || call.storage == Storage::float16);
+  const Layout layout = narrow ? Layout::narrow : Layout::panels;
+  return {Engine::vectors, layout, layout, Layout::panels, 0, false, false, 1, 1};
+}
+
+template <class A, class Cell, int NV>
+class StreamOf final : public Stream {
+ public:
+  StreamOf(const LayerCall& given, int64_t members)
+      : call_(endless(given)), loop_(call_, stream_schedule(call_)), job_{0, 0, call_.B}, works_(members) {
+    loop_.weights.pack(false);
+    loop_.start(job_);
+    for (auto& work : works_) work.x.rows.allocate(call_.B * call_.I);
+  }
+
+  void read(const void* x, int64_t stride_T, int64_t stride_B) override {
+    loop_.operands.x = loop_.stored(x), call_.x_stride_T = stride_T, call_.x_stride_B = stride_B;
+  }
+  void write(void* y, int64_t stride_T, int64_t stride_B) override {
+    loop_.y = loop_.stored(y), loop_.y_stride_T = stride_T, loop_.y_stride_B = stride_B;
+  }
+
+  bool step(int64_t t, Team::Member& member) override {
+    Tiles tiles;
+    return loop_.step(job_, works_[member.index()], tiles, member, t, now_ + t, nullptr);
+  }
+  void advance(int64_t steps) override { now_ = (now_ + steps) & 1; }
+
+  void reset(int64_t row) override {
+    std::fill_n(h(row), loop_.Pp, A(0));
+    if (Cell::STATES > 1) std::fill_n(c(row), loop_.Hp, A(0));
+  }
+  void get_state(int k, void* to) const override {
+    for (int64_t r = 0; r < call_.B; ++r) std::copy_n(state(k, r), width(k), static_cast<A*>(to) + r * width(k));
+  }
+  void set_state(int k, const void* from) override {
+    for (int64_t r = 0; r < call_.B; ++r)
+      std::copy_n(static_cast<const A*>(from) + r * width(k), width(k), state(k, r));
+  }
+
+ private:
+  using Loop = Forward<A, Cell, NV>;
+
+  static LayerCall endless(LayerCall call) {
+    call.T = INT64_MAX;
+    return call;
+  }
+
+  A* h(int64_t row) const { return job_.h.data() + job_.at(now_, row) * loop_.Pp; }
+  A* c(int64_t row) const { return job_.c.data() + row * loop_.Hp; }
+  A* state(int k, int64_t row) const { return k ? c(row) : h(row); }
+  int64_t width(int k) const { return k ? call_.H : call_.P; }
+
+  LayerCall call_;
+  Loop loop_;
+  Strip<A> job_;
+  std::vector<typename Loop::Work> works_;  // of each member
+  int64_t now_ = 0;                         // the slot of h that holds the state
+};
+
+template <class A, class Cell>
+std::unique_ptr<Stream> stream_of(const LayerCall& call, int64_t members) {
+  if constexpr (Cell::G > 1) return std::make_unique<StreamOf<A, Cell, 1>>(call, members);
+  else if (wide_panels<A>(call.H)) return std::make_unique<StreamOf<A, Cell, 4>>(call, members);
+  else return std::make_unique<StreamOf<A, Cell, 2>>(call, members);
+}
+
+inline std::unique_ptr<Stream> stream(const LayerCall& call, int64_t members) {
+#define CELL(name, type)                                                             \
+  case CellKind::name:                                                               \
+    return call.storage == Storage::float64 ? stream_of<double, type>(call, members) \
+                                            : stream_of<float, type>(call, members);
+  switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
+#undef CELL
+  return nullptr;
+}
+}  // namespace
+}  // namespace RNNKERNELS_SET

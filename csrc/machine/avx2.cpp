@@ -1,0 +1,37 @@
+// The kernels for AVX2 and FMA.
+#include "standard.h"
+
+#ifdef __x86_64__
+#define RNNKERNELS_SET avx2
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+namespace avx2 {
+constexpr int kBytes = 32, kRegisters = 16;
+constexpr bool kFused = true;
+inline __attribute__((always_inline)) __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#define MIN_FLOAT(a, b) _mm256_min_ps((__m256)(a), (__m256)(b))
+#define MAX_FLOAT(a, b) _mm256_max_ps((__m256)(a), (__m256)(b))
+#define ANY_NOT_BELOW(a, b) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_NLT_UQ))
+#define MASKED_LOAD(p, n) _mm256_maskload_ps((const float*)(p), first_lanes(n))
+#define MASKED_STORE(p, n, v) _mm256_maskstore_ps((float*)(p), first_lanes(n), (__m256)(v))
+}  // namespace avx2
+
+#include "dispatch-inl.h"
+
+namespace avx2 {
+const Kernels kernels{forward, backward, schedule, stream};
+}  // namespace avx2
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

@@ -1,0 +1,152 @@
+// The one matrix product of all loops: a register tile of MR rows and NB vectors, and the packing of weights for it.
+#pragma once
+#include "../machine/vectors-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+// Rows of a tile with NB vectors a row, so that all sums stay in registers.
+constexpr int tile_rows(int NB) {
+  return kRegisters == 32 ? (NB == 4 ? 6 : 8) : (NB == 4 ? 3 : NB == 3 ? 4 : NB == 2 ? 6 : 8);
+}
+
+// A panel of the right factor as a tile reads it, ROWS rows at once: here numbers of type A, `row` apart.
+template <class A>
+struct Numbers {
+  using Number = A;
+  static constexpr int ROWS = 1, SPARE = 0;  // SPARE: how many rows fewer a tile has, for what reading takes
+  // Sums of each kind that a tile with so many keeps: where they are few, several of each hide the latency.
+  static constexpr int phases(int sums) { return sums <= 4 ? 4 : sums <= 8 ? 2 : 1; }
+  const A* at;
+  int64_t row;
+  template <int NB>
+  INLINE void read(int64_t k, Vec<A> (&rows)[ROWS][NB]) const {
+#pragma GCC unroll 4
+    for (int n = 0; n < NB; ++n) rows[0][n] = load(at + k * row + n * Vec<A>::W);
+  }
+};
+
+// c[m][n] = [c[m][n], if to be added to,] + sum over k of a[m * row + k * step] * right[k][n], for MR rows and NB
+// vectors, with PHASES sums of each kind.
+template <class Right, int MR, int NB, int PHASES, class A = typename Right::Number>
+void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row, bool add) {
+  using V = Vec<A>;
+  constexpr int W = V::W, ROWS = Right::ROWS, STEP = std::max(PHASES, ROWS);
+  static_assert(ROWS == 1 || ROWS == STEP);
+  auto products = [&](int64_t k, const V(&w)[NB], V(&sums)[MR][NB]) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m) {
+      V v(a[m * row + k * step]);
+#pragma GCC unroll 4
+      for (int n = 0; n < NB; ++n) sums[m][n] = sums[m][n] + v * w[n];
+    }
+  };
+  int64_t k = 0;
+  do {  // stretches of 256, so that long sums are sums of sums and lose less to rounding
+    V acc[PHASES][MR][NB];
+#pragma GCC unroll 4
+    for (int p = 0; p < PHASES; ++p)
+#pragma GCC unroll 8
+      for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+        for (int n = 0; n < NB; ++n) acc[p][m][n] = V(A(0));
+    const int64_t end = std::min(K, k + 256);
+    for (; k + STEP <= end; k += STEP) {
+#pragma GCC unroll 4
+      for (int p = 0; p < STEP; p += ROWS) {
+        V w[ROWS][NB];
+        right.read(k + p, w);
+#pragma GCC unroll 2
+        for (int i = 0; i < ROWS; ++i) products(k + p + i, w[i], acc[(p + i) % PHASES]);
+      }
+    }
+    for (; STEP > 1 && k < end; ++k) {  // what is left is less than STEP, and of ROWS rows only the first
+      V w[ROWS][NB];
+      right.read(k, w);
+      products(k, w[0], acc[0]);
+    }
+#pragma GCC unroll 8
+    for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+      for (int n = 0; n < NB; ++n) {
+#pragma GCC unroll 4
+        for (int p = 1; p < PHASES; ++p) acc[0][m][n] = acc[0][m][n] + acc[p][m][n];
+        A* to = c + m * c_row + n * W;
+        (add ? load(to) + acc[0][m][n] : acc[0][m][n]).store(to);
+      }
+    add = true;
+  } while (k < K);
+}
+
+// Tiles of FIRST, FIRST + 1, ... rows; with the phases of SUMS sums, or of as many as each has.
+template <class Right, int NB, int FIRST, int SUMS, int... m>
+constexpr auto tile_table(std::integer_sequence<int, m...>) {
+  return std::array<void (*)(const typename Right::Number*, int64_t, int64_t, Right, int64_t, typename Right::Number*,
+                             int64_t, bool),
+                    sizeof...(m)>{&tile<Right, FIRST + m, NB, Right::phases(SUMS ? SUMS : (FIRST + m) * NB)>...};
+}
+
+// The same for any number of rows: tiles of nearly equal size. Where there is more than one, a row's sums do not depend
+// on how many rows there are, so that work can be divided at any row.
+template <int NB, class Right, class A = typename Right::Number>
+void product(int64_t rows, const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row,
+             bool add) {
+  constexpr int MR = tile_rows(NB) - Right::SPARE, LEAST = (MR + 1) / 2;
+  static constexpr auto single = tile_table<Right, NB, 1, 0>(std::make_integer_sequence<int, MR>{});
+  static constexpr auto one_of_many =
+      tile_table<Right, NB, LEAST, MR * NB>(std::make_integer_sequence<int, MR - LEAST + 1>{});
+  const int64_t tiles = (rows + MR - 1) / MR;
+  for (int64_t i = 0; i < tiles; ++i) {
+    int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
+    for (int64_t m = first; m < first + n; ++m)  // needed when the tile is done
+      for (int v = 0; v < NB; ++v) __builtin_prefetch(c + m * c_row + v * Vec<A>::W, 1);
+    (tiles == 1 ? single[n - 1] : one_of_many[n - LEAST])(a + first * row, row, step, right, K, c + first * c_row,
+                                                          c_row, add);
+  }
+}
+
+// f(first, count) for blocks of nearly equal size, `most` at most, that cover lo..hi.
+template <class F>
+INLINE void for_even_blocks(int64_t lo, int64_t hi, int64_t most, const F& f) {
+  const int64_t n = hi - lo, blocks = (n + most - 1) / most;
+  for (int64_t i = 0; i < blocks; ++i) f(lo + n * i / blocks, n * (i + 1) / blocks - n * i / blocks);
+}
+
+// Columns 0..n in panels of 4, 2 and 1 vectors (the last one padded): f(integral_constant<vectors>, first column).
+template <class A, class F>
+void for_columns(int64_t n, const F& f) {
+  constexpr int W = Vec<A>::W;
+  int64_t column = 0;
+  for (; n - column > 3 * W; column += 4 * W) f(std::integral_constant<int, 4>{}, column);
+  if (n - column > W) f(std::integral_constant<int, 2>{}, column), column += 2 * W;
+  if (n - column > 0) f(std::integral_constant<int, 1>{}, column);
+}
+
+// ---- Packing: one vector of a panel ---------------------------------------------------------------------------------
+// to[k * stride .. + W] = column k of n rows, K long and `row` apart from `first` on.
+template <class A>
+void pack_number_columns(const Stored<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
+  using V = Vec<A>;
+  constexpr int W = V::W;
+  for (int64_t k = 0; k < K; k += W) {
+    int width = int(std::min<int64_t>(W, K - k));
+    V block[W];
+    for (int i = 0; i < W; ++i) block[i] = i < n ? from.get(first + i * row + k, width) : V(A(0));
+    transpose(block);
+    for (int i = 0; i < width; ++i) block[i].store(to + (k + i) * stride);
+  }
+}
+
+// to[k * stride .. + W] = elements of row k from `first` on, n of them.
+template <class A>
+void pack_number_rows(const Stored<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
+  for (int64_t k = 0; k < K; ++k) from.get(first + k * row, n).store(to + k * stride);
+}
+
+// Whether panels of 4 vectors fit n columns, or would mostly be padding.
+template <class A>
+bool wide_panels(int64_t n) {
+  int64_t vectors = (n + Vec<A>::W - 1) / Vec<A>::W;
+  return (vectors + 3) / 4 * 4 * 5 <= vectors * 6;
+}
+}  // namespace
+}  // namespace RNNKERNELS_SET

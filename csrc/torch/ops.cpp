@@ -1,0 +1,237 @@
+// The kernels as PyTorch ops on the CPU, on torch's stable ABI. Only this file and its call.h know torch.
+// Schemas and shapes are defined in rnnkernels/ops.py; here the tensors become a LayerCall.
+#include <pthread.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../machine/instruction_set.h"
+#include "../threads/scratch.h"
+#include "../threads/sharing.h"
+#include "../threads/team.h"
+#include "arguments.h"
+
+namespace {
+bool forked = false;  // a forked child has none of its parent's threads, and OpenMP does not notice
+[[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+}  // namespace
+
+int64_t thread_count() { return forked ? 1 : torch::stable::get_num_threads(); }
+
+void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
+  if (n <= 1 || thread_count() == 1 || Sharing::alone()) return body(0, n);
+  thread_local char here;  // its address is the thread
+  const char* caller = &here;
+  auto done = Clock::now();
+  torch::stable::parallel_for(0, n, 1, [&](int64_t lo, int64_t hi) {
+    body(lo, hi);
+    if (caller == &here) done = Clock::now();
+  });
+  Sharing::waited(Clock::now() - done);
+}
+
+namespace {
+// What is the same of passes that take the same time a step.
+uint64_t kind_of(const LayerCall& call, bool backward) {
+  uint64_t hash = 14695981039346656037u;
+  int64_t T = 0;  // how many bits it has: long sequences take as long a step as each other
+  while (call.T >> T) ++T;
+  for (int64_t fact : {int64_t(call.cell->kind), int64_t(call.storage), T, call.B, call.I, call.H, call.P, call.D,
+                       int64_t(backward), int64_t(call.gates != nullptr), int64_t(call.layer_norm),
+                       int64_t(call.lengths != nullptr), int64_t(call.quantized()), int64_t(thread_count())})
+    hash = (hash ^ uint64_t(fact)) * 1099511628211u;
+  return hash;
+}
+
+void run_forward(const LayerCall& call) {
+  Sharing sharing(kind_of(call, false), call.T);
+  instruction_set().forward(call);
+}
+
+void run_backward(const LayerCall& call) {
+  Sharing sharing(kind_of(call, true), call.T);
+  instruction_set().backward(call);
+}
+
+// The arguments that `layer` and `layer_backward` have in common.
+Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Flags& reverse,
+                bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
+                const MaybeTensor& lengths, const MaybeTensor& reset, const Tensors& reset_states,
+                const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps) {
+  const std::string cell_name = text(cell);
+  const std::optional<std::string> act = text(activation), gate_name = text(gate);
+  Call call(cell_name, x, Bools(reverse.begin(), reverse.end()), bias, project, act, gate_name, lengths);
+  call.layer_norm = layer_norm, call.eps = eps;
+  const int64_t n = call.weights_per_layer();
+  STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
+  STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
+  call.take_weights(weights.data(), weights[1].size(0) / call.cell->gates, weights[1].size(1));
+  call.take_states(states, 1);
+  call.take_stages(reset, reset_states, h_mask, zone);
+  return call;
+}
+
+std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, const Tensors& states,
+                                           const Tensors& weights, const Flags& reverse, bool bias, bool project,
+                                           const MaybeString& activation, const MaybeString& gate,
+                                           const MaybeTensor& lengths, const MaybeTensor& reset,
+                                           const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
+                                           bool layer_norm, double eps, bool save) {
+  Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
+                         reset_states, h_mask, zone, layer_norm, eps);
+  Tensor y = empty(call.dtype, {call.T, call.B, call.D * call.P});
+  call.y = y.mutable_data_ptr();
+  Tensors last, saved;
+  for (int k = 0; k < call.cell->states; ++k) {
+    last.push_back(empty(call.dtype, {call.D, call.B, k ? call.H : call.P}));
+    call.last[k] = last.back().mutable_data_ptr();
+  }
+  if (save && call.cell->kept) {
+    saved.push_back(empty(call.dtype, {call.D, call.T, call.B, call.cell->kept, call.H}));
+    call.gates = saved.back().mutable_data_ptr();
+  }
+  if (save && call.cell->states > 1) {
+    saved.push_back(empty(call.accumulate(), {call.D, call.T, call.B, call.H}));
+    call.cells = saved.back().mutable_data_ptr();
+  }
+  if (call.B > 0) run_forward(call);
+  return {std::move(y), std::move(last), std::move(saved)};
+}
+
+// The layers one after the other. All but the last write into a buffer and the output in turn, so that the last one
+// writes into the output; the final states are written where they belong in the stacked ones.
+std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const Tensors& weights, StringHandle cell,
+                                  int64_t layers, bool bidirectional, bool bias, int64_t hidden_size, int64_t proj_size,
+                                  const MaybeString& activation, const MaybeTensor& lengths,
+                                  const std::optional<Tensors>& scales, bool float_rows) {
+  const std::string cell_name = text(cell);
+  const std::optional<std::string> act = text(activation);
+  STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
+  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
+            lengths);
+  const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
+                P = proj_size > 0 ? proj_size : H;
+  STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
+                  " weights, got ", weights.size());
+  STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == layers * 2 * D && call.storage == Storage::float32),
+                  "rnnkernels: int8 weights want x in float32 and ", layers * 2 * D, " scales");
+  const Tensor* const scale = scales ? scales->data() : nullptr;
+  call.float_rows = float_rows;
+  call.take_weights(weights.data(), H, P, scale);
+  call.take_states(states, layers);
+
+  Tensor y = empty(call.dtype, {T, B, D * P});
+  void* const out = y.mutable_data_ptr();
+  const int64_t bytes = int64_t(y.element_size());
+  Tensors last;
+  for (int k = 0; k < call.cell->states; ++k) {
+    last.push_back(empty(call.dtype, {layers * D, B, k ? H : P}));
+    call.last[k] = last.back().mutable_data_ptr();
+  }
+  Scratch<char> buffer;
+  if (layers > 1) buffer.allocate(T * B * D * P * bytes);
+  for (int64_t i = 0;;) {
+    call.y = (layers - i) % 2 ? out : buffer.data();
+    if (B > 0) run_forward(call);
+    if (++i == layers) break;
+    call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
+    call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * 2 * D : nullptr);
+    for (int k = 0; k < call.cell->states; ++k) {
+      const int64_t step = D * B * (k ? H : P) * bytes;
+      if (call.states[k]) call.states[k] = static_cast<const char*>(call.states[k]) + step;
+      call.last[k] = static_cast<char*>(call.last[k]) + step;
+    }
+  }
+  return {std::move(y), std::move(last)};
+}
+
+std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
+    const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, StringHandle cell, const Tensor& x,
+    const Tensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
+    const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
+    const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps,
+    const Tensor& y, const Tensors& saved, const Flags& needs) {
+  Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
+                         reset_states, h_mask, zone, layer_norm, eps);
+  call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
+  call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
+  STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
+                  call.cell->states, " gradients of final states, got ", dlast.size());
+  STD_TORCH_CHECK(needs.size() == 3, "rnnkernels: needs must have 3 elements, got ", needs.size());
+  for (size_t k = 0; k < dlast.size(); ++k)
+    call.dlast[k] = call.take(dlast[k], {call.D, call.B, k ? call.H : call.P}, k ? "dc_n" : "dh_n");
+  STD_TORCH_CHECK(int64_t(saved.size()) == (call.cell->kept > 0) + (call.cell->states > 1),
+                  "rnnkernels: the forward pass was not run with save=True");
+  if (call.cell->kept)
+    call.gates = const_cast<void*>(call.take(saved[0], {call.D, call.T, call.B, call.cell->kept, call.H}, "gates"));
+  const int32_t type = call.dtype, accumulate = call.accumulate();
+  if (call.cell->states > 1)
+    call.cells = const_cast<void*>(call.take(saved.back(), {call.D, call.T, call.B, call.H}, "cells", accumulate));
+  if (dcells) call.dcells = call.take(*dcells, {call.D, call.T, call.B, call.H}, "dcells", accumulate);
+
+  Tensor dx = needs[0] ? (x.dim() == 4 ? empty(type, {x.size(0), call.T, call.B, call.I})
+                                       : empty(type, {call.T, call.B, call.I}))
+                       : empty(type, {0});
+  if (needs[0]) call.dx = dx.mutable_data_ptr();
+  Tensors dstates, dreset_states, dweights;
+  auto like_states = [&](size_t n, Tensors& results, void** data) {
+    for (size_t k = 0; needs[1] && k < n; ++k) {
+      results.push_back(empty(type, {call.D, call.B, k ? call.H : call.P}));
+      data[k] = results.back().mutable_data_ptr();
+    }
+  };
+  like_states(states.size(), dstates, call.dstates);
+  like_states(reset_states.size(), dreset_states, call.dreset_states);
+  for (size_t i = 0; needs[2] && i < weights.size(); ++i) {
+    const Tensor& w = weights[i];
+    auto make = call.B > 0 ? empty : zeros;
+    dweights.push_back(w.dim() == 2 ? make(type, {w.size(0), w.size(1)}) : make(type, {w.size(0)}));
+    call.dweights.push_back(dweights.back().mutable_data_ptr());
+  }
+  if (call.B > 0) run_backward(call);
+  return {std::move(dx), std::move(dstates), std::move(dweights), std::move(dreset_states)};
+}
+
+std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
+                     bool, bool layer_norm) {
+  LayerCall call{};
+  const std::string cell_name = text(cell);
+  const bool quantized = dtype == aoti_torch_dtype_int8();
+  call.storage = quantized ? Storage::float32 : storage_of(dtype);
+  call.cell = find_cell(cell_name);
+  STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
+  STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
+  call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
+  call.layer_norm = layer_norm;
+  if (quantized) call.scales.resize(2 * D);
+  return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
+}
+
+std::string names() {
+  std::string all = instruction_set().name;
+  for (const InstructionSet& set : instruction_sets())
+    if (set.supported() && set.name != std::string(instruction_set().name)) all += "," + std::string(set.name);
+  return all;
+}
+
+void use(StringHandle name) { use_instruction_set(text(name)); }
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
+  // with autograd, and without for callers that have their own: see rnnkernels/ops.py
+  m.impl("layer", TORCH_BOX(&layer));
+  m.impl("plain_layer", TORCH_BOX(&layer));
+  m.impl("layer_backward", TORCH_BOX(&layer_backward));
+  m.impl("plain_layer_backward", TORCH_BOX(&layer_backward));
+  m.impl("stack", TORCH_BOX(&stack));
+  m.impl("plain_stack", TORCH_BOX(&stack));
+}
+STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
+  m.impl("schedule", TORCH_BOX(&schedule));
+  m.impl("instruction_sets", TORCH_BOX(&names));
+  m.impl("use_instruction_set", TORCH_BOX(&use));
+}

@@ -1,0 +1,1 @@
+"""The Triton backend: cells (arithmetic), loops (kernels), schedules (choice of tiles), launch (the backend)."""

@@ -1,0 +1,282 @@
+"""The time loop backward: the gradients of the pre-activations of every step, and of the initial states.
+
+Letters, schedules and lengths as in forward.py. Steps are walked from end-1 down to begin. At step i the gradient of
+the states after it, which came from step i+1, is joined by that of the output and by the recurrent product: the
+weights times the gradients of the recurrent pre-activations of step i+1. Resident programs have these on chip and
+multiply at the end of step i+1; the others read them from the result at the beginning of step i. The product of step 0,
+which only the initial state needs, is then computed by the launcher.
+"""
+
+import triton
+import triton.language as tl
+
+from .dots import (
+    arrive,
+    gradient_cooperative,
+    gradient_streamed,
+    kept_weights,
+    product_resident,
+    rounded,
+    wait,
+)
+from .forward import PLAIN
+from .norms import (
+    add_parts,
+    back_sums,
+    load_gains,
+    load_moments,
+    store_parts,
+    unnormed,
+)
+from .stages import entering, load_keep, masked, resets_at, unzoned
+from .tiles import (
+    added,
+    chosen,
+    live_only,
+    load_states,
+    load_tiles,
+    place,
+    replaced,
+    state_offset,
+    store_states,
+    store_tiles,
+    time_at,
+)
+
+
+@triton.jit(do_not_specialize=PLAIN)
+def scan_backward(
+    dy, dcells,  # gradients of y (T, B, D, H) and of the cell states (D, T, B, H), or None
+    w,  # (D, G, H, K): the weights of the product that read this cell's output, transposed
+    gates, saved,  # as kept by the forward pass; saved: the states after every step, y and, if S = 2, cells
+    s_first,  # the S initial states (D, B, H), or None for zeros
+    lengths, reset, s_reset, zone, zone_at,  # as in the forward pass
+    h_mask,  # (D, B, H): the mask of the product that reads this cell's output, or None
+    ds_in, ds_out,  # gradients of the S states (D, B, H); ds_in may be None for zeros
+    ds_reset,  # S sums (D, B, H) that the gradients of the states that rows restart from are added to; or None
+    source,  # (D, T, B, SOURCE, K): gradients that the product reads; not read if resident
+    planes,  # (D, T, B, PLANES, H): the gradients of the pre-activations, the result
+    raw, gain,  # (D, T, B, G, H), (D, G, H): the recurrent products that were normed, and the gains; or None
+    moments,  # (D, T, B, 1 or 2, 2): their rows' mean and scale, in one norm per product
+    c_gain, c_bias, c_moments,  # (D, H), (D, H), (D, T, B, 2): the same for the last state in the output; or None
+    dnorm,  # (D, T, B, H): gradients of that norm, a result; or None
+    held,  # (D, B, H): the gradient of h, between the launches of a step; or None
+    parts,  # (2, D, 2, PARTS, B, 2): in turns, sums of the rows' parts as in norms.py; or None
+    counters,  # (D, batch tiles) zeros: the barriers, if cooperative
+    begin, end, T, B, D, length_x, reset_x,
+    CELL: tl.constexpr, RENEW: tl.constexpr,
+    FIRST: tl.constexpr, OUTPUT: tl.constexpr, PHASE: tl.constexpr,  # as in the forward pass, both of them backward
+    READ_NORM: tl.constexpr, EMITS: tl.constexpr,  # the product reads normed values; the cell's planes that are such
+    PARTS: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
+    KEPT: tl.constexpr, PLANES: tl.constexpr,
+    NEW: tl.constexpr, OLD: tl.constexpr,  # true for states that are read after and before the step
+    SOURCE: tl.constexpr, READS: tl.constexpr, LAG: tl.constexpr,  # planes of the product, LAG steps later
+    H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
+    SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
+    SCHEDULE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    LENGTHS: tl.constexpr = lengths is not None
+    RESIDENT: tl.constexpr = SCHEDULE == "resident"
+    COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
+    N: tl.constexpr = len(READS)  # gates of the first product
+    G: tl.constexpr = N if FIRST is None else N + 1
+    ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
+    NORMS: tl.constexpr = ARRIVALS
+    EMIT_NORM: tl.constexpr = len(EMITS) > 0
+    RAWS: tl.constexpr = len(EMITS) + NORMS - 1
+    OUTPUT_NORM: tl.constexpr = c_gain is not None
+    d, reverse, j, b, mask, n, vb, vn = place(
+        lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
+    )  # fmt: skip
+    w += d * (G * H * K)
+    weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE, PRECISION)
+    if COOPERATIVE:
+        counters += d * tl.num_programs(0) + tl.program_id(0)
+    if EMIT_NORM:
+        gains = load_gains(gain, RAWS, H, j, d, ACC)
+    if OUTPUT_NORM:
+        c_gains, c_biases = load_gains(c_gain, 1, H, j, d, ACC), load_gains(c_bias, 1, H, j, d, ACC)
+    turn = D * 4 * PARTS * B
+    if parts is not None:
+        parts += d * 4 * PARTS * B
+        more_parts = parts + 2 * PARTS * B
+    keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
+    ds = load_states(ds_in, S, H, mask, j, b, d, B, BH, BB, ACC)
+    restarted = load_states(ds_reset, S, H, mask, j, b, d, B, BH, BB, ACC)
+    first = load_states(s_first, S, H, mask & (begin == 0), j, b, d, B, BH, BB, ACC)
+    after = ()
+    for v in tl.static_range(S):
+        at = saved[v] + state_offset(v, time_at(end - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
+        after = after + (tl.load(at, mask=mask, other=0.0).to(ACC) if NEW[v] and OLD[v] else first[v],)
+    for up in tl.range(begin, end, num_stages=STAGES if RESIDENT else 1):
+        i = begin + end - 1 - up
+        t = time_at(i, n, reverse, LENGTHS)
+        row = (d * T + t) * B + b
+        again = resets_at(reset, reset_x, t, b, d, B, DIRECTIONS) if reset is not None else None
+        kept = load_tiles(gates + (row * (KEPT * H) + j), H, mask, KEPT, ACC) if KEPT > 0 else ()
+        new = ()
+        before = ()
+        for v in tl.static_range(S):
+            if OLD[v]:
+                at = saved[v] + state_offset(v, time_at(i - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
+                value = tl.load(at, mask=mask & (i > 0), other=0.0).to(ACC)
+                before = before + (tl.where(i > 0, value, first[v]),)
+            else:
+                before = before + (first[v],)
+            if NEW[v] and not OLD[v]:
+                at = saved[v] + state_offset(v, t, b, j, d, B, D, T, H)
+                new = new + (tl.load(at, mask=mask, other=0.0).to(ACC),)
+            else:
+                new = new + (after[v],)
+        old = entering(before, again, s_reset, S, H, mask, j, b, d, B)
+        after = before
+        stay = ds
+        arriving = ds
+        if dy is not None:
+            value = tl.load(dy + state_offset(0, t, b, j, d, B, D, T, H), mask=mask, other=0.0)
+            arriving = replaced(arriving, 0, arriving[0] + value.to(ACC), S)
+        if dcells is not None:
+            value = tl.load(dcells + row * H + j, mask=mask, other=0.0)
+            arriving = replaced(arriving, S - 1, arriving[S - 1] + value.to(ACC), S)
+        if not RESIDENT and PHASE < 2:
+            later = time_at(i + LAG, vn, reverse, LENGTHS)
+            read = source + ((d * T + later) * B + vb) * (SOURCE * K)
+            if COOPERATIVE:
+                tl.static_assert(LAG == 1)
+                wait(counters, ARRIVALS * (T - 1 - i) * tl.num_programs(1))
+                dh = gradient_cooperative(
+                    weights, read, (vb < B) & (i + 1 < T), READS, K, BH, BB, PIECES, SPLIT, ACC, PRECISION
+                )  # fmt: skip
+            else:
+                stop = tl.where(i + LAG < T, K, 0)
+                norm = None
+                if READ_NORM:
+                    there = (b < B) & (i + 1 < T)
+                    mean, scale = load_moments(moments, ((d * T + later) * B + b) * NORMS, there)
+                    total, products = add_parts(parts + (i + 1) % 2 * turn, PARTS, b, B)
+                    raw_row = raw + ((d * T + later) * B + b) * (G * K)
+                    norm = (raw_row, gain + d * (G * K), mean, scale, total, products)
+                dh = gradient_streamed(
+                    w, read, j, b < B, stop, READS, H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
+                )  # fmt: skip
+            if LAG == 1:
+                dh = masked(dh, keep)
+                if reset is not None:  # the reset of the product's step
+                    earlier_again = (i + 1 < T) & resets_at(
+                        reset, reset_x, time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS), b, d, B, DIRECTIONS
+                    )  # fmt: skip
+                    restarted = replaced(restarted, 0, restarted[0] + tl.where(earlier_again, dh, 0.0), S)
+                    dh = tl.where(earlier_again, 0.0, dh)
+            arriving = replaced(arriving, 0, arriving[0] + dh, S)
+        if OUTPUT_NORM:
+            at_held = held + ((d * B + b) * H + j) if held is not None else None
+            if PHASE == 1:
+                tl.store(at_held, arriving[0], mask=mask)
+            elif PHASE == 2:
+                arriving = replaced(arriving, 0, tl.load(at_held, mask=mask, other=0.0), S)
+        if zone is not None:
+            new, arriving, direct = unzoned(new, old, arriving, zone, zone_at, S, NEW, ZONE_J, t, b, j, d, mask, ACC)
+            if RENEW is not None:
+                new = RENEW(old, kept)
+        if OUTPUT_NORM:
+            c = (new[S - 1],)
+            mean, scale = load_moments(c_moments, row, b < B)
+            output = (c[0] - mean) * scale * c_gains[0] + c_biases[0]
+            dc = (OUTPUT(arriving[0], kept, output, ACTIVATION),)
+            if PHASE == 2:
+                total, products = add_parts(more_parts, PARTS, b, B)
+            else:
+                total, products = back_sums(dc, c, c_gains, mean, scale, 1)
+            if PHASE == 1:
+                store_parts(more_parts, total, products, b, B)
+            else:
+                tl.store(dnorm + row * H + j, dc[0].to(dnorm.dtype.element_ty), mask=mask)
+            dc_own = unnormed(dc[0], c[0], c_gains[0], mean, scale, total, products, H)
+            arriving = replaced(arriving, S - 1, arriving[S - 1] + (dc_own - dc[0]), S)  # the cell adds dc
+            new = replaced(new, S - 1, output, S)
+        emitted, earlier = CELL(arriving, new, old, kept, ACTIVATION, GATE)
+        if LENGTHS:
+            emitted = live_only(i < n, emitted, PLANES)
+        if EMIT_NORM:
+            raws = load_tiles(raw + (row * (RAWS * H) + j), H, mask, RAWS, ACC)
+        into = planes + (row * (PLANES * H) + j)
+        if FIRST is None:
+            if not (OUTPUT_NORM and PHASE == 1):
+                store_tiles(into, H, emitted, mask, PLANES, BH, BB, COOPERATIVE)
+        else:
+            if PHASE < 2:
+                store_tiles(into + H, H, emitted[1:], mask, PLANES - 1, BH, BB, False)
+            elif EMIT_NORM:
+                emitted = replaced(emitted, 1, tl.load(into + H, mask=mask, other=0.0).to(ACC), PLANES)
+            dq = emitted[N]
+            norm = None
+            if EMIT_NORM:
+                mean, scale = load_moments(moments, row * NORMS + 1, b < B)
+                if PHASE == 2:
+                    total, products = add_parts(more_parts, PARTS, b, B)
+                    norm = (raw + (row * G + N) * H, gain + (d * G + N) * H, mean, scale, total, products)
+                else:
+                    total, products = back_sums((dq,), (raws[N],), (gains[N],), mean, scale, 1)
+                if PHASE == 1:
+                    store_parts(more_parts, total, products, b, B)
+                dq = unnormed(dq, raws[N], gains[N], mean, scale, total, products, H)
+            dv = tl.zeros((BH, BB), ACC)
+            if RESIDENT:
+                dv = product_resident((weights[N],), dq, 1, ACC, PRECISION)[0]
+            elif PHASE != 1:
+                read = source + ((d * T + time_at(i, vn, reverse, LENGTHS)) * B + vb) * (SOURCE * K)
+                if COOPERATIVE:
+                    arrive(counters)
+                    wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
+                    dv = gradient_cooperative(
+                        (weights[N],), read, vb < B, (N,), K, BH, BB, PIECES, SPLIT, ACC, PRECISION
+                    )  # fmt: skip
+                else:
+                    dv = gradient_streamed(
+                        w + N * H * K, read, j, b < B, K, (N,), H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
+                    )  # fmt: skip
+            delta, dh = FIRST(dv, masked(old[0], keep), kept, ACTIVATION, GATE)
+            emitted, dh = replaced(emitted, 0, delta, PLANES), masked(dh, keep)
+            if PHASE != 1:
+                tl.store(into, delta.to(planes.dtype.element_ty), mask=mask)
+            earlier = replaced(earlier, 0, dh if PHASE == 2 else earlier[0] + dh, S)
+        later_reads = ()
+        for g in tl.static_range(N if RESIDENT else 0):
+            later_reads = later_reads + (emitted[READS[g]],)
+        if EMIT_NORM:
+            given = ()
+            for g in tl.static_range(len(EMITS)):
+                given = given + (emitted[EMITS[g]],)
+            mean, scale = load_moments(moments, row * NORMS, b < B)
+            total, products = back_sums(given, raws, gains, mean, scale, len(EMITS))
+            if RESIDENT:
+                later_reads = ()
+                for g in tl.static_range(N):
+                    through = unnormed(given[g], raws[g], gains[g], mean, scale, total, products, N * H)
+                    later_reads = later_reads + (through,)
+            elif PHASE != 1:
+                store_parts(parts + i % 2 * turn, total, products, b, B)
+        if COOPERATIVE:
+            arrive(counters)
+        if RESIDENT:
+            dh = tl.zeros((BH, BB), ACC) if keep is not None else earlier[0]
+            for g in tl.static_range(N):
+                part = rounded(later_reads[g].to(w.dtype.element_ty), PRECISION)
+                dh = tl.dot(weights[g], part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
+            earlier = replaced(earlier, 0, earlier[0] + masked(dh, keep) if keep is not None else dh, S)
+        if zone is not None and (OUTPUT_NORM or PHASE < 2):
+            earlier = added(earlier, direct, S)
+        if reset is not None and not (OUTPUT_NORM and PHASE == 1):
+            at_once = again & (i < n)
+            restarted = added(restarted, live_only(at_once, earlier, S), S)
+            earlier = live_only(~at_once, earlier, S)
+        if PHASE == 2 and not OUTPUT_NORM:  # `stay` has the other terms, and rows that are not live get none
+            earlier = added(earlier, stay, S)
+        elif LENGTHS:
+            earlier = chosen(i < n, earlier, stay, S)
+        ds = earlier
+    if ds_out is not None:
+        store_states(ds_out, ds, S, H, mask, j, b, d, B)
+    if ds_reset is not None:
+        store_states(ds_reset, restarted, S, H, mask, j, b, d, B)

@@ -1,0 +1,105 @@
+"""Layer norms in the backward pass outside the time loop, in torch: moments before it, gradients after it.
+
+Letters: T time, B batch, D directions, G gates, H hidden, P output of a step, M norms of recurrent products in a step.
+The recurrent products are computed again by one product over all steps; sums are in the accumulate dtype, by chunks.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+
+from .products import biases, entered_vector, of_group, own_cells
+
+CHUNK = 1 << 24  # values at a time
+
+
+class Normed(NamedTuple):
+    """The inputs of a layer's norms, and their moments."""
+
+    raw: torch.Tensor
+    """(D, T, B, G, H): the recurrent products."""
+    moments: torch.Tensor
+    """(D, T, B, M, 2): their rows' mean and one over their deviation; a second product has its own norm."""
+    c_moments: Any
+    """(D, T, B, 2): the moments of the cell states; None without such a norm."""
+
+
+def chunks(rows):
+    """Slices of the rows (R, n)."""
+    step = max(1, CHUNK // rows.size(1))
+    return [slice(at, at + step) for at in range(0, rows.size(0), step)]
+
+
+def moments_of(problem, rows):
+    """For rows (R, n): the rows minus their mean, the mean, and one over the deviation."""
+    rows = rows.to(problem.accumulate)
+    square, mean = torch.var_mean(rows, 1, correction=0, keepdim=True)
+    return rows - mean, mean, (square + problem.eps).rsqrt()
+
+
+def keep_moments(problem, rows, into):
+    """The moments of rows (R, n) into (R, 2)."""
+    for at in chunks(rows):
+        into[at] = torch.cat(moments_of(problem, rows[at])[1:], 1)
+
+
+def unnormed(problem, rows, gain, d_rows, into):
+    """The gradient of rows (R, n) into ``into``, from that of their norm; gives the gradient of the gain."""
+    dgain, gain = torch.zeros_like(gain, dtype=problem.accumulate), gain.to(problem.accumulate)
+    for at in chunks(rows):
+        normal, _, scale = moments_of(problem, rows[at])
+        normal *= scale
+        v = d_rows[at].to(problem.accumulate)
+        dgain += (v * normal).sum(0)
+        v = v * gain
+        into[at] = scale * (v - v.mean(1, keepdim=True) - normal * (v * normal).mean(1, keepdim=True))
+    return dgain
+
+
+def spans(problem):
+    """The columns of the recurrent products that share a norm, for each norm in order."""
+    first = len(problem.cell.reads) * problem.H
+    return [slice(0, first)] + [slice(first, first + problem.H)] * (problem.cell.first is not None)
+
+
+def normed_of(problem, y, gates, cells):
+    """The recurrent products, computed again, and the moments of all rows, for the backward pass."""
+    D, T, B, H, cell = problem.D, problem.T, problem.B, problem.H, problem.cell
+    raw, columns = problem.empty(D, T, B, cell.gates, H), spans(problem)
+    moments = problem.empty(D, T, B, len(columns), 2, dtype=problem.accumulate)
+    c_moments = problem.empty(D, T, B, 2, dtype=problem.accumulate) if problem.ln_c else None
+    for d in range(D):
+        h = entered_vector(problem, y, d)
+        vectors = [h] if cell.first is None else [h, gates[d, :, :, 0] * h]
+        rows = raw[d].view(T * B, cell.gates * H)
+        for m, (vector, at) in enumerate(zip(vectors, columns, strict=True)):
+            rows[:, at] = torch.mm(vector.flatten(0, 1).to(problem.dtype), problem.w_hh[d][at].t())
+            keep_moments(problem, rows[:, at], moments[d].view(T * B, len(columns), 2)[:, m])
+        if problem.ln_c:
+            keep_moments(problem, own_cells(problem, gates, cells, d).flatten(0, 1), c_moments[d].view(T * B, 2))
+    return Normed(raw, moments, c_moments)
+
+
+def through_norms(problem, found, normed, gates, cells):
+    """``problem, found`` with the gradients of the products in place of those of the norms, and for each direction the
+    gradients of its biases and those of its gains."""
+    D, T, B, G, H = problem.D, problem.T, problem.B, problem.cell.gates, problem.H
+    planes, dbiases, dgains = problem.empty(D, T, B, 2 * G, H), [], []
+    for d in range(D):
+        given, into = found.planes[d].flatten(2).flatten(0, 1), planes[d].view(T * B, 2 * G * H)
+        sums = torch.mm(of_group(problem, problem.x, d).reshape(T * B, -1), problem.w_ih[d].t())
+        dx = unnormed(problem, sums, problem.ln_x[d], given[:, : G * H], into[:, : G * H])
+        recurrent = torch.cat([given[:, n * H : (n + 1) * H] for n in problem.cell.recurrent], 1)
+        dh = torch.cat([
+            unnormed(problem, normed.raw[d].view(T * B, G * H)[:, at], problem.ln_h[d][at], recurrent[:, at],
+                     into[:, G * H :][:, at])
+            for at in spans(problem)
+        ])  # fmt: skip
+        dbiases.append(biases(problem, found, d))
+        dgains.append([dx.to(problem.dtype), dh.to(problem.dtype)])
+        if problem.ln_c:
+            c, dnorm = own_cells(problem, gates, cells, d).to(problem.accumulate), found.dnorm[d].to(problem.accumulate)
+            normal = (c - normed.c_moments[d, :, :, :1]) * normed.c_moments[d, :, :, 1:]
+            dgains[d] += [(dnorm * normal).sum((0, 1)).to(problem.dtype), dnorm.sum((0, 1)).to(problem.dtype)]
+    cell = problem.cell._replace(recurrent=tuple(range(G, 2 * G)))
+    return problem._replace(cell=cell), found._replace(planes=planes), dbiases, dgains

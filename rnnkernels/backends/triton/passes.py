@@ -1,0 +1,253 @@
+"""The launches of a pass: their kernels, number and buffers.
+
+Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, P output of a step.
+
+Resident and cooperative: one launch. Stepwise: one launch per step; the states lie in buffers in between, and the
+recurrent product reads the output of the step before. A projection is a second launch of the same loop within each
+step, with its own cell, which has no input, and which holds the output and the first state. A second product or layer
+norm adds launches to each step (``Problem.phases``).
+"""
+
+import operator
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import triton.language as tl
+
+from . import backward as backward_loop
+from . import forward as forward_loop
+from . import schedules
+from .cells import PROJECTION
+from .problem import stacked, turned
+from .products import first_index
+
+PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts=None, OUTPUT=None, EPS=0.0)
+PLAIN_BACKWARD = dict.fromkeys(("raw", "gain", "moments", "c_gain", "c_bias", "c_moments", "dnorm", "held", "parts"))
+PLAIN_BACKWARD |= dict(OUTPUT=None, READ_NORM=False, EMITS=(), PARTS=1)
+
+
+class Gradients(NamedTuple):
+    """The results of the backward loop."""
+
+    planes: torch.Tensor
+    """(D, T, B, planes, H): gradients of the pre-activations."""
+    states: list
+    """Gradients of the initial states, but for the first one's part through the first step's product."""
+    whole: bool
+    """True if ``states`` already contains that part."""
+    projected: Any
+    """(D, T, B, 1, P): gradients of the projected output; None without a projection."""
+    reset_states: list
+    """Gradients of the states that rows restart from, with the same exception; empty if there are none."""
+    dnorm: Any
+    """(D, T, B, H): gradients of the layer norm of c; None without one."""
+
+
+class Loop(NamedTuple):
+    """A kernel, and the arguments that all launches of a pass share."""
+
+    kernel: Any
+    grid: tuple
+    arguments: dict
+    options: dict
+    launched: list
+    """The states of the previous launch and the kernel compiled for it, for a next launch with the same states."""
+
+    def __call__(self, begin, end, states):
+        """Launch with the ``states`` that are read and written, by name. A launch with the previous states skips
+        Triton's search for the kernel, which takes several times as long as the launch."""
+        given = self.arguments | states | {"begin": begin, "end": end}
+        if self.launched and all(map(operator.is_, self.launched[0].values(), states.values())):
+            compiled = self.launched[1]
+            compiled[self.grid](*(given[name] for name in self.kernel.arg_names))
+            return
+        compiled = self.kernel[self.grid](**given, **self.options)
+        self.launched[:] = (states, compiled) if compiled is not None else ()  # None: interpreted
+
+
+def loop_of(problem, kernel, function, cell, tiles, units, width, states, **arguments):
+    """A loop for a cell with ``units`` units and a product ``width`` long, whose states are the op's ``states``."""
+    grid = (-(-problem.B // tiles.BB), -(-units // tiles.BH), problem.D)
+    cooperative = tiles.schedule == "cooperative"
+    arguments |= dict(
+        lengths=problem.lengths, length_x=problem.apart(problem.lengths, 2),
+        reset=problem.reset, reset_x=problem.apart(problem.reset, 3),
+        s_reset=problem.named(problem.reset_states, states, units), T=problem.T, B=problem.B, D=problem.D,
+        CELL=function, ACTIVATION=problem.activation, GATE=problem.recurrent_activation,
+        S=cell.states, KEPT=cell.kept, H=units, K=width,
+        BH=tiles.BH, BB=tiles.BB, BK=tiles.BK, SPLIT=tiles.warps,
+        PIECES=schedules.pieces(width, tiles.warps, tiles.BK) if cooperative else (),
+        counters=problem.zeros(problem.D, grid[0], dtype=torch.int32) if cooperative else None,
+        REVERSE=-1 if all(problem.reverse) else sum(flag << at for at, flag in enumerate(problem.reverse)),
+        DIRECTIONS=len(problem.reverse), SCHEDULE=tiles.schedule,
+        ACC=tl.float64 if problem.dtype == torch.float64 else tl.float32, PRECISION=problem.precision,
+        STAGES=tiles.stages, **problem.zoneout(states, units),
+    )  # fmt: skip
+    options = dict(num_warps=tiles.warps, launch_cooperative_grid=cooperative)
+    if tiles.registers is not None:
+        options["maxnreg"] = tiles.registers
+    return Loop(kernel, grid, arguments, options, [])
+
+
+def carried(problem, first, last, launches, names=("s_in", "s_out")):
+    """The states that each launch of a pass reads and writes, by the names of its arguments: the first launch reads
+    ``first``, the last writes ``last``; in between a program reads and writes its own tiles only."""
+    between = tuple(torch.empty_like(s, dtype=problem.accumulate) for s in last) if launches > 1 else ()
+    turns = zip(
+        [first and tuple(first), *[between] * (launches - 1)], [*[between] * (launches - 1), tuple(last)], strict=True
+    )
+    return [dict(zip(names, turn, strict=True)) for turn in turns]
+
+
+def spans_of(problem, tiles):
+    """The steps begin..end-1 of every launch."""
+    return [(t, t + 1) for t in range(problem.T)] if tiles.schedule == "stepwise" else [(0, problem.T)]
+
+
+def walk(spans, *turns):
+    """Launch loops over each span of steps, one after the other; each with its ``carried`` states."""
+    for launch, (begin, end) in enumerate(spans):
+        for loop, states in turns:
+            loop(begin, end, states[launch])
+
+
+def inside(problem, tiles):
+    """Arguments of the forward loop for a second product and layer norms: gains, and memory through which the
+    programs, or the launches, of a step exchange results."""
+    D, B, H, G, out = problem.D, problem.B, problem.H, problem.cell.gates, dict(PLAIN)
+    stepwise, wide = tiles.schedule == "stepwise", dict(dtype=problem.accumulate)
+    if problem.cell.first is not None and tiles.schedule != "resident":
+        out |= dict(between=problem.empty(D, B, H))
+    if len(problem.phases(tiles, False)) > 1:
+        out |= dict(sums=problem.empty(D, B, G, H, **wide))
+    if problem.norm:
+        parts = problem.empty(D, 2, -(-H // tiles.BH), B, 2, **wide) if stepwise else None
+        out |= dict(gain=stacked(problem.ln_h), parts=parts, EPS=problem.eps)
+    if problem.ln_c:
+        c_gain, c_bias = map(stacked, problem.ln_c)
+        out |= dict(c_gain=c_gain, c_bias=c_bias, OUTPUT=problem.cell.hidden)
+    return out
+
+
+def inside_backward(problem, tiles, normed):
+    """Arguments of the backward loops for layer norms: those of all, and those of the cell's alone."""
+    D, T, B, H = problem.D, problem.T, problem.B, problem.H
+    stepwise, wide, programs = tiles.schedule == "stepwise", dict(dtype=problem.accumulate), -(-H // tiles.BH)
+    if not problem.norm:
+        return {}, {}
+    parts = problem.empty(2, D, 2, programs, B, 2, **wide) if stepwise else None
+    products = dict(raw=normed.raw, moments=normed.moments, gain=stacked(problem.ln_h), parts=parts, PARTS=programs)
+    own = dict(EMITS=problem.cell.reads)
+    if problem.ln_c:
+        c_gain, c_bias = map(stacked, problem.ln_c)
+        own |= dict(
+            c_gain=c_gain, c_bias=c_bias, c_moments=normed.c_moments, dnorm=problem.empty(D, T, B, H),
+            held=problem.empty(D, B, H, **wide) if stepwise else None, OUTPUT=problem.cell.backward_hidden,
+        )  # fmt: skip
+    return products, own
+
+
+def outputs(problem, save):
+    """Uninitialised memory for ``y, last, gates, cells``; the last two are None unless they are saved."""
+    cell, D, T, B, H, P = problem.cell, problem.D, problem.T, problem.B, problem.H, problem.P
+    y, last = problem.empty(T, B, D * P), [problem.empty(D, B, P if k == 0 else H) for k in range(cell.states)]
+    gates = problem.empty(D, T, B, cell.kept, H) if save and cell.kept else None
+    cells = problem.empty(D, T, B, H, dtype=problem.accumulate) if save and cell.states > 1 else None
+    return y, last, gates, cells
+
+
+def forward(problem, tiles, inputs, save):
+    """Run the steps of the layer into its ``outputs``."""
+    cell, D, B, H, P = problem.cell, problem.D, problem.B, problem.H, problem.P
+    states, project = problem.states, bool(problem.w_hr)
+    y, last, gates, cells = outputs(problem, save)
+    hidden = problem.empty(D, B, H) if project else None
+    own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
+    first, ring = (None, None) if tiles.schedule == "resident" else exchange(problem)
+    spans, phases = spans_of(problem, tiles), problem.phases(tiles, backward=False)
+    run = partial(
+        loop_of, problem, forward_loop.scan_forward, cell.forward, cell, tiles, H, P, own, x=inputs,
+        x_d=inputs.stride(0), x_t=inputs.stride(1), x_b=inputs.stride(2), w=stacked(problem.w_hh),
+        bias=stacked([b[-H:] for b in problem.b_hh]) if cell.recurrent_bias and problem.b_hh else None, v_first=first,
+        vector=y if ring is None else ring, RING=ring is not None, h_mask=None if project else problem.h_mask,
+        G=cell.gates, FIRST=cell.first, **inside(problem, tiles),
+    )  # fmt: skip
+    results = dict(y=None if project else y, v_out=None if project else ring, h_out=hidden, gates=gates, cells=cells)
+    s_turns = carried(problem, problem.named(states, own, H), problem.named(last, own, H), len(spans))
+    turns = [(run(PHASE=phase, **dict.fromkeys(results)), [turn | {"s_out": None} for turn in s_turns])
+             for phase in phases[:-1]]  # fmt: skip
+    turns.append((run(PHASE=phases[-1], **results), s_turns))
+    if project:
+        out = loop_of(
+            problem, forward_loop.scan_forward, PROJECTION.forward, PROJECTION, tiles, P, H, (0,), x=None, x_d=0, x_t=0,
+            x_b=0, w=stacked(problem.w_hr), bias=None, v_first=hidden, vector=None, RING=False, h_mask=problem.h_mask,
+            y=y, v_out=ring, h_out=None, gates=None, cells=None, G=1, FIRST=None, PHASE=0, **PLAIN,
+        )  # fmt: skip
+        turns.append((out, carried(problem, states[:1] or None, last[:1], len(spans))))
+    walk(spans, *turns)
+    return y, last, gates, cells
+
+
+def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
+    """Run the steps of the layer backwards."""
+    cell, T, H, P, D, B = problem.cell, problem.T, problem.H, problem.P, problem.D, problem.B
+    states, project = problem.states, bool(problem.w_hr)
+    own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
+    planes, saved = problem.empty(D, T, B, cell.planes, H), (y, cells)[: cell.states]
+    widths = [P if k == 0 else H for k in range(cell.states)]
+    dfirst = [problem.empty(D, B, n, dtype=problem.accumulate) for n in widths]
+    dreset = [problem.zeros(D, B, n, dtype=problem.accumulate) for n in widths] if problem.reset_states else []
+    through = dict(
+        source=planes, SOURCE=cell.planes, READS=cell.reads, LAG=1, w=turned(problem.w_hh, cell.gates),
+        h_mask=problem.h_mask,
+    )  # fmt: skip
+    products, of_cell = inside_backward(problem, tiles, normed)
+
+    def loop(of, units, width, states_of, **arguments):
+        old = tuple(o or (n and bool(problem.zone)) for n, o in zip(of.new, of.old, strict=True))
+        return loop_of(
+            problem, backward_loop.scan_backward, of.backward, of, tiles, units, width, states_of, RENEW=of.renew,
+            FIRST=of.backward_first, PLANES=of.planes, NEW=of.new, OLD=old,
+            s_first=problem.named(states, states_of, units), ds_reset=problem.named(dreset, states_of, units),
+            **(PLAIN_BACKWARD | products | arguments),
+        )  # fmt: skip
+
+    spans, phases, projected = spans_of(problem, tiles)[::-1], problem.phases(tiles, backward=True), None
+    chained = 1 if problem.ln_c else len(phases)  # a second product adds to the states' gradients, a norm delays them
+    names = ("ds_in", "ds_out")
+    inner = carried(problem, problem.named(dlast, own, H), problem.named(dfirst, own, H), len(spans) * chained, names)
+    common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes) | of_cell
+    if project:
+        projected = problem.empty(D, T, B, 1, P)
+        out = loop(
+            PROJECTION, P, H, (0,), **through, dy=dy, dcells=None, gates=None, saved=(y,), planes=projected, PHASE=0,
+            READ_NORM=problem.norm,
+        )  # fmt: skip
+        through = dict(
+            source=projected, SOURCE=1, READS=(0,), LAG=0, w=turned(problem.w_hr, 1), h_mask=None, dy=None
+        )  # fmt: skip
+        turns = [(out, carried(problem, dlast[:1] or None, dfirst[:1], len(spans), names))]
+    else:
+        through, turns = through | dict(dy=dy, READ_NORM=problem.norm), []
+    for n, phase in enumerate(phases):
+        run = loop(cell, H, P, own, **through, **common, PHASE=phase)
+        if problem.ln_c:
+            turns.append((run, [turn | {"ds_out": None} for turn in inner] if phase == 1 else inner))
+        else:
+            turns.append((run, inner[n :: len(phases)]))
+    walk(spans, *turns)
+    return Gradients(planes, dfirst, tiles.schedule == "resident", projected, dreset, of_cell.get("dnorm"))
+
+
+def exchange(problem):
+    """The operand of the first step's product, and a pair of buffers for the later ones; None if those are outputs."""
+    D, B, P = problem.D, problem.B, problem.P
+    first = problem.states[0] if problem.states else problem.zeros(D, B, P)
+    if problem.reset is None and problem.h_mask is None:
+        return first, None
+    if problem.reset is not None:
+        again = torch.stack([problem.group_reset(d)[first_index(problem, d)] for d in range(D)])[..., None] != 0
+        first = torch.where(again, problem.reset_states[0] if problem.reset_states else 0, first)
+    first = first if problem.h_mask is None else first * problem.h_mask
+    return first.to(problem.dtype), problem.empty(2, B, D, P)

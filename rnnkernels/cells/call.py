@@ -1,0 +1,136 @@
+"""One layer call: the only list of its arguments. The op's schema, its flat form, vmap, the chooser of backends and the
+backends themselves read them by name.
+
+Letters: T time, B batch, D directions, X input groups, G gates, I input, H hidden, P output of a step.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import CELLS
+
+SCHEMA_TYPES = {
+    str: "str", bool: "bool", float: "float", Tensor: "Tensor", list[Tensor]: "Tensor[]", str | None: "str?",
+    Tensor | None: "Tensor?", tuple[bool, ...]: "int[]",  # TorchScript traces no bool[]
+}  # fmt: skip
+
+
+class LayerCall(NamedTuple):
+    """The arguments of ``rnnkernels::layer`` up to ``save``, in their order; op/schema.py says what they mean."""
+
+    cell: str
+    x: Tensor
+    states: list[Tensor]
+    weights: list[Tensor]
+    reverse: tuple[bool, ...] = (False,)
+    bias: bool = True
+    project: bool = False
+    activation: str | None = None
+    recurrent_activation: str | None = None
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
+    reset_states: list[Tensor] = ()
+    h_mask: Tensor | None = None
+    zone: list[Tensor] = ()
+    layer_norm: bool = False
+    eps: float = 1e-5
+
+    @classmethod
+    def schema(cls):
+        """The arguments as an op's schema has them."""
+        return ", ".join(f"{SCHEMA_TYPES[kind]} {name}" for name, kind in cls.__annotations__.items())
+
+    @property
+    def spec(self):
+        return CELLS[self.cell]
+
+    @property
+    def D(self):
+        """Directions of all groups."""
+        return len(self.reverse) * (self.x.size(0) if self.x.dim() == 4 else 1)
+
+    @property
+    def H(self):
+        return self.weights[1].size(0) // self.spec.gates
+
+    @property
+    def P(self):
+        return self.weights[1].size(1)
+
+    def sizes(self):
+        """How many tensors x, states, weights and reset_states are."""
+        return 1, len(self.states), len(self.weights), len(self.reset_states)
+
+    def flat(self):
+        """All tensors: the differentiable ones (x, states, weights, reset_states), lengths, reset, h_mask, *zone."""
+        return [
+            self.x, *self.states, *self.weights, *self.reset_states, self.lengths, self.reset, self.h_mask, *self.zone,
+        ]  # fmt: skip
+
+    def settings(self):
+        """All that is no tensor, by name; given to ``from_flat`` together with what ``flat`` gives."""
+        return (
+            self.cell, tuple(map(bool, self.reverse)), self.bias, self.project, self.activation,
+            self.recurrent_activation, self.layer_norm, self.eps,
+        )  # fmt: skip
+
+    @classmethod
+    def from_flat(cls, settings, sizes, flat):
+        """The call of some ``settings``, ``sizes`` and ``flat`` tensors."""
+        cell, reverse, bias, project, activation, recurrent_activation, layer_norm, eps = settings
+        states, weights, reset = sizes[0] + sizes[1], sum(sizes[:3]), sum(sizes)
+        return cls(
+            cell, flat[0], flat[1:states], flat[states:weights], reverse, bias, project, activation,
+            recurrent_activation, flat[reset], flat[reset + 1], flat[weights:reset], flat[reset + 2], flat[reset + 3 :],
+            layer_norm, eps,
+        )  # fmt: skip
+
+    def cast(self, dtype):
+        """The call as torch's autocast would have it: every floating tensor but float64 takes the dtype."""
+
+        def to(tensors):
+            return [t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
+
+        return self._replace(
+            x=to([self.x])[0], states=to(self.states), weights=to(self.weights), reset_states=to(self.reset_states),
+            h_mask=None if self.h_mask is None else self.h_mask.to(dtype), zone=to(self.zone),
+        )  # fmt: skip
+
+    def facts(self, training=False):
+        """The ``Facts`` of the call."""
+        stages = {
+            "lengths": self.lengths is not None, "reset": self.reset is not None, "h_mask": self.h_mask is not None,
+            "zone": len(self.zone) > 0, "layer_norm": self.layer_norm, "project": self.project,
+            "second_product": self.spec.phases > 1,
+        }  # fmt: skip
+        x = self.x
+        return Facts(
+            self.cell, x.device, x.dtype, x.size(-3), x.size(-2), x.size(-1), self.H, self.P, self.D, training,
+            frozenset(name for name, used in stages.items() if used), self.activation or "tanh",
+            self.recurrent_activation or "sigmoid",
+        )  # fmt: skip
+
+
+class Facts(NamedTuple):
+    """What decides which backend can run a call, and how: sizes, dtype, device and the stages in use."""
+
+    cell: str
+    device: torch.device
+    dtype: torch.dtype
+    T: int
+    B: int
+    I: int  # noqa: E741 - the letter that the whole library uses
+    H: int
+    P: int
+    D: int
+    training: bool = False
+    stages: frozenset = frozenset()
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+
+    def lacking(self, stages):
+        """The reason why a backend with these stages cannot run the call, or None."""
+        missing = sorted(self.stages - stages)
+        return f"it has no stage for {', '.join(missing)} yet" if missing else None

@@ -1,0 +1,1 @@
+"""Layers, cells and functions with the manners of ``torch.nn``: checks, options, masks, layers on top of each other."""

@@ -1,0 +1,221 @@
+"""``RNNCell``, ``LSTMCell`` and ``GRUCell``: torch.nn's cells, one step of the same op as the layers.
+
+In eager mode on the CPU torch's own op computes a step in float32 or float64 where it is faster: ``torchs_step``.
+Letters: B batch, G gates, H hidden, I input.
+"""
+
+import torch
+from torch import _VF, Tensor, nn
+from torch.autograd import forward_ad
+
+from .. import backends
+from ..cells import CELLS
+from ..cells.call import LayerCall
+from ..op import run as op
+from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
+from ..recorders.tracers import Leaf
+from .checks import aside, check_placement, check_weights, refuse_nested
+
+TORCH_CELLS = {
+    ("rnn", None): _VF.rnn_tanh_cell, ("rnn", "relu"): _VF.rnn_relu_cell, ("gru", None): _VF.gru_cell,
+    ("lstm", None): _VF.lstm_cell,
+}  # fmt: skip
+
+
+def torchs_step(cell, dtype, training):
+    """The reason why torch's own op computes a step on the CPU in eager mode, because it is faster; or None.
+
+    A step in training costs a few matrix products, equal in both, and autograd's overhead: torch's nodes are C++, ours
+    are Python. A step of an Elman network is little but products. In 16 bits our op runs: it sums in float32.
+    """
+    if dtype not in (torch.float32, torch.float64) or not (training or cell == "rnn"):
+        return None
+    return "a step of it is two products" if cell == "rnn" else "autograd costs less than for one of ours"
+
+
+class RecurrentCell(Leaf, nn.RNNCellBase):
+    """The base class of the three cells: one step from x (B, I) and the states (B, H), all of them checked."""
+
+    def _step(self, cell, activation, input, hx):
+        """The states after one step, each (B, H), or (H,) for an input without a batch.
+
+        Args:
+            input: (B, I) or (I,).
+            hx: the states, each (B, H) or (H,); none for zeros.
+        """
+        parameters, bias, H = self._parameters, self.bias, self.hidden_size
+        weights = [parameters[name] if name in parameters else getattr(self, name) for name in weight_names(bias)]
+        if input.dim() == 1:
+            new = self._step(cell, activation, input[None], [s[None] for s in hx])
+            return [s.squeeze(0) for s in new]
+        training = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights))
+        if input.is_cpu and torchs_step(cell, input.dtype, training) and eager():
+            states = hx or [input.new_zeros(input.size(0), H)] * CELLS[cell].states
+            new = TORCH_CELLS[cell, activation](input, states if cell == "lstm" else states[0], *weights)
+            return new if cell == "lstm" else (new,)
+        x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
+        stack = op.inference_op(x, states, weights, weights[0].size(1)) if H else None
+        if stack is not None:
+            try:  # the op checks the same as `check_step`, which has torch's error messages
+                y, last = stack(x, states, weights, cell, 1, False, bias, H, *((0, activation) if activation else ()))
+            except RuntimeError as error:
+                refused, stack = error, None
+        if stack is None:
+            check_step(cell, input, hx, weights, bias, H)
+            if refused is not None:
+                raise refused
+            y, last = op.layer(LayerCall(cell, x, states, weights, bias=bias, activation=activation))
+        new = (y, *last[1:])
+        if torch.compiler.is_compiling() or jit_tracing():
+            return [s.squeeze(0) for s in new]
+        return [s.squeeze_(0) for s in new]  # in place: the results are no views, so detach_ works
+
+    def _single_state(self, input, hx):
+        """``hx`` as a tuple of states, for the cells that have one; the number of dimensions is checked."""
+        name = self._name
+        dims = input.dim()
+        if input.is_nested:
+            refuse_nested(name)
+        if dims not in (1, 2):
+            raise ValueError(f"{name}: Expected input to be 1D or 2D, got {dims}D instead")
+        if hx is None:
+            return ()
+        if hx.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        return (hx,)
+
+
+def eager():
+    """True for plain eager execution with no backend forced, where torch's own ops may compute a step."""
+    return not (
+        torch.compiler.is_compiling()
+        or jit_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or backends.forced() is not None
+    )
+
+
+@aside
+def check_step(cell, input, hx, weights, bias, H):
+    """Check that the tensors of a step fit together."""
+    I = weights[0].size(1)  # noqa: E741
+    check_cell_sizes(input, hx, I, H)
+    check_placement(input.dtype, input.device, hx, weights)
+    check_weights(weights, 1, 1, bias, False, CELLS[cell].gates * H, I, H, H)
+
+
+def check_cell_sizes(input, hx, I, H):  # noqa: E741
+    """Check that an input (B, I) and states (B, H) fit a cell; the errors are torch's."""
+    B = input.size(0)
+    if input.size(1) != I:
+        raise RuntimeError(f"input has inconsistent input_size: got {input.size(1)} expected {I}")
+    for k, s in enumerate(hx):
+        if s.shape != (B, H):
+            raise_wrong_state(k, s, B, H)
+
+
+def raise_wrong_state(k, state, B, H):
+    """Raise torch's error for the wrong shape of state ``k``."""
+    if state.size(0) != B:
+        raise RuntimeError(f"Input batch size {B} doesn't match hidden{k} batch size {state.size(0)}")
+    if state.size(1) != H:
+        raise RuntimeError(f"hidden{k} has inconsistent hidden_size: got {state.size(1)}, expected {H}")
+    raise RuntimeError(f"Expected hidden{k} of shape {(B, H)}, got {tuple(state.shape)}")
+
+
+class RNNCell(RecurrentCell, nn.RNNCell):
+    """One step of an Elman network, ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``, a drop-in for ``torch.nn.RNNCell``.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        bias: False for no ``bias_ih`` and ``bias_hh``. Default: True
+        nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``
+        device, dtype: of the parameters: float64, float32, bfloat16 or float16.
+
+    ``forward(input, hx=None)``: input (B, I) or (I,), hx (B, H) or (H,), by default zeros; returns h' like hx.
+    """
+
+    _name = "RNNCell"
+
+    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step; see the class."""
+        states = self._single_state(input, hx)
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return self._step("rnn", None if self.nonlinearity == "tanh" else "relu", input, states)[0]
+
+
+class GRUCell(RecurrentCell, nn.GRUCell):
+    """One step of a gated recurrent unit, a drop-in for ``torch.nn.GRUCell``; the equations are those of ``GRU``.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as for :class:`RNNCell`.
+
+    ``forward(input, hx=None)``: input (B, I) or (I,), hx (B, H) or (H,), by default zeros; returns h' like hx.
+    """
+
+    _name = "GRUCell"
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """One step; see the class."""
+        return self._step("gru", None, input, self._single_state(input, hx))[0]
+
+
+class LSTMCell(RecurrentCell, nn.LSTMCell):
+    """One step of a long short-term memory, a drop-in for ``torch.nn.LSTMCell``; the equations are those of ``LSTM``.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as for :class:`RNNCell`.
+
+    ``forward(input, hx=None)``: input (B, I) or (I,), hx a pair (h, c) of (B, H) or (H,), by default zeros; returns
+    the pair after the step.
+    """
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size, bias, device, dtype)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """One step; see the class."""
+        dims = input.dim()
+        if input.is_nested:
+            refuse_nested("LSTMCell")
+        if dims not in (1, 2):
+            raise ValueError(f"LSTMCell: Expected input to be 1D or 2D, got {dims}D instead")
+        if hx is None:
+            hx = ()
+        else:
+            for k, s in enumerate(hx):
+                if s.dim() not in (1, 2):
+                    raise ValueError(f"LSTMCell: Expected hx[{k}] to be 1D or 2D, got {s.dim()}D instead")
+            if isinstance(hx, Tensor):
+                raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
+            if len(hx) != 2:
+                raise RuntimeError("lstm_cell expects two hidden states")
+        h, c = self._step("lstm", None, input, hx)
+        return h, c
+
+
+def kind_of_cell(module):
+    """``cell, activation`` of the op for a cell of ``torch.nn`` or ours; None for any other module."""
+    for cell, kind in (("rnn", nn.RNNCell), ("gru", nn.GRUCell), ("lstm", nn.LSTMCell)):
+        if isinstance(module, kind):
+            activation = getattr(module, "nonlinearity", "tanh")
+            if activation not in ("tanh", "relu"):
+                raise RuntimeError(f"Unknown nonlinearity: {activation}")
+            return cell, None if activation == "tanh" else activation
+    return None
+
+
+def weight_names(bias):
+    """The names of a cell's weights in the op's order."""
+    return ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh")

@@ -1,0 +1,84 @@
+"""Layers with options: masks are drawn, heads become directions, and the op runs the layers one by one.
+
+Letters: T time, B batch, D directions, N heads, G gates, H hidden, S states, I input, L layers, P output of a step.
+"""
+
+import math
+
+import torch
+
+from ..cells import CELLS
+from ..op.autograd import jit_tracing
+from .options import settings
+
+EPS = 1e-5
+"""The number that layer norms add to a variance, as in ``torch.nn.LayerNorm``."""
+
+
+def with_options(call, options, train):
+    """A ``LayerCall`` with ``Options``: masks are drawn, heads become directions.
+
+    In training (``train``) masks come from torch's generator of the device of x: first the mask of the recurrent
+    dropout, then those of the zoneout, a state at a time.
+    """
+    x, D, H, P, N, S = call.x, len(call.reverse), call.H, call.P, options.heads, call.spec.states
+    weights, states, reset_states, h_mask, zone = call.weights, call.states, call.reset_states, None, []
+    if N > 1:
+        H = P = weights[1].size(0) * weights[1].size(2)  # weight_hh is (N, G*H/N, H/N)
+    if train and options.recurrent_dropout:
+        h_mask = torch.dropout(
+            torch.ones(D, x.size(1), P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True
+        )
+    if any(options.zones(S)):
+        zone = [torch.full((1, 1, 1, 1), p, dtype=x.dtype, device=x.device) for p in options.zones(S)]
+        for k, p in enumerate(options.zones(S) if train else ()):
+            if p:
+                zone[k] = random_bools(p, (x.size(0), D, x.size(1), H if k else P), x.device)
+    cell, activation, gate = settings(call.cell, call.activation, options)
+    if N > 1:
+        weights = split_weights(weights, D, CELLS[cell].gates, N)
+        states, reset_states, zone = ([into_heads(t, N) for t in ts] for ts in (states, reset_states, zone))
+        h_mask = h_mask if h_mask is None else into_heads(h_mask, N)
+    return call._replace(
+        cell=cell, states=states, weights=weights, reverse=tuple(r for r in call.reverse for _ in range(N)),
+        activation=activation, recurrent_activation=gate, reset_states=reset_states, h_mask=h_mask, zone=zone,
+        layer_norm=options.layer_norm, eps=EPS,
+    )  # fmt: skip
+
+
+def joined(last, cells, D, N):
+    """Final states and [cell states (D*N, T, B, H/N)] of N heads as those of one layer."""
+    last = tuple(s.unflatten(0, (D, N)).movedim(1, 2).flatten(2) for s in last)
+    return last, [c.unflatten(0, (D, N)).movedim(1, 3).flatten(3) for c in cells]
+
+
+def random_bools(p, shape, device):
+    """Bools, each true with probability p, from 16 random bits each: on a CPU a third of the time of torch.bernoulli.
+
+    The threshold is rounded up or down at random, once for all elements, so that the probability is p and not a
+    multiple of 2^-16. Under torch.jit.trace, which cannot record ``view(dtype)`` and would freeze the size, the bools
+    come from torch.rand.
+    """
+    if jit_tracing():
+        return torch.rand(shape, device=device) < p
+    count = math.prod(shape)
+    bits = torch.randint(-(2**63), 2**63 - 1, ((count + 3) // 4,), device=device).view(torch.int16)[:count].view(shape)
+    rare = min(p, 1 - p)
+    found = bits < ((rare * 2**16 + torch.rand((), device=device)).floor() - 2**15).to(torch.int16)
+    return found if p == rare else ~found
+
+
+def into_heads(t, N):
+    """(..., D, B, H) as (..., D*N, B, H/N); a tensor that is broadcast along H stays as it is."""
+    return t if t.size(-1) == 1 else t.unflatten(-1, (N, -1)).movedim(-2, -3).flatten(-4, -3)
+
+
+def split_weights(weights, D, G, N):
+    """The weights of every direction and head: the rows of w_ih and biases of the head's units, gate by gate."""
+    each, out = len(weights) // D, []
+    for d in range(D):
+        w_ih, w_hh, *biases = weights[d * each : (d + 1) * each]
+        for n in range(N):
+            rows = [w.unflatten(0, (G, N, -1))[:, n].flatten(0, 1) for w in (w_ih, *biases)]
+            out += [rows[0], w_hh[n], *rows[1:]]
+    return out

@@ -1,0 +1,151 @@
+"""The options that layers have beyond torch.nn's: their checks, and the attributes that modules have for them.
+
+Letters as in functional.py.
+"""
+
+import numbers
+from typing import NamedTuple
+
+from ..cells import CELLS
+from ..cells.reference import ACTIVATIONS
+
+REGULARISERS = ("recurrent_dropout", "zoneout", "layer_norm", "recompute", "heads")
+ACTIVATED = (*REGULARISERS, "activation", "recurrent_activation")
+OPTIONS_OF = {"rnn": REGULARISERS, "lstm": ACTIVATED, "gru": (*ACTIVATED, "reset_after")}
+"""The names of a cell's options."""
+WITHOUT_EFFECT = ("recurrent_dropout", "recompute")
+"""Options that change nothing in inference."""
+
+
+class Options(NamedTuple):
+    """All options with their defaults; ``None`` stands for a plain layer wherever options are handed on."""
+
+    recurrent_dropout: float = 0.0
+    zoneout: float | tuple[float, float] = 0.0
+    layer_norm: bool = False
+    activation: str = "tanh"
+    recurrent_activation: str = "sigmoid"
+    reset_after: bool = True
+    recompute: bool = False
+    heads: int = 1
+
+    def zones(self, states):
+        """The probability of each state to stay."""
+        return self.zoneout if isinstance(self.zoneout, tuple) else (self.zoneout,) * states
+
+    def changed(self, *without):
+        """The options that are not at their defaults, as a call writes them; None if all are."""
+        named = zip(self._fields, self, PLAIN, strict=True)
+        return ", ".join(f"{name}={v!r}" for name, v, plain in named if v != plain and name not in without) or None
+
+
+PLAIN = Options()
+
+
+def take_options(cell, keywords):
+    """Take the options of a cell out of the keywords of a call: checked ``Options``, or None for a plain layer.
+
+    Raises:
+        ValueError, TypeError: for a value that an option cannot have.
+    """
+    return checked(cell, {name: keywords.pop(name) for name in OPTIONS_OF[cell] if name in keywords})
+
+
+def checked(cell, values):
+    """``Options`` of a cell with these values; None where they are the defaults."""
+    for name, value in values.items():
+        if name in ("recurrent_dropout", "zoneout"):
+            values[name] = probability(cell, name, value)
+        elif name in ("activation", "recurrent_activation"):
+            if value not in ACTIVATIONS:
+                names = [repr(a) for a in ACTIVATIONS]
+                raise ValueError(f"Unknown {name} {value!r}. Select from {', '.join(names[:-1])} or {names[-1]}.")
+        elif name == "heads":
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"heads should be of type int, got: {type(value).__name__}")
+            if value <= 0:
+                raise ValueError("heads must be greater than zero")
+        elif not isinstance(value, bool):
+            raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    options = Options(**values)
+    if options.heads > 1 and options.layer_norm:
+        raise ValueError("layer_norm is over all gates of a layer and is not defined for heads; use one of the two")
+    return None if options == PLAIN else options
+
+
+def probability(cell, name, value):
+    """A probability as a float, or a pair of them for the zoneout of an LSTM."""
+    pair = isinstance(value, (tuple, list)) and name == "zoneout"
+    if pair and (cell != "lstm" or len(value) != 2):
+        has = "two states" if cell == "lstm" else "one state"
+        raise ValueError(f"zoneout has one probability per state: expected a number, as {cell} has {has}, got {value}")
+    for p in value if pair else (value,):
+        if not isinstance(p, numbers.Number) or isinstance(p, bool) or not 0 <= p < 1:
+            what = "state being kept" if name == "zoneout" else "element of h being zeroed"
+            raise ValueError(f"{name} should be a number in range [0, 1) representing the probability of a {what}")
+    return tuple(map(float, value)) if pair else float(value)
+
+
+def check_heads(heads, hidden_size, project):
+    """Check that a layer can be cut into this many heads."""
+    if hidden_size % heads:
+        raise ValueError(f"hidden_size must be divisible by heads, got hidden_size={hidden_size} and heads={heads}")
+    if project and heads > 1:
+        raise ValueError("proj_size is not defined for heads; use one of the two")
+
+
+def norm_parameters(cell, H):
+    """The parameters that ``layer_norm`` adds to a direction: their names, without suffix, and shapes.
+
+    No name contains "weight": loops that initialise by name take such a parameter for a matrix.
+    """
+    rows = (CELLS[cell].gates * H,)
+    shapes = {"ln_x_gain": rows, "ln_h_gain": rows}
+    return shapes | {"ln_c_gain": (H,), "ln_c_bias": (H,)} if CELLS[cell].states > 1 else shapes
+
+
+def settings(cell, activation, options):
+    """``cell, activation, recurrent_activation`` of the op."""
+    if options.activation != "tanh":
+        activation = options.activation
+    gate = None if options.recurrent_activation == "sigmoid" else options.recurrent_activation
+    return cell if options.reset_after else f"{cell}_reset_before", activation, gate
+
+
+def refuse_options(who, module):
+    """Raise for a module with options that change inference, on behalf of a class that does not support them."""
+    options = getattr(module, "_options", None)  # torch.nn's modules have none
+    changed = options and options.changed(*WITHOUT_EFFECT)
+    if changed:
+        raise ValueError(f"{who} has no {changed} yet: expected a {type(module).__name__} without")
+
+
+class Option:
+    """An option as an attribute of a module: readable, and assignable unless parameters depend on it.
+
+    An attribute of the same name in the instance (from before the module was converted) or a submodule takes
+    precedence over the option.
+    """
+
+    def __init__(self, fixed=False):
+        self.fixed = fixed
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, module, owner=None):
+        if module is None:
+            return self
+        for taken in (vars(module), module._modules):
+            if self.name in taken:
+                return taken[self.name]
+        return getattr(module._options or PLAIN, self.name)
+
+    def __set__(self, module, value):
+        if self.name in vars(module):
+            vars(module)[self.name] = value
+            return
+        if self.fixed:
+            raise AttributeError(f"{self.name} decides over the parameters and cannot be changed; make another module")
+        given = (module._options or PLAIN)._asdict() | {self.name: value}
+        module._options = checked(module._cell, given)

@@ -1,0 +1,75 @@
+"""``recompute``: the gates of a forward pass from its results, by large products over many steps, for a backward pass.
+
+One layer's gates at a time take memory: in the backward pass, and in the forward pass of a cell with c.
+
+Letters as in reference.py.
+"""
+
+import torch
+
+from ..cells import CELLS, accumulate_dtype, reference
+
+PARTS = 16  # parts of the steps: intermediate results before the gates are several times as large as these
+LEAST = 2**16  # pre-activations in a part: smaller products are slow
+
+
+def without_gates(cell, saved):
+    """The saved tensors without the gates: the cell states, for a cell that has them."""
+    return saved[-1:] if CELLS[cell].states > 1 else []
+
+
+def with_gates(call, y, cells):
+    """The tensors that ``save`` gives, from the call, y (T, B, D*P) and [cells (D, T, B, H)], or [].
+
+    The states that entered a step are those that left the one before, so that no step has to wait for another.
+    """
+    cell, x, reverse, weights, lengths, reset, h_mask = (
+        call.cell, call.x, call.reverse, call.weights, call.lengths, call.reset, call.h_mask
+    )  # fmt: skip
+    if not call.spec.kept:
+        return cells
+    acc, D, (T, B) = accumulate_dtype(x.dtype), call.D, y.shape[:2]
+    act, gate = reference.functions(call.activation, call.recurrent_activation)
+    states = call.states or reference.zero_states(call)
+    outputs, rows = y.unflatten(-1, (D, -1)), weights[0].size(0)
+    parts = parts_of(y, B * rows)
+    gates = x.new_empty(D, T, B, call.spec.kept, call.H)
+    for d in range(D):
+        own = [w.to(acc) for w in reference.weights_of(weights, d, D)]
+        own = reference.Direction(cell, own, call.bias, call.project, call.eps if call.layer_norm else None)
+        backward, ends = reverse[d % len(reverse)], reference.group(lengths, d, reverse, 1)
+        x_TBI, at = reference.group(x, d, reverse, 3), reference.group(reset, d, reverse, 2)
+        left, first = [outputs[:, :, d], *(c[d] for c in cells)], [s[d].to(acc) for s in states]
+        restart = [s[d].to(acc) for s in call.reset_states] or [0.0] * len(left)
+        for a, b in parts:
+            old = [entering(s, f, backward, ends, a, b) for s, f in zip(left, first, strict=True)]
+            if at is not None:
+                old = [torch.where(at[a:b, :, None], r, s) for s, r in zip(old, restart, strict=True)]
+            h = old[0] if h_mask is None else old[0] * h_mask[d].to(acc)
+            # a row for each step and sequence
+            h, x_RGH, *old = (t.flatten(0, 1) for t in (h, own.inputs(x_TBI[a:b].to(acc)), *old))
+            again = lambda r, h=h, own=own: own.again(r * h)  # noqa: E731
+            planes = reference.CELL_FUNCTIONS[cell](x_RGH, own.recurrent(h), tuple(old), act, gate, own.norm, again)[1]
+            gates[d, a:b] = torch.stack(planes, 1).unflatten(0, (b - a, B))
+    return [gates, *cells]
+
+
+def parts_of(y, each):
+    """The steps of y (T, B, D*P) cut into parts (from, to); ``each``: pre-activations in a step."""
+    T = y.size(0)
+    if torch.compiler.is_compiling() or type(y) is not torch.Tensor:
+        return [(0, T)]  # a compiler, which may trace with its own tensors, fuses as it likes, for any T
+    steps = max(-(-T // PARTS), LEAST // max(1, each), 1)
+    return [(a, min(a + steps, T)) for a in range(0, T, steps)]
+
+
+def entering(left, first, backward, ends, a, b):
+    """The states (b-a, B, H or P) that enter steps a to b, from those that left all T, and the initial one."""
+    T = left.size(0)
+    if not backward:
+        return torch.cat([left[a - 1 : a].to(first) if a else first[None], left[a : b - 1].to(first)])
+    old = torch.cat([left[a + 1 : b].to(first), left[b : b + 1].to(first) if b < T else first[None]])
+    if ends is None:
+        return old
+    steps = torch.arange(a, b, device=old.device)[:, None, None]
+    return torch.where(steps + 1 < ends[:, None], old, first)

@@ -1,0 +1,89 @@
+"""One layer through the backend that fits, with autograd, vmap, autocast and recorders. Arguments as in schema.py."""
+
+import torch
+from torch.autograd import forward_ad
+
+from .. import backends
+from ..cells import reference
+from ..recorders import onnx
+from . import schema  # noqa: F401 - defines the ops
+from .autograd import (
+    OPS,
+    Eager,
+    Transform,
+    autocast_enabled,
+    differentiating,
+    implementation,
+    jit_tracing,
+    plain,
+    recording,
+    refuse_forward_mode,
+    transform_in_graph,
+    wants_gradient,
+)
+from .flat import Plan
+
+
+def inference_op(x, states, weights, I):  # noqa: E741
+    """The ``stack`` that runs layers without dropout and reset, in plain inference on the C++ backend; else None."""
+    recorded = jit_tracing()  # sizes cannot be compared then; the op that is recorded trains too
+    if (
+        not torch.compiler.is_compiling()
+        and x.is_cpu
+        and (recorded or (x.shape[2] == I and not wants_gradient((*weights, x, *states))))
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_any_autocast_enabled()
+        and not (recorded and onnx.exporting())
+        and forward_ad._current_level < 0
+        and backends.forced() is None
+        and backends.EXTENSION_ERROR is None
+    ):
+        return plain("stack")
+    return None
+
+
+def layer(call, *, return_cells=False, recompute=False, exposed=True):
+    """One layer through the backend that fits, with autograd, vmap and autocast.
+
+    Args:
+        call: ``LayerCall``.
+        return_cells: all cell states are a result too, for cells with two states.
+        recompute: the gates are not kept for the backward pass, which computes them again.
+        exposed: others may write into y before the backward pass. (x may be refilled where torch.nn allows it.)
+
+    Returns:
+        ``y, last``, or ``y, last, cells`` with ``return_cells`` (cells (D, T, B, H)).
+    """
+    device = call.x.device.type
+    if autocast_enabled(device):
+        call = call.cast(torch.get_autocast_dtype(device))
+    x, states, weights = call.x, call.states, call.weights
+    if not jit_tracing() and not any(weights[1].shape):  # no hidden units: no backend has anything to compute
+        return reference.no_units(x, states, weights, len(call.reverse), call.spec.states, return_cells)
+    traced = torch.compiler.is_compiling()
+    if (traced or jit_tracing()) and onnx.exporting():
+        return onnx.node_of_layer(call, return_cells)
+    if device == "cpu" and backends.forced() is None:
+        backend = "dispatch"  # the extension has all that such a call needs
+    else:
+        backend = backends.route(call.facts())
+    tensors = call.flat()
+    transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
+    recorded = not transform and recording()
+    if not traced:
+        refuse_forward_mode(tensors)
+    if not recorded and (transform or wants_gradient(tensors)):
+        plan = Plan.of(call, backend, return_cells=return_cells, recompute=recompute, exposed=exposed)
+        if transform:
+            y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)
+        elif traced or x.size(0) == 1 or x.is_contiguous() or not any(w.requires_grad for w in weights):
+            y, *rest = Eager.apply(plan, *tensors)
+        else:  # as torch.nn does, so that whoever has batch_first may refill a buffer of inputs after the call
+            y, *rest = Eager.apply(plan, x.contiguous(), *tensors[1:])
+        S = call.spec.states
+        last = tuple(rest[:S])
+        cells = rest[-1].clone() if transform and return_cells else rest[-1]  # as y: others may write into it
+    else:
+        y, last, saved = implementation(backend, "layer", OPS.get if recorded else plain)(*call, return_cells)
+        last, cells = tuple(last), saved[-1] if return_cells else None
+    return (y, last, cells) if return_cells else (y, last)

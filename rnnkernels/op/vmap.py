@@ -1,0 +1,162 @@
+"""vmap: how a batch of N calls becomes one call.
+
+Where the weights are shared, the N samples become rows of the batch (B -> N*B). Where each sample has weights of its
+own, or needs weight gradients of its own, they become directions (D -> N*D) that read N input groups (X -> N*X).
+"""
+
+import torch
+
+from ..cells import CELLS, reference
+from ..cells.call import LayerCall
+from .flat import Plan, Pull
+
+# The dimension, from the end, into which each kind of tensor folds N: when N joins the batch, and when N joins D.
+INTO_B = {"x": -2, "state": -2, "lengths": -1, "reset": -1, "zone": -2, "y": -2, "gates": -3, "cells": -2}
+INTO_D = {"x": -4, "state": -3, "lengths": -2, "reset": -3, "zone": -3, "y": -1, "gates": -5, "cells": -4}
+
+
+def fold(tensor, dim, N, at):
+    """Join the vmapped dimension (or N copies, if there is none) with dimension ``at``, added if it is missing."""
+    if tensor is None:
+        return None
+    tensor = tensor.expand(N, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    if tensor.dim() < 1 - at:
+        return tensor
+    return tensor.movedim(0, at - 1).flatten(at - 1, at)
+
+
+def fold_zone(tensor, dim, N, at, size):
+    """``fold`` for a tensor that may be broadcast along ``at``, where one entry stands for ``size`` equal ones."""
+    if dim is None and (tensor.dim() < -at or tensor.size(at) == 1):
+        return tensor
+    tensor = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
+    tensor = tensor[(slice(None), *[None] * (5 - tensor.dim()))]  # (N or 1, T, D, B, H), any of them 1
+    shape = [N, *tensor.shape[1:]]
+    shape[at] = size
+    return fold(tensor.expand(shape), 0, N, at)
+
+
+def unfold(tensor, N, at, grouped=True):
+    """The inverse of ``fold``: the tensor and the position of its vmapped dimension."""
+    if not grouped:
+        return tensor, 0
+    tensor = tensor.unflatten(at, (N, tensor.size(at) // N))
+    return tensor, tensor.dim() + at - 1
+
+
+def fold_inputs(plan, N, dims, tensors, into_d):
+    """The plan and flat list of the one call that stands for N."""
+    table = INTO_D if into_d else INTO_B
+    n = sum(plan.sizes())
+    (x,), states, weights, reset_states = reference.split(list(zip(tensors, dims, strict=True)), plan.sizes())
+    lengths, reset, h_mask, *zone = zip(tensors[n:], dims[n:], strict=True)
+    if into_d:
+        per_sample = [t.unbind(d) if d is not None else [t] * N for t, d in weights]
+        weights = [w[i] for i in range(N) for w in per_sample]
+    else:
+        weights = [t for t, _ in weights]
+    kinds = [("x", [x]), ("state", states), ("weights", None), ("state", reset_states)]
+    kinds += [("lengths", [lengths]), ("reset", [reset]), ("state", [h_mask])]
+    flat = []
+    for kind, pairs in kinds:
+        flat += weights if kind == "weights" else [fold(t, d, N, table[kind]) for t, d in pairs]
+    if zone:
+        x_XTBI = flat[0]  # folded: X or B is N times that of a sample
+        D = len(plan.settings[1]) * (x_XTBI.size(0) if x_XTBI.dim() == 4 else 1)
+        size = D // N if into_d else x_XTBI.size(-2) // N
+        flat += [fold_zone(t, d, N, table["zone"], size) for t, d in zone]
+    return plan._replace(n_weights=len(weights)), flat
+
+
+def layer(apply, N, dims, plan, tensors):
+    """vmap of ``Transform``: outputs ``(y, *last, [y], *saved)`` and their vmapped dimensions."""
+    first = 1 + plan.n_states
+    into_d = any(d is not None for d in dims[first : first + plan.n_weights])
+    table = INTO_D if into_d else INTO_B
+    plan, flat = fold_inputs(plan, N, dims, tensors, into_d)
+    results = apply(plan, *flat)
+    own = 1 + CELLS[plan.cell].states if plan.exposed else 0  # the index of the copy of y
+    out, out_dims = [], []
+    for k, t in enumerate(results):
+        kind = "y" if k in (0, own) else "state" if t.dim() == 3 else "gates" if t.dim() == 5 else "cells"
+        t, d = unfold(t, N, table[kind])
+        out.append(t), out_dims.append(d)
+    return tuple(out), tuple(out_dims)
+
+
+def layer_backward(apply, N, dims, pull, tensors):
+    """vmap of ``TransformBackward``: the needed gradients and their vmapped dimensions."""
+    plan = pull.plan
+    first = 1 + plan.n_states
+    grads, inputs, outputs = pull.split(list(zip(tensors, dims, strict=True)))
+    into_d = pull.needs[2] or any(d is not None for _, d in inputs[first : first + plan.n_weights])
+    table = INTO_D if into_d else INTO_B
+    grouped = not into_d or inputs[0][0].dim() - (inputs[0][1] is not None) == 4
+    (dy, *dlast), (y, *saved) = grads, outputs
+    dcells = [dlast.pop()] if pull.has_cells else []
+    folded, flat = fold_inputs(plan, N, [d for _, d in inputs], [t for t, _ in inputs], into_d)
+    flat = [
+        fold(*dy, N, table["y"]),
+        *[fold(t, d, N, table["state"]) for t, d in dlast],
+        *[fold(t, d, N, table["cells"]) for t, d in dcells],
+        *flat,
+        fold(*y, N, table["y"]),
+        *[fold(t, d, N, table["gates" if t.dim() - (d is not None) == 5 else "cells"]) for t, d in saved],
+    ]
+    results = iter(apply(pull._replace(plan=folded, n_in=len(flat) - len(grads) - len(outputs)), *flat))
+    out, out_dims = [], []
+    if pull.needs[0]:
+        t, d = unfold(next(results), N, table["x"], grouped)
+        out.append(t), out_dims.append(d)
+    states = [unfold(next(results), N, table["state"]) for _ in range(plan.n_states if pull.needs[1] else 0)]
+    weights = [next(results) for _ in range(folded.n_weights if pull.needs[2] else 0)]
+    stacked = [(torch.stack(weights[k :: plan.n_weights]), 0) for k in range(plan.n_weights if weights else 0)]
+    reset_states = [unfold(t, N, table["state"]) for t in results]
+    for t, d in (*states, *stacked, *reset_states):
+        out.append(t), out_dims.append(d)
+    return tuple(out), tuple(out_dims)
+
+
+# ---- The same rules for the raw ops, which vmap inside torch.compile calls -------------------------------------------
+
+
+def layer_op(name, info, in_dims, *args):
+    """The vmap rule of ``rnnkernels::layer`` and ``rnnkernels::reference_layer``."""
+    *args, save = args
+    call = LayerCall(*args)
+    plan = Plan.of(call)
+
+    def apply(plan, *tensors):
+        y, last, saved = getattr(torch.ops.rnnkernels, name)(*plan.call(tensors), save)
+        return (y, *last, *saved)
+
+    out = layer(apply, info.batch_size, LayerCall(*in_dims[:-1]).flat(), plan, call.flat())
+    S = CELLS[plan.cell].states
+    return tuple((o[0], list(o[1 : 1 + S]), list(o[1 + S :])) for o in out)
+
+
+def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
+    """The vmap rule of ``rnnkernels::layer_backward`` and ``rnnkernels::reference_layer_backward``."""
+    *args, y, saved, needs = rest
+    call = LayerCall(*args)
+    plan = Plan.of(call)
+
+    def flat(dy, dlast, dcells, *rest):
+        *args, y, saved, _ = rest
+        cells = [] if not has_cells else [dcells]
+        return [dy, *dlast, *cells, *LayerCall(*args).flat(), y, *saved]
+
+    def apply(pull, *tensors):
+        (dy, *dlast), inputs, (y, *saved) = pull.split(tensors)
+        dcells = dlast.pop() if pull.has_cells else None
+        out = getattr(torch.ops.rnnkernels, name)(
+            dy, dlast, dcells, *pull.plan.call(inputs), y, saved, list(pull.needs)
+        )
+        return (*((out[0],) if pull.needs[0] else ()), *out[1], *out[2], *out[3])
+
+    has_cells = dcells is not None
+    pull = Pull(plan, len(dlast), has_cells, len(call.flat()), tuple(map(bool, needs)))
+    results, dims = layer_backward(apply, info.batch_size, flat(*in_dims), pull, flat(dy, dlast, dcells, *rest))
+    dx, *lists = zip(pull.lists(results), pull.lists(dims), strict=True)
+    first = (dx[0][0], dx[1][0]) if needs[0] else (dy.new_empty(0), None)
+    return tuple(zip(first, *lists, strict=True))

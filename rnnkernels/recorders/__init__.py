@@ -1,0 +1,1 @@
+"""How layers meet what records programs: torch.fx, Dynamo, TorchScript and the ONNX exporter."""

@@ -1,0 +1,184 @@
+"""``explain``: the backend and schedule that would run a module on an input, and the reasons against the others.
+
+Letters: T time, B batch, D directions, H hidden, I input, P output of a step.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import backends
+from ..cells import CELLS
+from ..cells.call import LayerCall
+from ..nn.base import MODES, Recurrent
+from ..nn.cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell, torchs_step
+from ..nn.checks import refuse_nested
+from ..nn.functional import BOTH, FORWARD
+from ..nn.masks import split_weights
+from ..nn.options import PLAIN, settings
+from ..op.autograd import autocast_enabled
+from .convert import TO_OURS
+
+CELL_MODES = {RNNCell: "rnn", LSTMCell: "lstm", GRUCell: "gru"}
+
+
+class Layer(NamedTuple):
+    """The backend and schedule that would run one layer."""
+
+    index: int
+    call: backends.Facts
+    """The facts that decide."""
+    backend: str | None
+    """The backend, or None where the forced one cannot run the call, which would raise a RuntimeError."""
+    schedule: str
+    """How that backend would run it; empty without a backend."""
+    others: tuple
+    """(name, reason) for every other backend, in order of preference."""
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """The answer of :func:`explain`; ``str()`` is a table to read."""
+
+    module: str
+    forced: str | None
+    """The backend that is forced, or None."""
+    layers: tuple[Layer, ...]
+
+    def __str__(self):
+        first = self.layers[0].call
+        kind = "training" if first.training else "inference"
+        dtype = str(first.dtype).removeprefix("torch.")
+        lines = [f"{self.module}: {kind}, {dtype} on {first.device}, T={first.T}, B={first.B}"]
+        if self.forced is not None:
+            lines.append(f"forced: {self.forced}")
+        width = max(map(len, backends.names()))
+        for _, same in groupby(self.layers, key=lambda layer: layer[1:]):
+            same = list(same)
+            at, call = same[0], same[0].call
+            numbers = f"layer {at.index}" if len(same) == 1 else f"layers {at.index}-{same[-1].index}"
+            stages = f", stages: {', '.join(sorted(call.stages))}" if call.stages else ""
+            lines.append(f"{numbers}: I={call.I}, H={call.H}, P={call.P}, D={call.D}{stages}")
+            if at.backend is None:
+                lines.append("  no backend: the call would raise a RuntimeError")
+            else:
+                lines.append(f"  runs on   {at.backend:{width}}  {at.schedule}")
+            lines += [f"  not on    {name:{width}}  {reason}" for name, reason in at.others]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, lengths=None, reset=None) -> Explanation:
+    """Say which backend and schedule would run each layer of a module, and why every other backend would not.
+
+    Nothing is computed. ``torch.no_grad``, autocast, ``backends.force`` and the environment variable
+    ``RNNKERNELS_BACKEND`` count as they would in a call now.
+
+    Args:
+        module: an ``rnnkernels`` RNN, LSTM, GRU, RNNCell, LSTMCell or GRUCell.
+        x: an input that the module takes: batched, unbatched or packed.
+        hx: the initial states, as for the module; only their ``requires_grad`` counts (training or inference).
+        lengths, reset: as for the module; their values do not count.
+
+    Returns:
+        An :class:`Explanation`: ``layers`` for programs, ``str()`` (or ``print``) for people.
+
+    Raises:
+        TypeError: for a module that is not one of these.
+        ValueError: for an input with a wrong number of dimensions.
+    """
+    if not isinstance(module, (Recurrent, RecurrentCell)):
+        name = f"{type(module).__module__}.{type(module).__qualname__}"
+        if isinstance(module, tuple(TO_OURS)):
+            hint = "convert it first: explain(rnnkernels.convert(module), x)"
+        else:
+            hint = "for a model that holds some, call rnnkernels.convert(model) and explain its recurrent modules"
+        raise TypeError(f"Expected an rnnkernels RNN, LSTM, GRU or one of their cells, but got {name}; {hint}")
+    if not isinstance(x, PackedSequence) and x.is_nested:
+        refuse_nested(type(module).__name__)
+    if isinstance(module, RecurrentCell):
+        layers = [describe_step(call) for call in cell_calls(module, x, hx)]
+    else:
+        layers = [describe(n, call) for n, call in enumerate(layer_calls(module, x, hx, lengths, reset))]
+    return Explanation(str(module), backends.forced(), tuple(layers))
+
+
+def cell_calls(module, x, hx):
+    """The one call of a cell."""
+    if x.dim() not in (1, 2):
+        raise ValueError(f"{type(module).__name__}: Expected input to be 1D or 2D, got {x.dim()}D instead")
+    cell = next(cell for kind, cell in CELL_MODES.items() if isinstance(module, kind))
+    activation = "relu" if getattr(module, "nonlinearity", None) == "relu" else None
+    weights = [getattr(module, f"{kind}_{at}") for kind in ("weight", "bias") for at in ("ih", "hh")]
+    x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
+    call = LayerCall(cell, x_1BI, [], weights, FORWARD, activation=activation).facts()
+    return calls_of(call, x_1BI, hx, weights, 1, 1)
+
+
+def layer_calls(module, x, hx, lengths, reset):
+    """The calls of all layers of a module."""
+    if isinstance(x, PackedSequence):
+        data, sizes = x.data, x.batch_sizes
+        T, B = sizes.size(0), int(sizes[0])
+        x_TBI = data[:1].expand(T, B, -1)
+        lengths = None if int(sizes[-1]) == B else sizes  # rows of equal length run without lengths
+    elif x.dim() in (2, 3):
+        x_TBI = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
+    else:
+        raise ValueError(module._wrong_input.format(x.dim()))
+    options, weights = module._options or PLAIN, module._flat_weights
+    cell, activation, gate = settings(*MODES[module.mode], options)
+    D, N = 1 + module.bidirectional, options.heads
+    first = weights[: len(weights) // module.num_layers]
+    call = LayerCall(
+        cell, x_TBI, [], first if N == 1 else split_weights(first, D, CELLS[cell].gates, N),
+        [r for r in (BOTH if D == 2 else FORWARD) for _ in range(N)], project=module.proj_size > 0,
+        activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
+        h_mask=True if module.training and options.recurrent_dropout else None,
+        zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm,
+    ).facts()  # fmt: skip
+    return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)
+
+
+def calls_of(call, x_TBI, hx, weights, num_layers, width):
+    """The calls of all layers, from that of the first; ``width`` is the I of the others."""
+    states = () if hx is None else hx if isinstance(hx, (tuple, list)) else (hx,)
+    training = any(t.requires_grad for t in (x_TBI, *states))
+    device = x_TBI.device.type
+    if autocast_enabled(device) and call.dtype != torch.float64:
+        call = call._replace(dtype=torch.get_autocast_dtype(device))
+    n = len(weights) // num_layers
+    calls = []
+    for k in range(num_layers):  # a layer is in training if one below it is
+        training = training or any(w is not None and w.requires_grad for w in weights[k * n : (k + 1) * n])
+        calls.append(call._replace(training=training and torch.is_grad_enabled()))
+        call = call._replace(I=width)
+    return calls
+
+
+def describe_step(call):
+    """The ``Layer`` of a cell's step, which torch's own op may compute in eager mode on the CPU."""
+    layer = describe(0, call)
+    why = torchs_step(call.cell, call.dtype, call.training) if call.device.type == "cpu" else None
+    if why is None or backends.forced() or autocast_enabled("cpu"):
+        return layer
+    instead = (layer.backend, "it could run this, but torch's own op comes first")
+    return layer._replace(backend="torch", schedule=f"its own op: {why}", others=(instead, *layer.others))
+
+
+def describe(index, call):
+    """The ``Layer`` of a call."""
+    try:
+        chosen = backends.choose(call)
+    except RuntimeError:  # the forced backend cannot run it
+        chosen = None
+    schedule = backends.BACKENDS[chosen].schedule(call) if chosen else ""
+    forced = backends.forced()
+    instead = f"it could run this, but {forced} is forced" if forced else f"it could run this, but {chosen} comes first"
+    others = tuple((name, reason or instead) for name, reason in backends.reasons(call) if name != chosen)
+    return Layer(index, call, chosen, schedule, others)

@@ -1,0 +1,70 @@
+"""``trace``: every gate and every state of a module over a sequence, by name. Letters as in modules.py."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..cells import CELLS, reference
+from ..nn.base import MODES, check_recurrent
+from ..nn.options import PLAIN, settings
+from ..op.autograd import without_autocast
+
+
+@torch.no_grad()
+def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None) -> dict[str, Tensor]:
+    """Run a module and return all gates and states of all layers and steps, by name, for plots and for debugging.
+
+    It runs on the reference backend, a Python loop over time steps, even if another is forced, and without gradients.
+    The module keeps its mode: in training, masks are drawn; call ``eval()`` before to trace it without them.
+
+    Args:
+        module: an ``rnnkernels`` RNN, LSTM or GRU, with any options.
+        input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I); not a ``PackedSequence``.
+        hx, lengths, reset: as for the module.
+
+    Returns:
+        A dict in the order of the layers, whose keys end as those of the parameters do: ``"h_l0"``, ``"h_l0_reverse"``,
+        ``"h_l1"`` ... Each value is (T, B, H) in the layout of the input, and zero past ``lengths``:
+
+        - RNN: ``h``;
+        - LSTM: the gates ``i``, ``f``, ``g``, ``o`` after their activations, ``c``, and ``h`` (T, B, P or H);
+        - GRU: the gates ``r``, ``z`` and ``n`` after their activations, ``q = W_hn h + b_hn`` (what r multiplies; not
+          with ``reset_after=False``), and ``h``.
+
+    Raises:
+        TypeError: for a module of another kind, or a ``PackedSequence``.
+        ValueError, RuntimeError: as the module does.
+    """
+    check_recurrent(module)
+    if isinstance(input, PackedSequence):
+        raise TypeError("Expected a padded input (with lengths), but got a PackedSequence")
+    layers = []
+
+    def record(call, **ways):
+        y, last, saved = reference.layer(*call, True)
+        layers.append((y.detach(), saved))  # y itself is transposed in place under batch_first
+        return y, last
+
+    without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record))(input)
+    lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
+    options = module._options or PLAIN
+    cell, D = settings(*MODES[module.mode], options)[0], 1 + module.bidirectional
+    found = {}
+    for i, (y, saved) in enumerate(layers):
+        planes = [p.unflatten(0, (D, options.heads)) for p in saved]  # (D, N, T, B, ...)
+        outputs = y.unflatten(-1, (D, -1))
+        for d in range(D):
+            values = {name: planes[0][d, :, :, :, k] for k, name in enumerate(CELLS[cell].planes)}
+            values |= {"c": planes[-1][d].to(y.dtype)} if CELLS[cell].states > 1 else {}
+            values = {name: v.permute(1, 2, 0, 3).flatten(2) for name, v in values.items()} | {"h": outputs[:, :, d]}
+            for name, v in values.items():
+                found[f"{name}_l{i}{'_reverse' if d else ''}"] = laid_out(v, module, input, lengths)
+    return found
+
+
+def laid_out(v, module, input, lengths):
+    """(T, B, H) in the layout of the input, with zeros past the lengths."""
+    v = reference.zero_past(v, lengths)
+    if input.dim() == 2:
+        return v.squeeze(1)
+    return v.transpose(0, 1) if module.batch_first else v
