@@ -4,6 +4,7 @@ Without a compiler, or with RNNKERNELS_NO_EXTENSION=1, the package installs with
 """
 
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,24 +12,39 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 HERE = Path(__file__).parent
-EXTENSION = CppExtension(
-    "rnnkernels._C",
-    sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.cpp")),
-    depends=[str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.h")],
-    py_limited_api=True,
-    extra_compile_args={
-        "cxx": [
-            "-std=c++17",
-            "-ffp-contract=fast",
-            "-O3",
-            "-g0",
-            "-fvisibility=hidden",
-            f"-ffile-prefix-map={HERE.resolve()}/=",
-            "-DTORCH_TARGET_VERSION=0x020a000000000000",
-            *os.environ.get("RNNKERNELS_CXX_FLAGS", "").split(),
-        ]
-    },
-)
+
+
+def extension(name: str, sources: list[Path]) -> CppExtension:
+    return CppExtension(
+        name,
+        [str(path.relative_to(HERE)) for path in sorted(sources)],
+        depends=[str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.h")],
+        py_limited_api=True,
+        extra_compile_args={
+            "cxx": [
+                "-std=c++17",
+                "-ffp-contract=fast",
+                "-O3",
+                "-g0",
+                "-fvisibility=hidden",
+                f"-ffile-prefix-map={HERE.resolve()}/=",
+                "-DTORCH_TARGET_VERSION=0x020a000000000000",
+                *os.environ.get("RNNKERNELS_CXX_FLAGS", "").split(),
+            ]
+        },
+    )
+
+
+# The core has the ops and knows no Python, so that C++ programs can load it too; the binding finds it beside itself.
+BINDING = set(HERE.glob("csrc/python/*.cpp"))
+CORE = extension("rnnkernels._core", set(HERE.glob("csrc/*/*.cpp")) - BINDING)
+PYTHON = extension("rnnkernels._C", BINDING)
+if sys.platform == "darwin":
+    CORE.extra_link_args += ["-Wl,-install_name,@rpath/_core.abi3.so"]
+    PYTHON.extra_link_args += ["-Wl,-rpath,@loader_path"]
+else:
+    CORE.extra_link_args += ["-Wl,-soname,_core.abi3.so"]
+    PYTHON.extra_link_args += ["-Wl,-rpath,$ORIGIN"]
 
 
 class Build(BuildExtension):
@@ -46,7 +62,9 @@ class Build(BuildExtension):
                 return [name for names in objects for name in names]
 
         self.compiler.compile = compile
-        reason = Path(self.get_ext_fullpath(EXTENSION.name)).with_name("_C_error.txt")  # read by rnnkernels/backends.py
+        core = self.get_ext_fullpath(CORE.name)
+        PYTHON.extra_link_args.append(core)
+        reason = Path(core).with_name("_C_error.txt")  # read by rnnkernels/backends.py
         reason.unlink(missing_ok=True)
         try:
             super().build_extensions()
@@ -58,7 +76,7 @@ class Build(BuildExtension):
 
 
 setup(
-    ext_modules=[] if os.environ.get("RNNKERNELS_NO_EXTENSION") == "1" else [EXTENSION],
+    ext_modules=[] if os.environ.get("RNNKERNELS_NO_EXTENSION") == "1" else [CORE, PYTHON],
     cmdclass={"build_ext": Build.with_options(use_ninja=False)},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -255,14 +255,3 @@ def alternate(
             samples[name].append(runs[name](calls[name]))
         order.reverse()
     return samples
-
-
-class Bench:
-    """One workload in one dtype and mode, in this process: which providers are right, and their jobs."""
-
-    def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str]) -> None:
-        truth = truth_of(Case(workload, dtype, mode))
-        threads = torch.get_num_threads()
-        subjects = {name: Subject(PROVIDERS[name], workload, dtype, mode, threads) for name in providers}
-        self.facts = {name: subject.admit(truth) for name, subject in subjects.items()}
-        self.jobs = {name: subject.job for name, subject in subjects.items() if subject.job}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
-from benchmarks.stats import AGAINST, ours, threads_text
+from benchmarks.rows import AGAINST, ours, threads_text
 
 LOOKS = {"ratio": ("o", "#1f77b4"), "ratio_best": ("D", "#d95f02")}
 TICKS = (0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
@@ -18,6 +19,12 @@ def _axes(count: int, size: tuple[float, float]):
     import matplotlib.pyplot as plt
 
     return plt.subplots(1, count, figsize=size, sharey=True, squeeze=False, layout="constrained")
+
+
+def _finish(axis, title: str) -> None:
+    axis.grid(color="#dddddd", linewidth=0.7)
+    axis.set_axisbelow(True)
+    axis.set_title(title)
 
 
 def _label(row: dict) -> str:
@@ -42,14 +49,11 @@ def ratios(results: dict, path: Path) -> bool:
         axis.axvspan(low, 1, color="#d62728", alpha=0.08, linewidth=0)
         axis.axvline(1, color="black", linewidth=1)
         for key, (marker, color) in LOOKS.items():
-            points = [(ours(r)[key], labels.index(_label(r))) for r in shown if ours(r).get(key)]
-            x, y = zip(*points, strict=True) if points else ((), ())
+            x, y = zip(*((ours(r).get(key) or math.nan, labels.index(_label(r))) for r in shown), strict=True)
             axis.plot(x, y, marker, color=color, markersize=6, label=f"to {AGAINST[key]}", linestyle="none", alpha=0.85)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        axis.grid(color="#dddddd", linewidth=0.7)
-        axis.set_axisbelow(True)
-        axis.set_title(f"{mode}, {threads_text(threads)}")
+        _finish(axis, f"{mode}, {threads_text(threads)}")
     axes[0][0].set_yticks(range(len(labels)), labels)
     axes[0][0].set_ylim(len(labels) - 0.5, -0.5)
     handles = axes[0][0].get_legend_handles_labels()
@@ -100,9 +104,7 @@ def roofline(results: dict, path: Path) -> bool:
         axis.set_xlim(low, high)
         axis.set_ylim(bottom=min(y for _, y in points.values()) / 4)
         axis.set_xlabel("operations for each byte of weights read")
-        axis.set_title(f"inference, float32, {threads_text(threads)}")
-        axis.grid(color="#e5e5e5", linewidth=0.7)
-        axis.set_axisbelow(True)
+        _finish(axis, f"inference, float32, {threads_text(threads)}")
         axis.legend(loc="lower right", fontsize=7.5)
     axes[0][0].set_ylabel("GFLOP/s reached by rnnkernels")
     key = "\n".join(f"{number:2}  {name}" for number, name in enumerate(names, 1))
@@ -116,3 +118,6 @@ def _save(figure, path: Path) -> None:
 
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+PLOTS = {"-ratio.png": ratios, "-roofline.png": roofline}

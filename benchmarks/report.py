@@ -1,25 +1,382 @@
-"""Write results: JSON, Markdown, plots, and the summary in the README.
+"""Results as Markdown and plots: one report of what `run`, `variants` and `gpu` measured.
 
-`python -m benchmarks.report benchmarks/results/cpu-....json` writes Markdown and plots beside the JSON file anew, and
-the summary between the README's markers.
+`python -m benchmarks.report benchmarks/results/cpu-....json` writes Markdown and plots beside the JSON file anew;
+`--readme FILE` puts a summary between that file's markers too. Tables need nothing that a GPU machine may lack; means
+and the terminal's table need pandas, plots need matplotlib (plots.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import statistics
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
-from benchmarks import plots, targets
-from benchmarks.rows import derive
-from benchmarks.stats import against_float32, mean_of, means_lines, ours, threads_text
-from benchmarks.tables import SLOWER, best_text, duration, markdown, markdown_table, ratio_text
+from benchmarks import cli, plots
+from benchmarks.providers import OURS
+from benchmarks.rows import AGAINST, derive, ours, threads_text
+from benchmarks.workloads import named
 
-ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-PLOTS = {"-ratio.png": plots.ratios, "-roofline.png": plots.roofline}
+SLOWER = "slower"  # the mark of a losing shape
+TITLES = {"infer": "Inference", "train": "Training step: forward and backward"}
+NO_PANDAS = "not computed: pandas is not installed here; `python -m benchmarks.report` on the JSON file writes them"
+
+
+def duration(row: dict, seconds: float) -> str:
+    """Microseconds a call for single steps, milliseconds for sequences."""
+    scale, unit = (1e6, "µs") if row["T"] == 1 else (1e3, "ms")
+    value = max(seconds * scale, 1e-9)
+    digits = max(0, 2 - math.floor(math.log10(value)))  # three in all
+    return f"{value:.{digits}f} {unit}"
+
+
+def ratio_text(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value >= 1:
+        return f"{value:.2f}"
+    return f"{value:.{2 if value < 0.995 else 4}f} {SLOWER}"  # 0.998 must not read 1.00
+
+
+def best_text(row: dict) -> str:
+    """The best peer and our ratio to it, with the mark last."""
+    value = ours(row).get("ratio_best")
+    return "" if value is None else f"{row['best_peer']} {ratio_text(value)}"
+
+
+def share_text(row: dict) -> str:
+    return f"{100 * ours(row)['share']:.0f} % of {row['bound']['by']}" if ours(row).get("share") else ""
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def text_of(value: object) -> str:
+    """A cell of a table."""
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """A Markdown table of lines that name their columns; a column without any text is left out."""
+    texts = [{name: text_of(value) for name, value in line.items()} for line in lines]
+    names = dict.fromkeys(name for line in texts for name in line)
+    head = [name for name in names if any(line.get(name) for line in texts)]
+
+    def joined(values: Iterable[str]) -> str:
+        marked = (f"**{value}**" if value.endswith(SLOWER) else value for value in values)
+        return "| " + " | ".join(value.replace("|", "\\|") for value in marked) + " |"
+
+    return "\n".join(
+        [joined(head), "|" + "---|" * len(head), *(joined(ln.get(name, "") for name in head) for ln in texts)]
+    )
+
+
+def section(title: str, lines: list[dict[str, Any]]) -> str:
+    """A table under a title; nothing without lines."""
+    return f"## {title}\n\n{table(lines)}\n" if lines else ""
+
+
+def shape(row: dict) -> dict[str, Any]:
+    varied = (
+        {"cell": row["kind"].split(",")[0], "variant": row["variant"]} if "variant" in row else {"cell": row["kind"]}
+    )
+    sizes = {"T": row["T"], "B": row["B"], "I→H": f"{row['I']}→{row['H']}", "L": row["L"]}
+    return {"workload": row["workload"]} | varied | sizes | {"dtype": row["dtype"], "threads": row["threads"]}
+
+
+def called(row: dict) -> dict[str, Any]:
+    """What a row is called in the tables that do not repeat its sizes."""
+    return {name: row.get(name) for name in ("workload", "variant", "dtype", "mode", "threads")}
+
+
+class Reasons:
+    """The reasons of what was not timed, numbered: in a table stands the time, or the number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def cell(self, row: dict, name: str, result: dict | None) -> str:
+        """Of what was measured under a name; None: it was not asked."""
+        if result and "seconds" in result:
+            return duration(row, result["seconds"])
+        reason = result["reason"] if result else "not asked"
+        return f"– ({self.numbers.setdefault(f'{name}: {reason}', len(self.numbers) + 1)})"
+
+    def lines(self) -> list[str]:
+        return [f"{number}. {text}" for text, number in self.numbers.items()]
+
+
+def peers(rows: list[dict]) -> list[str]:
+    """The providers in the order of the command line."""
+    return list(dict.fromkeys(name for row in rows for name in row["providers"]))
+
+
+def cells(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
+    """One line of the table of rows: each provider's time, then how ours compares."""
+    mine, found = ours(row), shape(row)
+    times = {name: reasons.cell(row, name, row["providers"].get(name)) for name in names}
+    if "variant" not in row:
+        found |= times | {"ratio to torch": ratio_text(mine.get("ratio")), "ratio to the best peer": best_text(row)}
+        found |= {"µs a step": mine.get("us_per_step"), "share of the bound": share_text(row)}
+        return found | {"what explain says": row.get("schedule")}
+    found |= {"runs on": row["schedule"].split(":")[0], "plain layer": reasons.cell(row, "plain layer", row["plain"])}
+    found |= {"with the variant": times.pop("rnnkernels"), "over plain": row["over_plain"]}
+    found |= {"of that drawing masks": duration(row, row["masks"]["seconds"]) if row["masks"] else ""}
+    for name, text in times.items():
+        theirs = row["providers"].get(name, {}).get("seconds")
+        ratio = theirs / mine["seconds"] if theirs and "seconds" in mine else None
+        found |= {name: text, f"{name} over ours": ratio_text(ratio)}
+    return found
+
+
+def line(row: dict) -> str:
+    """A row in one line, for the log of a running benchmark."""
+    times = []
+    for name, result in row["providers"].items():
+        text = duration(row, result["seconds"]) if "seconds" in result else result["reason"] if "red" in result else "–"
+        ratio = "" if name == "torch" else ratio_text(result.get("ratio"))
+        times.append(f"{name} {text} ({ratio})" if ratio else f"{name} {text}")
+    if row.get("over_plain"):
+        times.append(f"{row['over_plain']:.2f} of the plain layer's time")
+    what = [row["workload"], *filter(None, [row.get("variant")]), row["dtype"], row["mode"]]
+    tail = "; ".join(filter(None, (best_text(row), share_text(row))))
+    head = f"{', '.join(what)}, {threads_text(row['threads'])}"
+    return f"{head}: {', '.join(times)}{'; best peer ' + tail if tail else ''}"
+
+
+def means_lines(rows: list[dict], providers: tuple[str, ...] | None = None) -> list[str]:
+    """A line for each geometric mean of ratios, of these providers or of all; the best peer is for ours only."""
+    try:
+        import numpy as np
+        import pandas as pd
+    except ImportError:
+        return [NO_PANDAS]
+    keys = ["provider", "variant", "dtype", "mode", "threads"]
+    records = [
+        {**called(row), "variant": row.get("variant", ""), "provider": name, **result}
+        for row in rows for name, result in row["providers"].items()
+    ]  # fmt: skip
+    found = []
+    for of, against in AGAINST.items():
+        frame = pd.DataFrame(records, columns=[*keys, "workload", of]).dropna(subset=of)
+        frame = frame[frame.provider != "torch" if of == "ratio" else frame.provider.isin(OURS)]
+        frame = frame if providers is None else frame[frame.provider.isin(providers)]
+        for (*what, threads), group in frame.groupby(keys, sort=False):
+            values = group[of].astype(float)
+            least, count = group.loc[values.idxmin()], len(group)
+            found.append(
+                f"{', '.join(filter(None, what))}, {threads_text(threads)}: geometric mean of the ratio to {against} "
+                f"{np.exp(np.log(values).mean()):.2f} over {count} workload{'s' if count > 1 else ''}, "
+                f"none below {least[of]:.2f} ({least.workload})"
+            )
+    return found
+
+
+def over_plain_lines(rows: list[dict]) -> list[dict[str, Any]]:
+    """For each variant and mode, our time over that of the plain layer: the geometric mean, and the most."""
+    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
+    for row in rows:
+        if row.get("over_plain"):
+            groups.setdefault((row["variant"], row["mode"]), []).append((row["over_plain"], row["workload"]))
+    return [
+        {"variant": variant, "mode": mode, "workloads": len(found)}
+        | {"over plain, mean": statistics.geometric_mean(value for value, _ in found), "most": max(found)[0]}
+        | {"at": max(found)[1]}
+        for (variant, mode), found in groups.items()
+    ]
+
+
+def beside(row: dict, rows: list[dict], **other: object) -> float | None:
+    """Our own time in the row that is the same but for what is given, if there is one."""
+    wanted = {name: row[name] for name in ("workload", "dtype", "mode", "threads")} | other
+    return next((ours(r).get("seconds") for r in rows if all(r[name] == wanted[name] for name in wanted)), None)
+
+
+def narrow_lines(rows: list[dict]) -> list[dict[str, Any]]:
+    return [
+        called(row) | {"our float32 time over ours": ratio_text(wide / mine)}
+        for row in rows
+        if row["dtype"] in ("bfloat16", "float16", "int8")
+        and (wide := beside(row, rows, dtype="float32")) and (mine := ours(row).get("seconds"))
+    ]  # fmt: skip
+
+
+def int8_lines(rows: list[dict]) -> list[dict[str, Any]]:
+    heads = {"max_error": "largest error of y", "rms_error": "rms error of y", "relative_error": "rms over rms of y"}
+    return [
+        called(row) | {"provider": name, **{text: f"{result[key]:.2e}" for key, text in heads.items()}}
+        for row in rows for name, result in row["providers"].items() if "rms_error" in result
+    ]  # fmt: skip
+
+
+def busy_lines(rows: list[dict]) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        if seconds := ours(row).get("busy_seconds"):
+            alone = beside(row, rows, threads=1)
+            ratio = {"over one thread undisturbed": seconds / alone if alone else None}
+            found.append(called(row) | {"rnnkernels, neighbour busy": duration(row, seconds)} | ratio)
+    return found
+
+
+def memory_lines(rows: list[dict]) -> list[dict[str, Any]]:
+    found = []
+    for row in rows:
+        results = ({"plain layer": row["plain"]} if "plain" in row else {}) | row["providers"]
+        counts = {name: r["peak_bytes"] for name, r in results.items() if r.get("peak_bytes") is not None}
+        if counts:
+            mine, plain = counts.get("rnnkernels"), counts.get("plain layer")
+            texts = {name: f"{count / 2**20:.1f} MiB" for name, count in counts.items()}
+            found.append(called(row) | texts | {"over plain": mine / plain if mine and plain else None})
+    return found
+
+
+def terminal(rows: list[dict]) -> str:
+    """The table of rows, the reasons and the means, as plain text."""
+    import pandas as pd
+
+    names, reasons = peers(rows), Reasons()
+    frame = pd.DataFrame([{"mode": row["mode"], **cells(row, names, reasons)} for row in rows]).map(text_of)
+    shown = frame.loc[:, (frame != "").any()].to_string(index=False, line_width=200, max_colwidth=40)
+    return "\n".join([shown, *reasons.lines(), *means_lines(rows)])
+
+
+def red(rows: list[dict]) -> bool:
+    """Whether something was wrong, or broke."""
+    return any(found.get("red") for row in rows for found in (row.get("plain", {}), *row["providers"].values()))
+
+
+def rows_text(rows: list[dict]) -> str:
+    """All about the rows: the means, each row by mode, why some were not timed, memory, precisions, neighbours."""
+    names, reasons = peers(rows), Reasons()
+    parts = ["## Means\n\n" + (bullets(means_lines(rows)) or "- no ratio yet") + "\n"]
+    parts.append(section("Our time over that of our plain layer", over_plain_lines(rows)))
+    parts += [
+        section(title, [cells(row, names, reasons) for row in rows if row["mode"] == mode and row["providers"]])
+        for mode, title in TITLES.items()
+    ]
+    if reasons.numbers:
+        parts.append("Not timed:\n\n" + "\n".join(reasons.lines()) + "\n")
+    failed = [f"{row['workload']}, {row['dtype']}, {row['mode']}: {row['reason']}" for row in rows if "reason" in row]
+    parts += [bullets(failed) + "\n" if failed else "", section("Peak memory of one call", memory_lines(rows))]
+    parts.append(section("Precision: narrow numbers against our own float32", narrow_lines(rows)))
+    parts.append(section("Errors with int8 weights, against float64", int8_lines(rows)))
+    parts.append(section("With a busy process on one of the cores", busy_lines(rows)))
+    return "\n".join(filter(None, parts))
+
+
+def roofs_text(roofs: dict | None) -> str:
+    if not roofs or "reason" in roofs:
+        return f"No share of the bound: {(roofs or {}).get('reason', 'the probe measures CPUs')}."
+    lines = []
+    for group, unit, prefix in (("flops", "GFLOP/s", "FMA peak "), ("bandwidth", "GB/s", "read ")):
+        for name, values in roofs[group].items():
+            held = f" ({roofs['sizes'][name] / 2**10:.0f} KiB)" if name in roofs["sizes"] else ""
+            label = "AMX bfloat16 (no part of the bound)" if name.startswith("amx") else f"{prefix}{name}{held}"
+            texts = {threads_text(count): f"{value / 1e9:.4g} {unit}" for count, value in values.items()}
+            lines.append({"measured by the probe": label} | texts)
+    return table(lines)
+
+
+def cases_text(title: str, results: list[dict]) -> str:
+    """How many cases of a GPU are right, the largest errors by dtype, and what is wrong."""
+    wrong = [found for found in results if "reason" in found]
+    right = [found for found in results if "error" in found and "reason" not in found]
+    refused = len([found for found in results if "refused" in found])
+    worst: dict[str, dict] = {}
+    for found in right:
+        dtype = found["case"].split()[2]
+        if found["error"] >= worst.get(dtype, {"error": -1.0})["error"]:
+            worst[dtype] = found
+    lines = [f"{f['case']}: {f['reason']}" for f in wrong]
+    lines += [f"largest error in {dtype}: {f['error']:.1e}, {f['of']} of {f['case']}" for dtype, f in worst.items()]
+    text = f"{len(right)} right, {len(wrong)} wrong, {refused} that a forced schedule cannot run."
+    return f"## {title}\n\n" + (f"{text}\n\n{bullets(lines)}" if results else "Not run.") + "\n"
+
+
+def tests_text(found: dict | None) -> str:
+    if found is None:
+        return "## Tests\n\nNot run.\n"
+    text = f"{found['tests']} tests in {found['seconds']:.0f} s: {found['failures']} failed, {found['errors']} broke, "
+    text += f"{found['skipped']} skipped, {found['unfinished']} did not end in time; exit codes {found['exit']}."
+    return f"## Tests\n\n{text}\n{bullets(found['failed'])}\n"
+
+
+def experiments_text(results: list[dict], lines: list[dict]) -> str:
+    """The barrier alone, each schedule forced at several sizes, and what a call and a step of each cost."""
+    barriers = [
+        {"programs": r["H"], "barrier alone, µs a step": r["us_per_step"]}
+        for r in results if r["purpose"] == "barrier" and "us_per_step" in r
+    ]  # fmt: skip
+    times: dict[tuple, dict[str, float]] = {}
+    for r in results:
+        if r["purpose"] == "crossover" and "seconds" in r:
+            times.setdefault((r["H"], r["B"]), {})[r["schedule"]] = r["us_per_step"]
+    schedules = sorted({name for of in times.values() for name in of})
+    crossed = [
+        {"H": H, "B": B} | {f"{name}, µs a step": of.get(name) for name in schedules}
+        | {"fastest": min(of, key=of.__getitem__)}
+        for (H, B), of in times.items()
+    ]  # fmt: skip
+    names = {"schedule": "schedule", "H": "H", "B": "B", "us_per_call": "µs a call", "us_per_step": "µs a step"}
+    through = [{text: line[name] for name, text in names.items()} for line in lines]
+    told = {True: "replayed from a CUDA graph, the same bits", False: "replayed from a CUDA graph, **other bits**"}
+    texts = {
+        f"{r['schedule']}, H {r['H']}, B {r['B']}: {r['reason'] if 'reason' in r else told[r['captured']]}"
+        for r in results if "reason" in r or "captured" in r
+    }  # fmt: skip
+    parts = ["## Schedules forced: LSTM in bfloat16, forward", *(table(part) for part in (barriers, crossed) if part)]
+    parts += ["A line through the time over T:", table(through)] if through else []
+    return "\n\n".join([*parts, bullets(sorted(texts))])
+
+
+HOW = """Medians of alternating runs, {how}. A provider is timed only if
+its output, and in training each gradient, is right against float64. A ratio is the other's time over that of rnnkernels
+(below 1: slower); the best peer is the fastest provider that is not ours. Memory is the growth of peak memory during
+one call, the results included."""
+BOUND = """The bound of a workload is the larger of its operations over the FMA peak (vector instructions) and its
+weights' bytes over the bandwidth of the cache that holds them; a kernel on matrix units (AMX) can exceed it."""
+VARIED = """Right is, for recurrent dropout, zoneout, layer norm and the GRU that resets before its product, what our
+reference in plain torch gives with the same masks; else what torch.nn gives. Masks are drawn inside the timed call on
+all sides, by torch in the same way; not by Keras, whose recurrent dropout is not compared. *runs on* is the backend
+that `explain` names: the reference is plain torch, slow. torch is torch.nn with split and pad at resets, or packed
+rows; torch_script is a scripted loop of cells. `legged` and `rl-bench` are GPU workloads, here on the CPU with the
+smaller batch of column B. 3% of the steps are resets, lengths are uniform from 1 to T."""
+
+
+def markdown(results: dict) -> str:
+    """The whole file, of whatever kind the results are."""
+    machine, gpu = results["machine"], "smoke" in results
+    apart = "each provider in a process of its own, on as many cores as threads"
+    parts = [HOW.format(how=f"in one process, timed with {machine['timer']}" if gpu else apart) + "\n"]
+    if gpu:
+        cut = ", ".join(results["cut"]) or "nothing"
+        parts.append(f"{results['done']} of {results['planned']} rows. Out of time: {cut}.\n")
+        parts.append(cases_text("Every cell, schedule and dtype against float64", results["smoke"]))
+        parts += [tests_text(results["tests"]), cases_text("The same bits every time", results["races"])]
+    elif "absent" in results:
+        parts.append(VARIED + "\n")
+        parts += [f"Left out: {name} {why}.\n" for name, why in results["absent"].items()]
+        parts += [f"Out of time: {'; '.join(results['cut'])}.\n"] if results["cut"] else []
+    else:
+        parts.append(f"{BOUND}\n\n{roofs_text(results.get('roofs'))}\n")
+    parts.append(rows_text(results["rows"]))
+    parts += [experiments_text(results["experiments"], results["lines"])] if gpu else []
+    title = "What torch.nn does not have, on" if "absent" in results else "Benchmark on"
+    return heading(f"{title} {machine.get('gpu', machine['cpu'])}", machine) + "\n".join(parts).rstrip() + "\n"
+
+
+def heading(title: str, machine: dict) -> str:
+    """Title, command and machine."""
+    facts = bullets(f"{name}: {value}" for name, value in machine.items() if name != "command")
+    return f"# {title}\n\n    {machine['command']}\n\n{facts}\n\n"
 
 
 def replace(path: Path, text: str) -> None:
@@ -29,79 +386,51 @@ def replace(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def write_texts(out: Path, texts: dict[str, str]) -> list[Path]:
-    """A file for each suffix of a name that has none."""
+def dumped(results: dict) -> str:
+    """As JSON, with a line for each row, case or experiment."""
+
+    def text(value: object) -> str:
+        many = isinstance(value, list) and value
+        return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if many else json.dumps(value)
+
+    return "{" + ",\n".join(f"{json.dumps(name)}: {text(value)}" for name, value in results.items()) + "}\n"
+
+
+def write(results: dict, out: Path, with_plots: bool = False, text: Callable[[dict], str] = markdown) -> list[Path]:
+    """JSON and Markdown of a name that has no suffix, and the plots where asked for."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    paths = [out.with_name(out.name + suffix) for suffix in texts]
-    for path, text in zip(paths, texts.values(), strict=True):
-        replace(path, text)
+    paths = [out.with_name(out.name + suffix) for suffix in (".json", ".md")]
+    replace(paths[0], dumped(results))
+    replace(paths[1], text(results))
+    for suffix, draw in plots.PLOTS.items() if with_plots else ():
+        path = out.with_name(out.name + suffix)
+        if draw(results, path):
+            paths.append(path)
     return paths
 
 
-def json_and(markdown: str, results: dict) -> dict[str, str]:
-    """The texts of results, by suffix."""
-    return {".json": json.dumps(results, indent=1) + "\n", ".md": markdown}
-
-
-def write(results: dict, out: Path, with_plots: bool = False) -> list[Path]:
-    """JSON and Markdown, and the plots where asked for."""
-    written = write_texts(out, json_and(markdown(results), results))
-    for suffix, draw in PLOTS.items() if with_plots else ():
-        path = out.with_name(out.name + suffix)
-        if draw(results, path):
-            written.append(path)
-    return written
-
-
-def _cell(row: dict) -> str:
-    """Our time and how it compares, the losing part marked."""
-    mine = ours(row)
-    if "seconds" not in mine:
-        return mine.get("reason", "")
-    texts = [f"{ratio_text(mine['ratio'])}" if mine.get("ratio") else "", best_text(row)]
-    texts = [f"**{text}**" if text.endswith(SLOWER) else text for text in texts]
-    return ", ".join([duration(row, mine["seconds"]), *filter(None, texts)])
-
-
-def _narrow_lines(rows: list[dict]) -> list[str]:
-    """Means of our narrow dtypes against our own float32."""
-    groups: dict[tuple, list[tuple[str, float]]] = {}
-    for pair in against_float32(rows):
-        key = (pair.row["dtype"], pair.row["mode"], pair.row["threads"])
-        groups.setdefault(key, []).append((pair.row["workload"], pair.ratio))
-    return [
-        f"{dtype} against our float32, {mode}, {threads_text(threads)}: geometric mean {m.mean:.2f} over {m.count} "
-        f"workloads, none below {m.least:.2f} ({m.least_name})"
-        for (dtype, mode, threads), values in groups.items()
-        for m in [mean_of(values)]
-    ]
-
-
-def summary(results: dict, images: str = "") -> str:
-    """The README's part: means, targets, and a line per workload with a column per mode and thread count, ours."""
-    rows, machine = results["rows"], results["machine"]
-    runs = list(dict.fromkeys((row["mode"], row["threads"]) for row in rows))
-    lines: dict[tuple[str, str], list[str]] = {}
+def summary(results: dict, images: str, only: list[str]) -> str:
+    """For the README: means, and a line per workload with a column per mode and thread count, ours."""
+    machine, rows = results["machine"], [row for row in results["rows"] if named(row["workload"], only)]
+    lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        key = (row["workload"], row["dtype"])
-        if key not in lines:
-            shape = f"{row['kind']}, T {row['T']}, B {row['B']}, {row['I']}→{row['H']}, L {row['L']}"
-            lines[key] = [row["workload"], shape, row["dtype"], *([""] * len(runs))]
-        lines[key][3 + runs.index((row["mode"], row["threads"]))] = _cell(row)
-    head = ["workload", "shape", "dtype", *(f"{mode}, {threads_text(threads)}" for mode, threads in runs)]
-    means = "\n".join(f"- {line}" for line in means_lines(rows, ("rnnkernels",)) + _narrow_lines(rows))
+        text = f"{row['kind']}, T {row['T']}, B {row['B']}, {row['I']}→{row['H']}, L {row['L']}"
+        head = {"workload": row["workload"], "shape": text, "dtype": row["dtype"]}
+        said = [ratio_text(ours(row).get("ratio")), best_text(row)]
+        said = [f"**{text}**" if text.endswith(SLOWER) else text for text in said]
+        said = ", ".join(filter(None, [Reasons().cell(row, "rnnkernels", ours(row)), *said]))
+        found = lines.setdefault((row["workload"], row["dtype"]), head)
+        found[f"{row['mode']}, {threads_text(row['threads'])}"] = said
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores ({machine['instruction sets']})"
-    reached = targets.lines(rows)
-    met = markdown_table(["target", "threads", "reached", "met"], reached) + "\n\n" if reached else ""
     return f"""`{machine["command"]}`
 
 {where}; Python {machine["python"]}, torch {machine["torch"]}, rnnkernels {machine["rnnkernels"]}, backends
 {machine["backends"]}; commit {machine["commit"]}, {machine["date"]}. Each cell: our time, torch's time over ours, and
 the best peer with its time over ours.
 
-{images}{means}
+{images}{bullets(means_lines(results["rows"], ("rnnkernels",)))}
 
-{met}{markdown_table(head, list(lines.values()))}"""
+{table(list(lines.values()))}"""
 
 
 def fill(readme: str, text: str) -> str:
@@ -112,31 +441,28 @@ def fill(readme: str, text: str) -> str:
     return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
 
 
-def _images(written: list[Path], readme: Path) -> str:
-    """The plots as Markdown, by paths from the README's folder."""
-    paths = [
-        Path(os.path.relpath(path, readme.resolve().parent)).as_posix() for path in written if path.suffix == ".png"
-    ]
-    return "".join(f"![{Path(path).stem}]({path})\n\n" for path in paths)
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
-    parser.add_argument("results", nargs="+", type=Path, help="JSON files that benchmarks.run wrote")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("results", nargs="+", type=Path, help="JSON files that a benchmark wrote")
+    parser.add_argument("--readme", type=Path, help="a file with the markers, whose summary is written anew")
+    parser.add_argument("--only", type=cli.listed(), default=[], help="workloads in that summary (default: all)")
     asked = parser.parse_args(arguments)
     try:
         parts = []
         for path in asked.results:
             results = json.loads(path.read_text(encoding="utf-8"))
             results["rows"] = [derive(row) for row in results["rows"]]
-            written = write(results, path.resolve().with_suffix(""), with_plots=True)
-            parts.append(summary(results, _images(written, asked.readme)))
-        text = fill(asked.readme.read_text(encoding="utf-8"), "\n\n".join(parts))
+            written = write(results, path.resolve().with_suffix(""), with_plots="roofs" in results)
+            print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
+            if asked.readme:
+                base, drawn = asked.readme.resolve().parent, [at for at in written if at.suffix == ".png"]
+                images = (f"![{at.stem}]({Path(os.path.relpath(at, base)).as_posix()})\n\n" for at in drawn)
+                parts.append(summary(results, "".join(images), asked.only))
+        if asked.readme:
+            filled = fill(asked.readme.read_text(encoding="utf-8"), "\n\n".join(parts))
+            asked.readme.write_text(filled, encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"{type(error).__name__}: {error}")
-    asked.readme.write_text(text, encoding="utf-8")
-    print(f"wrote {', '.join(map(str, written))} and {asked.readme}", file=sys.stderr)
 
 
 if __name__ == "__main__":

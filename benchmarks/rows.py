@@ -5,20 +5,30 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks import machine
-from benchmarks.bounds import bound
 from benchmarks.measure import Subject, alternate, truth_of
 from benchmarks.providers import OURS, PROVIDERS, Case
+from benchmarks.roofline.bounds import bound
 from benchmarks.worker import Busy, Worker
 from benchmarks.workloads import Workload
 
 BUSY_ROUNDS = 5
+AGAINST = {"ratio": "torch", "ratio_best": "the best peer"}  # to whom the ratios of a row are
+
+
+def ours(row: dict) -> dict:
+    """Our library's own results of a row, {} where it was not asked."""
+    return row["providers"].get("rnnkernels", {})
+
+
+def threads_text(count: int | str) -> str:
+    return f"{count} thread{'s' if int(count) > 1 else ''}"
 
 
 def derive(row: dict) -> dict:
@@ -43,7 +53,7 @@ def head(w: Workload, dtype: str, mode: str, threads: int) -> dict:
     shape = {"workload": w.name, "kind": w.kind, "source": w.source}
     shape |= {letter: getattr(w, letter) for letter in "TBIHL"}
     how = {"device": w.device, "dtype": dtype, "own_dtype": dtype == w.dtype, "mode": mode}
-    return {**shape, **how, "threads": threads}
+    return {**shape, **how, "threads": threads} | ({"variant": w.variant} if w.variant else {})
 
 
 def summed_up(values: list[tuple[float, float]]) -> dict:
@@ -68,17 +78,14 @@ def guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]
     return run
 
 
-class Rows:
+class Rows(AbstractContextManager):
     """The rows of one workload in one dtype and mode. The truth is computed once and lies in a file."""
 
-    def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str], roofs: dict | None) -> None:
+    def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str], roofs: dict | None = None):
         self.workload, self.dtype, self.mode, self.providers, self.roofs = workload, dtype, mode, providers, roofs
         self._folder = tempfile.TemporaryDirectory()
         self._truth = str(Path(self._folder.name) / "truth.pt")
         torch.save(truth_of(Case(workload, dtype, mode)), self._truth)
-
-    def __enter__(self) -> Rows:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
@@ -100,10 +107,18 @@ class Rows:
                 workers[name] = worker
         return workers, facts
 
-    def measure(self, threads: int, seconds: float, rounds: int, with_memory: bool = False, busy: bool = False) -> dict:
+    def measure(
+        self, threads: int, seconds: float, rounds: int, with_memory: bool = False, busy: bool = False,
+        plain: Rows | None = None,
+    ) -> dict:  # fmt: skip
+        """The row. ``plain``: of the plain workload by our layer only, which then is timed between the others."""
         w, cores = self.workload, machine.cores(threads)
         with ExitStack() as stack:
             workers, facts = self.admitted(stack, cores, threads, with_memory)
+            if plain is not None:
+                base, found = plain.admitted(stack, cores, threads, with_memory)
+                workers |= {"plain": base["rnnkernels"]} if base else {}
+                facts["plain"] = found["rnnkernels"]
             runs = {name: guarded(worker, facts[name]) for name, worker in workers.items()}
             samples = alternate(runs, seconds, rounds)
             if busy and threads > 1 and len(cores) == threads and "rnnkernels" in runs:
@@ -113,5 +128,10 @@ class Rows:
         for name, values in samples.items():
             if "reason" not in facts[name]:
                 facts[name] |= summed_up(values)
-        limit = bound(w, self.dtype, self.mode, threads, self.roofs)
-        return derive({**head(w, self.dtype, self.mode, threads), "bound": limit, "providers": facts})
+        row = {**head(w, self.dtype, self.mode, threads), "providers": facts}
+        row["bound"] = bound(w, self.dtype, self.mode, threads, self.roofs)
+        if plain is not None:
+            row["plain"] = facts.pop("plain")
+            pair = [found.get("seconds") for found in (ours(row), row["plain"])]
+            row["over_plain"] = pair[0] / pair[1] if all(pair) else None
+        return derive(row)

@@ -7,7 +7,8 @@ pytest benchmarks/test_regression.py --benchmark-enable --benchmark-compare --be
 import pytest
 import torch
 
-from benchmarks.measure import Bench
+from benchmarks.measure import Subject, truth_of
+from benchmarks.providers import PROVIDERS, Case
 from benchmarks.workloads import WORKLOADS
 
 NAMES = ("stream-gru", "elman-T200", "tiny-bi", "char-rnn", "sentiment")
@@ -17,7 +18,7 @@ NAMES = ("stream-gru", "elman-T200", "tiny-bi", "char-rnn", "sentiment")
 @pytest.mark.parametrize("name", NAMES)
 def test_workload(benchmark, name, mode):
     workload = next(w for w in WORKLOADS if w.name == name and w.device == "cpu")
-    bench = Bench(workload, workload.dtype, mode, ["rnnkernels"])
-    assert "reason" not in bench.facts["rnnkernels"]
+    subject = Subject(PROVIDERS["rnnkernels"], workload, workload.dtype, mode, torch.get_num_threads())
+    assert "reason" not in subject.admit(truth_of(Case(workload, workload.dtype, mode)))
     with torch.inference_mode(mode == "infer"):
-        benchmark(bench.jobs["rnnkernels"].run)
+        benchmark(subject.job.run)

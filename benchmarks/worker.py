@@ -20,6 +20,8 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -71,7 +73,7 @@ def _serve(connection: Connection, cores: list[int], make: Callable[..., Any], a
             connection.send((False, said(error)))
 
 
-class Worker:
+class Worker(AbstractContextManager):
     """An object in a process of its own; `ask` calls its methods. `make` and what is passed must be picklable."""
 
     def __init__(self, cores: list[int], make: Callable[..., Any], *arguments: Any, limit: float = LIMIT) -> None:
@@ -121,25 +123,14 @@ class Worker:
             self._process.kill()
             self._process.join()
 
-    def __enter__(self) -> Worker:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
-class _Function:
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-    def call(self, *arguments: Any) -> Any:
-        return self.function(*arguments)
-
-
 def call(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function gives in a fresh process that is pinned to as many cores as threads."""
-    with Worker(machine.cores(threads), _Function, function) as worker:
-        return worker.ask("call", *arguments)
+    with Worker(machine.cores(threads), partial, function) as worker:
+        return worker.ask("__call__", *arguments)
 
 
 class Busy:

@@ -1,12 +1,13 @@
 """The named workloads: shapes that published projects really run.
 
 T time, B batch, I input, H hidden, L layers. Each name is one row of the benchmark tables; `family` is the project it
-comes from, so that `--only wide` selects `wide-lstm` and `wide-gru`.
+comes from, so that `--only wide` selects `wide-lstm` and `wide-gru`. A variant is a workload that has something which
+torch.nn's layers lack; `plain` is the same workload without it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -31,6 +32,7 @@ class Workload:
     packed: bool = False  # rows have lengths of their own
     single: bool = False  # a cell, called for one step, instead of a layer
     options: tuple[tuple[str, Any], ...] = ()  # what rnnkernels' module is given that torch.nn's does not take
+    variant: str = ""  # a key of VARIANTS
 
     @property
     def D(self) -> int:
@@ -39,13 +41,18 @@ class Workload:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """What its kernels do beside a plain layer's, by the names in rnnkernels.ops."""
+        """What its kernels do beside a plain layer's, by the names of the op."""
         return tuple(name for name, used in (("lengths", self.packed), ("reset", self.resets > 0)) if used)
 
     @property
     def walks(self) -> list[tuple[bool, ...]]:
         """The kinds of its layers: of each direction, whether it walks backwards in time."""
         return [(False,), (True,)] if self.alternating else [(False, True)[: self.D]]
+
+    @property
+    def plain(self) -> Workload:
+        """The workload without what its variant adds."""
+        return replace(self, resets=0.0, packed=False, options=(), variant="")
 
     @property
     def kind(self) -> str:
@@ -112,10 +119,33 @@ WORKLOADS: list[Workload] = [
 ]
 
 
+# What a workload is given for each; Keras says of itself what it has.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "reset": {"resets": 0.03},
+    "lengths": {"packed": True},
+    "recurrent_dropout": {"options": (("recurrent_dropout", 0.2),)},
+    "zoneout": {"options": (("zoneout", 0.1),)},
+    "layer_norm": {"options": (("layer_norm", True),)},
+    "reset_after=False": {"options": (("reset_after", False),)},
+    "recompute": {"options": (("recompute", True),)},
+}
+VARIED = {"guide-bench": "cpu", "imdb": "cpu", "legged": "cuda", "rl-bench": "cuda"}  # families, by device
+CPU_BATCH = {"legged": 64, "rl-bench": 32}  # of GPU workloads: at their own, a call of a scripted loop takes seconds
+
+
+def variants(names: list[str]) -> list[Workload]:
+    """The variants of these names, all of them on the CPU."""
+    found = [replace(w.plain, device="cpu", B=CPU_BATCH.get(w.family, w.B)) for w in WORKLOADS
+             if VARIED.get(w.family) == w.device]  # fmt: skip
+    return [replace(w, variant=name, **VARIANTS[name]) for w in found for name in names
+            if name != "reset_after=False" or w.cell == "gru"]  # fmt: skip
+
+
+def named(name: str, patterns: list[str], family: str = "") -> bool:
+    """Whether a workload is named by its family or by a shell pattern; each is without patterns."""
+    return not patterns or any(fnmatchcase(name, p) or family == p for p in patterns)
+
+
 def select(device: str, patterns: list[str]) -> list[Workload]:
-    """The workloads of a device that a family's name or a shell pattern names; all of them without patterns."""
-
-    def wanted(w: Workload) -> bool:
-        return not patterns or any(fnmatchcase(w.name, p) or w.family == p for p in patterns)
-
-    return [w for w in WORKLOADS if w.device == device and wanted(w)]
+    """The named workloads of a device."""
+    return [w for w in WORKLOADS if w.device == device and named(w.name, patterns, w.family)]

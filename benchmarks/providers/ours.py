@@ -133,8 +133,6 @@ def schedule_of(case: Case) -> str:
 def ours_int8(case: Case) -> Job:
     library = importlib.import_module("rnnkernels")
     refuse_extras("quantize_dynamic", case.workload)
-    if not hasattr(library, "quantize_dynamic"):
-        raise Unsupported(f"rnnkernels {library.__version__} has no quantize_dynamic")
     try:
         module = library.quantize_dynamic(module_of(library, case))
     except NotImplementedError as error:
@@ -150,8 +148,6 @@ def stepper(case: Case) -> Job:
     if w.T != 1 or case.mode != "infer":
         raise Unsupported("for inference of single steps (T = 1)")
     library = importlib.import_module("rnnkernels")
-    if not hasattr(library, "Stepper"):
-        raise Unsupported(f"rnnkernels {library.__version__} has no Stepper")
     if w.bidirectional or w.alternating:
         raise Unsupported("a stream has no future to walk back from")
     step_ = library.Stepper(module_of(library, case), w.B).step_

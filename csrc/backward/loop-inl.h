@@ -350,7 +350,7 @@ struct Backward {
   void start() {
     allocate();
     if (pack_hh()) pack(w_hh, call.weight(d, 1), G, H, P);
-    if (call.project) pack(w_hr, call.weight(d, call.bias ? 4 : 2), 1, P, H);
+    if (call.project) pack(w_hr, call.weight(d, call.projection()), 1, P, H);
     if (pack_ih()) pack(w_ih, call.weight(d, 0), G, H, I);
     carried.start();
     if (call.layer_norm) norms.open(chunk * B, schedule.row_jobs, parallel);

@@ -1,4 +1,4 @@
-// The gradients of the layer norms of one direction. What they were applied to is computed again, a chunk of steps at a
+// The gradients of the layer norms of one direction. Their operands are computed again, a chunk of steps at a
 // time.
 #pragma once
 #include "../forward/norm-inl.h"

@@ -1,5 +1,5 @@
-// The gradients that flow back from step to step through the states of one direction: what reaches a state of the step
-// before directly, and not through W_hh.
+// The gradients that flow back from step to step through the states of one direction: the part that reaches a state of
+// the step before directly, and not through W_hh.
 #pragma once
 #include "tape-inl.h"
 
@@ -28,8 +28,8 @@ struct StateGradients {
     }
   }
 
-  // What reaches h after step t from the next one: sums of W_hh, and directly. Where the state was reset there, that is
-  // the reset state's and none of it this one's.
+  // Gradient that reaches h after step t from the next one: sums of W_hh, and directly. Where the state was reset
+  // there, that is the reset state's and none of it this one's.
   INLINE V arriving(int64_t t, int64_t b, int64_t j, V sums) {
     if (call.h_mask) sums = sums * coefficients<A>(call.h_mask, 0, d, b, j, int(std::min<int64_t>(W, P - j)));
     const V dh = sums + load(h_of(b) + j);

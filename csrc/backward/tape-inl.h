@@ -1,4 +1,5 @@
-// What the backward pass reads of the forward pass, for one direction: inputs, states and gates by step t and row b.
+// The results of the forward pass that the backward pass reads, for one direction: inputs, states and gates by step t
+// and row b.
 #pragma once
 #include "../cells/stages-inl.h"
 #include "../forward/norm-inl.h"
@@ -24,7 +25,7 @@ struct Tape {
   bool first(int64_t t, int64_t b) const { return back ? t == call.length(d, b) - 1 : t == 0; }
   bool alive(int64_t t, int64_t b) const { return t < call.length(d, b); }
 
-  // Whether the state after step t was reset before it entered the next one.
+  // True if the state after step t was reset before it entered the next one.
   bool reset_after(int64_t t, int64_t b) const {
     const int64_t next = after(t);
     return call.reset && next >= 0 && next < T && call.resets(d, next, b);
@@ -52,7 +53,7 @@ struct Tape {
     return gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
   }
 
-  // What the cell itself made of the state. Where zoneout has mixed it with the old one, c' comes from the gates (it
+  // The new state as the cell itself made it. Where zoneout has mixed it with the old one, c' comes from the gates (it
   // matters to h' even where none of it stays), and h' from what is left of it: where nothing is, it has no gradient.
   V c_new(int64_t t, int64_t b, int64_t j, int n, const V* kept) const {
     if (call.zone[1]) return Cell::new_c(kept, c_before(t, b, j, n));
@@ -92,7 +93,7 @@ struct Tape {
       (call.h_mask ? h * coefficients<A>(call.h_mask, 0, d, b, j, n) : h).store(to + j);
     }
   }
-  // What the second product of a step multiplied.
+  // Operand of the second product of a step.
   void get_second(int64_t t, int64_t b, A* to) const {
     get_h_before(t, b, to);
     for (int64_t j = 0; j < P; j += V::W)

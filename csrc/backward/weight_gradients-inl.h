@@ -35,7 +35,7 @@ struct WeightGradients {
     if (Cell::PHASES > 1) second_rows.allocate(Pp, rows, parts);
     if (!call.project) return;
     out_rows.allocate(Hp, rows, 0);
-    dw_hr.open(result(call.bias ? 4 : 2), P, H);
+    dw_hr.open(result(call.projection()), P, H);
   }
   Stored<A> result(int k) const { return tape.stored(call.dweight(d, k)); }
 

@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "../threads/sharing.h"
+
 // Every cell once: its name, and its struct in cells/. Enumeration, table and choosers are made from this list.
 #define FOR_EACH_CELL(CELL) CELL(rnn, Rnn) CELL(lstm, Lstm) CELL(gru, Gru) CELL(gru_reset_before, GruResetBefore)
 
@@ -13,7 +15,7 @@
 enum class CellKind { FOR_EACH_CELL(CELL) };
 #undef CELL
 
-// What a cell is, as far as tensors and products go; the same as in rnnkernels/cells.py.
+// The facts of a cell that tensors and products depend on; the same as in rnnkernels/cells/__init__.py.
 struct CellInfo {
   const char* name;
   CellKind kind;
@@ -22,14 +24,14 @@ struct CellInfo {
   int64_t phases;  // products in a step: with 2, that of the last gate waits for the other gates
 };
 // Null where there is no such cell.
-const CellInfo* find_cell(const std::string& name);
+CORE const CellInfo* find_cell(const std::string& name);
 
 enum class Storage { float32, float64, bfloat16, float16 };
 
 // hard_sigmoid: x / 6 + 1/2, clamped to 0..1.
 enum class Activation { tanh, relu, sigmoid, hard_sigmoid, linear };
 // False where there is none of this name.
-bool find_activation(const std::string& name, Activation& found);
+CORE bool find_activation(const std::string& name, Activation& found);
 
 // Factors for a state, (T, D, B, n) in the accumulate type or as bools (0 and 1): strides are 0 where they are the same
 // along a dimension, and a row has n of them, or one for all if it is not `whole`. False where there are none.
@@ -78,10 +80,11 @@ struct LayerCall {
   int64_t weights_per_direction() const { return int64_t(weights.size()) / D; }
   const void* weight(int64_t d, int k) const { return weights[d * weights_per_direction() + k]; }
   void* dweight(int64_t d, int k) const { return dweights[d * weights_per_direction() + k]; }
-  // The number of the first weight of the norms, plus k.
-  int norm(int k) const { return 2 + 2 * bias + project + k; }
+  // Positions among the weights of a direction: of W_hr, and of weight k of the norms.
+  int projection() const { return 2 + 2 * bias; }
+  int norm(int k) const { return projection() + project + k; }
   bool quantized() const { return !scales.empty(); }
-  // Whether a cell makes no h larger than 1 or than the one before.
+  // True if a cell makes no h larger than 1 or than the one before.
   bool bounded() const {
     return act != Activation::relu && act != Activation::linear &&
            (gate == Activation::sigmoid || gate == Activation::hard_sigmoid);
@@ -92,7 +95,7 @@ struct LayerCall {
   int64_t length(int64_t d, int64_t b) const {
     return lengths ? std::min(T, lengths[group(d) * lengths_stride_X + b]) : T;
   }
-  // Whether the state is reset as it enters step t.
+  // True if the state is reset as it enters step t.
   bool resets(int64_t d, int64_t t, int64_t b) const {
     return reset && reset[group(d) * reset_stride_X + t * B + b] && t < length(d, b);
   }

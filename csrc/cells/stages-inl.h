@@ -1,4 +1,4 @@
-// What the stages of a step have in common, forward and backward. A stage is a branch outside the products.
+// Functions that the stages of a step share, forward and backward. A stage is a branch outside the products.
 #pragma once
 #include "../machine/vectors-inl.h"
 

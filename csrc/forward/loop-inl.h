@@ -103,7 +103,7 @@ struct Forward {
     }
   }
 
-  // What a thread has to itself.
+  // Buffers of a single thread.
   struct Work {
     typename Operands<A>::Copy x, h, second;
   };
@@ -116,7 +116,7 @@ struct Forward {
       weights.multiply_input(tiles, strip.d, u, steps * strip.rows, x, strip.pre.data() + u * SUMS, panels * SUMS);
   }
 
-  // What a cell with two products does between them, for rows r..r+n of panel u; arguments as those of `apply`.
+  // Gates of the first product -> operand of the second, for rows r..r+n of panel u; arguments as those of `apply`.
   template <class F>
   void apply_first(F functions, const Strip<A>& strip, int64_t u, int64_t slot, int64_t r, int64_t n, const A* x_sums,
                    int64_t x_row, const A* sums) const {

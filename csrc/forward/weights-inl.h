@@ -38,9 +38,9 @@ struct Weights {
     else if (layout == Layout::narrow) w.allocate_narrow(columns, K, call.storage);
     else if (kept(layout)) w.allocate(columns, K, layout == Layout::pairs ? schedule.parts : 0);
   }
-  // Whether a matrix is there in a form of its own, all of it at once.
+  // True if a matrix is packed as a whole before the loop.
   bool kept(Layout layout) const { return layout != Layout::in_place && !passing(layout); }
-  // Whether it is packed a panel at a time, each time that one is used.
+  // True if it is packed a panel at a time, whenever one is used.
   bool passing(Layout layout) const {
     return schedule.passing && (layout == Layout::pairs || layout == Layout::panels);
   }
@@ -60,7 +60,7 @@ struct Weights {
     return !overflow;
   }
 
-  // What is added to the sums: b_ih + b_hh; but a split gate's recurrent sum has its b_hh, and its b_ih comes last.
+  // Biases added to the sums: b_ih + b_hh; but a split gate's recurrent sum has its b_hh, and its b_ih comes last.
   void pack_bias(int64_t d, int64_t u) {
     A* to = bias_of(d, u);
     std::fill_n(to, BIAS, A(0));
@@ -99,7 +99,7 @@ struct Weights {
     for (int v = 0; v < NV; ++v) {
       int64_t p = u * WIDTH + v * W;
       int n = int(std::clamp<int64_t>(P - p, 0, W));
-      w_hr.pack_columns(stored(call.weight(d, call.bias ? 4 : 2)), p * H, H, n, H, (d * out_panels + u) * WIDTH, NV, v,
+      w_hr.pack_columns(stored(call.weight(d, call.projection())), p * H, H, n, H, (d * out_panels + u) * WIDTH, NV, v,
                         overflow);
     }
   }

@@ -8,7 +8,7 @@
 #include "../cells/layer_call.h"
 #include "../threads/team.h"
 
-// What an instruction set multiplies: vectors of floats, fours of bytes too (AVX512_VNNI), pairs of bf16 too
+// Operands that an instruction set multiplies: vectors of floats, fours of bytes too (AVX512_VNNI), pairs of bf16 too
 // (AVX512_BF16), whole tiles of both (AMX). A set has what stands before its own.
 enum class Engine { vectors, bytes, pairs, tiles };
 
@@ -86,6 +86,6 @@ struct InstructionSet {
 // Best first; ends with the baseline, which runs everywhere.
 const std::vector<InstructionSet>& instruction_sets();
 // The best one that this machine has, or the one that RNNKERNELS_ISA names.
-const InstructionSet& instruction_set();
+CORE const InstructionSet& instruction_set();
 // For tests: calls that begin from now on, of all threads, use the one of this name; "" for the choice above.
 void use_instruction_set(const std::string& name);

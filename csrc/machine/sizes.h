@@ -4,16 +4,16 @@
 
 #include "../cells/layer_call.h"
 
-constexpr int64_t kChunkBytes = 512 * 1024;      // what a projected chunk of steps may take of the second-level cache
+constexpr int64_t kChunkBytes = 512 * 1024;      // of the second-level cache for a projected chunk of steps
 constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay in the second-level cache
 constexpr int64_t kShortSums = 256;              // inputs and outputs for which a float is not split in three
 constexpr int64_t kPassing = 12;                 // rows for which weights that are used once are packed on the way
 constexpr int64_t kPieces = 4;                   // of work for each thread: a slow core takes fewer
-constexpr int64_t kDivisible = 18;               // rows that are worth to be divided: each half is more than a tile
+constexpr int64_t kDivisible = 18;               // rows worth dividing: each half is more than a tile
 constexpr double kDivisibleWork = 1e7;           // and their operations
-constexpr int64_t kBackwardBytes = 1024 * 1024;  // and what the gradients of a chunk's pre-activations may take
+constexpr int64_t kBackwardBytes = 1024 * 1024;  // and for the gradients of a chunk's pre-activations
 
-// Whether half of so many rows and steps is worth to be handed over to another thread.
+// True if half of so many rows and steps is worth handing over to another thread.
 inline bool divisible(const LayerCall& call, int64_t rows, int64_t steps) {
   const int64_t weights = call.cell->gates * call.H * (call.I + call.P);
   return rows >= kDivisible && 2.0 * double(rows) * double(steps) * double(weights) >= kDivisibleWork;

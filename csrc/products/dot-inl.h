@@ -42,7 +42,7 @@ void dot_tile(const A* a, int64_t row, const Get& get, int64_t first, int n, int
   for (int i = 0; i < MR * U; ++i) acc[i] = V(A(0));
   int64_t k = 0;
   for (; k + 2 * W <= K; k += 2 * W) {
-    // What there is less of is held in registers.
+    // The factor with fewer rows is held in registers.
     constexpr bool FEW = MR < U;
     V held[FEW ? MR : U][2];
 #pragma GCC unroll 8

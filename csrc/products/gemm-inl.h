@@ -142,7 +142,7 @@ void pack_number_rows(const Stored<A>& from, int64_t first, int64_t row, int n, 
   for (int64_t k = 0; k < K; ++k) from.get(first + k * row, n).store(to + k * stride);
 }
 
-// Whether panels of 4 vectors fit n columns, or would mostly be padding.
+// True if panels of 4 vectors fit n columns, false if they would mostly be padding.
 template <class A>
 bool wide_panels(int64_t n) {
   int64_t vectors = (n + Vec<A>::W - 1) / Vec<A>::W;

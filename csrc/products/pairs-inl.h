@@ -13,7 +13,7 @@
 
 namespace RNNKERNELS_SET {
 namespace {
-// What becomes of a product: put where the sums go, added to what is there, or added after it has been summed up by
+// Destination of a product: put where the sums go, added to the sums there, or added after it has been summed up by
 // itself, which loses less to rounding.
 enum class Sum { put, add, add_long };
 
@@ -58,7 +58,7 @@ struct PairProduct {
   Sum sum;
 };
 
-// A left factor: rows of K numbers, split. What pads them is zero.
+// A left factor: rows of K numbers, split. Padding is zero.
 class SplitRows {
  public:
   void allocate(int64_t rows, int64_t K, int parts) {

@@ -25,7 +25,7 @@ INLINE __m512i load_weights(__mmask64 mask, const int8_t* from) {
 }
 #endif
 
-// Left rows of K numbers in int8, padded with zeros. What a row was divided by, and 128 times its sum, lie before it.
+// Left rows of K numbers in int8, padded with zeros. A row's divisor and 128 times its sum lie before it.
 class QuantizedRows {
  public:
   struct Head {
@@ -135,7 +135,7 @@ inline void dot_quads(int64_t rows, const Bits* left, int64_t row, const int8_t*
 #endif
 }
 
-// Whether the products of a call are computed so; elsewhere the weights become floats again.
+// True if the products of a call are computed in int8; elsewhere the weights become floats again.
 inline bool takes_quads(const LayerCall& call, Engine engine) {
   static const bool has = has_vnni();
   return has && engine >= Engine::bytes && call.quantized() && !call.float_rows && call.cell->phases == 1 &&

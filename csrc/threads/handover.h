@@ -32,7 +32,7 @@ class Handover {
     else work(0, 1);
   }
 
-  // Whether a thread waits for a share that nobody has given yet: one load, to be asked at every step.
+  // True if a thread waits for a share that nobody has given yet: one load, cheap enough for every step.
   bool wanted() const { return wanted_.load(std::memory_order_relaxed) > 0; }
   void give(Share share) {
     std::lock_guard lock(mutex_);

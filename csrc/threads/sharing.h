@@ -1,9 +1,12 @@
-// Whether a call is faster on several threads or on one: measured, never guessed. Knows neither torch nor OpenMP.
+// The choice between several threads and one for a call: measured, never guessed. Knows neither torch nor OpenMP.
 #pragma once
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+
+// Functions of the core that the Python binding, a library of its own, calls.
+#define CORE __attribute__((visibility("default")))
 
 using Clock = std::chrono::steady_clock;
 
@@ -35,7 +38,7 @@ class Sharing {
   Sharing(const Sharing&) = delete;
   Sharing& operator=(const Sharing&) = delete;
 
-  // Whether this thread's call is to be done by this thread alone, now that it could be shared.
+  // True if this thread's call, which could be shared now, is to be done by this thread alone.
   static bool alone() {
     if (current_) current_->asked_ = true;
     return current_ && current_->alone_;
@@ -54,7 +57,7 @@ class Sharing {
     return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
   }
 
-  // What was seen of a kind: nanoseconds a step. Threads may write at once: then one of them has learnt in vain.
+  // Measurements of a kind: nanoseconds a step. Threads may write at once: then one of them has learnt in vain.
   struct Record {
     std::atomic<uint64_t> kind{0};
     std::atomic<int64_t> last{0}, before{0};       // the two latest shared calls

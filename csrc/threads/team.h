@@ -10,8 +10,8 @@
 
 // Calls body(lo, hi) for ranges that cover 0..n, on several threads if there are any, or on this one alone where that
 // was seen to be faster. Defined in ops.cpp.
-void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body);
-int64_t thread_count();
+CORE void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body);
+CORE int64_t thread_count();
 
 inline void pause_briefly() {
 #if defined(__x86_64__) || defined(__i386__)

@@ -15,10 +15,16 @@
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using MaybeTensor = std::optional<Tensor>;
+using MaybeTensors = std::optional<Tensors>;  // AOTInductor knows no empty list: it gives none instead
 using MaybeString = std::optional<StringHandle>;
 using Bools = std::vector<bool>;
 using Flags = std::vector<int64_t>;  // bools as they arrive: TorchScript traces no list of bools
 using Sizes = std::initializer_list<int64_t>;
+
+inline const Tensors& given(const MaybeTensors& tensors) {
+  static const Tensors none;
+  return tensors ? *tensors : none;
+}
 
 // Strings arrive as handles that have to be deleted: torch's own conversion to std::string leaks one at every call.
 inline std::string text(StringHandle handle) {
@@ -130,12 +136,12 @@ struct Call : LayerCall {
     weights.resize(n);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t k = i % each;
-      weights[i] = k == 0                     ? take(given[i], {G * H, I}, "weight_ih", type)
-                   : k == 1                   ? take(given[i], {G * H, P}, "weight_hh", type)
-                   : project && k == norm(-1) ? take(given[i], {P, H}, "weight_hr")
-                   : k >= norm(2)             ? take(given[i], {H}, "weight or bias of the norm of c")
-                   : k >= norm(0)             ? take(given[i], {G * H}, "weight of a norm")
-                                              : take(given[i], {G * H}, "bias");
+      weights[i] = k == 0                         ? take(given[i], {G * H, I}, "weight_ih", type)
+                   : k == 1                       ? take(given[i], {G * H, P}, "weight_hh", type)
+                   : project && k == projection() ? take(given[i], {P, H}, "weight_hr")
+                   : k >= norm(2)                 ? take(given[i], {H}, "weight or bias of the norm of c")
+                   : k >= norm(0)                 ? take(given[i], {G * H}, "weight of a norm")
+                                                  : take(given[i], {G * H}, "bias");
     }
   }
 

@@ -1,5 +1,5 @@
-// The kernels as PyTorch ops on the CPU, on torch's stable ABI. Only this file and its call.h know torch.
-// Schemas and shapes are defined in rnnkernels/ops.py; here the tensors become a LayerCall.
+// The kernels as PyTorch ops on the CPU, on torch's stable ABI. Only this file and arguments.h know torch.
+// Here they are defined, and their tensors become a LayerCall; rnnkernels/op adds shapes, autograd and vmap.
 #include <pthread.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -35,7 +35,7 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
 }
 
 namespace {
-// What is the same of passes that take the same time a step.
+// A hash of the facts that passes of equal time a step have in common.
 uint64_t kind_of(const LayerCall& call, bool backward) {
   uint64_t hash = 14695981039346656037u;
   int64_t T = 0;  // how many bits it has: long sequences take as long a step as each other
@@ -58,10 +58,10 @@ void run_backward(const LayerCall& call) {
 }
 
 // The arguments that `layer` and `layer_backward` have in common.
-Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const Tensors& weights, const Flags& reverse,
-                bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
-                const MaybeTensor& lengths, const MaybeTensor& reset, const Tensors& reset_states,
-                const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps) {
+Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, const Tensors& weights,
+                const Flags& reverse, bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
+                const MaybeTensor& lengths, const MaybeTensor& reset, const MaybeTensors& reset_states,
+                const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
   Call call(cell_name, x, Bools(reverse.begin(), reverse.end()), bias, project, act, gate_name, lengths);
@@ -70,17 +70,17 @@ Call layer_call(StringHandle cell, const Tensor& x, const Tensors& states, const
   STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
   STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
   call.take_weights(weights.data(), weights[1].size(0) / call.cell->gates, weights[1].size(1));
-  call.take_states(states, 1);
-  call.take_stages(reset, reset_states, h_mask, zone);
+  call.take_states(given(states), 1);
+  call.take_stages(reset, given(reset_states), h_mask, given(zone));
   return call;
 }
 
-std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, const Tensors& states,
+std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, const MaybeTensors& states,
                                            const Tensors& weights, const Flags& reverse, bool bias, bool project,
                                            const MaybeString& activation, const MaybeString& gate,
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
-                                           const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone,
-                                           bool layer_norm, double eps, bool save) {
+                                           const MaybeTensors& reset_states, const MaybeTensor& h_mask,
+                                           const MaybeTensors& zone, bool layer_norm, double eps, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
                          reset_states, h_mask, zone, layer_norm, eps);
   Tensor y = empty(call.dtype, {call.T, call.B, call.D * call.P});
@@ -104,9 +104,9 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
 
 // The layers one after the other. All but the last write into a buffer and the output in turn, so that the last one
 // writes into the output; the final states are written where they belong in the stacked ones.
-std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const Tensors& weights, StringHandle cell,
-                                  int64_t layers, bool bidirectional, bool bias, int64_t hidden_size, int64_t proj_size,
-                                  const MaybeString& activation, const MaybeTensor& lengths,
+std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, const Tensors& weights,
+                                  StringHandle cell, int64_t layers, bool bidirectional, bool bias, int64_t hidden_size,
+                                  int64_t proj_size, const MaybeString& activation, const MaybeTensor& lengths,
                                   const std::optional<Tensors>& scales, bool float_rows) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
@@ -122,7 +122,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
   const Tensor* const scale = scales ? scales->data() : nullptr;
   call.float_rows = float_rows;
   call.take_weights(weights.data(), H, P, scale);
-  call.take_states(states, layers);
+  call.take_states(given(states), layers);
 
   Tensor y = empty(call.dtype, {T, B, D * P});
   void* const out = y.mutable_data_ptr();
@@ -151,9 +151,9 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const Tensors& states, const 
 
 std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, StringHandle cell, const Tensor& x,
-    const Tensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
+    const MaybeTensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
-    const Tensors& reset_states, const MaybeTensor& h_mask, const Tensors& zone, bool layer_norm, double eps,
+    const MaybeTensors& reset_states, const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps,
     const Tensor& y, const Tensors& saved, const Flags& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
                          reset_states, h_mask, zone, layer_norm, eps);
@@ -184,8 +184,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
       data[k] = results.back().mutable_data_ptr();
     }
   };
-  like_states(states.size(), dstates, call.dstates);
-  like_states(reset_states.size(), dreset_states, call.dreset_states);
+  like_states(given(states).size(), dstates, call.dstates);
+  like_states(given(reset_states).size(), dreset_states, call.dreset_states);
   for (size_t i = 0; needs[2] && i < weights.size(); ++i) {
     const Tensor& w = weights[i];
     auto make = call.B > 0 ? empty : zeros;
@@ -221,8 +221,32 @@ std::string names() {
 void use(StringHandle name) { use_instruction_set(text(name)); }
 }  // namespace
 
+// The same as in rnnkernels/op/schema.py, which defines them where this extension is not there.
+#define ARGUMENTS                                                                                                     \
+  "str cell, Tensor x, Tensor[]? states, Tensor[] weights, int[] reverse, bool bias, bool project, str? activation, " \
+  "str? recurrent_activation, Tensor? lengths, Tensor? reset, Tensor[]? reset_states, Tensor? h_mask, "               \
+  "Tensor[]? zone, bool layer_norm, float eps"
+#define LAYER "(" ARGUMENTS ", bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)"
+#define LAYER_BACKWARD                                                                                     \
+  "(Tensor dy, Tensor[] dlast, Tensor? dcells, " ARGUMENTS                                                 \
+  ", Tensor y, Tensor[] saved, int[] needs) -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] " \
+  "dreset_states)"
+#define STACK                                                                                                \
+  "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, " \
+  "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "    \
+  "bool float_rows=False) -> (Tensor y, Tensor[] last)"
+STABLE_TORCH_LIBRARY(rnnkernels, m) {
+  m.def("layer" LAYER), m.def("plain_layer" LAYER);
+  m.def("layer_backward" LAYER_BACKWARD), m.def("plain_layer_backward" LAYER_BACKWARD);
+  m.def("stack" STACK), m.def("plain_stack" STACK);
+  m.def(
+      "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
+      "bool layer_norm=False) -> str");
+  m.def("instruction_sets() -> str");
+  m.def("use_instruction_set(str name) -> ()");  // for tests: for the whole process, "" for the default
+}
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
-  // with autograd, and without for callers that have their own: see rnnkernels/ops.py
+  // with autograd, and without for callers that have their own: see rnnkernels/op/schema.py
   m.impl("layer", TORCH_BOX(&layer));
   m.impl("plain_layer", TORCH_BOX(&layer));
   m.impl("layer_backward", TORCH_BOX(&layer_backward));

@@ -13,6 +13,8 @@ class CellSpec(NamedTuple):
     """S: state tensors; the first is the hidden state h, which is also the output."""
     planes: tuple[str, ...]
     """The names of the planes of ``gates`` (D, T, B, K, H) that training saves; none where the output is enough."""
+    has_projection: bool = False
+    """h may be a projection of the output (``weight_hr``)."""
     phases: int = 1
     """Recurrent products in a step; with 2, the product of the last gate waits for the other gates."""
 
@@ -24,7 +26,7 @@ class CellSpec(NamedTuple):
 
 CELLS = {
     "rnn": CellSpec("rnn", gates=1, states=1, planes=()),
-    "lstm": CellSpec("lstm", gates=4, states=2, planes=("i", "f", "g", "o")),
+    "lstm": CellSpec("lstm", gates=4, states=2, planes=("i", "f", "g", "o"), has_projection=True),
     "gru": CellSpec("gru", gates=3, states=1, planes=("r", "z", "n", "q")),  # q = W_hn h + b_hn
     "gru_reset_before": CellSpec("gru_reset_before", gates=3, states=1, planes=("r", "z", "n"), phases=2),
 }

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from . import CELLS
+from .weights import names_of
 
 SCHEMA_TYPES = {
-    str: "str", bool: "bool", float: "float", Tensor: "Tensor", list[Tensor]: "Tensor[]", str | None: "str?",
-    Tensor | None: "Tensor?", tuple[bool, ...]: "int[]",  # TorchScript traces no bool[]
+    str: "str", bool: "bool", float: "float", Tensor: "Tensor", Tensor | None: "Tensor?", str | None: "str?",
+    list[Tensor]: "Tensor[]", list[Tensor] | None: "Tensor[]?",
+    tuple[bool, ...]: "int[]",  # TorchScript traces no bool[]
 }  # fmt: skip
 
 
@@ -22,7 +24,7 @@ class LayerCall(NamedTuple):
 
     cell: str
     x: Tensor
-    states: list[Tensor]
+    states: list[Tensor] | None
     weights: list[Tensor]
     reverse: tuple[bool, ...] = (False,)
     bias: bool = True
@@ -31,11 +33,18 @@ class LayerCall(NamedTuple):
     recurrent_activation: str | None = None
     lengths: Tensor | None = None
     reset: Tensor | None = None
-    reset_states: list[Tensor] = ()
+    reset_states: list[Tensor] | None = ()
     h_mask: Tensor | None = None
-    zone: list[Tensor] = ()
+    zone: list[Tensor] | None = ()
     layer_norm: bool = False
     eps: float = 1e-5
+
+    @classmethod
+    def of(cls, *arguments):
+        """The call of an op's arguments, among which lists may be None: AOTInductor knows no empty ones."""
+        call = cls(*arguments)
+        lists = {name: [] for name in ("states", "reset_states", "zone") if getattr(call, name) is None}
+        return call._replace(**lists) if lists else call
 
     @classmethod
     def schema(cls):
@@ -58,6 +67,11 @@ class LayerCall(NamedTuple):
     @property
     def P(self):
         return self.weights[1].size(1)
+
+    def weight(self, name):
+        """The weights of this name (weights.py) of all directions; none where the call has no such weight."""
+        names = names_of(self.cell, self.bias, self.project, self.layer_norm)
+        return self.weights[names.index(name) :: len(names)] if name in names else []
 
     def sizes(self):
         """How many tensors x, states, weights and reset_states are."""

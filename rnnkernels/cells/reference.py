@@ -16,6 +16,7 @@ from torch._C import DispatchKey
 
 from . import CELLS, accumulate_dtype
 from .call import LayerCall
+from .weights import names_of
 
 ACTIVATIONS = {
     "tanh": torch.tanh,
@@ -102,10 +103,11 @@ class Direction:
 
     def __init__(self, cell, weights, bias, project, norm_eps):
         G, H = CELLS[cell].gates, weights[1].size(0) // CELLS[cell].gates
-        self.w_ih, self.w_hh, *rest = weights
-        self.b_ih, self.b_hh = (rest.pop(0), rest.pop(0)) if bias else (None, None)
-        self.w_hr = rest.pop(0) if project else None
-        self.ln_x, self.ln_h, *self.ln_c = rest if norm_eps is not None else (None, None)
+        own = dict(zip(names_of(cell, bias, project, norm_eps is not None), weights, strict=True))
+        self.w_ih, self.w_hh, self.w_hr = own["weight_ih"], own["weight_hh"], own.get("weight_hr")
+        self.b_ih, self.b_hh = own.get("bias_ih"), own.get("bias_hh")
+        self.ln_x, self.ln_h = own.get("ln_x_gain"), own.get("ln_h_gain")
+        self.ln_c = [own[name] for name in ("ln_c_gain", "ln_c_bias") if name in own]
         self.H, self.eps = H, norm_eps
         self.first = (G - 1) * H if CELLS[cell].phases > 1 else G * H  # the rows of w_hh in the first product
 
@@ -171,7 +173,7 @@ def zero_past(v, lengths):
 def layer(*args):
     """One layer, all its directions: the reference of ``rnnkernels::layer``. Returns ``y, last, saved``."""
     *call, save = args
-    call = LayerCall(*call)
+    call = LayerCall.of(*call)
     cell, spec, reverse, lengths, reset, D = call.cell, call.spec, call.reverse, call.lengths, call.reset, call.D
     dtype, acc, (T, B) = call.x.dtype, accumulate_dtype(call.x.dtype), call.x.shape[-3:-1]
     act, gate = functions(call.activation, call.recurrent_activation)
@@ -230,7 +232,7 @@ def autograd_enabled():
 def layer_backward(dy, dlast, dcells, *args):
     """The reference of ``rnnkernels::layer_backward``: its four results by autograd of ``layer``."""
     *call, y, saved, needs = args
-    call = LayerCall(*call)
+    call = LayerCall.of(*call)
     n = sum(call.sizes())
     inputs = [v.detach().requires_grad_() for v in call.flat()[:n]]
     with autograd_enabled():

@@ -11,12 +11,13 @@ import torch
 from torch import _VF, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from ..cells.weights import weights_of
 from ..op.autograd import jit_tracing
 from ..recorders import onnx
 from ..recorders.tracers import LEAF, Leaf, pass_dynamo
 from .checks import check_lengths, check_reset, refuse_nested
 from .functional import BOTH, FORWARD, batch_major, layers
-from .options import Option, check_heads, norm_parameters, take_options
+from .options import Option, check_heads, take_options
 
 MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm", None), "GRU": ("gru", None)}
 
@@ -82,9 +83,11 @@ class Recurrent(Leaf, nn.RNNBase):
             like = self.weight_ih_l0
             for names in self._all_weights:
                 suffix = names[0].removeprefix("weight_ih")
-                for name, shape in norm_parameters(cell, self.hidden_size).items():
-                    setattr(self, name + suffix, nn.Parameter(torch.empty(shape, dtype=like.dtype, device=like.device)))
-                    names.append(name + suffix)
+                for name, kind, shape in weights_of(cell, 1, self.hidden_size, layer_norm=True):
+                    if kind in ("gain", "shift"):
+                        p = nn.Parameter(torch.empty(shape, dtype=like.dtype, device=like.device))
+                        setattr(self, name + suffix, p)
+                        names.append(name + suffix)
             self._flat_weights_names = [name for names in self._all_weights for name in names]
             self._reset_norms()
 

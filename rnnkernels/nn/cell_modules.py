@@ -11,6 +11,7 @@ from torch.autograd import forward_ad
 from .. import backends
 from ..cells import CELLS
 from ..cells.call import LayerCall
+from ..cells.weights import names_of
 from ..op import run as op
 from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
 from ..recorders.tracers import Leaf
@@ -44,7 +45,7 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
             hx: the states, each (B, H) or (H,); none for zeros.
         """
         parameters, bias, H = self._parameters, self.bias, self.hidden_size
-        weights = [parameters[name] if name in parameters else getattr(self, name) for name in weight_names(bias)]
+        weights = [parameters[name] if name in parameters else getattr(self, name) for name in names_of(cell, bias)]
         if input.dim() == 1:
             new = self._step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
@@ -104,7 +105,7 @@ def check_step(cell, input, hx, weights, bias, H):
     I = weights[0].size(1)  # noqa: E741
     check_cell_sizes(input, hx, I, H)
     check_placement(input.dtype, input.device, hx, weights)
-    check_weights(weights, 1, 1, bias, False, CELLS[cell].gates * H, I, H, H)
+    check_weights(weights, cell, 1, 1, I, H, H, bias=bias)
 
 
 def check_cell_sizes(input, hx, I, H):  # noqa: E741
@@ -214,8 +215,3 @@ def kind_of_cell(module):
                 raise RuntimeError(f"Unknown nonlinearity: {activation}")
             return cell, None if activation == "tanh" else activation
     return None
-
-
-def weight_names(bias):
-    """The names of a cell's weights in the op's order."""
-    return ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if bias else ("weight_ih", "weight_hh")

@@ -14,9 +14,9 @@ from torch._C._functorch import (
 )
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from ..cells import CELLS
+from ..cells.weights import shapes_of
 from ..op.autograd import autocast_enabled, jit_tracing, transforming
-from .options import PLAIN, norm_parameters
+from .options import PLAIN
 
 ENVIRONMENT_VARIABLE = "RNNKERNELS_DEVICE_ASSERTIONS"
 ASSERTING = ("cpu", "cuda", "xpu", "meta")  # the devices for which torch has an assertion
@@ -62,8 +62,10 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, optio
     if reset_states:
         check_sizes(x, reset_states, num_layers, D, I, H, P, "reset state")
         check_placement(dtype, device, reset_states, weights, "reset state")
-    norms = norm_parameters(cell, H).values() if options.layer_norm else ()
-    check_weights(weights, num_layers, D, bias, project, CELLS[cell].gates * H, I, H, P, options.heads, norms)
+    check_weights(
+        weights, cell, num_layers, D, I, H, P,
+        bias=bias, project=project, layer_norm=options.layer_norm, heads=options.heads,
+    )  # fmt: skip
     check_steps(x)
 
 
@@ -115,14 +117,9 @@ def check_placement(dtype, device, states, weights, role="hidden"):
     raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {left} and {right}")
 
 
-def check_weights(weights, num_layers, D, bias, project, rows, I, H, P, N=1, norms=()):  # noqa: E741
-    """Check that every weight has the shape that its position in the list requires."""
-    w_hh = (rows, P) if N == 1 else (N, rows // N, H // N)
-    rest = [w_hh, (rows,), (rows,)] if bias else [w_hh]
-    if project:
-        rest.append((P, H))
-    rest += norms
-    expected = [(rows, I), *rest] * D + [(rows, D * P), *rest] * (D * (num_layers - 1))
+def check_weights(weights, cell, num_layers, D, I, H, P, **settings):  # noqa: E741
+    """Check that every weight has the shape that its position in the list requires; settings as in cells/weights.py."""
+    expected = shapes_of(cell, num_layers, D, I, H, P, **settings)
     if [w.shape for w in weights] != expected:
         n = next(n for n, w in enumerate(weights) if w.shape != expected[n])
         raise RuntimeError(f"Expected RNN parameter {n} of shape {expected[n]}, got {tuple(weights[n].shape)}")

@@ -10,12 +10,13 @@ from torch import Tensor
 from ..cells import CELLS
 from ..cells.call import LayerCall
 from ..cells.reference import zero_past
+from ..cells.weights import names_of
 from ..op import run as op
 from ..op.autograd import jit_tracing
 from ..op.schema import over_layers
 from . import masks
 from .checks import check, check_lengths, check_reset, refuse_nested
-from .options import PLAIN, check_heads, norm_parameters, take_options
+from .options import PLAIN, check_heads, take_options
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
 
@@ -174,10 +175,9 @@ def _run(
     if len(states) not in (0, spec.states) or isinstance(states, Tensor):
         raise RuntimeError(f"{cell} expects {('one hidden state', 'two hidden states')[spec.states - 1]}")
     per_direction, odd = divmod(len(params), num_layers * len(reverse))
-    if options is not None and options.layer_norm:
-        per_direction -= len(norm_parameters(cell, 1))
-    project = spec.states == 2 and per_direction == (5 if bias else 3)
-    if odd or per_direction != (4 if bias else 2) + project:
+    norms = options is not None and options.layer_norm
+    project = spec.has_projection and per_direction == len(names_of(cell, bias, True, norms))
+    if odd or per_direction != len(names_of(cell, bias, project, norms)):
         raise RuntimeError(
             f"got an incorrect number of RNN parameters: {len(params)} for num_layers={num_layers}, "
             f"bidirectional={bidirectional}, has_biases={bias}"

@@ -6,7 +6,6 @@ Letters as in functional.py.
 import numbers
 from typing import NamedTuple
 
-from ..cells import CELLS
 from ..cells.reference import ACTIVATIONS
 
 REGULARISERS = ("recurrent_dropout", "zoneout", "layer_norm", "recompute", "heads")
@@ -92,16 +91,6 @@ def check_heads(heads, hidden_size, project):
         raise ValueError(f"hidden_size must be divisible by heads, got hidden_size={hidden_size} and heads={heads}")
     if project and heads > 1:
         raise ValueError("proj_size is not defined for heads; use one of the two")
-
-
-def norm_parameters(cell, H):
-    """The parameters that ``layer_norm`` adds to a direction: their names, without suffix, and shapes.
-
-    No name contains "weight": loops that initialise by name take such a parameter for a matrix.
-    """
-    rows = (CELLS[cell].gates * H,)
-    shapes = {"ln_x_gain": rows, "ln_h_gain": rows}
-    return shapes | {"ln_c_gain": (H,), "ln_c_bias": (H,)} if CELLS[cell].states > 1 else shapes
 
 
 def settings(cell, activation, options):

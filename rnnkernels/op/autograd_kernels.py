@@ -45,7 +45,7 @@ def transformed(function, *args):
 def layer(name, *args):
     """``rnnkernels::layer`` and ``rnnkernels::reference_layer``; with ``save`` c has a gradient, gates refuse one."""
     *arguments, save = args
-    call = LayerCall(*arguments)
+    call = LayerCall.of(*arguments)
     tensors = call.flat()
     refuse_forward_mode(tensors)
     transform = transforming()
@@ -69,7 +69,7 @@ def layer_backward(name, *args):
     and y itself gets none.
     """
     dy, dlast, dcells, *arguments, y, saved, needs = args
-    call = LayerCall(*arguments)
+    call = LayerCall.of(*arguments)
     inputs = call.flat()
     tensors = (dy, *dlast, *(() if dcells is None else (dcells,)), *inputs, y, *saved)
     refuse_forward_mode(tensors)
@@ -88,6 +88,7 @@ def layer_backward(name, *args):
 def stack(layers, *args):
     """``rnnkernels::stack``: inference has its own op, training is ``layers``, one call per layer."""
     x, states, weights, *_ = args
+    states = states or ()
     scales = args[11] if len(args) > 11 and args[11] is not None else ()
     tensors = (x, *states, *weights, *scales)
     refuse_forward_mode(tensors)

@@ -43,10 +43,11 @@ from ..cells.call import LayerCall
 from . import autograd_kernels, vmap
 from .autograd import OPS, PLAIN, without_autocast
 
-LIB = torch.library.Library("rnnkernels", "DEF")
+IN_CPP = backends.EXTENSION_ERROR is None  # csrc/torch/ops.cpp defines them, for programs without Python
+LIB = torch.library.Library("rnnkernels", "FRAGMENT" if IN_CPP else "DEF")
 SCHEMAS = {
     # arguments with defaults are rarely given: leaving one out makes a call 0.1 to 0.2 microseconds shorter
-    "stack": "(Tensor x, Tensor[] states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
+    "stack": "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
     "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "
     "bool float_rows=False)"
     " -> (Tensor y, Tensor[] last)",
@@ -56,17 +57,10 @@ SCHEMAS = {
     " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states)",
 }
 
-LIB.define(
-    "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
-    "bool layer_norm=False) -> str"
-)
-LIB.define("instruction_sets() -> str")
-LIB.define("use_instruction_set(str name) -> ()")  # for tests: for the whole process, "" for the default
-
 
 def layer_shapes(*args):
     *call, save = args
-    call = LayerCall(*call)
+    call = LayerCall.of(*call)
     x, D, H, P, spec = call.x, call.D, call.H, call.P, call.spec
     T, B = x.size(-3), x.size(-2)
     last = [x.new_empty(D, B, P if k == 0 else H) for k in range(spec.states)]
@@ -77,14 +71,14 @@ def layer_shapes(*args):
 
 def layer_backward_shapes(dy, dlast, dcells, *args):
     *call, y, saved, needs = args
-    call = LayerCall(*call)
+    call = LayerCall.of(*call)
     shaped = lambda tensors, need: [t.new_empty(t.shape) for t in tensors] if need else []  # noqa: E731
     dx = call.x.new_empty(call.x.shape if needs[0] else (0,))
     return dx, shaped(call.states, needs[1]), shaped(call.weights, needs[2]), shaped(call.reset_states, needs[1])
 
 
 def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, *rest):
-    check_devices(x, states, weights)
+    check_devices(x, states or [], weights)
     (T, B, _), D, P = x.shape, 1 + bidirectional, proj_size or hidden_size
     last = [x.new_empty(num_layers * D, B, hidden_size if k else P) for k in range(CELLS[cell].states)]
     return x.new_empty(T, B, D * P), last
@@ -95,6 +89,7 @@ def stack_of_layers(
     scales=None, float_rows=False,
 ):  # fmt: skip
     """``stack`` on devices without a kernel for it: a call of ``layer`` per layer, with weights in float."""
+    states = states or []
     check_devices(x, states, weights)
     reverse = (False, True) if bidirectional else (False,)
     if scales:
@@ -102,18 +97,8 @@ def stack_of_layers(
 
     def run(i, x, states, weights):
         call = LayerCall(
-            cell,
-            x,
-            states,
-            weights,
-            reverse,
-            bias,
-            proj_size > 0,
-            activation,
-            lengths=lengths,
-            reset_states=[],
-            zone=[],
-        )
+            cell, x, states, weights, reverse, bias, proj_size > 0, activation, None, lengths, None, [], None, []
+        )  # fmt: skip
         return OPS["layer"](*call, False)[:2]
 
     return over_layers(run, x, states, weights, num_layers, len(reverse))
@@ -140,7 +125,8 @@ def check_devices(x, states, weights):
 def define(name, fake, batched, autograd, **kernels):
     """An op by its schema, with its kernels by dispatch key, and the plain op, which has no autograd."""
     for full in (name, f"plain_{name}"):
-        LIB.define(full + SCHEMAS[name.removeprefix("reference_")], tags=(torch.Tag.pt2_compliant_tag,))
+        if not IN_CPP or name.startswith("reference_"):
+            LIB.define(full + SCHEMAS[name.removeprefix("reference_")], tags=(torch.Tag.pt2_compliant_tag,))
         for key, kernel in kernels.items():
             LIB.impl(full, without_autocast(kernel), key)
         torch.library.register_fake(f"rnnkernels::{full}", fake, lib=LIB)

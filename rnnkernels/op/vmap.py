@@ -123,14 +123,14 @@ def layer_backward(apply, N, dims, pull, tensors):
 def layer_op(name, info, in_dims, *args):
     """The vmap rule of ``rnnkernels::layer`` and ``rnnkernels::reference_layer``."""
     *args, save = args
-    call = LayerCall(*args)
+    call = LayerCall.of(*args)
     plan = Plan.of(call)
 
     def apply(plan, *tensors):
         y, last, saved = getattr(torch.ops.rnnkernels, name)(*plan.call(tensors), save)
         return (y, *last, *saved)
 
-    out = layer(apply, info.batch_size, LayerCall(*in_dims[:-1]).flat(), plan, call.flat())
+    out = layer(apply, info.batch_size, LayerCall.of(*in_dims[:-1]).flat(), plan, call.flat())
     S = CELLS[plan.cell].states
     return tuple((o[0], list(o[1 : 1 + S]), list(o[1 + S :])) for o in out)
 
@@ -138,13 +138,13 @@ def layer_op(name, info, in_dims, *args):
 def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
     """The vmap rule of ``rnnkernels::layer_backward`` and ``rnnkernels::reference_layer_backward``."""
     *args, y, saved, needs = rest
-    call = LayerCall(*args)
+    call = LayerCall.of(*args)
     plan = Plan.of(call)
 
     def flat(dy, dlast, dcells, *rest):
         *args, y, saved, _ = rest
         cells = [] if not has_cells else [dcells]
-        return [dy, *dlast, *cells, *LayerCall(*args).flat(), y, *saved]
+        return [dy, *dlast, *cells, *LayerCall.of(*args).flat(), y, *saved]
 
     def apply(pull, *tensors):
         (dy, *dlast), inputs, (y, *saved) = pull.split(tensors)

@@ -53,7 +53,7 @@ def decompositions():
 def decomposed_layer(*call):
     """``rnnkernels::layer`` as a node. The saved tensors come from a second op, dropped if nothing reads them."""
     *arguments, save = call
-    y, last = node_of_layer(LayerCall(*arguments))
+    y, last = node_of_layer(LayerCall.of(*arguments))
     return y, last, torch.ops.rnnkernels.reference_layer(*call)[2] if save else []
 
 

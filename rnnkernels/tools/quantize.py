@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from .. import backends
 from ..cells import CELLS
 from ..cells.reference import dequantized
+from ..cells.weights import names_of
 from ..nn.base import MODES, Recurrent
 from ..nn.cell_modules import (
     GRUCell,
@@ -20,7 +21,7 @@ from ..nn.cell_modules import (
     RecurrentCell,
     RNNCell,
     check_cell_sizes,
-    weight_names,
+    kind_of_cell,
 )
 from ..nn.checks import DTYPE_NAMES, check_inference, check_sizes, check_steps
 from ..nn.functional import BOTH, FORWARD, layers
@@ -205,7 +206,7 @@ class QuantizedCell(Quantized):
         settings = ["input_size", "hidden_size", "bias"]
         if hasattr(module, "nonlinearity"):
             settings.append("nonlinearity")
-        super().__init__(module, settings, weight_names(module.bias), activations)
+        super().__init__(module, settings, names_of(kind_of_cell(module)[0], module.bias), activations)
 
     def _step(self, cell, activation, input, hx):
         """The states after one step, each (B, H), or (H,) for an input without a batch."""

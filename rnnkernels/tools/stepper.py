@@ -12,8 +12,9 @@ from torch.compiler import is_compiling
 
 from .. import backends
 from ..cells import CELLS, accumulate_dtype
+from ..cells.weights import names_of
 from ..nn.base import MODES
-from ..nn.cell_modules import kind_of_cell, weight_names
+from ..nn.cell_modules import kind_of_cell
 from ..nn.checks import check_inference, check_weights
 from ..nn.options import refuse_options
 from .stepper_runners import Cpp, Reference, run_cpp
@@ -73,7 +74,7 @@ class Stepper:
             raise ValueError("Expected a module with hidden units, but it has none")
         (cell, activation), bias, I, H = kind, module.bias, module.input_size, module.hidden_size  # noqa: E741
         if self._is_cell:
-            names, L, P, project = weight_names(bias), 1, H, False
+            names, L, P, project = names_of(cell, bias), 1, H, False
         else:
             names, L, P = module._flat_weights_names, module.num_layers, module.proj_size or H
             project = module.proj_size > 0
@@ -83,7 +84,7 @@ class Stepper:
             if w.device.type != "cpu" or w.dtype != dtype or dtype not in backends.Cpp.DTYPES:
                 names = ", ".join(map(str, backends.Cpp.DTYPES))
                 raise ValueError(f"Expected weights on the CPU, all of one of {names}, but got {w.dtype} on {w.device}")
-        check_weights(weights, L, 1, bias, project, CELLS[cell].gates * H, I, H, P)
+        check_weights(weights, cell, L, 1, I, H, P, bias=bias, project=project)
         self._B, self._I, self._P = B, I, P
         self._dtype, self._acc, self._name = dtype, accumulate_dtype(dtype), str(module)
         facts = backends.Facts(

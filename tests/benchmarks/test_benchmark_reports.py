@@ -1,10 +1,12 @@
-"""What is made of the rows: bounds, ratios, means, targets, tables, plots and the README, from hand-made results."""
+"""What is made of the rows: bounds, ratios, means, tables, plots and the README, from hand-made results."""
 
 import json
+import sys
 
 import pytest
 
-from benchmarks import bounds, plots, probe, report, stats, tables, targets
+from benchmarks import cli, plots, report
+from benchmarks.roofline import bounds, probe
 from benchmarks.rows import derive
 from benchmarks.workloads import Workload
 
@@ -85,7 +87,7 @@ def test_the_probe_measures_roofs_or_says_why_not(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     found = probe.probe([1], 0.002)
     assert "no-such-compiler" in found["reason"]
-    assert "no-such-compiler" in tables.roofs_section(found)
+    assert "no-such-compiler" in report.roofs_text(found)
 
 
 def test_buffers_lie_in_the_level_that_they_measure():
@@ -111,73 +113,71 @@ def test_ratios_are_to_torch_and_to_the_fastest_that_is_not_ours():
 
 def test_means_are_geometric_and_name_the_least():
     rows = [row("a", torch=4.0, peer=2.0), row("b", torch=0.25, peer=0.5), row("c", torch=0.999, peer=8.0)]
-    mean = stats.means(rows)["float32", "infer", 1, "rnnkernels"]
-    assert mean == (pytest.approx(0.999 ** (1 / 3)), 0.25, "b", 3)
-    best = stats.means(rows, "ratio_best")["float32", "infer", 1, "rnnkernels"]
-    assert best == (pytest.approx((2 * 0.25 * 0.999) ** (1 / 3)), 0.25, "b", 3)
-    assert "0.25 (b)" in stats.means_lines(rows)[0] and "to the best peer" in stats.means_lines(rows)[-1]
+    lines = report.means_lines(rows, ("rnnkernels",))
+    assert lines == [
+        f"rnnkernels, float32, infer, 1 thread: geometric mean of the ratio to {whom} {mean:.2f} over 3 workloads, "
+        "none below 0.25 (b)"
+        for whom, mean in (("torch", 0.999 ** (1 / 3)), ("the best peer", (2 * 0.25 * 0.999) ** (1 / 3)))
+    ]
+    assert any(line.startswith("onnxruntime, float32") for line in report.means_lines(rows))
+    assert report.means_lines([]) == []
+
+
+def test_without_pandas_the_tables_are_there_and_the_means_are_not(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    text = report.markdown(results([row("a", torch=4.0)]))
+    assert report.NO_PANDAS in text and "| a | LSTM |" in text
 
 
 def test_losing_cells_are_marked_and_missing_ones_have_numbered_reasons():
     rows = [row("a", torch=4.0, peer=2.0), row("b", torch=0.25), row("c", torch=0.999)]
     rows[1]["providers"]["jax"] = {"reason": "cannot | do that"}
-    text = tables.markdown(results(rows))
+    text = report.markdown(results(rows))
     assert "| 4.00 | onnxruntime 2.00 | 50 % of FMA peak |" in text
     assert "| **0.25 slower** | **torch 0.25 slower** |" in text and "| **0.9990 slower** |" in text
     assert "– (3)" in text and "3. jax: cannot | do that" in text and "1. jax: not asked" in text
-    assert "jax –" in tables.line(rows[1])
+    assert "jax –" in report.line(rows[1])
     rows[1]["providers"]["jax"] |= {"red": True}
-    assert "cannot | do that" in tables.line(rows[1])
+    assert "cannot | do that" in report.line(rows[1])
 
 
-def test_targets_are_computed_from_the_rows_in_their_own_dtype():
-    rows = [
-        row("stream-gru", torch=4.0, T=1, ours=10e-6, bound={"seconds": 1e-6, "by": "L2", "flops": 1, "bytes": 1}),
-        row("wide", torch=4.0, peer=1.2, B=64, H=256),
-        row("wide", ours=2.0, torch=1.0, mode="train"),
-        row("wide", ours=0.5, dtype="bfloat16", B=64, H=256),
-        row("wide", ours=1.0, threads=2, torch=8.0),
-    ]
-    rows[0]["providers"]["stepper"] = {"seconds": 5e-6}
-    rows[2]["providers"]["rnnkernels"]["peak_bytes"], rows[2]["providers"]["torch"]["peak_bytes"] = 3 << 20, 2 << 20
-    rows[4]["providers"]["rnnkernels"]["busy_seconds"] = 3.5
-    met = {(r.target, r.threads): (r.good, r.value) for r in targets.reached(rows)}
-
-    def said(words, threads=1):
-        return next(value for (target, count), value in met.items() if words in target and count == threads)
-
-    assert said("infer, ratio to torch.nn: geometric mean")[0]
-    assert said("infer, ratio to torch.nn: no workload") == (True, "4.00 (wide); 2 of 2 workloads")
-    assert said("train, ratio to torch.nn: no workload") == (False, "0.50 (wide); 0 of 1 workloads")
-    assert said("infer, ratio to the best peer: no workload")[0]
-    assert said("B ≥ 16, H ≥ 128") == (False, "50 % (wide); 0 of 1 workloads")
-    assert said("module: ≤ 12 µs") == (True, "9.0 µs (stream-gru); 1 of 1 workloads")
-    assert said("Stepper: ≤ 3 µs") == (False, "4.0 µs (stream-gru); 0 of 1 workloads")
-    assert said("peak memory") == (False, "1.50 (wide); 0 of 1 workloads")
-    assert said("bfloat16 over our float32, B ≥ 16") == (True, "2.00 (wide); 1 of 1 workloads")
-    assert said("busy neighbour", 2) == (False, "3.50 (wide, infer); 0 of 1 workloads")
-    assert "| yes |" in tables.markdown(results(rows)) and "| **no** |" in tables.markdown(results(rows))
+def test_precisions_memory_and_neighbours_have_tables_of_their_own():
+    rows = [row("wide"), row("wide", ours=0.5, dtype="bfloat16"), row("wide", ours=2.0, threads=2), row("deep")]
+    rows[0]["providers"]["rnnkernels"]["peak_bytes"] = 3 << 20
+    rows[2]["providers"]["rnnkernels"]["busy_seconds"] = 3.5
+    text = report.markdown(results(rows))
+    assert "| wide | bfloat16 | infer | 1 | 2.00 |" in text
+    assert "| wide | float32 | infer | 1 | 3.0 MiB |" in text
+    assert "| wide | float32 | infer | 2 | 3500 ms | 3.50 |" in text
 
 
-def test_int8_rows_have_their_errors_and_their_target():
+def test_int8_rows_have_their_errors():
     rows = [row("wide", torch=2.0, dtype="int8")]
-    for name, error in (("rnnkernels", 0.01), ("torch", 0.005)):
-        rows[0]["providers"][name] |= {"max_error": 0.1, "rms_error": error, "relative_error": 0.03}
-    text = tables.markdown(results(rows))
-    assert "| wide | 1 | rnnkernels | 1.00e-01 | 1.00e-02 | 3.00e-02 |" in text
-    met = {r.target: r.good for r in targets.reached(rows)}
-    assert met["int8, ratio to the fastest int8 peer ≥ 1.0"] and not met["int8, error (rms) over that peer's ≤ 1"]
+    rows[0]["providers"]["rnnkernels"] |= {"max_error": 0.1, "rms_error": 0.01, "relative_error": 0.03}
+    text = report.markdown(results(rows))
+    assert "| wide | int8 | infer | 1 | rnnkernels | 1.00e-01 | 1.00e-02 | 3.00e-02 |" in text
+
+
+def test_variants_have_the_plain_layer_and_each_other_way_beside_them():
+    rows = [row(name, ours=2.0, torch=6.0) | {"variant": "reset", "plain": {"seconds": 1.6}} for name in ("a", "b")]
+    for r, over in zip(rows, (1.25, 5.0), strict=True):
+        r |= {"over_plain": over, "masks": {"seconds": 0.1}, "schedule": "cpp: x"}
+    text = report.markdown(results(rows) | {"absent": {"keras": "is not here"}, "cut": ["c, reset, train"]})
+    assert "| a | LSTM | reset | 7 | 1 | 1→1 | 1 | float32 | 1 | cpp |" in text
+    assert "| cpp | 1600 ms | 2000 ms | 1.25 | 100 ms | 6000 ms | 3.00 |" in text
+    assert "| reset | infer | 2 | 2.50 | 5.00 | b |" in text
+    assert "Left out: keras is not here." in text and "Out of time: c, reset, train." in text
+    assert "reset, float32, infer, 1 thread: torch 6000 ms, rnnkernels 2000 ms (3.00), 1.25 of" in report.line(rows[0])
+    assert "1600 ms" in report.terminal(rows)
 
 
 def test_plots_are_drawn_where_there_is_something_to_draw(tmp_path):
     rows = [
         row(f"w{n}", torch=0.5 + n, peer=1.0 + n, mode=m, threads=t)
-        for n in range(3)
-        for m in ("infer", "train")
-        for t in (1, 2)
+        for n, m, t in ((0, "infer", 1), (1, "infer", 1), (1, "train", 2))
     ]
-    for draw in (plots.ratios, plots.roofline):
-        path = tmp_path / f"{draw.__name__}.png"
+    for suffix, draw in plots.PLOTS.items():
+        path = tmp_path / f"drawn{suffix}"
         assert draw(results(rows), path)
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
     assert not plots.ratios(results([]), tmp_path / "none.png")
@@ -189,15 +189,29 @@ def test_a_report_is_made_anew_from_its_json_between_the_readme_s_markers_only(t
     path, readme = tmp_path / "cpu.json", tmp_path / "README.md"
     path.write_text(json.dumps(results([row("a", torch=4.0, peer=2.0), row("b", torch=0.25, dtype="bfloat16")])))
     readme.write_text(f"above\n{report.BEGIN}\nold\n{report.END}\nbelow\n")
-    for _ in range(2):
-        report.main([str(path), "--readme", str(readme)])
-        text = readme.read_text()
-        assert text.startswith(f"above\n{report.BEGIN}\n") and text.endswith(f"\n{report.END}\nbelow\n")
-        assert "old" not in text and "`python -m benchmarks.run" in text and text.count("| a | LSTM") == 1
-        assert "1000.00 ms, 4.00, onnxruntime 2.00" in text.replace("1000 ms", "1000.00 ms")
-        assert "**0.25 slower**, **torch 0.25 slower**" in text and "](cpu-ratio.png)" in text
+    report.main([str(path), "--readme", str(readme)])
+    text = readme.read_text()
+    assert text.startswith(f"above\n{report.BEGIN}\n") and text.endswith(f"\n{report.END}\nbelow\n")
+    assert "old" not in text and "`python -m benchmarks.run" in text and text.count("| a | LSTM") == 1
+    assert "1000.00 ms, 4.00, onnxruntime 2.00" in text.replace("1000 ms", "1000.00 ms")
+    assert "**0.25 slower**, **torch 0.25 slower**" in text and "](cpu-ratio.png)" in text
     assert {p.name for p in tmp_path.iterdir()} >= {"cpu.md", "cpu-ratio.png", "cpu-roofline.png"}
+    report.main([str(path), "--readme", str(readme), "--only", "b"])
+    assert "| b | LSTM" in readme.read_text() and "| a | LSTM" not in readme.read_text()
     readme.write_text("no markers")
     with pytest.raises(SystemExit) as exit:
         report.main([str(path), "--readme", str(readme)])
     assert exit.value.code == 2 and readme.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("name", ["cpu-xeon", "variants-cpu", "gpu-nvidia-h200"])
+def test_results_that_were_saved_can_be_read(name):
+    saved = json.loads((cli.RESULTS / f"{name}.json").read_text())
+    text = report.markdown(saved)
+    assert all(f"| {row['workload']} |" in text for row in saved["rows"]) and "## Means" in text
+    assert json.loads(report.dumped(saved)) == saved
+
+
+def test_a_column_is_left_out_only_where_no_line_has_a_text():
+    lines = [{"a": 1, "b": None, "c": ""}, {"a": 0.999, "b": "x slower", "c": ""}]
+    assert report.table(lines) == "| a | b |\n|---|---|\n| 1 |  |\n| 1.00 | **x slower** |"

@@ -5,15 +5,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from benchmark_children import facts_of
 from common import refused
 
-from benchmarks import run, variants, variants_report, worker
+from benchmarks import run, variants, worker
 from benchmarks.measure import FLOOR, Subject, errors, result_of, truth_of
 from benchmarks.providers import PROVIDERS, Case, Job, Provider, Unsupported
 from benchmarks.providers.case import masks
 from benchmarks.providers.ours import ours, reference_job
-from benchmarks.variants import VARIANTS
-from benchmarks.workloads import Workload
+from benchmarks.workloads import VARIANTS, Workload
+from benchmarks.workloads import variants as variants_of
 
 SMALL = Workload("small", "cpu", "lstm", T=7, B=5, I=4, H=6)
 CELLS = ("rnn", "lstm", "gru")
@@ -22,14 +23,8 @@ CASES = [
     for name, changes in {"plain": {}, **VARIANTS}.items()
     for cell in CELLS
     if name != "reset_after=False" or cell == "gru"
-    for mode in ("infer", "train")
-    for dtype in ("float32", "float64")
+    for mode, dtype in (("train", "float32"), ("infer" if cell == "lstm" else "train", "float64"))
 ]
-
-
-def facts_of(name, cases):
-    """What the harness finds of a provider: in the process that calls this."""
-    return [Subject(PROVIDERS[name], *case, 1).admit(truth_of(Case(*case))) for case in cases]
 
 
 @pytest.mark.parametrize("name", variants.PROVIDED)
@@ -117,17 +112,18 @@ def test_options_of_what_is_no_single_layer_are_refused():
         PROVIDERS["torch_script"].job(Case(replace(SMALL, bidirectional=True), "float32", "infer"))
 
 
-def test_the_workloads_are_plain_on_the_cpu_and_nothing_is_planned_twice():
-    found = variants.bases()
-    names = [w.name for w in found]
-    assert names == [
+def test_variants_are_workloads_on_the_cpu_and_nothing_is_planned_twice():
+    found = variants_of(list(VARIANTS))
+    assert list(dict.fromkeys(w.name for w in found)) == [
         "guide-bench-rnn", "guide-bench-gru", "guide-bench-lstm", "imdb", "legged", "rl-bench-gru", "rl-bench-lstm",
     ]  # fmt: skip
     for w in found:
-        assert w.device == "cpu" and w == variants.shrunk(w) and not (w.resets or w.packed or w.options)
-    plan = variants.planned(found, list(VARIANTS), ("infer", "train"))
-    tasks = [(task.workload, task.mode) for tasks in plan.values() for task in tasks]
-    assert len(tasks) == len(set(tasks)) == 2 * (5 * 7 + 2) + 7 and not any(task in plan for task in tasks)
+        plain = w.plain
+        assert w.device == "cpu" and w != plain and not (plain.resets or plain.packed or plain.options or plain.variant)
+    plan = variants.planned(found, ("infer", "train"))
+    assert len(plan) == len(set(plan)) == 2 * (5 * 7 + 2) + 7
+    groups = [(w.plain, mode) for w, mode in plan]
+    assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) == len(set(groups)) - 1  # each in one piece
 
 
 def test_the_other_benchmarks_do_not_measure_the_loop_unless_asked():
@@ -135,66 +131,39 @@ def test_the_other_benchmarks_do_not_measure_the_loop_unless_asked():
     assert run.parse(["--list", "--providers", "torch_script"]).providers == ["torch_script"]
 
 
-def test_a_run_writes_rows_and_targets(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(variants, "bases", lambda: [replace(SMALL, name="tiny", cell="gru")])
-    status = variants.main(["--quick", "--out", str(tmp_path / "v")])
+TINY = [replace(SMALL, name="tiny", cell="gru", variant=name, **changes) for name, changes in VARIANTS.items()]
+
+
+def test_a_run_writes_rows_beside_the_plain_layer(monkeypatch, tmp_path, capfd):
+    asked = ["reset", "zoneout", "recompute"]
+    monkeypatch.setattr(variants, "variants", lambda names: TINY)
+    monkeypatch.setattr(variants, "PROVIDED", ("rnnkernels",))
+    arguments = ["--quick", "--mode", "train", "--variants", ",".join(asked), "--out", str(tmp_path / "v")]
+    status = variants.main(arguments)
     results, text = json.loads((tmp_path / "v.json").read_text()), (tmp_path / "v.md").read_text()
-    assert status == 0 and [(r["variant"], r["mode"]) for r in results["rows"]] == [
-        (name, mode) for mode in ("infer", "train") for name in VARIANTS if (name, mode) != ("recompute", "infer")
-    ]
+    assert status == 0 and [(r["variant"], r["mode"]) for r in results["rows"]] == [(name, "train") for name in asked]
     for row in results["rows"]:
         mine = row["providers"]["rnnkernels"]
         assert row["over_plain"] == pytest.approx(mine["seconds"] / row["plain"]["seconds"]) and mine["samples"] >= 3
         assert row["schedule"].split(":")[0] in ("cpp", "reference")
-        drawn = row["mode"] == "train" and row["variant"] in ("recurrent_dropout", "zoneout")
-        assert bool(row["masks"]) == drawn and ("seconds" in row["providers"]["torch"]) == (
-            row["variant"] in ("reset", "lengths")
-        )
-        assert f"| {row['variant']} |" in text
-    (both,) = [row for row in results["rows"] if row["variant"] == "recompute"]
-    assert both["plain"]["peak_bytes"] > 0 and both["providers"]["rnnkernels"]["peak_bytes"] > 0
-    assert "| tiny | GRU | T 7, B 5, 4→6 |" in text  # and their quotient
-    assert text.count("| tiny |") == len(results["rows"]) + 1 and "python -m benchmarks.variants --quick" in text
-    assert ("no module named 'keras'" in text) == ("keras" in results["absent"])
-    printed = capfd.readouterr()
-    assert "reset, train: ≥ 3 x as fast as split and pad" in printed.out and "tiny, zoneout, train (" in printed.err
-
-
-def row(variant, over_plain, **times):
-    """A row with our time at 1 s."""
-    providers = {name: {"seconds": value} for name, value in times.items()}
-    ours = {"seconds": 1.0} if over_plain else {"reason": "wrong y", "red": True}
-    extra = {"workload": "w", "mode": "infer", "over_plain": over_plain}
-    return {"variant": variant, "providers": {"rnnkernels": ours, **providers}, **extra}
-
-
-@pytest.mark.parametrize(
-    "given, good",
-    [
-        (row("reset", 1.1, torch=3.0), [True, True]),
-        (row("reset", 1.11, torch=2.9), [False, False]),
-        (row("lengths", 1.0, torch=0.5, torch_script=1.0), [True]),  # no target beside packing
-        (row("zoneout", 1.2, torch_script=5.0), [False, True]),
-        (row("layer_norm", 1.4, torch_script=4.9), [True, False]),
-        (row("reset_after=False", 1.41), [False]),
-        (row("zoneout", None, torch_script=9.0), [False]),  # a wrong result of ours is a miss
-        (row("recompute", 1.5), []),  # for memory
-    ],
-)
-def test_targets(given, good):
-    assert [r.good for r in variants_report.targets([given])] == good
+        assert bool(row["masks"]) == (row["variant"] == "zoneout")
+        assert ("peak_bytes" in row["plain"]) == ("peak_bytes" in mine) == (row["variant"] == "recompute")
+    assert text.count("| tiny | GRU |") == len(results["rows"]) and "python -m benchmarks.variants --quick" in text
+    assert "tiny, zoneout, float32, train, 1 thread: rnnkernels" in capfd.readouterr().err
 
 
 def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(variants, "bases", lambda: [replace(SMALL, name="tiny")])
-    asked = ["--seconds", "1e-9", "--variants", "reset,zoneout", "--mode", "infer", "--out", str(tmp_path / "v")]
-    assert variants.main(asked) == 1  # nothing was measured
-    clock = iter([0.0, 0.0, *[100.0] * 1000])
+    monkeypatch.setattr(variants, "variants", lambda names: TINY)
+    monkeypatch.setattr(variants, "measured", lambda *given: {"variant": given[0].variant, "providers": {}})
+    monkeypatch.setattr(variants.report, "write", lambda results, out: [out])
+    monkeypatch.setattr(variants.report, "line", lambda row: row["variant"])
+    monkeypatch.setattr(variants.report, "terminal", lambda rows: f"{len(rows)} rows")
+    clock = iter([0.0, 0.0, 100.0])
     monkeypatch.setattr(variants.time, "perf_counter", lambda: next(clock))
-    asked[1] = "10"
+    asked = ["--seconds", "10", "--variants", "reset,zoneout", "--mode", "infer", "--out", str(tmp_path / "v")]
     assert variants.main(asked) == 1
-    assert "Out of time: tiny, zoneout, infer." in (tmp_path / "v.md").read_text()
-    assert "out of time: tiny, zoneout, infer" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "1 rows" in printed and "out of time: tiny, zoneout, infer" in printed
 
 
 @pytest.mark.parametrize(
@@ -204,7 +173,7 @@ def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path, capsys)
         (["--variants", "abacus"], "unknown 'abacus'"),
         (["--only", "imdb", "--variants", "reset_after=False"], "with a GRU"),
         (["--variants", "recompute", "--mode", "infer"], "recompute for training"),
-        (["--threads", "0"], "cores"),
+        (["--threads", "0"], "not a positive number"),
         (["--seconds", "inf"], "not positive"),
     ],
 )

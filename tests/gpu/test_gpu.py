@@ -6,13 +6,13 @@ test_triton_compiled.py.
 
 import copy
 
+import gpu_cases
 import pytest
 import torch
 from common import assert_close
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
-from benchmarks import gpu_smoke
 from rnnkernels.backends.triton import schedules
 
 DEVICE = "cuda"
@@ -34,7 +34,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 @pytest.fixture(autouse=True)
 def exact_float32():
     """float32 in float32: with tf32 it would be compared at the wrong tolerance."""
-    with gpu_smoke.float32_as("ieee"):
+    with gpu_cases.float32_as("ieee"):
         yield
 
 
@@ -133,7 +133,7 @@ def test_options_equal_the_cpu_in_float64(kind, options, dtype, H):
     reference, lengths = copy.deepcopy(module).double(), [6, 1, 4, 3, 6]
     x = torch.randn(6, len(lengths), 24).to(DTYPES[dtype])
     actual = run(module.to(DEVICE), x, lengths)
-    tolerance = gpu_smoke.NORMED if dtype == "bf16" and "layer_norm" in options else None
+    tolerance = gpu_cases.NORMED if dtype == "bf16" and "layer_norm" in options else None
     for name, value in run(reference, x, lengths).items():
         assert_close(name, actual[name].cpu(), value, tolerance)
 
@@ -181,8 +181,8 @@ def test_within_a_graph_of_the_caller(schedule):
         assert torch.equal(y, module(x)[0])
 
 
-@pytest.mark.parametrize("case", gpu_smoke.races(quick=False), ids=lambda case: case.name)
+@pytest.mark.parametrize("case", gpu_cases.races(quick=False), ids=lambda case: case.name)
 def test_the_same_bits_every_time(case):
     """2,000 steps, 20 times: a race between programs or warps would show."""
-    found = gpu_smoke.Smoke(DEVICE).run(case)
+    found = gpu_cases.run(case, DEVICE)
     assert "reason" not in found, found

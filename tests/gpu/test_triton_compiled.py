@@ -15,11 +15,11 @@ if os.environ.get("TRITON_INTERPRET") == "1":
         allow_module_level=True,
     )
 
+import triton_offline
+from machine_code import facts
 from pairwise import among
+from triton_offline import ARCHS
 
-from benchmarks import dry, offline
-from benchmarks.chips import ARCHS
-from benchmarks.machine_code import facts
 from rnnkernels.backends.triton import schedules
 from rnnkernels.backends.triton.cells import CELLS
 
@@ -32,7 +32,7 @@ KINDS |= {"double": torch.float64}
 def compiled(arch, cell, kind, H, T=2, **more):
     """Both passes of a layer of two directions, with states and lengths, as the launcher launches them."""
     more = {"reverse": (False, True), "states": True, "stages": ("lengths",), "arithmetic": kind} | more
-    return dry.launches(ARCHS[arch], cell, KINDS[kind], T, 16, H, **more)
+    return triton_offline.launches(ARCHS[arch], cell, KINDS[kind], T, 16, H, **more)
 
 
 def check(launch, arch, tensor):
@@ -85,7 +85,7 @@ def test_resident(arch, kind, name, H):
         found = check(launch, arch, kind in ("half", "tf32"))
         reads = schedules.bytes_read(cell, kind, backward)
         assert found["shared"] <= schedules.shared_bytes(kind, cell.gates, reads, tiles) or arch == "gfx942"
-        assert not offline.reloads(cell, tiles, kind, H, H, backward, found), found
+        assert not triton_offline.reloads(cell, tiles, kind, H, H, backward, found), found
 
 
 ALL_STAGES = ("lengths", "reset", "restart", "h_mask", "zone")
@@ -126,7 +126,7 @@ def test_cooperative(arch, kind, cell, share, H, backward):
         found = check(launch, arch, kind != "ieee")
         assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles)
         if not stages:
-            assert not offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found), found
+            assert not triton_offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found), found
         assert launch.compiled.metadata.launch_cooperative_grid
         barriers = 1 if CELLS[cell].first is None else 2
         assert found["atomics"] == barriers and "CCTL" in found["opcodes"], "arrivals that release, waits that acquire"
@@ -186,7 +186,7 @@ def test_projection_is_the_same_loop():
 
 
 def test_inference_in_fp16():
-    (launch,) = dry.launches(ARCHS["sm_90"], "lstm", torch.float16, 1, 64, 128, train=False)
+    (launch,) = triton_offline.launches(ARCHS["sm_90"], "lstm", torch.float16, 1, 64, 128, train=False)
     assert launch.tiles.schedule == "resident"
     check(launch, "sm_90", True)
 

@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import rnnkernels
 
-T, B, I, H = 6, 3, 4, 5  # noqa: E741 - the letters of DESIGN.md
+T, B, I, H = 6, 3, 4, 5  # noqa: E741 - the letters of the whole library
 LONG = torch.zeros(2, 2, 4, dtype=torch.int64)
 r = torch.randn
 BAD_CALLS = {  # of a layer (I=4, H=5); hx is given once per state

@@ -25,7 +25,7 @@ CELLS = {
     "gru": ("GRUCell", {}),
     "lstm": ("LSTMCell", {}),
 }
-T, B, I, H = 6, 3, 4, 5  # noqa: E741 - the letters of DESIGN.md
+T, B, I, H = 6, 3, 4, 5  # noqa: E741 - the letters of the whole library
 # torch says this of itself, once in a process
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 KINDS = ("batched", "batch_first", "unbatched", "packed", "packed_unsorted")

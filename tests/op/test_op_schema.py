@@ -114,3 +114,13 @@ def test_meta_and_fake_tensors(name):
         assert all(p.grad.shape == p.shape for p in module.parameters())
         with torch.no_grad():
             assert module(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
+
+
+def test_both_definitions_of_the_schemas_agree():
+    """That of C++, for programs without Python, and that of Python, for machines without the extension."""
+    from rnnkernels.op.schema import SCHEMAS
+
+    for name, arguments in SCHEMAS.items():
+        for full in (name, f"plain_{name}"):
+            op = getattr(torch.ops.rnnkernels, full).default
+            assert str(op._schema) == str(torch._C.parse_schema(f"rnnkernels::{full}{arguments}"))

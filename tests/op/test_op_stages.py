@@ -1,4 +1,4 @@
-"""The stages of the loop (DESIGN.md) against a plain loop written out here, and their gradients."""
+"""The stages of the loop against a plain loop written out here, and their gradients."""
 
 import pytest
 import torch

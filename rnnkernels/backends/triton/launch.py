@@ -95,7 +95,7 @@ def layer(*arguments):
     from . import graphs, passes, products
 
     *call, save = arguments
-    problem = problem_of(LayerCall(*call))
+    problem = problem_of(LayerCall.of(*call))
     if problem.B == 0:
         y, last, gates, cells = passes.outputs(problem, save)
     else:
@@ -123,7 +123,7 @@ def layer_backward(dy, dlast, dcells, *arguments):
     from . import graphs, norm_products, passes, products
 
     *call, y, saved, needs = arguments
-    call = LayerCall(*call)
+    call = LayerCall.of(*call)
     problem = problem_of(call)
     cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call.weights, problem.reset_states
     if problem.B == 0:

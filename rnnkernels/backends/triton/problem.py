@@ -117,22 +117,20 @@ class Problem(NamedTuple):
 
 def problem_of(call):
     """Sort the tensors of a ``LayerCall``."""
-    x, weights, D, lengths, reset, h_mask = call.x, call.weights, call.D, call.lengths, call.reset, call.h_mask
-    kinds, each = CELLS[call.cell], len(weights) // D
-    w_ih, w_hh, *rest = ([weights[d * each + n] for d in range(D)] for n in range(each))
-    b_ih, b_hh = (rest.pop(0), rest.pop(0)) if call.bias else ([], [])
+    x, D, lengths, reset, h_mask = call.x, call.D, call.lengths, call.reset, call.h_mask
+    kinds = CELLS[call.cell]
+    ln_c = [call.weight(name) for name in ("ln_c_gain", "ln_c_bias")]
     chip = schedules.chip_of(x.device)
-    w_hr = rest.pop(0) if call.project else []
-    ln_x, ln_h, *ln_c = rest if call.layer_norm else ([], [])
     return Problem(
         kinds, x, [s.contiguous() for s in call.states], x.size(-3), x.size(-2), D, x.size(-1),
         call.H, call.P, [bool(r) for r in call.reverse],
         call.activation or "tanh", call.recurrent_activation or "sigmoid",
-        x.dtype, x.device, chip, schedules.precision(x.dtype, chip), w_ih, w_hh, b_ih, b_hh, w_hr,
+        x.dtype, x.device, chip, schedules.precision(x.dtype, chip),
+        *(call.weight(name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")),
         None if lengths is None else lengths.to(x.device).clamp(max=x.size(-3)),
         None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
         [s.contiguous() for s in call.reset_states], None if h_mask is None else h_mask.contiguous(), call.zone,
-        ln_x, ln_h, ln_c, call.eps,
+        call.weight("ln_x_gain"), call.weight("ln_h_gain"), ln_c if ln_c[0] else (), call.eps,
     )  # fmt: skip
 
 

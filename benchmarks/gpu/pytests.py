@@ -18,7 +18,7 @@ from benchmarks.machine import ROOT
 TESTS = ROOT / "tests" / "gpu" / "test_gpu.py"
 # Without the plugins that are installed, and the options that are for them: they take seconds to load.
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=")
-RACES = "every_time"  # part of the names of tests that are a step of their own in benchmarks.gpu
+RACES = "every_time"  # part of the names of tests that are a step of their own
 ENVIRONMENT = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
 TRACE = 3000  # characters of each failure's traceback that are kept
 COUNTS = ("tests", "failures", "errors", "skipped")
@@ -34,19 +34,13 @@ def collected(path: Path, limit: float) -> list[str]:
 
 
 def summary(path: Path) -> dict:
-    """Counts, and the names of what failed with the first line of why, from a JUnit file."""
+    """Counts, and of what failed the name with the first line of why and with the traceback, from a JUnit file."""
     suite = ElementTree.parse(path).getroot().find("testsuite")
-    found: dict = {name: int(suite.get(name)) for name in COUNTS}
-    found["failed"] = [
-        f"{case.get('name')}: {(bad.get('message') or '').splitlines()[0] if bad.get('message') else bad.tag}"
-        for case in suite.iter("testcase")
-        for bad in (*case.findall("failure"), *case.findall("error"))
-    ]
-    found["traces"] = [
-        f"{case.get('name')}:\n{(bad.text or '')[-TRACE:]}"
-        for case in suite.iter("testcase")
-        for bad in (*case.findall("failure"), *case.findall("error"))
-    ]
+    found: dict = {name: int(suite.get(name)) for name in COUNTS} | {"failed": [], "traces": []}
+    for case in suite.iter("testcase"):
+        for bad in (*case.findall("failure"), *case.findall("error")):
+            found["failed"].append(f"{case.get('name')}: {((bad.get('message') or '').splitlines() or [bad.tag])[0]}")
+            found["traces"].append(f"{case.get('name')}:\n{(bad.text or '')[-TRACE:]}")
     return found
 
 

@@ -1,20 +1,24 @@
-"""Rows of the GPU benchmark: a workload in one dtype and mode by every provider, all in one process.
+"""What `benchmarks.gpu` measures, one task at a time: a case, a row or an experiment.
 
-A process for each, as on the CPU, would spend the time on starting: here nothing spins between calls, torch counts
-memory by itself, and CUDA events time the GPU. That one process is not ours: a kernel that hangs, or breaks the GPU's
-context, costs its row and another start.
+A process for each provider, as on the CPU, would spend the time on starting: here nothing spins between calls, torch
+counts memory by itself, and CUDA events time the GPU. That one process is not ours: a kernel that hangs, or breaks the
+GPU's context, costs its task and another start.
 """
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable
+import queue
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
+import gpu_cases
 import torch
 
-from benchmarks import gpu_experiments, machine, model
-from benchmarks.chips import Gpu
+from benchmarks import machine
+from benchmarks.gpu import experiments
 from benchmarks.measure import Subject, Timer, alternate, truth_of
 from benchmarks.providers import PROVIDERS, Case
 from benchmarks.providers.ours import schedule_of
@@ -27,6 +31,19 @@ DTYPES = ("bfloat16", "float32", "float16")
 # The rows that are wanted most: by our own and torch's layers only, in two dtypes.
 FIRST = ("flashrnn", "rl-bench", "legged", "unmix", "rnnt-decode")
 FIRST_DTYPES, FIRST_PROVIDERS = ("bfloat16", "float32"), ("rnnkernels", "torch")
+GRACE = 30  # seconds beyond the end of its step that a task may take when it has begun
+
+
+class Task(NamedTuple):
+    """A method of `Measuring` with its arguments. ``key``: what its result has and no other of its step."""
+
+    key: dict[str, Any]
+    method: str
+    arguments: tuple
+
+    def failed(self, error: Exception) -> dict:
+        """The result if nothing came of it."""
+        return self.key | ({"providers": {}} if self.method == "row" else {}) | {"reason": str(error)}
 
 
 def ordered(workloads: list[Workload], dtypes: Iterable[str], modes: Iterable[str]) -> list[tuple[Workload, str, str]]:
@@ -44,18 +61,10 @@ def first(rows: list[tuple[Workload, str, str]]) -> list[tuple[Workload, str, st
     return sorted(wanted, key=lambda row: FIRST.index(row[0].family))
 
 
-def arithmetic_of(dtype: str) -> str:
-    """What the model calls a dtype, by torch's switch for RNNs."""
-    if dtype != "float32":
-        return {"bfloat16": "bf16", "float16": "fp16"}[dtype]
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
-
-
 def measured(
-    w: Workload, dtype: str, mode: str, providers: list[str], gpu: Gpu | None, seconds: float, rounds: int,
-    timer: Timer | None = None,
-) -> dict:  # fmt: skip
-    """The row. ``gpu``: the figures for bound and prediction, if there are any."""
+    w: Workload, dtype: str, mode: str, providers: list[str], seconds: float, rounds: int, timer: Timer | None = None
+) -> dict:
+    """The row, by every provider in this process."""
     case = Case(w, dtype, mode)
     truth = truth_of(case)
     subjects = {
@@ -67,24 +76,24 @@ def measured(
     for name, values in samples.items():
         facts[name] |= summed_up(values)
         facts[name]["us_per_step"] = 1e6 * facts[name]["seconds"] / (w.T * w.L)
-    row = {**head(w, dtype, mode, 1), "bound": {"reason": "no figures of this chip"}, "providers": facts}
+    row = {**head(w, dtype, mode, 1), "providers": facts}
     try:
         row["schedule"] = schedule_of(case)
     except (RuntimeError, TypeError, ValueError) as error:  # what was measured is worth more than this
         row["schedule"] = f"explain: {said(error)}"
-    if gpu is not None:
-        arithmetic = arithmetic_of(dtype)
-        row["bound"] = model.bound(gpu, w, arithmetic, mode)
-        row["model"] = model.predict(gpu, w, arithmetic, mode)
     return derive(row)
 
 
 class Measuring:
     """Measures what it is asked for; lives in a process of its own (`Apart`), or in this one (`Here`)."""
 
-    def __init__(self, device: str, gpu: Gpu | None, seconds: float, rounds: int, timer: Timer):
-        self.device, self.timer = device, timer
-        self.how = (gpu, seconds, rounds, timer)
+    def __init__(self, device: str, seconds: float, rounds: int, timer: Timer, threads: int | None = None) -> None:
+        self.device, self.how = device, (seconds, rounds, timer)
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def case(self, case: gpu_cases.Case) -> dict:
+        return gpu_cases.run(case, self.device)
 
     def row(self, w: Workload, dtype: str, mode: str, providers: list[str]) -> dict:
         try:
@@ -94,8 +103,8 @@ class Measuring:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def experiment(self, purpose: str, schedule: str, size: gpu_experiments.Size) -> dict:
-        return gpu_experiments.measured(purpose, schedule, size, self.device, self.timer)
+    def experiment(self, purpose: str, schedule: str, size: experiments.Size) -> dict:
+        return experiments.measured(purpose, schedule, size, self.device, self.how[-1])
 
 
 class Here:
@@ -115,8 +124,7 @@ class Here:
 
 
 class Apart:
-    """An object asked in a process of its own, which is started again when it was lost or its GPU context may be
-    broken."""
+    """The same in a process of its own, started again when it was lost or its GPU context may be broken."""
 
     def __init__(self, make, *arguments) -> None:
         self.make, self.arguments, self.worker = make, arguments, None
@@ -144,3 +152,48 @@ def broken(answer: dict) -> bool:
     """Whether a provider, or an experiment, met an error after which a process can use the GPU no more."""
     parts = [answer, *answer.get("providers", {}).values()]
     return any("CUDA error" in part.get("reason", "") or "AcceleratorError" in part.get("reason", "") for part in parts)
+
+
+def ask_all(
+    tasks: list[Task], processes: int, make: Callable[[], Any], left: Callable[[], float], limit: float,
+    done: Callable[[dict], None],
+) -> int:  # fmt: skip
+    """Ask the tasks of so many processes that ``make`` makes; those for which no time is left are counted.
+
+    Args:
+        make: makes an ``Apart`` or ``Here``.
+        left: seconds until when a task may begin.
+        limit: seconds that a task may take.
+        done: is told of every result; from one thread at a time.
+    """
+    waiting: queue.SimpleQueue = queue.SimpleQueue()
+    for task in tasks:
+        waiting.put(task)
+    lock = threading.Lock()
+
+    def serve() -> None:
+        process = make()
+        try:
+            while (rest := left()) > 0:
+                try:
+                    task = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                try:
+                    found = process.ask(min(limit, rest + GRACE), task.method, *task.arguments)
+                except RuntimeError as error:  # it hung, or its process ended
+                    found = task.failed(error)
+                with lock:
+                    done(found)
+        finally:
+            process.close()
+
+    if processes == 1:  # in this thread, so that Ctrl-C stops it
+        serve()
+        return waiting.qsize()
+    threads = [threading.Thread(target=serve) for _ in range(min(processes, len(tasks)))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return waiting.qsize()

@@ -2,12 +2,12 @@
 
 T time, B batch, D directions, G gates, H hidden, I input. Counted are the products, 2 operations a multiply-add, and
 the reads of the weights; activations, x and y are left out, so the bound is a little below what is possible. The peak
-is that of vector units (`benchmarks.probe`): a kernel on matrix units can have a share above 100 %.
+is that of vector units (probe.py): a kernel on matrix units can have a share above 100 %.
 """
 
 from __future__ import annotations
 
-from benchmarks.probe import LEVELS
+from benchmarks.roofline.probe import LEVELS
 from benchmarks.workloads import Workload
 
 GATES = {"rnn": 1, "lstm": 4, "gru": 3}

@@ -8,17 +8,15 @@ is there when the time is over can be used.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.chips import Gpu
 from benchmarks.measure import Timer
-from benchmarks.model import Layer, chosen, step
 from rnnkernels.backends.triton import schedules
-from rnnkernels.backends.triton.launch import cell_of
 
 ROUNDS = 5
 
@@ -56,12 +54,15 @@ def call_of(size: Size, device: str) -> partial:
     return partial(module, torch.randn(size.T, size.B, 16).to(device, torch.bfloat16))
 
 
-def timed(size: Size, device: str, timer: Timer) -> dict:
-    """The median time of a call."""
-    run = call_of(size, device)
+def median_time(run: Callable[[], object], size: Size, timer: Timer) -> dict:
+    """The median time of a call, after a first one that may compile."""
     run()
     took = statistics.median(timer(run, 3)[0] for _ in range(ROUNDS))
     return {"seconds": took, "us_per_step": 1e6 * took / size.T}
+
+
+def timed(size: Size, device: str, timer: Timer) -> dict:
+    return median_time(call_of(size, device), size, timer)
 
 
 def captured(size: Size, device: str, timer: Timer) -> dict:
@@ -81,9 +82,12 @@ def waited(size: Size, device: str, timer: Timer) -> dict:
     """What a barrier costs by itself."""
     if device == "cpu":
         raise RuntimeError("a barrier between programs needs a GPU")
-    from benchmarks import gpu_barrier  # imports triton
+    from benchmarks.gpu.barrier import Barrier  # imports triton
 
-    return gpu_barrier.timed(size.H, size.T, timer, ROUNDS)
+    barrier = Barrier(size.H, size.T)
+    found = median_time(barrier, size, timer)
+    barrier.check()
+    return found
 
 
 KINDS = {"barrier": waited, "capture": captured, "crossover": timed, "scaling": timed}
@@ -99,16 +103,6 @@ def measured(purpose: str, schedule: str, size: Size, device: str, timer: Timer)
         return result | {"reason": str(error).strip().splitlines()[0]}
 
 
-def crossovers(results: list[dict]) -> list[dict]:
-    """For each H: the fastest schedule at each B."""
-    found: dict[tuple[int, int], dict] = {}
-    for result in results:
-        if result["purpose"] == "crossover" and "seconds" in result:
-            times = found.setdefault((result["H"], result["B"]), {})
-            times[result["schedule"]] = result["us_per_step"]
-    return [{"H": H, "B": B, "fastest": min(times, key=times.__getitem__), **times} for (H, B), times in found.items()]
-
-
 def lines_through(results: list[dict]) -> list[dict]:
     """For each schedule and size: what a call costs by itself and what each step adds, by least squares over T."""
     groups: dict[tuple, list[tuple[int, float]]] = {}
@@ -121,17 +115,4 @@ def lines_through(results: list[dict]) -> list[dict]:
         if len(points) > 1:
             slope, offset = np.polyfit(*zip(*points, strict=True), 1)
             found.append({"schedule": schedule, "H": H, "B": B, "us_per_call": offset, "us_per_step": slope})
-    return found
-
-
-def with_waits(lines: list[dict], gpu: Gpu) -> list[dict]:
-    """The same lines with what a step waits for the others, by difference: a step as measured, less the model's step
-    without barrier and without launch."""
-    found = []
-    for line in lines:
-        layer = Layer(cell_of("lstm"), 2048, line["B"], 1, line["H"], line["H"], "half")
-        with schedules.force(line["schedule"]):
-            predicted = step(gpu, layer, chosen(gpu, "bf16", layer))
-        rest = predicted.seconds - predicted.parts["barrier"] - predicted.parts["launch"]
-        found.append(line | {"us_waiting": line["us_per_step"] - 1e6 * rest, "us_model": 1e6 * predicted.seconds})
     return found

@@ -1,27 +1,21 @@
-"""The first step on a GPU: every cell on every schedule in every dtype, forward and backward, against float64; and the
-last: whether long calls give the same bits every time.
+"""Cases for a GPU: every cell on every schedule in every dtype, forward and backward, against float64; and whether long
+calls give the same bits every time. `benchmarks.gpu` begins with these, and test_gpu.py has the latter.
 
-T time, B batch, I input, H hidden. Each case is asked of a process of its own kind (`gpu_rows.Apart`), several at once,
-for most of the time is compilation: a kernel that hangs, faults or compiles for minutes costs its own case.
+T time, B batch, I input, H hidden.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import queue
-import threading
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from common import TOLERANCES, error
 from torch import Tensor
-
-from benchmarks.measure import errors, faults
-from benchmarks.worker import said
 
 DTYPES = {
     "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "fp64": torch.float64,
@@ -157,117 +151,70 @@ def float32_as(precision: str):
             switch.fp32_precision = value
 
 
-class Smoke:
-    """Runs cases; lives in a process of its own."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        torch.set_num_threads(1)
-
-    def run(self, case: Case) -> dict:
-        """{"seconds", "error", "of"}; with a "reason" if it is wrong, or "refused" if the schedule cannot run it."""
-        start = time.perf_counter()
-        try:
-            with float32_as("tf32" if case.dtype == "tf32" else "ieee"):
-                found = self.same(case) if case.repeats else self.right(case)
-        except Exception as error:
-            text = said(error)
-            found = {"refused": text} if REFUSED in text else {"reason": text, "trace": traceback.format_exc()[-2000:]}
-        return {"case": case.name, **found, "seconds": time.perf_counter() - start}
-
-    def _module(self, case: Case):
-        import rnnkernels
-
-        torch.manual_seed(0)
-        module = getattr(rnnkernels, case.kind)(INPUT, case.H, **dict(case.options)).to(DTYPES[case.dtype]).eval()
-        if DTYPES[case.dtype].itemsize == 2:  # larger weights make the recurrence chaotic: it magnifies rounding
-            for parameter in module.parameters():
-                parameter.data *= 0.25 if parameter.dim() > 1 else 1.0
-        random = torch.Generator().manual_seed(1)
-        D, width = 1 + module.bidirectional, module.proj_size or case.H
-        draw = lambda *shape: torch.randn(shape, generator=random).to(DTYPES[case.dtype])  # noqa: E731
-        x, dy = draw(case.T, case.B, INPUT), draw(case.T, case.B, D * width)
-        states, given = [], {}
-        if "hx" in case.call:
-            shapes = [(width,), (case.H,)][: 2 if case.kind == "LSTM" else 1]
-            states = [draw(D * module.num_layers, case.B, *shape) for shape in shapes]
-        if "lengths" in case.call:
-            given["lengths"] = torch.randint(0, case.T + 1, (case.B,), generator=random)
-        if "reset" in case.call:
-            given["reset"] = torch.rand(case.T, case.B, generator=random) < 0.1
-        return module, x, dy, states, given
-
-    def right(self, case: Case) -> dict:
-        """Its errors against the same module in float64 on the CPU."""
-        from rnnkernels.backends.triton import schedules
-
-        module, *rest = self._module(case)
-        expected = results(copy.deepcopy(module).double(), *rest)
-        poison(self.device)
-        with schedules.force(case.schedule):
-            actual = results(module.to(self.device), *rest)
-        found = errors({name: tensor.cpu() for name, tensor in actual.items()}, expected)
-        floor = {"bf16": "bfloat16", "fp16": "float16", "fp64": "float64"}.get(case.dtype, "float32")
-        rounding = TF32 if case.dtype == "tf32" else NORMED if case.dtype == "bf16" and has(case, "layer_norm") else 0.0
-        known = dict.fromkeys(found, rounding / 2)
-        worst = max(found, key=lambda name: found[name] if found[name] == found[name] else float("inf"))
-        fault = faults(found, known, floor)
-        return {"error": found[worst], "of": worst} | ({"reason": fault} if fault else {})
-
-    def same(self, case: Case) -> dict:
-        """Whether so many calls give the bits of the first, outputs and gradients."""
-        from rnnkernels.backends.triton import schedules
-
-        module, *rest = self._module(case)
-        module = module.to(self.device)
-        with schedules.force(case.schedule):
-            first = results(module, *rest)
-            for n in range(case.repeats):
-                again = results(module, *rest)
-                other = [name for name in first if not torch.equal(first[name], again[name])]
-                if other:
-                    return {"reason": f"other bits of {', '.join(other)} in call {n + 2}"}
-        return {"error": 0.0, "of": "no bit"}
+def run(case: Case, device: str) -> dict:
+    """{"case", "seconds", "error", "of"}; with a "reason" if it is wrong, "refused" if the schedule cannot run it."""
+    start = time.perf_counter()
+    try:
+        with float32_as("tf32" if case.dtype == "tf32" else "ieee"):
+            found = same(case, device) if case.repeats else right(case, device)
+    except Exception as error:
+        text = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+        found = {"refused": text} if REFUSED in text else {"reason": text, "trace": traceback.format_exc()[-2000:]}
+    return {"case": case.name, **found, "seconds": time.perf_counter() - start}
 
 
-def run(
-    cases: list[Case], processes: int, make: Callable[[], Any], left: Callable[[], float], limit: float,
-    done: Callable[[dict], None],
-) -> int:  # fmt: skip
-    """Ask the cases of so many processes that ``make`` makes; those for which no time is left are counted.
+def module_of(case: Case):
+    """The module, x, dy, initial states, and the other arguments of the call."""
+    import rnnkernels
 
-    Args:
-        make: an ``Apart`` or ``Here``.
-        left: seconds until when a case may begin.
-        limit: seconds that a case may take.
-        done: is told of every case; from one thread at a time.
-    """
-    waiting: queue.SimpleQueue = queue.SimpleQueue()
-    for case in cases:
-        waiting.put(case)
-    lock = threading.Lock()
+    torch.manual_seed(0)
+    module = getattr(rnnkernels, case.kind)(INPUT, case.H, **dict(case.options)).to(DTYPES[case.dtype]).eval()
+    if DTYPES[case.dtype].itemsize == 2:  # larger weights make the recurrence chaotic: it magnifies rounding
+        for parameter in module.parameters():
+            parameter.data *= 0.25 if parameter.dim() > 1 else 1.0
+    random = torch.Generator().manual_seed(1)
+    D, width = 1 + module.bidirectional, module.proj_size or case.H
+    draw = lambda *shape: torch.randn(shape, generator=random).to(DTYPES[case.dtype])  # noqa: E731
+    x, dy = draw(case.T, case.B, INPUT), draw(case.T, case.B, D * width)
+    states, given = [], {}
+    if "hx" in case.call:
+        shapes = [(width,), (case.H,)][: 2 if case.kind == "LSTM" else 1]
+        states = [draw(D * module.num_layers, case.B, *shape) for shape in shapes]
+    if "lengths" in case.call:
+        given["lengths"] = torch.randint(0, case.T + 1, (case.B,), generator=random)
+    if "reset" in case.call:
+        given["reset"] = torch.rand(case.T, case.B, generator=random) < 0.1
+    return module, x, dy, states, given
 
-    def serve() -> None:
-        process = make()
-        try:
-            while left() > 0:
-                try:
-                    case = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                start = time.perf_counter()
-                try:
-                    found = process.ask(limit, "run", case)
-                except RuntimeError as error:  # it hung, or its process ended
-                    found = {"case": case.name, "reason": str(error), "seconds": time.perf_counter() - start}
-                with lock:
-                    done(found)
-        finally:
-            process.close()
 
-    threads = [threading.Thread(target=serve) for _ in range(min(processes, len(cases)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return waiting.qsize()
+def right(case: Case, device: str) -> dict:
+    """Its errors against the same module in float64 on the CPU."""
+    from rnnkernels.backends.triton import schedules
+
+    module, *rest = module_of(case)
+    expected = results(copy.deepcopy(module).double(), *rest)
+    poison(device)
+    with schedules.force(case.schedule):
+        actual = results(module.to(device), *rest)
+    found = {name: error(actual[name].cpu(), value) for name, value in expected.items()}
+    worst = max(found, key=found.__getitem__)
+    rounding = TF32 if case.dtype == "tf32" else NORMED if case.dtype == "bf16" and has(case, "layer_norm") else 0.0
+    allowed = max(rounding, TOLERANCES[DTYPES[case.dtype]])
+    fault = None if found[worst] <= allowed else f"wrong {worst}: error {found[worst]:.1e}, allowed {allowed:.1e}"
+    return {"error": found[worst], "of": worst} | ({"reason": fault} if fault else {})
+
+
+def same(case: Case, device: str) -> dict:
+    """Whether so many calls give the bits of the first, outputs and gradients."""
+    from rnnkernels.backends.triton import schedules
+
+    module, *rest = module_of(case)
+    module = module.to(device)
+    with schedules.force(case.schedule):
+        first = results(module, *rest)
+        for n in range(case.repeats):
+            again = results(module, *rest)
+            other = [name for name in first if not torch.equal(first[name], again[name])]
+            if other:
+                return {"reason": f"other bits of {', '.join(other)} in call {n + 2}"}
+    return {"error": 0.0, "of": "no bit"}

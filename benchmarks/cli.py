@@ -1,0 +1,97 @@
+"""What the commands of the benchmarks share: arguments, and results to go on with."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.providers import PROVIDERS
+from benchmarks.workloads import Workload, named
+
+RESULTS = machine.ROOT / "benchmarks" / "results"
+MODES = ("infer", "train")
+
+
+def listed(known: list[str] | None = None, kind: Callable = str) -> Callable[[str], list]:
+    """An argparse type: a list with commas, of known names or of positive numbers."""
+
+    def parse(text: str) -> list:
+        found = []
+        for word in filter(None, (word.strip() for word in text.split(","))):
+            if known is not None and word not in known:
+                raise argparse.ArgumentTypeError(f"unknown {word!r}; known: {', '.join(known)}")
+            if kind is int and not (word.isdecimal() and int(word)):
+                raise argparse.ArgumentTypeError(f"not a positive number: {word!r}")
+            found.append(kind(word))
+        if not found:
+            raise argparse.ArgumentTypeError("an empty list")
+        return list(dict.fromkeys(found))
+
+    return parse
+
+
+def parser(name: str, description: str, seconds: float, of: str) -> argparse.ArgumentParser:
+    """A parser with the arguments of every command that measures. ``of``: what the seconds are for."""
+    p = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
+    p.add_argument("--only", type=listed(), default=[], help="names or shell patterns of workloads, as wide,guide-*")
+    p.add_argument("--mode", choices=(*MODES, "both"), default="both", help="default: both")
+    p.add_argument("--seconds", type=float, default=seconds, help=f"time to spend on {of} (default: {seconds:g})")
+    p.add_argument("--quick", action="store_true", help="few runs and small: to see that it works")
+    p.add_argument("--out", type=Path, help="results without suffix (default: under benchmarks/results)")
+    return p
+
+
+def command(name: str, arguments: list[str] | None) -> str:
+    """What to type to run it again."""
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def workloads_of(p: argparse.ArgumentParser, asked: argparse.Namespace, known: list[Workload]) -> list[Workload]:
+    """Those that are named, at least one."""
+    found = [w for w in known if named(w.name, asked.only, w.family)]
+    if not found:
+        names = ", ".join(dict.fromkeys(w.name for w in known))
+        p.error(f"--only {','.join(asked.only)}: no such workload; there are {names}")
+    return found
+
+
+def providers_of(p: argparse.ArgumentParser, asked: argparse.Namespace) -> list[str]:
+    """Those that are named, all of which have to be installed; or all that are, for the device."""
+    for name in asked.providers or ():
+        if PROVIDERS[name].missing():
+            p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
+    here = (name for name, p in PROVIDERS.items() if p.default and asked.device in p.devices and not p.missing())
+    return asked.providers or list(here)
+
+
+def check(p: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
+    """What is wrong with the arguments ends the process with status 2; sets ``asked.modes``."""
+    if not (math.isfinite(asked.seconds) and asked.seconds > 0):
+        p.error(f"--seconds: not positive: {asked.seconds}")
+    cores = len(machine.cores(max(asked.threads)))
+    if 0 < cores < max(asked.threads):
+        p.error(f"--threads {max(asked.threads)}: this process has {cores} cores")
+    try:
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        p.error(f"--out: {error}")
+    asked.modes = MODES if asked.mode == "both" else (asked.mode,)
+
+
+def resumed(path: Path, fresh: dict) -> dict:
+    """The results in the file, to go on with. Raises ValueError where they are of something else."""
+    old = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("cpu", "gpu", "torch", "rnnkernels", "commit"):
+        was, now = old["machine"].get(name), fresh["machine"].get(name)
+        if was != now:
+            raise ValueError(f"{path} is of another {name}: {was}, now {now}")
+    if old["providers"] != fresh["providers"]:
+        raise ValueError(f"{path} is of other providers: {','.join(old['providers'])}")
+    old["machine"]["command"] += f" && {fresh['machine']['command']}"
+    return old

@@ -1,0 +1,259 @@
+"""Everything that is to be known of a GPU, in eight minutes: `python -m benchmarks.gpu`.
+
+Facts of the machine; every cell, schedule and dtype once; the tests that need a GPU; races; the workloads that are
+wanted most against torch (cuDNN); the barrier alone, and schedules forced at several sizes; all other workloads,
+against TorchRL and FlashRNN too. Written to benchmarks/results/gpu-<chip>.json and .md after each item; a run that is
+stopped, or out of time, goes on with `--resume`. Needs torch, Triton, NumPy and pytest. The rows are like those of
+`benchmarks.run`, which takes a process for each provider, and hours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+
+import gpu_cases
+import torch
+
+from benchmarks import cli, machine, report
+from benchmarks.gpu import experiments, pytests, tasks
+from benchmarks.gpu.tasks import Apart, Here, Measuring, Task
+from benchmarks.measure import Timer, event_time, wall_time
+from benchmarks.providers import PROVIDERS
+from benchmarks.rows import head
+from benchmarks.workloads import Workload, select
+from rnnkernels.backends.triton import schedules
+
+# What each step may take of the time; what it leaves goes to the ones after it.
+SHARES = {"smoke": 0.2, "tests": 0.2, "races": 0.06, "first": 0.16, "experiments": 0.12, "rows": 0.26}
+RESULTS_OF = {"first": "rows"}  # under which name a step's results are, if not its own
+LIMITS = {"smoke": 60, "races": 60}  # seconds for one task
+LIMIT = 150  # for any other
+TINY = {"T": 3, "B": 2, "I": 8, "H": 4, "L": 1}  # the sizes of every workload in a quick run
+
+
+class Budget:
+    """The time of a run, and until when each step may begin something."""
+
+    def __init__(self, seconds: float, steps: list[str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        used, whole, start = accumulate(SHARES[step] for step in steps), sum(SHARES[step] for step in steps), clock()
+        self.ends = {step: start + seconds * share / whole for step, share in zip(steps, used, strict=True)}
+
+    def left(self, step: str) -> float:
+        return self.ends[step] - self.clock()
+
+
+def warm(gpu, dtype: str, w: Workload) -> None:
+    """Compile what a workload will launch, in a process of its own, into Triton's cache on disk."""
+    import triton_offline
+
+    kind = "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+    for reverse in w.walks:
+        layer = (w.cell, getattr(torch, dtype), w.T, w.B, w.H, 0, reverse, w.heads, False, w.stages)
+        for train in (False, True):
+            triton_offline.launches(gpu, *layer, train, kind)
+
+
+def warm_experiment(gpu, schedule: str, size: experiments.Size) -> None:
+    """The same for an experiment; what cannot be forced says so when it is measured."""
+    import triton_offline
+
+    with schedules.force(schedule), suppress(RuntimeError):
+        triton_offline.launches(gpu, "lstm", torch.bfloat16, size.T, size.B, size.H, train=False)
+
+
+def facts(asked: argparse.Namespace, command: str) -> dict:
+    """The machine, with the versions and switches that decide what is compared."""
+    found = machine.describe(asked.device, command)
+    found["device"] = found.get("gpu", found["cpu"])
+    found["timer"] = "CUDA events" if asked.device == "cuda" else "the wall clock"
+    found["peers"] = ", ".join(f"{name} {machine.version(name)}" for name in ("torchrl", "flashrnn"))
+    if asked.device == "cuda":
+        found["cudnn"], found["cuda"] = torch.backends.cudnn.version(), torch.version.cuda or torch.version.hip
+        query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+        try:
+            said = subprocess.run(
+                ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, timeout=30
+            )
+            found["nvidia-smi"] = "; ".join(said.stdout.split("\n")[:2])
+        except (OSError, subprocess.TimeoutExpired) as error:
+            found["nvidia-smi"] = str(error)
+    precisions = torch.backends.cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+    return found | {"float32 in RNNs, in products": ", ".join(precisions)}
+
+
+def started(asked: argparse.Namespace, command: str) -> dict:
+    """Results without anything measured, or those that are resumed."""
+    fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": None, "rows": []}
+    fresh |= {"smoke": [], "races": [], "experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
+    path = asked.out.with_name(f"{asked.out.name}.json")
+    if not (asked.resume and path.exists()):
+        return fresh
+    old = cli.resumed(path, fresh) | {"cut": []}
+    return old | {  # what failed is tried again
+        name: [found for found in old[name] if "reason" not in found] for name in ("smoke", "races", "rows")
+    }
+
+
+def run_tests(asked: argparse.Namespace, results: dict, budget: Budget) -> None:
+    """The tests, and beside them the compilation of what the rows and experiments will launch."""
+    processes, pool, pending = max(1, (os.cpu_count() or 1) // 2), None, []
+    if asked.compile_for is not None:
+        pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+        pending = compiled_ahead(asked, pool)
+    if results["tests"] is None or results["tests"]["unfinished"]:
+        results["tests"] = pytests.run(max(1.0, budget.left("tests")), processes)
+    if pool is not None:
+        ready, late = wait(pending, timeout=max(0.0, budget.left("tests")))
+        errors = {f"{type(error).__name__}: {error}" for future in ready if (error := future.exception())}
+        for error in sorted(errors):  # it costs time in the rows, where the same error would show
+            print(f"not compiled ahead: {error}", file=sys.stderr)
+        if late:
+            print(f"{len(late)} of {len(pending)} not compiled ahead: no time", file=sys.stderr)
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def compiled_ahead(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> list[Future]:
+    dtypes = asked.dtype if {"first", "rows"} & set(asked.steps) else []
+    first = sorted(asked.workloads, key=lambda w: w.family not in tasks.FIRST)
+    plan = experiments.planned(asked.quick) if "experiments" in asked.steps else []
+    pending = [pool.submit(warm, asked.compile_for, dtype, w) for dtype in dtypes for w in first]
+    return pending + [pool.submit(warm_experiment, asked.compile_for, schedule, size) for _, schedule, size in plan]
+
+
+def run_step(
+    step: str, plan: list[Task], processes: int, make: Callable, asked: argparse.Namespace, results: dict,
+    budget: Budget,
+) -> None:  # fmt: skip
+    """The tasks of a step that are not there yet, as long as there is time to begin one."""
+    found = results[RESULTS_OF.get(step, step)]
+    missing = [task for task in plan if not any(task.key.items() <= there.items() for there in found)]
+    print(f"{step}: {len(missing)} of {len(plan)}", file=sys.stderr)
+
+    def done(result: dict) -> None:
+        found.append(result)
+        results["done"] = len(results["rows"])
+        if step == "experiments":
+            results["lines"] = experiments.lines_through(found)
+        elif result.get("providers"):
+            print(report.line(result))
+        elif "reason" in result:
+            what = (str(result[name]) for name in ("case", "workload", "dtype", "mode") if name in result)
+            print(f"{step}: {', '.join(what)}: {result['reason']}")
+        report.write(results, asked.out)
+
+    left = partial(budget.left, step)
+    late = tasks.ask_all(missing, processes, make, left, LIMITS.get(step, LIMIT), done)
+    if late:
+        results["cut"].append(f"{late} of {len(plan)} of the step {step}")
+
+
+def run_all(asked: argparse.Namespace, results: dict, budget: Budget, timer: Timer | None) -> None:
+    """Every step, in the order of SHARES."""
+    rows = tasks.ordered(asked.workloads, asked.dtype, asked.modes)
+    results["planned"], several = len(rows), 1 if timer else max(1, (os.cpu_count() or 1) - 2)
+
+    def cases(of: list) -> list[Task]:
+        return [Task({"case": case.name}, "case", (case,)) for case in of]
+
+    def row_tasks(of: list, providers: list[str]) -> list[Task]:
+        return [Task(head(*row, 1), "row", (*row, providers)) for row in of]
+
+    forced = [
+        Task({"purpose": purpose, "schedule": schedule, **size._asdict()}, "experiment", (purpose, schedule, size))
+        for purpose, schedule, size in experiments.planned(asked.quick)
+    ]
+    plans = {
+        "smoke": (cases(asked.cases), several),
+        "races": (cases(gpu_cases.races(asked.quick)), min(2, several)),
+        "first": (row_tasks(tasks.first(rows), [p for p in tasks.FIRST_PROVIDERS if p in asked.providers]), 1),
+        "experiments": (forced, 1),
+        "rows": (row_tasks(rows, asked.providers), 1),
+    }
+    how = (asked.device, asked.seconds, 3 if asked.quick else 5, timer or asked.timer)
+    report.write(results, asked.out)
+    for step in asked.steps:
+        if step == "tests":
+            print("tests, and compiling ahead", file=sys.stderr)
+            run_tests(asked, results, budget)
+        else:
+            plan, processes = plans[step]
+            make = partial(Here if timer else Apart, Measuring, *how, 1 if step in LIMITS else None)
+            run_step(step, plan, processes, make, asked, results, budget)
+        report.write(results, asked.out)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    names = [name for name, provider in PROVIDERS.items() if "cuda" in provider.devices]
+    p = cli.parser("gpu", __doc__, 0.4, "each row, once it is checked")
+    p.add_argument("--minutes", type=float, default=8.0, help="when nothing new is begun any more (default: 8)")
+    p.add_argument("--steps", type=cli.listed(list(SHARES)), default=list(SHARES), help=f"of {', '.join(SHARES)}")
+    p.add_argument("--dtype", type=cli.listed(list(tasks.DTYPES)), default=list(tasks.DTYPES))
+    p.add_argument(
+        "--providers", type=cli.listed(names), help=f"of {', '.join(names)} (default: all that are installed)"
+    )
+    p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: with --quick, to see that it works")
+    p.add_argument("--resume", action="store_true", help="go on with the results; rows that were measured are kept")
+    asked = p.parse_args(arguments)
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        p.error("no GPU here (torch.cuda.is_available() is False); --device cpu --quick shows that it works")
+    if asked.device == "cpu" and not (asked.quick and asked.out):
+        p.error("--device cpu: only with --quick and --out")
+    if asked.out is None:
+        chip = re.sub(r"^(nvidia|amd)-", "", re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))
+        asked.out = cli.RESULTS / f"gpu-{chip}"
+    asked.threads = [1]
+    cli.check(p, asked)
+    asked.modes = [mode for mode in tasks.MODES if mode in asked.modes]
+    asked.providers = cli.providers_of(p, asked)
+    asked.steps = [step for step in SHARES if step in asked.steps]
+    asked.workloads = cli.workloads_of(p, asked, select("cuda", []))
+    asked.timer = event_time if asked.device == "cuda" else wall_time
+    asked.cases, asked.compile_for = gpu_cases.planned(schedules.NAMES), None
+    if asked.device == "cuda":
+        import triton_offline
+
+        asked.compile_for = triton_offline.gpu_here()
+    if asked.quick:  # on the CPU a forced schedule says nothing: it is Triton's
+        asked.seconds = min(asked.seconds, 0.01)
+        asked.workloads = [replace(w, device=asked.device, **TINY | {"T": min(w.T, 3)}) for w in asked.workloads]
+        asked.cases = [case._replace(T=3, B=2, H=8) for case in asked.cases[:3] if case.schedule == "resident"]
+    return asked
+
+
+def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
+    """``timer`` stands in for CUDA events, or for the clock on a CPU; then all is measured in this process."""
+    asked = parse(arguments)
+    try:
+        results = started(asked, cli.command("gpu", arguments))
+    except (OSError, ValueError, KeyError) as error:
+        print(f"python -m benchmarks.gpu: --resume: {error}", file=sys.stderr)
+        return 2
+    ended = False
+    try:
+        run_all(asked, results, Budget(60 * asked.minutes, asked.steps), timer)
+        ended = True
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
+    for path in report.write(results, asked.out):
+        print(f"written: {path}")
+    bad = report.red(results["rows"])
+    bad = bad or any("reason" in found for name in ("smoke", "races", "rows") for found in results[name])
+    tests = results["tests"] or {}
+    return 0 if ended and not bad and not any(tests.get(k) for k in ("failures", "errors", "unfinished")) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

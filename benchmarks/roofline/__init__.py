@@ -1,0 +1,1 @@
+"""The bound of a workload, and the roofs of this machine from which it follows."""
