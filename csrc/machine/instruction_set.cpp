@@ -83,10 +83,10 @@ const std::vector<InstructionSet>& instruction_sets() {
 }
 
 namespace {
-// Not chosen yet, or to be chosen again: nullptr.
+// Null before the choice, or to choose again.
 std::atomic<const InstructionSet*> used{nullptr};
 
-// The best one of this machine, or the one of this name; `what` begins the error where there is none.
+// The best one of this machine, or the one of this name; `what` begins the error if there is none.
 const InstructionSet& find_set(const std::string& name, const std::string& what) {
   std::string names;
   for (const InstructionSet& set : instruction_sets()) {

@@ -1,5 +1,6 @@
 // A stack of layers that keeps weights and state between calls, for Python. Its functions take addresses as integers
-// and do not pass torch's dispatcher, which would cost more than a small step; rnnkernels/tools/stepper.py checks arguments.
+// and do not pass torch's dispatcher, which would cost more than a small step; rnnkernels/tools/stepper.py checks
+// arguments.
 #include <Python.h>
 
 #include <algorithm>
