@@ -84,7 +84,7 @@ clients: $(CLIENTS)/installed
 asan: $(VENV)/installed
 	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined" LDFLAGS="$(SANITIZE)" \
 	  $(PY) setup.py --quiet build --build-base build/asan --build-lib build/asan/lib
-	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 PYTHONPATH=build/asan/lib:tests; \
+	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 RNNKERNELS_TESTS=all PYTHONPATH=build/asan/lib:tests; \
 	run() { LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" "$$@"; }; \
 	sets=$$(run $(PY) -c "import torch, rnnkernels._C; print(torch.ops.rnnkernels.instruction_sets())") || exit 1; \
 	for isa in $${sets//,/ }; do \

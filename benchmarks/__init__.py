@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
-_TESTS = str(Path(__file__).resolve().parents[1] / "tests" / "gpu")
-if _TESTS not in sys.path:
-    sys.path.append(_TESTS)  # triton_offline.py, gpu_cases.py
+_TESTS = Path(__file__).resolve().parents[1] / "tests"
+for _folder in map(str, (_TESTS, _TESTS / "gpu")):  # common.py; triton_offline.py, gpu_cases.py
+    if _folder not in sys.path:
+        sys.path.append(_folder)

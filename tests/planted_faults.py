@@ -107,9 +107,9 @@ FAULTS = {
         "python", "w.unflatten(0, (G, N, -1))[:, n].flatten(0, 1)", "w.unflatten(0, (N, G, -1))[n].flatten(0, 1)",
         "test_options.py",
     ),
-    "options: recurrent dropout has a mask per layer": Fault(
-        "python", "h_mask = torch.dropout(ones, options.recurrent_dropout, True)",
-        "h_mask = torch.dropout(ones[:, :1], options.recurrent_dropout, True).expand_as(ones)",
+    "options: the mask of recurrent dropout is not scaled by 1 / (1 - p)": Fault(
+        "python", "torch.ones(D, x.size(1), P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True",
+        "0.6 * torch.ones(D, x.size(1), P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True",
         "test_options.py",
     ),
     "autograd: states to restart from need no gradient": Fault(

@@ -95,6 +95,9 @@ def shared_tiles(share, kind):
     return schedules.tiles_of(share, kind)
 
 
+STAGES = {"plain": (), "all stages": ALL_STAGES}
+
+
 def cooperative_cases():
     """Every row of the table at the widest product of each pass that fits the chip, and at one of odd pieces."""
     for arch in ("sm_80", "sm_86", "sm_90", "sm_100"):
@@ -106,30 +109,33 @@ def cooperative_cases():
                         if 0 < H and bytes_ <= ARCHS[arch].chip.shared:
                             name = "backward" if backward else "forward"
                             case = f"{arch}-{kind}-{share.BH}x{share.BB}x{share.warps}-{name}-{H}"
-                            yield pytest.param(arch, kind, "lstm", share, H, backward, id=case)
+                            for stages in STAGES:
+                                value = arch, kind, "lstm", share, H, backward, stages
+                                yield pytest.param(*value, id=f"{case}-{stages}")
     share = next(share for share in schedules.COOPERATIVE["half"] if share.K >= 1000)
     for cell, H in (("gru", 1000), ("rnn", 1000), ("gru_reset_before", 1000)):
         for backward in (False, True):
-            yield pytest.param("sm_90", "half", cell, share, H, backward, id=f"sm_90-{cell}-{backward}-{H}")
+            for stages in STAGES:
+                value = "sm_90", "half", cell, share, H, backward, stages
+                yield pytest.param(*value, id=f"sm_90-{cell}-{backward}-{H}-{stages}")
 
 
-@pytest.mark.parametrize("arch, kind, cell, share, H, backward", among(cooperative_cases(), 1))
-def test_cooperative(arch, kind, cell, share, H, backward):
+@pytest.mark.parametrize("arch, kind, cell, share, H, backward, stages", among(cooperative_cases(), 1))
+def test_cooperative(arch, kind, cell, share, H, backward, stages):
     """No spills, within the estimate, no weights loaded in the loop; an arrival, and a wait, at each step."""
     tiles = shared_tiles(share, kind)
-    for stages in ((), ALL_STAGES):
-        (launch,) = (
-            each
-            for each in compiled(arch, cell, kind, H, stages=stages, tiles=tiles, reverse=(False,))
-            if each.backward == backward
-        )
-        found = check(launch, arch, kind != "ieee")
-        assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles)
-        if not stages:
-            assert not triton_offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found), found
-        assert launch.compiled.metadata.launch_cooperative_grid
-        barriers = 1 if CELLS[cell].first is None else 2
-        assert found["atomics"] == barriers and "CCTL" in found["opcodes"], "arrivals that release, waits that acquire"
+    (launch,) = (
+        each
+        for each in compiled(arch, cell, kind, H, stages=STAGES[stages], tiles=tiles, reverse=(False,))
+        if each.backward == backward
+    )
+    found = check(launch, arch, kind != "ieee")
+    assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles)
+    if not STAGES[stages]:
+        assert not triton_offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found), found
+    assert launch.compiled.metadata.launch_cooperative_grid
+    barriers = 1 if CELLS[cell].first is None else 2
+    assert found["atomics"] == barriers and "CCTL" in found["opcodes"], "arrivals that release, waits that acquire"
 
 
 def stepwise_cases():

@@ -107,7 +107,7 @@ def check(cell, schedule=None, seed=0, **options):
     """Outputs, saved cell states and every gradient of a call, each by its name, against the reference in float64."""
     args = arguments(cell, **options)
     x, lengths = args[1], args[9]
-    D, T, B = reference.directions_of(x, args[4]), x.size(-3), x.size(-2)
+    D, T, B = len(args[4]) * (x.size(0) if x.dim() == 4 else 1), x.size(-3), x.size(-2)
     y64, last64, saved64 = reference.layer(*doubled(args), True)
     random = torch.Generator().manual_seed(3)
     dy, *dlast = [torch.randn(t.shape, generator=random).to(x.dtype) for t in (y64, *last64)]

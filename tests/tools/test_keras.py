@@ -5,10 +5,10 @@ import os
 import pytest
 import torch
 from common import assert_close
-from rnnkernels.keras import export_weights, load_weights
 from torch import nn
 
 import rnnkernels
+from rnnkernels.keras import export_weights, load_weights
 
 T, B, I, H = 7, 3, 4, 5  # noqa: E741 - the letters of modules.py
 PAIRS = {
