@@ -80,7 +80,7 @@ def run_layer(cell, x, states, weights, **more):
 
 
 class Case(NamedTuple):
-    """A call of the op for one layer; letters as in ops.py."""
+    """A call of the op for one layer; letters as in op/schema.py."""
 
     cell: str
     states: int

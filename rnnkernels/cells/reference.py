@@ -1,7 +1,7 @@
 """The definition: one eager function per cell, and the plain scan over time that every backend has to equal.
 
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step,
-K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``ops.py``).
+K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``op/schema.py``).
 A cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before the
 step, and of four functions: the two activations, the norm of the output, and ``again`` for a second product inside the
 step. It gives the new states and the planes to keep. It consists of torch operations: differentiable to any order, and

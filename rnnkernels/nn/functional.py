@@ -238,23 +238,19 @@ def layers(
     check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, options or PLAIN, reset_states)
     if refused is not None:
         raise refused
-
     call = call or op.layer
 
     def run(i, x, states, weights):
         restart = [s[i * D : (i + 1) * D] for s in reset_states]
         x = drop(x, dropout, True) if dropout and i else x
-        layer = LayerCall(
-            cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart
-        )  # fmt: skip
-        if options is None:
-            y, last, *cells = call(layer, return_cells=return_cells and i == top, exposed=i == top)
-        else:
+        layer = LayerCall(cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart)
+        ways = {"return_cells": return_cells and i == top, "exposed": i == top}
+        if options is not None:
             layer = masks.with_options(layer, options, train)
-            ways = dict(return_cells=return_cells and i == top, recompute=options.recompute, exposed=i == top)
-            y, last, *cells = call(layer, **ways)
-            if options.heads > 1:
-                last, cells = masks.joined(last, cells, D, options.heads)
+            ways["recompute"] = options.recompute
+        y, last, *cells = call(layer, **ways)
+        if options is not None and options.heads > 1:
+            last, cells = masks.joined(last, cells, D, options.heads)
         found.extend(cells)
         return y, last
 

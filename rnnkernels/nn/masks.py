@@ -1,4 +1,4 @@
-"""Layers with options: masks are drawn, heads become directions, and the op runs the layers one by one.
+"""A layer call with options: masks are drawn, heads become directions.
 
 Letters: T time, B batch, D directions, N heads, G gates, H hidden, S states, I input, L layers, P output of a step.
 """

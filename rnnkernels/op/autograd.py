@@ -3,7 +3,7 @@
 Old-style functions (``Eager``) cost less per call than those with ``setup_context``, which ``torch.func`` needs
 (``Transform``). Both have a backward of their own, so that the backward pass can be differentiated again.
 
-Both work on the flat lists of tensors described in plan.py, and call the plain ops, which have no autograd. Modules use
+Both work on the flat lists of tensors described in flat.py, and call the plain ops, which have no autograd. Modules use
 them directly; the ops that have autograd come to them by the kernels in autograd_kernels.py.
 """
 
@@ -42,7 +42,7 @@ def without_autocast(function):
     return kernel
 
 
-OPS, PLAIN = {}, {}  # by name, with autograd and without; filled by ops.py
+OPS, PLAIN = {}, {}  # by name, with autograd and without; filled by schema.py
 
 
 def plain(name):

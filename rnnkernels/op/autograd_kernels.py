@@ -1,7 +1,7 @@
 """The ops' kernels for autograd, for calls that need a gradient.
 
 They serve calls of the ops that do not come from a module: exported and traced programs, and calls by hand. Modules
-handle autograd themselves (ops.py), at less cost a call, and then run the plain ops. Both ways end in the functions of
+handle autograd themselves (run.py), at less cost a call, and then run the plain ops. Both ways end in the functions of
 autograd.py, so that they give the same gradients, and drop none.
 """
 

@@ -1,7 +1,7 @@
 """Formulas for the FLOP counters of torch, fvcore and thop, registered once these are imported.
 
 Matrix products are counted, as for torch.nn's own: a step multiplies every matrix of a layer once per sequence. Padding
-past ``lengths`` counts too, because the shapes do not show it. Letters as in ops.py.
+past ``lengths`` counts too, because the shapes do not show it. Letters as in op/schema.py.
 """
 
 import math

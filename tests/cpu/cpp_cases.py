@@ -1,6 +1,6 @@
 """One case of the C++ ops: its shape, its tensors, and the comparison with the reference in float64.
 
-What runs cases is cpp_worker.py. Letters as in ops.py.
+What runs cases is cpp_worker.py. Letters as in op/schema.py.
 """
 
 from typing import NamedTuple

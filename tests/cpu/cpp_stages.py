@@ -1,4 +1,4 @@
-"""The grid of the stages reset, recurrent dropout and zoneout, alone and together. Letters as in ops.py."""
+"""The grid of the stages reset, recurrent dropout and zoneout, alone and together. Letters as in op/schema.py."""
 
 from itertools import combinations, cycle
 

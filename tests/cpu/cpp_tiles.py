@@ -1,4 +1,4 @@
-"""The grid of cases that are large enough for products of bf16 parts (csrc/products/pairs-inl.h). Letters as in ops.py.
+"""The grid of cases that are large enough for products of bf16 parts (csrc/products/pairs-inl.h). Letters as in op/schema.py.
 
 Smaller ones, in cpp_worker.py, run in numbers everywhere. ``test_tiles_are_reached`` shows the forms these take.
 """
@@ -32,7 +32,7 @@ def remainders(dtype):
 
 def stretches(dtype):
     """Long sums: hidden units, inputs and rows of a chunk in several stretches, and more than one chunk."""
-    for I, H in ((129, 130), (40, 200), (257, 257), (300, 70), (33, 300), (161, 385)):  # noqa: E741 - as in ops.py
+    for I, H in ((129, 130), (40, 200), (257, 257), (300, 70), (33, 300), (161, 385)):  # noqa: E741 - as in op/schema.py
         for B in (17, 33, 52):
             yield from cells(CELLS[(B + H) % 3], dtype=dtype, T=2, B=B, I=I, H=H, reverse=(B == 33,), threads=B % 3 + 1)
     yield from cells(dtype=dtype, T=63, B=37, I=inputs(40, dtype), H=64, reverse=BOTH, lengths="ragged", threads=2)

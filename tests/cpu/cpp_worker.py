@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests python tests/cpu/cpp_worker.py [name of a check, or name@instruction set,instruction set ...]
 
 Prints one JSON object per check and instruction set: their names, how many cases it ran and what failed in which.
-Without a set it is the one that this machine, or RNNKERNELS_ISA, chooses. Letters as in ops.py.
+Without a set it is the one that this machine, or RNNKERNELS_ISA, chooses. Letters as in op/schema.py.
 """
 
 import importlib

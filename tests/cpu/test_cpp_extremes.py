@@ -1,4 +1,4 @@
-"""Numbers that have no bf16 parts, or none that are any good: infinite, huge, tiny, NaN. Letters as in ops.py.
+"""Numbers that have no bf16 parts, or none that are any good: infinite, huge, tiny, NaN. Letters as in op/schema.py.
 
 An instruction set whose products are of bf16 parts must give what the vectors give: NaN, infinity and zero in the same
 places, other numbers to rounding. All run the same cases in one process.
