@@ -1,6 +1,6 @@
 """``RNN``, ``LSTM`` and ``GRU``: torch.nn's layers, with the same parameters, arguments, results and errors, and more.
 
-recurrent.py runs a call. Letters: T time, B batch, D directions, G gates, H hidden, I input,
+base.py runs a call. Letters: T time, B batch, D directions, G gates, H hidden, I input,
 L layers, N heads, P projection.
 """
 

@@ -1,4 +1,4 @@
-"""``trace``: every gate and every state of a module over a sequence, by name. Letters as in modules.py."""
+"""``trace``: every gate and every state of a module over a sequence, by name. Letters as in nn/layers.py."""
 
 import torch
 from torch import Tensor, nn

@@ -26,7 +26,7 @@ class Shape(NamedTuple):
     dtype: torch.dtype = torch.float32
     T: int = 3
     B: int = 3
-    I: int = 5  # noqa: E741 - the letter of ops.py
+    I: int = 5  # noqa: E741 - the letter of schema.py
     H: int = 20
     P: int = 0  # the size of the projection, 0 for none
     X: int = 0  # how many groups have an input of their own, 0 for a plain input

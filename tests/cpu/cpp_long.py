@@ -1,4 +1,4 @@
-"""Many steps, and tensors whose elements lie far apart: for the processes of cpp_worker.py. Letters as in op/schema.py."""
+"""Many steps, and tensors whose elements lie far apart: for the processes of cpp_worker.py. Letters as in schema.py."""
 
 import mmap
 

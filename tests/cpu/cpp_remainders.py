@@ -1,7 +1,7 @@
 """Any sizes at all against the reference, drawn and, where a case fails, made small by hypothesis.
 
 For the processes of cpp_worker.py: functions of the instruction sets that yield which failed, and what. Letters as in
-ops.py.
+schema.py.
 """
 
 import torch
@@ -15,7 +15,7 @@ DIRECTIONS = st.sampled_from([(False,), (True,), BOTH])
 
 
 @st.composite
-def shapes(draw, dtype, cells, T, B, I, H, threads):  # noqa: E741 - the letter of ops.py
+def shapes(draw, dtype, cells, T, B, I, H, threads):  # noqa: E741 - the letter of schema.py
     """Any case of these cells whose sizes lie in these ranges."""
     cell, n, hidden = draw(st.sampled_from(cells)), draw(st.integers(1, threads)), draw(st.integers(*H))
     relu = cell == "rnn" and dtype not in HALVES  # see build: 16 bits go astray at relu's corner

@@ -1,4 +1,4 @@
-"""The grid of cases that are large enough for products of bf16 parts (csrc/products/pairs-inl.h). Letters as in op/schema.py.
+"""The grid of cases that are large enough for products of bf16 parts. Letters as in schema.py.
 
 Smaller ones, in cpp_worker.py, run in numbers everywhere. ``test_tiles_are_reached`` shows the forms these take.
 """

@@ -79,7 +79,7 @@ def not_finite():
 
 def long_sums():
     """Sums over tens of thousands of rows: no more than twice the error of torch.nn, both against float64."""
-    for T, B, I, H in ((400, 64, 16, 32), (200, 128, 32, 64)):  # noqa: E741 - the letter of ops.py
+    for T, B, I, H in ((400, 64, 16, 32), (200, 128, 32, 64)):  # noqa: E741 - the letter of schema.py
         for name in ("RNN", "LSTM", "GRU"):
             for what, torchs, own in errors(name, T, B, I, H):
                 allowed = max(2 * torchs, 5e-7)  # a sum that happens to round well is no measure

@@ -28,7 +28,7 @@ if not ALL:  # fewer steps and rows: sums over hidden units and inputs, which is
 LEAST = 1.5e-6  # allowed at least: a sum that happens to round well is no measure. Two parts instead of three give 1e-5
 
 
-def errors(name, T, B, I, H):  # noqa: E741 - the letter of ops.py
+def errors(name, T, B, I, H):  # noqa: E741 - the letter of schema.py
     """Of y and of each gradient: name, the error of torch.nn, ours."""
     torch.manual_seed(0)
     theirs = getattr(torch.nn, name)(I, H)

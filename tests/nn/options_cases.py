@@ -1,6 +1,6 @@
 """Layers with options, written out from the papers' equations: plain loops over layers, directions, rows and steps.
 
-Nothing of rnnkernels computes here, it only draws the masks. Letters as in modules.py.
+Nothing of rnnkernels computes here, it only draws the masks. Letters as in nn/layers.py.
 """
 
 import torch

@@ -15,7 +15,7 @@ from torch.func import functional_call
 import rnnkernels
 from rnnkernels import backends
 
-T, B, I, H = 4, 3, 2, 4  # noqa: E741 - the letters of modules.py
+T, B, I, H = 4, 3, 2, 4  # noqa: E741 - the letters of layers.py
 CELLS = {
     "rnn": ("RNN", {}),
     "relu": ("RNN", {"nonlinearity": "relu"}),
