@@ -177,6 +177,7 @@ struct Call : LayerCall {
 
   // A tensor of bools or numbers that can be broadcast to (T, D, B, n).
   Coefficients take_coefficients(Tensor t, int64_t n, const char* name) {
+    check_device(t);
     const int64_t dim = t.dim(), full[] = {T, D, B, n};
     int64_t strides[4] = {};
     STD_TORCH_CHECK(dim >= 1 && dim <= 4, "rnnkernels: ", name, " must have 1 to 4 dimensions, got ", dim);
@@ -203,6 +204,7 @@ struct Call : LayerCall {
   const void* take(const Tensor& t, Sizes sizes, const char* name) { return take(t, sizes, name, dtype); }
 
   const void* take(const Tensor& t, Sizes sizes, const char* name, int32_t type) {
+    check_device(t);
     STD_TORCH_CHECK(dtype_of(t) == type, "rnnkernels: ", name,
                     type == aoti_torch_dtype_int8() ? " must be int8" : " and x must have the same dtype");
     const auto found = t.sizes();
@@ -212,6 +214,15 @@ struct Call : LayerCall {
       STD_TORCH_CHECK(found[i] == sizes.begin()[i], "rnnkernels: ", name, " must have size ", sizes.begin()[i],
                       " in dimension ", i, ", got ", found[i]);
     return t.is_contiguous() ? t.const_data_ptr() : hold(torch::stable::contiguous(t));
+  }
+
+  // The dispatcher looks at the device of every argument but those of optional lists.
+  static void check_device(const Tensor& t) {
+    int32_t device = aoti_torch_device_type_cpu();
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &device));
+    STD_TORCH_CHECK(device == aoti_torch_device_type_cpu(),
+                    "rnnkernels: expected all tensors on cpu, the device of x, but got ",
+                    device == aoti_torch_device_type_meta() ? "meta" : "another");
   }
 
   const void* hold(Tensor t) {

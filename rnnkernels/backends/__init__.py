@@ -5,7 +5,6 @@ where a backend is forced, or where a call uses a stage that the device's backen
 """
 
 import importlib
-import importlib.util
 import os
 import warnings
 from contextlib import contextmanager
@@ -15,9 +14,9 @@ import torch
 
 from ..cells import reference
 from ..cells.call import Facts  # noqa: F401 - of a call, which the functions below take
+from .triton import HAS_TRITON
 
 ENVIRONMENT_VARIABLE = "RNNKERNELS_BACKEND"
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 _forced = os.environ.get(ENVIRONMENT_VARIABLE) or None
 
 

@@ -108,7 +108,7 @@ def test_unsupported(changes, reason):
 
 
 def test_without_triton(monkeypatch):
-    monkeypatch.setattr(backends, "HAS_TRITON", False)
+    monkeypatch.setattr(launch, "HAS_TRITON", False)
     assert launch.unsupported(call()) == "triton is not installed"
 
 
@@ -116,6 +116,14 @@ def test_what_is_missing_is_refused():
     args = arguments("gru", H=20, dtype=torch.float32)
     args[6] = True
     with pytest.raises(NotImplementedError, match="cannot run this layer: gru has no projection"):
+        launch.layer(*args, False)
+
+
+def test_states_elsewhere_are_refused():
+    """The dispatcher does not look into lists that may be None."""
+    args = arguments("gru", H=20, dtype=torch.float32)
+    args[2] = [torch.empty(1, args[1].size(1), 20, device="meta")]
+    with pytest.raises(RuntimeError, match="expected all tensors on cpu, the device of x, but got meta"):
         launch.layer(*args, False)
 
 

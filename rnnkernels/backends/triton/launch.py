@@ -6,7 +6,6 @@ passes.py with the tiles that schedules.py chooses, in the precision of torch's 
 """
 
 import functools
-import importlib.util
 import os
 from contextlib import nullcontext
 
@@ -14,9 +13,8 @@ import torch
 
 from ...cells.call import LayerCall
 from ...cells.reference import zero_past
-from . import schedules
+from . import HAS_TRITON, schedules
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STAGES = frozenset({"lengths", "project", "reset", "h_mask", "zone", "second_product", "layer_norm"})
 
@@ -70,6 +68,11 @@ def problem_of(call):
     """
     from . import problem  # imports triton
 
+    for t in (*call.states, *call.reset_states, *call.zone):  # the dispatcher does not look into optional lists
+        if t.device != call.x.device:
+            raise RuntimeError(
+                f"rnnkernels: expected all tensors on {call.x.device}, the device of x, but got {t.device}"
+            )
     reason = missing(call.facts())
     if reason is not None:
         raise NotImplementedError(f"rnnkernels: the Triton backend cannot run this layer: {reason}")
