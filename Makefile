@@ -1,4 +1,4 @@
-# make demo: train a character model      make test: the tests, every pair of what can come together (6 minutes)
+# make demo: train a character model      make test: the tests, every pair of what can come together (about 13 minutes)
 # make test-all: the tests, with all combinations      make bench: the CPU benchmarks
 # make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
