@@ -5,14 +5,7 @@ import sys
 from . import backends
 from ._version import __version__
 from .nn import checks, functional
-from .nn.layers import (
-    GRU,
-    LSTM,
-    RNN,
-    GRUCell,
-    LSTMCell,
-    RNNCell,
-)
+from .nn.layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .recorders import onnx
 from .tools import counters, keras
 from .tools.convert import convert, revert
@@ -20,6 +13,10 @@ from .tools.explain import explain
 from .tools.quantize import quantize_dynamic
 from .tools.stepper import Stepper
 from .tools.trace import trace
+
+# Pickles name classes by where users import them from, and so survive moves of files.
+for _class in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stepper):
+    _class.__module__ = __name__
 
 # Public modules by the names that users know them by.
 for _module in (checks, counters, functional, keras, onnx):
