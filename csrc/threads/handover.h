@@ -67,7 +67,9 @@ class Handover {
         update();
         if (share || busy_ == 0) return share;
       }
+      const auto idle = Clock::now();
       wait_until([&] { return changed_.load(std::memory_order_acquire); });
+      Sharing::waited(Clock::now() - idle);  // for a thread that another program has stopped, it may be long
     }
   }
 
