@@ -18,6 +18,12 @@ class Through(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def jvp(ctx, dy, dx, dm):
+        (m,) = ctx.saved_tensors
+        return dx * m
 
     @staticmethod
     def backward(ctx, d):

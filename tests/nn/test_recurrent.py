@@ -179,6 +179,17 @@ def test_transforms(name):
         assert_close(f"gradient of one sample, {k}", g[1], wanted)
 
 
+@ALL
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own jvp uses it
+def test_forward_mode(name):
+    layer = layer_of(name)
+    inputs, x = inputs_of(layer, 3, 2), torch.randn(3, 2, layer.input_size, dtype=torch.float64)
+    f = lambda x: layer(x, **inputs)[0].sin()  # noqa: E731
+    assert_close("jacfwd", torch.func.jacfwd(f)(x), torch.func.jacrev(f)(x))
+    g = lambda x: f(x).sum()  # noqa: E731
+    assert_close("hessian", torch.func.hessian(g)(x), torch.func.jacrev(torch.func.jacrev(g))(x))
+
+
 def test_function():
     layer = layer_of("peephole", 2, bidirectional=True)
     x, params = torch.randn(T, B, I, dtype=torch.float64), list(layer.parameters())
