@@ -15,8 +15,8 @@ from .graph import Graph
 
 ALLOWED = (
     "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, pow by 2, 3, "
-    "-1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, silu, gelu(approximate='tanh'), elu, "
-    "hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, rnnkernels.product and rnnkernels.derivative"
+    "-1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, logsigmoid, silu, gelu(approximate='tanh'), elu, "
+    "hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, detach, rnnkernels.product and rnnkernels.derivative"
 )
 
 
@@ -34,7 +34,7 @@ class Trace:
 
     def error(self, why):
         """The error for something that the function did, with the line where it did so."""
-        frame, code, where = sys._getframe(1), getattr(self.function, "__code__", None), ""
+        frame, code, where = sys._getframe(1), getattr(self.function, "__code__", None), f"{described(self.function)}: "
         while frame is not None:
             if frame.f_code is code:
                 where = f"{frame.f_code.co_filename}:{frame.f_lineno}: "
@@ -137,7 +137,27 @@ for name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem"):
     setattr(Symbol, f"__{name}__", in_place)
 
 
+def converted(self, *_):
+    raise self.trace.refuse("Python's or numpy's functions of values (torch's take them)")
+
+
+for name in ("float", "int", "complex", "index", "round", "trunc", "floor", "ceil", "array", "array_ufunc"):
+    setattr(Symbol, f"__{name}__", converted)
+
+
+def no_operator(self, *_):
+    raise self.trace.refuse("other operators, such as //, %, @, ^ or a value as exponent")
+
+
+for name in ("mod", "floordiv", "matmul", "xor", "lshift", "rshift", "divmod"):
+    setattr(Symbol, f"__{name}__", no_operator)
+    setattr(Symbol, f"__r{name}__", no_operator)
+Symbol.__rpow__ = no_operator
+
+
 def power(trace, x, n):
+    if not isinstance(n, numbers.Real):
+        raise trace.refuse("a value as exponent")
     if n == 2:
         return x * x
     if n == 3:
@@ -205,6 +225,15 @@ def leaky_relu(trace, x, negative_slope=0.01, inplace=False):
     return where(trace, trace.op("lt", 0.0, x), x, x * float(negative_slope))
 
 
+def logsigmoid(trace, x):
+    return trace.op("min", x, 0.0) - trace.op("log1p", trace.op("exp", -abs(x)))
+
+
+def detach(trace, x):
+    """The value, and no gradient."""
+    return trace.op("through", x, 0.0, 0.0)
+
+
 def silu(trace, x, inplace=False):
     return x * trace.op("sigmoid", x)
 
@@ -235,11 +264,11 @@ RULES = {
     "clamp_min": lambda trace, x, min: clamp(trace, x, min), "clamp_max": lambda trace, x, max: clamp(trace, x, None, max),
     "square": lambda trace, x: x * x, "reciprocal": lambda trace, x: 1.0 / x,
     "rsqrt": lambda trace, x: 1.0 / trace.op("sqrt", x), "pow": power, "zeros_like": like(0.0), "ones_like": like(1.0),
-    "logical_and": lambda trace, a, b: a * b, "logical_not": lambda trace, a: 1.0 - a,
+    "logical_and": lambda trace, a, b: a * b, "logical_not": lambda trace, a: 1.0 - a, "detach": detach,
 }  # fmt: skip
 OF_NN = {
     "softplus": softplus, "silu": silu, "gelu": gelu, "elu": elu, "hardsigmoid": hardsigmoid, "hardtanh": hardtanh,
-    "leaky_relu": leaky_relu, "relu": relu, "sigmoid": unary("sigmoid"), "tanh": unary("tanh"),
+    "leaky_relu": leaky_relu, "relu": relu, "sigmoid": unary("sigmoid"), "tanh": unary("tanh"), "logsigmoid": logsigmoid,
 }  # fmt: skip
 METHODS = {name: rule for words, rule in RULES.items() for name in words.split()}
 METHODS["where"] = lambda trace, a, condition, b: where(trace, condition, a, b)
