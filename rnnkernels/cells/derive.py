@@ -153,7 +153,7 @@ class Writer:
             what = () if node.what is None else (repr(node.what) if node.op == "const" else node.what,)
             op = "s" if node.op == "m" else node.op
             line = line or " ".join(map(str, (op, *what, *(self.at[k] for k in node.of))))
-            self.at[m] = len(self.at)
+            self.at[m] = len(self.lines)  # of values: one that stands for another has no line
             self.lines.append(line)
             todo.pop()
         return self.at[n]

@@ -3,6 +3,8 @@
 import program_cases
 import pytest
 import torch
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
 
 from rnnkernels import cells
 from rnnkernels.cells import OF_LIBRARY, library
@@ -21,3 +23,12 @@ def test_cells_of_the_library(name):
 def test_the_list_of_the_library_is_complete():
     assert sorted(library.__all__) == sorted(OF_LIBRARY)
     assert all(name in dir(cells) for name in OF_LIBRARY)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.binary(min_size=160, max_size=160))
+def test_random_cells(numbers):
+    """Up to 30 operations, 4 gates, 4 states: the program gives what the function gives, and its gradients."""
+    made = program_cases.RandomCell(program_cases.chooser(numbers))
+    note(str(made.cell))
+    program_cases.check(made.cell.program, draws(N=16), 1e-9, made.eager)
