@@ -16,7 +16,7 @@ from .graph import Graph
 ALLOWED = (
     "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, pow by 2, 3, "
     "-1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, logsigmoid, silu, gelu(approximate='tanh'), elu, "
-    "hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, detach, rnnkernels.product and rnnkernels.derivative"
+    "hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, float, detach, rnnkernels.product and rnnkernels.derivative"
 )
 
 
@@ -186,11 +186,16 @@ def where(trace, condition, a, b):
     return trace.op("where", condition, a, b)
 
 
+def bounded(trace, x, bound, beyond):
+    """The bound where x is beyond it, else x, whose derivative is 1 at the bound too; a bound may be NaN."""
+    y = where(trace, beyond, bound, x)
+    return where(trace, bound == bound, y, bound) if isinstance(bound, Symbol) else y
+
+
 def clamp(trace, x, min=None, max=None):
-    """As torch's, whose derivative is 1 at the bounds too."""
     if min is not None:
-        x = where(trace, trace.op("lt", x, min), min, x)
-    return x if max is None else where(trace, trace.op("lt", max, x), max, x)
+        x = bounded(trace, x, min, trace.op("lt", x, min))
+    return x if max is None else bounded(trace, x, max, trace.op("lt", max, x))
 
 
 def between(trace, x, low, high, inside):
@@ -265,6 +270,7 @@ RULES = {
     "square": lambda trace, x: x * x, "reciprocal": lambda trace, x: 1.0 / x,
     "rsqrt": lambda trace, x: 1.0 / trace.op("sqrt", x), "pow": power, "zeros_like": like(0.0), "ones_like": like(1.0),
     "logical_and": lambda trace, a, b: a * b, "logical_not": lambda trace, a: 1.0 - a, "detach": detach,
+    "float": lambda trace, x: x, "type_as": lambda trace, x, other: x,  # of comparisons: a program has one dtype
 }  # fmt: skip
 OF_NN = {
     "softplus": softplus, "silu": silu, "gelu": gelu, "elu": elu, "hardsigmoid": hardsigmoid, "hardtanh": hardtanh,
