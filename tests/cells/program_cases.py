@@ -24,6 +24,10 @@ def leaves_of(program, draw):
     return {name: draw().requires_grad_() for name in names}
 
 
+def zeros():
+    return torch.zeros(4, dtype=torch.float64)
+
+
 def loader(leaves, also):
     """What the loads of a section give: the leaves, and what ``also`` has."""
 
