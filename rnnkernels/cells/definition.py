@@ -165,7 +165,7 @@ def _trace(function, header, constants, operand, output, keep, retrace):
     if unused:
         raise CellError(f"{described(function)}: expected parameters for all constants, {unused.pop()} is missing")
     results, called = run(trace, function, values, constants)
-    results = results if isinstance(results, tuple) else (results,)
+    results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(header.states):
         raise CellError(
             f"{described(function)}: expected {len(header.states)} new states ({', '.join(header.states)}), "

@@ -317,7 +317,7 @@ def _add(graph, total, n, d):
 
 
 def _puts(targets, found):
-    """Where gradients go, in the order of the loads; one plane for the two products of a gate where they are the same."""
+    """Where gradients go, in the order of the loads; one plane for both products of a gate where these are equal."""
     at = {target: found[n] for n, target in targets.items() if n in found}
     puts = {}
     for (op, what), n in at.items():

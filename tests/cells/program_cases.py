@@ -116,8 +116,9 @@ UNARY = [  # functions of one value, and what they do to its degree: numbers sta
     (lambda a: torch.expm1(-abs(a)), 0), (torch.sign, 0), (lambda a: -a, 1), (F.softplus, 1), (F.silu, 1),
     (lambda a: F.gelu(a, approximate="tanh"), 1), (F.elu, 1), (hardsigmoid, 0), (F.hardtanh, 0), (F.leaky_relu, 1),
     (F.logsigmoid, 1), (lambda a: torch.clamp(a, -0.5, 0.7), 0), (lambda a: torch.clamp(a, min=0.1), 1),
-    (lambda a: torch.reciprocal(a * a + 1), 0), (lambda a: (1 + abs(a)) ** -1, 0), (lambda a: torch.rsqrt(1 + a * a), 0),
-    (lambda a: 0.5 * a, 1), (lambda a: a / 4, 1), (lambda a: 2 - a, 1), (lambda a: a - 0.3, 1), (lambda a: 1.5 / (a * a + 2), 0),
+    (lambda a: torch.reciprocal(a * a + 1), 0), (lambda a: (1 + abs(a)) ** -1, 0),
+    (lambda a: torch.rsqrt(1 + a * a), 0), (lambda a: 1.5 / (a * a + 2), 0),
+    (lambda a: 0.5 * a, 1), (lambda a: a / 4, 1), (lambda a: 2 - a, 1), (lambda a: a - 0.3, 1),
     (lambda a: torch.where(a > 0.2, a, 0.1), 1), (lambda a: a.detach(), 1), (lambda a: -1 * a + 0.0, 1),
 ]  # fmt: skip
 BINARY = [

@@ -1,5 +1,5 @@
-"""torch's functions in a cell, one by one: values are torch's own, of infinities and NaN too, and so are derivatives, at
-kinks and infinities too. (Where a value is NaN, derivatives are some number or NaN, in torch as well.)"""
+"""torch's functions in a cell, one by one: values are torch's own, of infinities and NaN too, and so are derivatives,
+at kinks and infinities too. (Where a value is NaN, derivatives are some number or NaN, in torch as well.)"""
 
 from pathlib import Path
 
@@ -36,7 +36,8 @@ UNARY = {  # a function and the numbers that it gets, besides infinities and NaN
     "clamp min": (lambda a: a.clamp(min=0.25), AROUND), "clamp max": (lambda a: torch.clip(a, max=0.25), AROUND),
     "clamp_min": (lambda a: torch.clamp_min(a, 0.0), AROUND), "clamp_max": (lambda a: a.clamp_max(1.0), AROUND),
     "zeros_like": (lambda a: a * torch.zeros_like(a) + torch.ones_like(a), AROUND),
-    "where": (lambda a: torch.where(a > 0.25, a * a, 0.5), AROUND), "method where": (lambda a: a.where(a < 1, -a), AROUND),
+    "where": (lambda a: torch.where(a > 0.25, a * a, 0.5), AROUND),
+    "method where": (lambda a: a.where(a < 1, -a), AROUND),
     "where hides": (lambda a: torch.where(a > 0, torch.where(a > 0, a, 1.0).log(), a), AROUND),
     "a - number": (lambda a: 1 - a, AROUND), "a / number": (lambda a: a / 3 + 2 / (a * a + 1), AROUND),
     "detach": (lambda a: a * a.detach(), AROUND), "add": (lambda a: torch.add(a, 2), AROUND),
@@ -52,7 +53,8 @@ BINARY = {
     "not": lambda a, b: torch.where(~(a > b), a, b), "lt": lambda a, b: torch.where(torch.lt(a, b), a, b),
     "ge": lambda a, b: torch.where(torch.ge(a, b), a, b), "ne": lambda a, b: torch.where(a.ne(b), a, b),
     "logical": lambda a, b: torch.where(torch.logical_and(a > b, torch.logical_not(b > 0)), a, b),
-    "float": lambda a, b: (a > b).float() * a + (a < b).type_as(a) * b, "divide": lambda a, b: torch.div(a, b), "subtract": torch.subtract,
+    "float": lambda a, b: (a > b).float() * a + (a < b).type_as(a) * b,
+    "divide": lambda a, b: torch.div(a, b), "subtract": torch.subtract,
 }  # fmt: skip
 
 
