@@ -267,7 +267,7 @@ def spikes(s, threshold):
     inputs="v", recurrent="v", states="v", constants={"beta": 0.9, "threshold": 1.0}, operand=spikes, output=spikes,
 )  # fmt: skip
 def lif(x, r, s, beta, threshold):
-    """v' = beta v + x.v + r.v - threshold spike(v);  y = spike(v');  spike(v) = v > threshold;  r = W_hh spike(v) + b_hh
+    """v' = beta v + x.v + r.v - threshold spike(v);  y = spike(v');  spike(v) = v > threshold;  r = W_hh spike(v) + b
 
     Leaky integrate-and-fire units that are reset by subtraction: J. Eshraghian et al. (2023), Training spiking neural
     networks using lessons from deep learning, whose snnTorch has the same surrogate derivative of a spike,
