@@ -178,8 +178,8 @@ def slstm(x, r, s):
     block-diagonal: heads. Gate order as in FlashRNN.
     """
     i, o = x.i + r.i, torch.sigmoid(x.o + r.o)
-    past = F.logsigmoid(x.f + r.f) + s.m
-    m = torch.where(s.n == 0, i, torch.maximum(past, i))
+    past = torch.where(s.n == 0, i, F.logsigmoid(x.f + r.f) + s.m)
+    m = torch.maximum(past, i)
     new, old = torch.exp(i - m), torch.exp(past - m)
     c = old * s.c + new * torch.tanh(x.z + r.z)
     n = old * s.n + new

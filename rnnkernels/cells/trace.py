@@ -16,8 +16,8 @@ from .graph import Graph
 ALLOWED = (
     "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, pow by 2, "
     "3, -1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, logsigmoid, silu, "
-    "gelu(approximate='tanh'), elu, hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, float, detach, rnnkernels.product and "
-    "rnnkernels.derivative"
+    "gelu(approximate='tanh'), elu, hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, float, detach, "
+    "rnnkernels.product and rnnkernels.derivative"
 )
 
 
