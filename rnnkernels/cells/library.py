@@ -178,9 +178,9 @@ def slstm(x, r, s):
     block-diagonal: heads. Gate order as in FlashRNN.
     """
     i, o = x.i + r.i, torch.sigmoid(x.o + r.o)
-    past = torch.where(s.n == 0, i, F.logsigmoid(x.f + r.f) + s.m)
-    m = torch.maximum(past, i)
-    new, old = torch.exp(i - m), torch.exp(past - m)
+    past = F.logsigmoid(x.f + r.f) + s.m
+    m = torch.where(s.n == 0, i, torch.maximum(past, i))
+    new, old = torch.exp(i - m), torch.exp(torch.clamp(past - m, max=0))  # without a past, past - m may be large
     c = old * s.c + new * torch.tanh(x.z + r.z)
     n = old * s.n + new
     return o * c / n, c, n, m
