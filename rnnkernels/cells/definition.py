@@ -168,7 +168,7 @@ def _trace(function, header, constants, operand, output, keep, retrace):
     if unused:
         raise CellError(f"{described(function)}: expected parameters for all constants, {unused.pop()} is missing")
     results, called = run(trace, function, values, constants)
-    results = results if isinstance(results, tuple) else (results,)
+    results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(header.states):
         raise CellError(
             f"{described(function)}: expected {len(header.states)} new states ({', '.join(header.states)}), "
@@ -202,17 +202,18 @@ def _trace(function, header, constants, operand, output, keep, retrace):
     graph, at = _merged(trace.graph, roots.values(), header.shared)
     roots = {what: at[n] for what, n in roots.items()}
     if keep is not None:
-        chosen = [n for what, n in roots.items() if what.startswith("keep ")]
+        chosen = list(dict.fromkeys(n for what, n in roots.items() if what.startswith("keep ")))
     try:
         text, kept = derive.write(
             graph, header, {name: roots[f"new {name}"] for name in header.states}, roots.get("output"),
             roots.get("operand"), roots.get("inner"), chosen,
         )  # fmt: skip
-    except ValueError as error:
+        program = parse(text)
+    except ValueError as error:  # more than a program may have
         raise CellError(f"{described(function)}: {error}") from None
     again = {at[n]: name for n, name in called.items() if n in at}
     planes = [again.get(n, f"plane_{k}") for k, n in enumerate(kept)]
-    return Cell(parse(text), constants, planes, retrace)
+    return Cell(program, constants, planes, retrace)
 
 
 def _check_gates(function, header, graph, roots, inner):
@@ -222,6 +223,8 @@ def _check_gates(function, header, graph, roots, inner):
         ("x", header.inputs), ("r", header.recurrent[: -1 if inner is not None else None]), ("v", header.vectors),
         ("u", header.extras),
     ):  # fmt: skip
+        if op == "r" and inner is not None and ("i", None) not in used:
+            raise CellError(f"{described(function)}: product({header.recurrent[-1]!r}, ...) is made, and not used")
         for name in names:
             if (op, name) not in used:
                 raise CellError(f"{described(function)}: {op}.{name} is declared, and not used")
