@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
+from ...cells import CELLS
 from ...cells.call import LayerCall
 from ...cells.reference import zero_past
 from . import HAS_TRITON, schedules
@@ -35,6 +36,8 @@ def unsupported(call):
 
 def missing(call):
     """The stages that the kernels lack for a layer on any chip, as a reason, or None."""
+    if call.cell not in CELLS:
+        return "it runs no programs of cells yet"
     if "project" in call.stages and not call.lacking(STAGES) and cell_of(call.cell).output is None:
         return f"{call.cell} has no projection"
     return call.lacking(STAGES)
@@ -122,7 +125,7 @@ def started(problem):
 
 @on_device
 def layer_backward(dy, dlast, dcells, *arguments):
-    """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states``."""
+    """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states, dextras``."""
     from . import graphs, norm_products, passes, products
 
     *call, y, saved, needs = arguments
@@ -131,8 +134,8 @@ def layer_backward(dy, dlast, dcells, *arguments):
     cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call.weights, problem.reset_states
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
-                 zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip
-        return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
+                 zip(((x,), states, weights, reset_states), (*needs[:3], needs[1]), strict=True)]  # fmt: skip
+        return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:], []
     # Values past the lengths may be NaN, and would be multiplied by gradients of zero.
     problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths), states=started(problem)))
     gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
@@ -148,4 +151,4 @@ def layer_backward(dy, dlast, dcells, *arguments):
     dx = products.input_gradient(problem, found) if needs[0] else x.new_empty(0)
     dstates, dreset = products.state_gradients(problem, found) if needs[1] else ([], [])
     dweights = products.weight_gradients(problem, y, gates, cells, found, *known) if needs[2] else []
-    return dx, dstates if states else [], dweights, dreset
+    return dx, dstates if states else [], dweights, dreset, []
