@@ -133,5 +133,10 @@ struct NormGradients {
       stored(call.dweight(d, first + 2 + k)).put_row(sums.data() + 4 * side + k * Hp, 0, H);
   }
 };
+// Programs have none.
+template <class A>
+struct NormGradients<A, Programmed> : Nothing {
+  using Nothing::Nothing;
+};
 }  // namespace
 }  // namespace RNNKERNELS_SET
