@@ -177,6 +177,13 @@ def test_transforms(name):
     for k, g in per_sample(params, xs).items():
         wanted = torch.autograd.grad(layer(xs[1], **inputs)[0].square().sum(), params[k], allow_unused=True)[0]
         assert_close(f"gradient of one sample, {k}", g[1], wanted)
+    if not inputs:
+        return
+    both = torch.func.grad(lambda p, u: torch.func.functional_call(layer, p, (x,), u)[0].square().sum(), argnums=(0, 1))
+    found = torch.func.vmap(both, (None, 0))(params, {k: torch.stack([u, 2 * u]) for k, u in inputs.items()})
+    for k, g in found[1].items():
+        wanted = both(params, {name: 2 * u for name, u in inputs.items()})[1][k]
+        assert_close(f"gradient of one sample's {k}", g[1], wanted)
 
 
 @ALL
