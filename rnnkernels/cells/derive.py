@@ -39,7 +39,7 @@ def pullback(graph, y, d):
         return ((a, make("div", d, make("add", a, one))),)
     if op == "expm1":
         return ((a, make("mul", d, make("add", y, one))),)
-    if op in ("sigmoid", "tanh", "relu"):
+    if op in ("sigmoid", "tanh", "relu", "act", "gate"):
         return ((a, make(f"{op}_back", d, y)),)
     if op in ("min", "max"):  # of equal ones, each has half
         shared = make("where", make("eq", a, b), make("mul", d, const(0.5)), d)
@@ -51,6 +51,8 @@ def pullback(graph, y, d):
         return (b, make("where", a, d, zero)), (c, make("where", a, zero, d))
     if op == "through":
         return ((b, make("mul", d, c)),)
+    if op == "norm":
+        return ((a, make("norm_back", d, y, a)),)
     return ()  # loads, and functions that are constant almost everywhere
 
 

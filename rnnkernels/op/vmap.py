@@ -96,7 +96,7 @@ def fold_inputs(plan, N, dims, tensors, into_d):
 def kinds_of_extras(plan):
     """For each extra input, the kind that says how it folds."""
     program = spec_of(plan.cell).program
-    return () if program is None else ("step",) * len(program.step) + ("sequence",) * len(program.sequence)
+    return ("step",) * len(program.step) + ("sequence",) * len(program.sequence)
 
 
 def layer(apply, N, dims, plan, tensors):
