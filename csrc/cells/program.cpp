@@ -159,7 +159,7 @@ class Parser {
     if (text.size() > Program::kBytes) fail("it is longer than 64 KB");
     for (size_t from = 0; from < text.size();) {
       const size_t end = std::min(text.find('\n', from), text.size());
-      lines_.push_back(words(text.substr(from, end - from)));
+      if (end > from) lines_.push_back(words(text.substr(from, end - from)));
       from = end + 1;
     }
     header();
@@ -409,6 +409,11 @@ class Parser {
     require(p_.forward.there && p_.backward.there, "the sections forward and backward must be there");
     require(!p_.first.there || !p_.recurrent.empty(), "an inner product needs recurrent gates");
     require(!p_.operand.there || !p_.recurrent.empty(), "an operand needs recurrent gates");
+    require(p_.first.there == p_.backward_first.there, "first and backward_first come together");
+    require(p_.operand.there == p_.backward_operand.there, "operand and backward_operand come together");
+    for (const Instruction& each : p_.forward.code)
+      require(!p_.inner || (each.op != Op::a && each.op != Op::x && each.op != Op::r),
+              "with an inner product, forward reads pre-activations by cross");
     require(!p_.operand.there || given(Put::operand), "the section operand lacks: put operand");
     require(!p_.first.there || given(Put::inner), "the section first lacks: put inner");
     for (size_t k = 0; k < p_.states.size(); ++k)

@@ -64,12 +64,10 @@ struct Forward : PanelSizes<A, Cell, NV> {
     if (call.layer_norm) strip.normed.allocate(strip.rows * panels * SUMS);
     if (call.layer_norm && STATES > 1) strip.cell_c.allocate(strip.rows * Hp);
     if (operands.has_operand) strip.operand.allocate(strip.rows * Pp, true);
-    if (is_program<Cell> && call.cell->phases > 1) {
-      strip.x_sums.allocate(strip.rows * panels * X_SUMS);
-      strip.crossing.allocate(strip.rows * call.cell->program->crossing * Hp);
-    }
+    if (is_program<Cell>) strip.crossing.allocate(strip.rows * call.cell->program->crossing * Hp);
     if (call.cell->phases > 1) {
-      strip.second.allocate(strip.rows * Pp), strip.first.allocate(strip.rows * panels * SUMS);
+      strip.second.allocate(strip.rows * Pp);
+      if (!is_program<Cell>) strip.first.allocate(strip.rows * panels * SUMS);
       if (schedule.hh == Layout::pairs) strip.second_split.allocate(strip.rows, P, schedule.parts);
     }
     if (schedule.chunked) strip.pre.allocate(chunk * strip.rows * panels * X_SUMS);

@@ -18,9 +18,9 @@ struct Strip {
   // the gates [rows][panel][NB][W].
   Scratch<A> second, first;
   SplitRows second_split;
-  // Of a program: what the first product multiplies, where that is not h [rows][Pp]; for a second product, the input's
-  // sums [rows][panel][NB][W] and the values of its section `first` [rows][value][Hp].
-  Scratch<A> operand, x_sums, crossing;
+  // Of a program: what the first product multiplies, where that is not h [rows][Pp], and the values of its section
+  // `first` [rows][value][Hp].
+  Scratch<A> operand, crossing;
   Scratch<A> normed, cell_c;  // with layer_norm: the state's sums of a step, as pre; c as the cell made it [rows][Hp]
   int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
 };

@@ -173,26 +173,17 @@ bool step_of_program(const Forward<A, Programmed, 1>& loop, const Strip<A>& stri
   auto run = [&](const Section& section, int64_t u0, int64_t u1, int64_t r, int64_t n) {
     machine.run(section, r, r + n, u0 * NV, std::min(u1 * NV, vectors), source);
   };
-  const int64_t x_row = panels * loop.X_SUMS, r_row = panels * loop.SUMS;
-  // With an inner product, sums wait for it in the strip, else in a block.
   source.masked = inner;
-  if (inner) {
-    source.r = place(strip.first.data(), r_row, weights.gates_first, 0, 0);
-    source.x = place(pre ? pre : strip.x_sums.data(), x_row, weights.gates_ih, 0, 0);
-  } else if (pre) {
-    source.x = place(pre, x_row, weights.gates_ih, 0, 0);
-  }
+  if (pre) source.x = place(pre, panels * loop.X_SUMS, weights.gates_ih, 0, 0);
   for_blocks([&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
-    A* const xs = inner ? strip.x_sums.data() + r * x_row + u0 * loop.X_SUMS : x_block;
-    A* const rs = inner ? strip.first.data() + r * r_row + u0 * loop.SUMS : r_block;
-    const int64_t xs_row = inner ? x_row : (u1 - u0) * loop.X_SUMS, rs_row = inner ? r_row : (u1 - u0) * loop.SUMS;
+    const int64_t x_row = (u1 - u0) * loop.X_SUMS, r_row = (u1 - u0) * loop.SUMS;
     for (int64_t u = u0; u < u1; ++u) {
-      if (input) weights.multiply_input(tiles, strip.d, u, n, x.from(r), xs + (u - u0) * loop.X_SUMS, xs_row);
+      if (input) weights.multiply_input(tiles, strip.d, u, n, x.from(r), x_block + (u - u0) * loop.X_SUMS, x_row);
       if (weights.gates_first > 0)
-        weights.multiply_state(tiles, strip.d, u, n, h.from(r), rs + (u - u0) * loop.SUMS, rs_row);
+        weights.multiply_state(tiles, strip.d, u, n, h.from(r), r_block + (u - u0) * loop.SUMS, r_row);
     }
-    if (!inner) source.r = place(rs, rs_row, weights.gates_first, r, u0);
-    if (!inner && input) source.x = place(xs, xs_row, weights.gates_ih, r, u0);
+    source.r = place(r_block, r_row, weights.gates_first, r, u0);
+    if (input) source.x = place(x_block, x_row, weights.gates_ih, r, u0);
     run(inner ? program.first : program.forward, u0, u1, r, n);
   });
   if (!member.barrier()) return false;

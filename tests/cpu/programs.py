@@ -378,15 +378,15 @@ put dv u 6"""
 # After Cho et al. 2014, the reset gate before the product, with a rate for every step.
 INNER = derived(
     "cell 1 inner\ninputs r z n\nrecurrent r z n\nstates h\nvectors p\nstep rate:1",
-    first="a r\ns h\nv p\nsigmoid 0\nmul 3 1\nadd 4 2\nput inner 5\nput cross 0 3",
-    forward="a z\nx n\ni\ns h\ncross 0\nu rate\nsigmoid 0\nadd 1 2\ntanh 7\nsub 3 8\nmul 6 9\nadd 8 10\n"
+    first="a r\ns h\nv p\nsigmoid 0\nmul 3 1\nadd 4 2\na z\nx n\nput inner 5\nput cross 0 3\nput cross 1 6\nput cross 2 7",
+    forward="cross 1\ncross 2\ni\ns h\ncross 0\nu rate\nsigmoid 0\nadd 1 2\ntanh 7\nsub 3 8\nmul 6 9\nadd 8 10\n"
     "mul 4 5\nmul 12 11\nadd 11 13\nput new h 14",
 )  # fmt: skip
 # Only a product inside the step, of an operand with an operand: the first product has no gates.
 INNER_ALONE = derived(
     "cell 1 inner_alone\ninputs n\nrecurrent n\nstates h",
-    first="s h\ntanh 0\nput inner 1",
-    forward="x n\ni\ns h\nadd 0 1\ntanh 3\nadd 4 2\nconst 0.5\nmul 5 6\nput new h 7",
+    first="s h\ntanh 0\nx n\nput inner 1\nput cross 0 2",
+    forward="cross 0\ni\ns h\nadd 0 1\ntanh 3\nadd 4 2\nconst 0.5\nmul 5 6\nput new h 7",
 )
 # Exponential gates and a normalizer, as in sLSTM (Beck et al. 2024), and an input of the sequence.
 THREE_STATES = derived(

@@ -151,3 +151,242 @@ def test_every_option(name, words):
 def test_sixteen_bits(name, dtype, instruction_set):
     for words, shape in (("both lengths", "odd"), ("h_mask", "wide"), ("zone", "row")):
         Case(name, dtype, *SHAPES[shape], words).compare()
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_threads(name):
+    """Two threads give the bits of one: rows, units and directions are divided between them."""
+    threads = torch.get_num_threads()
+    try:
+        for dtype, sizes, words in (
+            (torch.float32, (6, 40, 8, 96), "both lengths"), (torch.float32, (8, 1, 8, 300), "reset zone"),
+            (torch.float64, (6, 31, 8, 65), "h_mask both"),
+        ):  # fmt: skip
+            case, results = Case(name, dtype, *sizes, words), []
+            *_, (dy, *dlast), _ = case.expectation()
+            for n in (1, 2):
+                torch.set_num_threads(n)
+                case.compare()
+                y, last, saved = case.run()
+                dx, *lists = case.backward(y, saved, dy, dlast)
+                results.append([y, *last, *saved, dx, *(t for each in lists for t in each)])
+            for one, two in zip(*results, strict=True):
+                assert torch.equal(one, two), (name, sizes)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["decay_gru", "inner", "three_states", "given_alone"])
+def test_gradients_that_are_not_wanted(name):
+    case = Case(name, torch.float64, *SHAPES["odd"], "both restart lengths")
+    *_, (dy, *dlast), _ = case.expectation()
+    y, _, saved = case.run()
+    every = case.backward(y, saved, dy, dlast)
+    for k in range(4):
+        needs = [n == k for n in range(4)]
+        dx, dstates, dweights, dreset, dextras = case.backward(y, saved, dy, dlast, needs)
+        lists = ((dx,) if needs[0] else (), dstates, dweights, dextras)
+        for n, (found, expected) in enumerate(zip(lists, (every[:1], every[1], every[2], every[4]), strict=True)):
+            assert len(found) == (len(expected) if n == k else 0)
+            for a, e in zip(found, expected, strict=False):
+                assert torch.equal(a, e)
+        assert len(dreset) == (len(every[3]) if k == 1 else 0)
+        assert needs[0] or dx.numel() == 0
+
+
+def test_empty_batch():
+    for name in CELLS:
+        case = Case(name, torch.float32, 3, 0, 2, 4, "both")
+        y, last, saved = case.run()
+        dx, dstates, dweights, _, dextras = case.backward(y, saved, torch.zeros_like(y), [])
+        for found, given in zip((dx, *dstates, *dweights, *dextras), (case.x, *case.states, *case.weights, *case.extras),
+                                strict=True):  # fmt: skip
+            assert found.shape == given.shape and not found.any()
+
+
+def units(actual, expected):
+    """The largest error in units of the last place; both finite or equal."""
+    expected = expected.to(torch.float64) if actual.dtype == torch.float32 else expected
+    rounded = expected.to(actual.dtype)
+    special = ~rounded.isfinite()
+    assert torch.equal(actual[special].nan_to_num(nan=7.0), rounded[special].nan_to_num(nan=7.0))
+    a, e = actual[~special], rounded[~special]
+    step = torch.nextafter(e.abs(), torch.tensor(torch.inf, dtype=e.dtype)) - e.abs()
+    return ((a.double() - expected[~special].double()).abs() / step.double()).max().item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_functions(dtype, instruction_set):
+    """exp, log, log1p, expm1 and sqrt within two units in the last place of torch's in float64 (which may be one off)."""
+    extremes = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, torch.finfo(dtype).max, -1.0, 1.0])
+    near = torch.linspace(-3, 3, 20001, dtype=torch.float64)
+    x = torch.cat([near, torch.linspace(-800, 800, 20001, dtype=torch.float64), near.exp(), -near.exp(),
+                   (near * 240).exp(), -(near * 200).exp(), extremes.double()]).to(dtype)  # fmt: skip
+    for name in ("exp", "log", "log1p", "expm1", "sqrt", "abs", "neg", "sign", "relu"):
+        text = "cell 1 f\ninputs a\nstates h\ngiven\nforward\nx a\n%s 0\nput new h 1\nbackward" % name
+        y = OPS.plain_layer(
+            text, x[None, None], [], [], [False], False, False, None, None, None, None, [], None, [], False, 1e-5,
+            x.numel(), [], False,
+        )[0].flatten()  # fmt: skip
+        expected = {"abs": torch.abs, "neg": torch.neg, "sign": torch.sign, "relu": torch.relu}.get(name)
+        if expected is not None:
+            assert torch.equal(y.nan_to_num(nan=7.0), expected(x).nan_to_num(nan=7.0)), name
+        else:
+            assert units(y, getattr(torch, name)(x.double())) <= (2 if dtype == torch.float32 else 3), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_two_operands(dtype, instruction_set):
+    numbers = torch.tensor([0.0, -0.0, 1.0, -1.0, 2.5, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    a, b = (t.flatten() for t in torch.meshgrid(numbers, numbers, indexing="ij"))
+    for name, expected in (
+        ("min", torch.minimum), ("max", torch.maximum), ("lt", torch.lt), ("le", torch.le), ("eq", torch.eq),
+        ("where", lambda a, b: torch.where(a != 0, b, a * 0 + 3)), ("div", torch.div), ("sub", torch.sub),
+        ("relu_back", lambda a, b: torch.where(b > 0, a, 0.0)),
+    ):  # fmt: skip
+        text = "cell 1 f\ninputs a b\nstates h\ngiven\nforward\nx a\nx b\nconst 0.0\nmul 0 2\nconst 3.0\nadd 3 4\n"
+        text += f"{name} 0 1{' 5' if name == 'where' else ''}\nput new h 6\nbackward"
+        y = OPS.plain_layer(
+            text, torch.cat([a, b])[None, None], [], [], [False], False, False, None, None, None, None, [], None, [],
+            False, 1e-5, a.numel(), [], False,
+        )[0].flatten()  # fmt: skip
+        assert torch.equal(y.nan_to_num(nan=7.0), expected(a, b).to(dtype).nan_to_num(nan=7.0)), name
+
+
+def parsed(text):
+    """True if the C++ parser takes the text; nothing is run."""
+    try:
+        OPS.schedule(text, torch.float32, 3, 2, 4, 5, 5, 1, False)
+    except RuntimeError as error:
+        assert str(error).startswith("rnnkernels: "), error
+        return False
+    return True
+
+
+REFUSED = {
+    "version": ("cell 1 ", "cell 2 "), "name": ("my_lstm", "1lstm"), "no name": ("cell 1 my_lstm", "cell 1"),
+    "two spaces": ("a i", "a  i"), "space at the end": ("a i", "a i "), "tab": ("a i", "a\ti"), "nothing": (None, "cell "),
+    "no states": ("states h c\n", ""), "five states": ("states h c", "states h c d e f"), "nine gates": (
+        "inputs i f g o", "inputs i f g o a b d e k"), "twice": ("inputs i f g o", "inputs i f g i"),
+    "unknown gate": ("a i", "a q"), "unknown state": ("s c", "s q"), "unknown function": ("tanh 2", "tan 2"),
+    "later value": ("sigmoid 0", "sigmoid 5"), "itself": ("sigmoid 0", "sigmoid 12345"), "negative": ("tanh 2", "tanh -1"),
+    "too few": ("mul 6 4", "mul 6"), "too many": ("mul 6 4", "mul 6 4 1"), "no number": ("mul 6 4", "mul 6 x"),
+    "no new state": ("put new c 11\n", ""), "a put twice": ("put new c 11", "put new h 11"), "unknown put": (
+        "put new c", "put old c"), "plane past keep": ("put keep 3 8", "put keep 4 8"), "plane twice": (
+        "put keep 3 8", "put keep 2 8"), "plane not kept": ("put keep 3 8\n", ""), "33 planes": ("keep 4", "keep 33"),
+    "load after put": ("put new h 13", "put new h 13\na i"), "no backward": ("\nbackward", "\nbackwards"),
+    "gradient twice": ("put da f 15", "put dx i 15"), "gy without y": ("g h", "gy"), "i without first": ("s c", "i"),
+    "k in forward": ("a i", "k 0"), "go in backward": ("g h", "go"), "order": ("keep 4\n", "keep 4\nvectors p\n"),
+    "infinite": ("s c", "const inf"), "not a number": ("s c", "const nan"), "overflowing": ("s c", "const 1e999"),
+    "hexadecimal": ("s c", "const 0x10"), "given without inputs": (
+        "inputs i f g o\nrecurrent i f g o\nstates h c\n", "recurrent i f g o\nstates h c\ngiven\n"),
+    "operand alone": ("forward", "operand\ns h\nput operand 0\nforward"), "first alone": (
+        "forward", "first\ns h\nput inner 0\nforward"), "zero": ("a i", "a i\0"), "many instructions": (
+        "sigmoid 0", "\n".join(["sigmoid 0"] * 600)), "long": ("keep 4", "keep 4" + "\n" * 70000),
+    "not ascii": ("a i", "a \u00ef"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what):
+    old, new = REFUSED[what]
+    text = new if old is None else CELLS["my_lstm"].replace(old, new, 1)
+    assert text != CELLS["my_lstm"]
+    with pytest.raises(RuntimeError, match="^rnnkernels: not the program of a cell: "):
+        OPS.schedule(text, torch.float32, 3, 2, 4, 5, 5, 1, False)
+
+
+def mutated(text, chance):
+    """The text with some words or lines changed, moved or lost."""
+    lines = [line.split(" ") for line in text.split("\n")]
+    words = sorted({word for line in lines for word in line}) + ["0", "1", "7", "511", "put", "const", "1e-3", "-1", ""]
+    for _ in range(chance.choice((1, 1, 2, 3, 5))):
+        at = chance.randrange(len(lines))
+        kind = chance.randrange(7)
+        if kind == 0:
+            del lines[at]
+        elif kind == 1:
+            lines.insert(at, list(chance.choice(lines)))
+        elif kind == 2:
+            lines[at].insert(chance.randrange(len(lines[at]) + 1), chance.choice(words))
+        elif kind == 3:
+            other = chance.randrange(len(lines))
+            lines[at], lines[other] = lines[other], lines[at]
+        elif kind == 4:
+            line = " ".join(lines[at])
+            place = chance.randrange(len(line) + 1)
+            lines[at] = (line[:place] + chance.choice("0123456789abc \n:.-\0") + line[place + 1 :]).split(" ")
+        else:
+            lines[at][chance.randrange(len(lines[at]))] = chance.choice(words)
+        lines = lines or [["cell"]]
+    return "\n".join(map(" ".join, lines))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_texts_at_random(seed):
+    """A changed text is refused, or it is a program: it runs forward and back, and what it gives has its shape."""
+    chance, taken = random.Random(seed), 0
+    for n in range(400):
+        text = mutated(chance.choice(list(CELLS.values())), chance)
+        if not text.startswith("cell ") or not parsed(text):
+            continue
+        taken += 1
+        header, sections = split(text)
+        case = Case(text, torch.float32, 3, 2, 4, 9, chance.choice(OPTIONS), seed=n)
+        y, last, saved = OPS.plain_layer(*case.arguments(), False)
+        assert y.shape == (3, 2, len(last[0]) * 9) and len(last) == len(header["states"])
+        try:
+            y, last, saved = OPS.plain_layer(*case.arguments(), True)
+        except RuntimeError as error:
+            assert "first" in sections and "cannot be trained" in str(error)
+            continue
+        dx, dstates, dweights, _, dextras = case.backward(y, saved, torch.ones_like(y), [torch.ones_like(s) for s in last])
+        for a, b in zip((dx, *dstates, *dweights, *dextras), (case.x, *case.states, *case.weights, *case.extras), strict=True):
+            assert a.shape == b.shape
+    assert taken > 40
+
+
+def test_arguments():
+    case = Case("decay_gru", torch.float32, 3, 2, 4, 5)
+    names = ("cell", "x", "states", "weights", "reverse", "bias", "project", "activation", "recurrent_activation",
+             "lengths", "reset", "reset_states", "h_mask", "zone", "layer_norm", "eps", "hidden_size", "extras")  # fmt: skip
+    call = dict(zip(names, case.arguments(), strict=True))
+    gamma, weights = call["extras"][0], call["weights"]
+    for changed, message in (
+        ({"extras": []}, "expected 1 step and sequence inputs, got 0"),
+        ({"extras": [gamma, gamma]}, "expected 1 step and sequence inputs, got 2"),
+        ({"extras": [gamma.double()]}, "gamma and x must have the same dtype"),
+        ({"extras": [gamma[:2]]}, "gamma must have size 3 in dimension 0, got 2"),
+        ({"extras": [gamma[0]]}, "gamma must have 3 dimensions, got 2"),
+        ({"weights": weights[:3]}, "expected 4 weights, got 3"),
+        ({"hidden_size": 6}, "must have"), ({"hidden_size": -1}, "needs hidden_size"),
+        ({"layer_norm": True}, "layer norm"), ({"project": True}, "no projection"),
+        ({"activation": "relu"}, "has its activations in it"), ({"reset_states": [gamma[:, 0]] * 2}, "expected 1"),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=message):
+            OPS.plain_layer(*(call | changed).values(), False)
+    y, _, saved = OPS.plain_layer(*call.values(), True)
+    with pytest.raises(RuntimeError, match="its states have no gradients of their own"):
+        OPS.plain_layer_backward(y, [], y, *call.values(), y, saved, [True] * 4)
+    with pytest.raises(RuntimeError, match="needs must have 4 elements"):
+        OPS.plain_layer_backward(y, [], None, *call.values(), y, saved, [True] * 3)
+    with pytest.raises(RuntimeError, match="not run with save=True"):
+        OPS.plain_layer_backward(y, [], None, *call.values(), y, [], [True] * 4)
+    with pytest.raises(RuntimeError, match="not as a stack"):
+        OPS.stack(call["x"], [], weights, call["cell"], 1, False, True, 5)
+    alone = Case("given_alone", torch.float32, 3, 2, 4, 5).arguments()
+    for at, value, message in (
+        (16, 0, "needs hidden_size"), (16, 4, "x must have size 8"), (12, torch.ones(1, 2, 5), "no recurrent product"),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=message):
+            OPS.plain_layer(*alone[:at], value, *alone[at + 1 :], False)
+
+
+def test_an_operand_that_is_lost():
+    """The inner product's operand is not kept and does not follow from what is: the cell gives results, not gradients."""
+    text = "cell 1 lost\ninputs n\nrecurrent n\nstates h\nfirst\nx n\ns h\nadd 0 1\nput inner 2\nforward\ni\ntanh 0\n"
+    text += "put new h 1\nbackward\ng h\nput di 0\nbackward_first\ngi\nput dx n 0\nput ds h 0"
+    case = Case(text, torch.float32, 3, 2, 4, 5)
+    OPS.plain_layer(*case.arguments(), False)
+    with pytest.raises(RuntimeError, match="cannot be trained"):
+        OPS.plain_layer(*case.arguments(), True)
