@@ -431,52 +431,53 @@ class Parser {
       require(put.kind != Put::dcross || put.index < p_.crossing, "there is no value of first of this number");
   }
 
-  // Gradients of gates first. A gate's two gradients that are one value have one plane; those that nobody puts have one
-  // that stays zero.
+  // Gradients of gates first. Two puts of one value become one, of both gates.
   void planes() {
-    p_.x_plane.assign(p_.inputs.size(), -1), p_.r_plane.assign(p_.recurrent.size(), -1);
-    p_.vector_plane.assign(p_.vectors.size(), -1), p_.extra_plane.assign(p_.extras.size(), -1);
+    const int inputs = int(p_.inputs.size()), recurrent = int(p_.recurrent.size());
+    p_.shared.x.assign(p_.inputs.size(), -1), p_.shared.r.assign(p_.recurrent.size(), -1);
     for (Section* section : {&p_.backward, &p_.backward_first}) {
-      struct Of {
-        bool x, r;
-        uint16_t value;
-        int plane;
-      };
-      std::vector<Of> here;
-      std::vector<PutOrder> rest;
+      std::vector<PutOrder> puts;
       for (PutOrder put : section->puts) {
-        const bool x = put.kind == Put::da || put.kind == Put::dx,
-                   r = put.kind == Put::da || put.kind == Put::dr || put.kind == Put::di;
-        if (!x && !r) {
-          rest.push_back(put);
+        if (put.kind == Put::da || put.kind == Put::dx) put.x_gate = int16_t(put.index);
+        if (put.kind == Put::da) put.r_gate = int16_t(position(p_.recurrent, p_.inputs[put.index]));
+        if (put.kind == Put::dr) put.r_gate = int16_t(put.index);
+        if (put.kind == Put::di) put.r_gate = int16_t(recurrent - 1);
+        auto same = std::find_if(puts.begin(), puts.end(), [&](const PutOrder& other) {
+          return other.value == put.value && ((put.x_gate >= 0 && other.x_gate < 0 && other.r_gate >= 0) ||
+                                              (put.r_gate >= 0 && other.r_gate < 0 && other.x_gate >= 0));
+        });
+        if (same == puts.end() || (put.x_gate >= 0 && put.r_gate >= 0)) {
+          puts.push_back(put);
           continue;
         }
-        auto same = std::find_if(here.begin(), here.end(), [&](const Of& of) {
-          return of.value == put.value && !(of.x && x) && !(of.r && r);
-        });
-        const bool shared = same != here.end();
-        if (!shared) here.push_back({false, false, put.value, p_.gate_planes++}), same = here.end() - 1;
-        same->x |= x, same->r |= r;
-        put.plane = int16_t(same->plane);
-        if (x) p_.x_plane[put.index] = put.plane;
-        if (put.kind == Put::da) p_.r_plane[size_t(position(p_.recurrent, p_.inputs[put.index]))] = put.plane;
-        if (put.kind == Put::dr) p_.r_plane[put.index] = put.plane;
-        if (put.kind == Put::di) p_.r_plane.back() = put.plane;
-        if (!shared) rest.push_back(put);
+        same->x_gate = std::max(same->x_gate, put.x_gate), same->r_gate = std::max(same->r_gate, put.r_gate);
       }
-      section->puts = rest;
+      section->puts = puts;
+      for (const PutOrder& put : puts) {
+        if (put.x_gate < 0 && put.r_gate < 0) continue;
+        if (put.x_gate >= 0) p_.shared.x[size_t(put.x_gate)] = p_.shared.gates;
+        if (put.r_gate >= 0) p_.shared.r[size_t(put.r_gate)] = p_.shared.gates;
+        ++p_.shared.gates;
+      }
     }
-    for (auto* planes : {&p_.x_plane, &p_.r_plane})
-      for (int& plane : *planes)
-        if (plane < 0) plane = p_.gate_planes++;
-    p_.planes = p_.gate_planes;
-    for (Section* section : {&p_.backward, &p_.backward_first, &p_.backward_operand})
-      for (PutOrder& put : section->puts) {
-        if (put.kind != Put::dv && put.kind != Put::du) continue;
-        int& plane = (put.kind == Put::dv ? p_.vector_plane : p_.extra_plane)[put.index];
-        if (plane < 0) plane = p_.planes++;
-        put.plane = int16_t(plane);
-      }
+    for (int g = 0; g < inputs + recurrent; ++g) {
+      auto& plane = g < inputs ? p_.shared.x[size_t(g)] : p_.shared.r[size_t(g - inputs)];
+      (g < inputs ? p_.apart.x : p_.apart.r).push_back(g);
+      if (plane >= 0) continue;
+      plane = p_.shared.gates++;
+      p_.shared.empty.push_back(plane), p_.apart.empty.push_back(g);
+    }
+    p_.apart.gates = inputs + recurrent;
+    for (Program::Planes* planes : {&p_.shared, &p_.apart}) {
+      planes->vector.assign(p_.vectors.size(), -1), planes->extra.assign(p_.extras.size(), -1);
+      planes->all = planes->gates;
+      for (const Section* section : {&p_.backward, &p_.backward_first, &p_.backward_operand})
+        for (const PutOrder& put : section->puts) {
+          if (put.kind != Put::dv && put.kind != Put::du) continue;
+          int& plane = (put.kind == Put::dv ? planes->vector : planes->extra)[put.index];
+          if (plane < 0) plane = planes->all++;
+        }
+    }
   }
 
   // The instructions from which the operand of the inner product follows, down to values that `first` keeps.
@@ -488,7 +489,7 @@ class Parser {
       if (put.kind == Put::keep) kept[put.value] = put.index;
       if (put.kind == Put::inner) inner = put.value;
     }
-    p_.again = p_.first, p_.again.puts = {{Put::inner, 0, inner, -1, false}};
+    p_.again = p_.first, p_.again.puts = {{Put::inner, 0, inner}};
     for (Instruction& each : p_.again.code)
       if (kept[each.value] >= 0) {
         const uint16_t value = each.value;

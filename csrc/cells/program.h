@@ -33,8 +33,8 @@ struct Instruction {
 struct PutOrder {
   Put kind;
   uint16_t index = 0, value = 0;
-  int16_t plane = -1;  // of a gradient: where it goes
-  bool add = false;    // to what a section before has put there
+  int16_t x_gate = -1, r_gate = -1;  // of the gradient of a gate: which ones it is of
+  bool add = false;                  // to what a section before has put there
 };
 
 struct Section {
@@ -62,9 +62,13 @@ struct Program {
   bool again_there = false;
 
   // Planes of gradients that a step of the backward pass leaves per hidden unit: of gates, by gate of the input and of
-  // the recurrent product (a plane may be of both), then of vectors and of extras (-1: they have none).
-  std::vector<int> x_plane, r_plane, vector_plane, extra_plane;
-  int gate_planes = 0, planes = 0;
+  // the recurrent product (`shared`: one plane where both are one value; `apart`: each its own, those of the input
+  // first), then of vectors and of extras (-1: they have none).
+  struct Planes {
+    std::vector<int> x, r, vector, extra, empty;  // empty: of gates that no section puts
+    int gates = 0, all = 0;
+  };
+  Planes shared, apart;
 
   std::vector<double> constants;  // of all sections; the index of a load says which one
 

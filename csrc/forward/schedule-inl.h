@@ -33,7 +33,7 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const bool once = call.T == 1, few_steps = once ? rows < kPassing : call.T * ((B + 5) / 6) < 4;
   s.passing = once && !few_steps;
   const bool projects = cell.ih_gates > 0;
-  s.chunked = call.layer_norm || (projects && call.T > 1 && rows < 16);  // few rows: poorly filled tiles
+  s.chunked = projects && (call.layer_norm || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
   if (few_steps || (!once && call.T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Layout::in_place;
   // In int8 packing pays sooner, and for a single row too as long as the weights stay in the cache.

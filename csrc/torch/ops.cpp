@@ -69,8 +69,6 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
   call.layer_norm = layer_norm, call.eps = eps;
   const int64_t n = call.weights_per_layer();
   const CellInfo& info = *call.cell;
-  STD_TORCH_CHECK(!layer_norm || !info.program, "rnnkernels: the layer norm of the cell ", info.name,
-                  ", which is a program, is not built for the CPU");
   STD_TORCH_CHECK(call.D > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ",
                   weights.size());
   int64_t H = hidden_size, P = H;

@@ -145,18 +145,20 @@ def interpreted(lines, read):
     return puts
 
 
-def weight_shapes(text, I, H, bias):  # noqa: E741
-    """The shapes of one direction's weights, and how many of them are not vectors of the program."""
+def weight_shapes(text, I, H, bias, layer_norm=False):  # noqa: E741
+    """The shapes of one direction's weights."""
     header, _ = split(text)
     GX, GR = (len(header.get(name, ())) for name in ("inputs", "recurrent"))
     GX = 0 if "given" in header else GX
     shapes = [(GX * H, I)] * (GX > 0) + [(GR * H, H)] * (GR > 0)
     shapes += [(GX * H,)] * (bias and GX > 0) + [(GR * H,)] * (bias and GR > 0)
-    return shapes + [(H,)] * len(header.get("vectors", ())), len(shapes)
+    shapes += ([(GX * H,)] * (GX > 0) + [(GR * H,)] * (GR > 0)) * layer_norm
+    return shapes + [(H,)] * len(header.get("vectors", ()))
 
 
 def meant(
-    text, x, states, weights, reverse, bias, extras, H, lengths=None, reset=None, reset_states=(), h_mask=None, zone=()
+    text, x, states, weights, reverse, bias, extras, H, lengths=None, reset=None, reset_states=(), h_mask=None, zone=(),
+    layer_norm=False,
 ):  # fmt: skip
     """``y, last`` of a layer as the ops are to compute them, by operations that autograd follows."""
     header, sections = split(text)
@@ -175,6 +177,14 @@ def meant(
         w_hh = own.pop(0) if recurrent else None
         b_ih = own.pop(0) if bias and w_ih is not None else None
         b_hh = own.pop(0) if bias and w_hh is not None else None
+        ln_x = own.pop(0) if layer_norm and w_ih is not None else None
+        ln_h = own.pop(0) if layer_norm and w_hh is not None else None
+
+        def affine(x, w, b, gain):
+            x = x @ w.T
+            x = x if gain is None else torch.nn.functional.layer_norm(x, x.shape[-1:], gain, None, 1e-5)
+            return x if b is None else x + b
+
         h = {k: states[n][d] if states else x.new_zeros(B, H) for n, k in enumerate(names)}
         again = {k: reset_states[n][d] if reset_states else x.new_zeros(B, H) for n, k in enumerate(names)}
         mask = 1 if h_mask is None else h_mask.expand(D, B, H)[d]
@@ -191,7 +201,7 @@ def meant(
             u = dict(zip([*step, *header.get("sequence", [])], u_d, strict=True))
             u = {k: e[t] if k in step else e for k, e in u.items()}
             if w_ih is not None:
-                pre = (x_d[t] @ w_ih.T + (0 if b_ih is None else b_ih)).view(B, len(inputs), H)
+                pre = affine(x_d[t], w_ih, b_ih, ln_x).view(B, len(inputs), H)
             else:
                 pre = x_d[t].view(B, len(inputs), H) if inputs else None
             more = {}
@@ -209,11 +219,13 @@ def meant(
                 operand = old[names[0]]
                 if "operand" in sections:
                     operand = interpreted(sections["operand"], read)["operand", None].expand(B, H)
-                more["r"] = ((operand * mask) @ w_hh.T + (0 if b_hh is None else b_hh)).view(B, len(recurrent), H)
+                first = (len(recurrent) - ("first" in sections)) * H
+                rows = [t if t is None else t[:first] for t in (w_hh, b_hh, ln_h)]
+                more["r"] = affine(operand * mask, *rows).view(B, -1, H) if first else None
             if "first" in sections:
                 puts = interpreted(sections["first"], lambda *at, read=read: read(*at, masked=True))
-                n = (len(recurrent) - 1) * H
-                more["i"] = puts["inner", None].expand(B, H) @ w_hh[n:].T + (0 if b_hh is None else b_hh[n:])
+                rows = [t if t is None else t[first:] for t in (w_hh, b_hh, ln_h)]
+                more["i"] = affine(puts["inner", None].expand(B, H), *rows)
                 more |= {k: value for k, value in puts.items() if k[0] == "cross"}
             puts = interpreted(sections["forward"], read)
             new = {k: puts["new", k].expand(B, H) for k in names}
