@@ -48,7 +48,8 @@ struct Backward {
   const int64_t block = !step_parts || 2 * step_parts * GR * H * P > kNearBytes ? 128 : 32;
   // Rows of a chunk: as many as the cache holds, but enough that reading and writing large gradients of weights pays.
   const bool large = H * (GX * I + GR * P) * int64_t(sizeof(A)) > 2 * kBackwardBytes;
-  const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (std::max(planes, 1) * Hp * int64_t(sizeof(A))));
+  const int64_t chunk_rows =
+      std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (std::max(planes, 1) * Hp * int64_t(sizeof(A))));
   const int64_t chunk = std::clamp<int64_t>(chunk_rows / B, 1, T);
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> dy = stored(call.dy), dx = stored(call.dx);
@@ -56,10 +57,10 @@ struct Backward {
 
   PackedMatrix<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
   std::conditional_t<PROGRAM, ProgramGradients<A>, Nothing> gradients;
-  Scratch<A> sequence_sums;          // of a program: gradients of sequence inputs [input][B][Hp]
-  Scratch<A> dz, dout;               // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
-  SplitRows dz_split;                // [slot][B] rows of [planes][Hk]
-  Flag overflow;                     // a number that has no bf16 parts came
+  Scratch<A> sequence_sums;  // of a program: gradients of sequence inputs [input][B][Hp]
+  Scratch<A> dz, dout;       // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
+  SplitRows dz_split;        // [slot][B] rows of [planes][Hk]
+  Flag overflow;             // a number that has no bf16 parts came
   StateGradients<A, Cell> carried{tape};
   WeightGradients<A, Cell> dweights{tape, schedule, planes, chunk * B, overflow};
   NormGradients<A, Cell> norms{tape, schedule, overflow};
@@ -281,29 +282,30 @@ struct Backward {
           const int64_t t = tape.time(done + s - 1);
           if constexpr (PROGRAM) {
             A* const part = call.layer_norm ? norms.part(rows.part) : nullptr;
-            if (!step_of_program(*this, machine, tiles, member, rows.first, rows.last, s, done + s > 1, t, part)) return;
+            if (!step_of_program(*this, machine, tiles, member, rows.first, rows.last, s, done + s > 1, t, part))
+              return;
             continue;
           } else {
-          const auto [u0, u1] = member.share(out_panels);
-          sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
-          const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
-            recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
-            with_functions(call, [&](auto functions) {
-              for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+            const auto [u0, u1] = member.share(out_panels);
+            sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
+            const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
+              recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
+              with_functions(call, [&](auto functions) {
+                for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+              });
+              if (call.layer_norm && !call.project) norm_rows(s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
             });
-            if (call.layer_norm && !call.project) norm_rows(s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
-          });
-          if (!go_on) return;
-          if (Cell::PHASES == 1 && !call.project) continue;
-          const auto [p0, p1] = member.share(panels);
-          sums.allocate(std::min(block, n) * WIDTH);
-          auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
-            for (int64_t u = p0; u < p1; ++u)
-              if constexpr (Cell::PHASES > 1) step_second(tiles, s, t, u, r, n, sums.data());
-              else step_projected(tiles, s, t, u, r, n, sums.data());
-            if (call.layer_norm) norm_rows(s, t, r, n, true, norms.part(rows.part));
-          };
-          if (!for_blocks(second)) return;
+            if (!go_on) return;
+            if (Cell::PHASES == 1 && !call.project) continue;
+            const auto [p0, p1] = member.share(panels);
+            sums.allocate(std::min(block, n) * WIDTH);
+            auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
+              for (int64_t u = p0; u < p1; ++u)
+                if constexpr (Cell::PHASES > 1) step_second(tiles, s, t, u, r, n, sums.data());
+                else step_projected(tiles, s, t, u, r, n, sums.data());
+              if (call.layer_norm) norm_rows(s, t, r, n, true, norms.part(rows.part));
+            };
+            if (!for_blocks(second)) return;
           }
         }
       });

@@ -106,28 +106,33 @@ struct NormGradients {
         const bool input = &split == &split_x;
         for (int64_t u = 0; u < weights->panels; ++u) multiply(u, left, first * row(input) + u * panel(input));
       };
-      if (GX > 0) take(
-          split_x, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); },
-          [&](int64_t u, const RowsView<A>& left, int64_t at) {
-            weights->multiply_input(tiles, d, u, n, left, x.data() + at, row(true));
-          });
-      if (FIRST > 0) take(
-          split_h, P, [&](int64_t t, int64_t b, A* to) {
-            if constexpr (PROGRAM) operands.get_first(t, b, to);
-            else tape.get_h_before(t, b, to);
-          },
-          [&](int64_t u, const RowsView<A>& left, int64_t at) {
-            weights->multiply_state(tiles, d, u, n, left, h.data() + at, row(false));
-          });
-      if constexpr (two_products())
-        if (FIRST < GR) take(
-            split_h, P, [&](int64_t t, int64_t b, A* to) {
-              if constexpr (PROGRAM) operands.get_inner(t, b, to);
-              else tape.get_second(t, b, to);
+      if (GX > 0)
+        take(
+            split_x, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); },
+            [&](int64_t u, const RowsView<A>& left, int64_t at) {
+              weights->multiply_input(tiles, d, u, n, left, x.data() + at, row(true));
+            });
+      if (FIRST > 0)
+        take(
+            split_h, P,
+            [&](int64_t t, int64_t b, A* to) {
+              if constexpr (PROGRAM) operands.get_first(t, b, to);
+              else tape.get_h_before(t, b, to);
             },
             [&](int64_t u, const RowsView<A>& left, int64_t at) {
-              weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * weights->WIDTH, row(false));
+              weights->multiply_state(tiles, d, u, n, left, h.data() + at, row(false));
             });
+      if constexpr (two_products())
+        if (FIRST < GR)
+          take(
+              split_h, P,
+              [&](int64_t t, int64_t b, A* to) {
+                if constexpr (PROGRAM) operands.get_inner(t, b, to);
+                else tape.get_second(t, b, to);
+              },
+              [&](int64_t u, const RowsView<A>& left, int64_t at) {
+                weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * weights->WIDTH, row(false));
+              });
     }
   }
 

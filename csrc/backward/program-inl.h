@@ -57,11 +57,11 @@ struct BackwardSource {
     const bool to_state = order.kind == Put::ds, crosses = order.kind == Put::dcross;
     // A gate's gradient may have two places, one for each side; the first one is split where products want it so.
     const bool of_gate = order.x_gate >= 0 || order.r_gate >= 0, normed = tape.call.layer_norm;
-    const int plane = order.x_gate >= 0            ? loop.at->x[size_t(order.x_gate)]
-                      : order.r_gate >= 0          ? loop.at->r[size_t(order.r_gate)]
+    const int plane = order.x_gate >= 0       ? loop.at->x[size_t(order.x_gate)]
+                      : order.r_gate >= 0     ? loop.at->r[size_t(order.r_gate)]
                       : order.kind == Put::dv ? loop.at->vector[order.index]
                       : order.kind == Put::du ? loop.at->extra[order.index]
-                                                   : 0;
+                                              : 0;
     const int other = normed && order.x_gate >= 0 && order.r_gate >= 0 ? loop.at->r[size_t(order.r_gate)] : -1;
     const bool split = loop.step_parts && of_gate && !normed;
     const bool masked = to_state && order.index == 0 && tape.masked && tape.call.h_mask;
@@ -69,9 +69,9 @@ struct BackwardSource {
       const int n = tape.lanes(q);
       V v = first_of(loop.tape.alive(t, b) ? value[i] : V(A(0)), n);
       if (masked) v = v * tape.mask(b, q);
-      A* const to = (to_state   ? loop.carried.of[order.index].data() + b * Hp
+      A* const to = (to_state  ? loop.carried.of[order.index].data() + b * Hp
                      : crosses ? loop.gradients.crossing.data() + (b * program.crossing + order.index) * Hp
-                                : loop.dz_of(slot, b) + plane * Hp) +
+                               : loop.dz_of(slot, b) + plane * Hp) +
                     q * W;
       (to_state || order.add ? RNNKERNELS_SET::load(to) + v : v).store(to);
       if (other >= 0) v.store(loop.dz_of(slot, b) + other * Hp + q * W);

@@ -39,14 +39,12 @@ struct TapeSource {
       }
       case Op::k:
         if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind(each, place, run);
-        return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
-          return tape.plane_at(t, b, k, q * W, lanes(q));
-        });
+        return machine.fill(each, run,
+                            [&](int, int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
       case Op::n:
         if (const Place<A> place = place_of_new(k); place.at) return machine.bind(each, place, run);
-        return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
-          return tape.new_state(k, t, b, q * W, lanes(q));
-        });
+        return machine.fill(each, run,
+                            [&](int, int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
       default:  // s
         if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
           return machine.bind(each, place, run);
@@ -67,8 +65,7 @@ struct TapeSource {
 template <class A>
 class OperandsAgain {
  public:
-  explicit OperandsAgain(const Tape<A, Programmed>& tape)
-      : machine_(tape.call.cell->program.get()), source_{tape} {}
+  explicit OperandsAgain(const Tape<A, Programmed>& tape) : machine_(tape.call.cell->program.get()), source_{tape} {}
 
   // Of the first product, masked where it is.
   void get_first(int64_t t, int64_t b, A* to) {

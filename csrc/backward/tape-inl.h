@@ -109,7 +109,7 @@ struct Tape {
   // Their vectors where they lie, for rows of the whole batch at once: nowhere where rows differ, are stored in another
   // type, or end within a vector.
   Place<A> place_of_state_before(int k, int64_t t) const {
-    if (call.reset || call.lengths || first(t, 0)) return {};
+    if (call.reset || first(t, 0) || (call.lengths && back)) return {};
     return place_of_state_after(k, before(t));
   }
   Place<A> place_of_state_after(int k, int64_t t) const {

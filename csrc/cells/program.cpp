@@ -204,9 +204,9 @@ class Parser {
 
   // A whole number below `limit`.
   int number(const std::string& word, size_t limit, const std::string& what) const {
-    require(!word.empty() && word.size() <= 4 && std::all_of(word.begin(), word.end(), [](char c) {
-              return c >= '0' && c <= '9';
-            }), "expected the number of " + what);
+    require(!word.empty() && word.size() <= 4 &&
+                std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; }),
+            "expected the number of " + what);
     const int n = std::stoi(word);
     require(size_t(n) < limit, "there is no " + what + " " + word);
     return n;
@@ -502,9 +502,12 @@ class Parser {
   }
 
   void finish() {
-    const std::pair<Section*, int> all[] = {{&p_.operand, OPERAND},          {&p_.first, FIRST},
-                                            {&p_.forward, FORWARD},          {&p_.backward, BACKWARD},
-                                            {&p_.backward_first, BACKWARD_FIRST}, {&p_.backward_operand, BACKWARD_OPERAND}};
+    const std::pair<Section*, int> all[] = {{&p_.operand, OPERAND},
+                                            {&p_.first, FIRST},
+                                            {&p_.forward, FORWARD},
+                                            {&p_.backward, BACKWARD},
+                                            {&p_.backward_first, BACKWARD_FIRST},
+                                            {&p_.backward_operand, BACKWARD_OPERAND}};
     for (const auto& [section, where] : all) allocate(*section, where);
     p_.instructions = int(p_.operand.code.size() + p_.first.code.size() + p_.forward.code.size());
     std::set<int> zoned;

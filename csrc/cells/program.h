@@ -1,5 +1,5 @@
-// A cell as a program: the text that a layer's `cell` argument may carry, parsed. Vectors of hidden units go through its
-// instructions; products with weights and everything else round the cell are the loops'.
+// A cell as a program: the text that a layer's `cell` argument may carry, parsed. Vectors of hidden units go through
+// its instructions; products with weights and everything else round the cell are the loops'.
 //
 // Letters: GX gates of the input, GR gates of the recurrent product, S states, K planes that training keeps.
 #pragma once
@@ -14,9 +14,47 @@
 // the step or the sequence, the result of the inner product, values of the section `first`; then what the backward
 // pass reads: kept planes, new states, and gradients of states, output, inner operand, values of `first`, operand.
 enum class Op : uint8_t {
-  a, x, r, s, v, u, i, cross, k, n, g, gy, gi, dcross, go, constant,
-  add, sub, mul, div, neg, abs, sign, sqrt, exp, log, log1p, expm1, sigmoid, tanh, relu, min, max, lt, le, eq, where,
-  tanh_back, sigmoid_back, relu_back, through,
+  a,
+  x,
+  r,
+  s,
+  v,
+  u,
+  i,
+  cross,
+  k,
+  n,
+  g,
+  gy,
+  gi,
+  dcross,
+  go,
+  constant,
+  add,
+  sub,
+  mul,
+  div,
+  neg,
+  abs,
+  sign,
+  sqrt,
+  exp,
+  log,
+  log1p,
+  expm1,
+  sigmoid,
+  tanh,
+  relu,
+  min,
+  max,
+  lt,
+  le,
+  eq,
+  where,
+  tanh_back,
+  sigmoid_back,
+  relu_back,
+  through,
 };  // clang-format off
 
 enum class Put : uint8_t { operand, inner, cross, keep, next, y, da, dx, dr, di, dcross, ds, dv, du };

@@ -28,9 +28,9 @@ struct Forward : PanelSizes<A, Cell, NV> {
   Weights<A, Cell, NV> weights{call, schedule};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
   const int64_t panels = weights.panels, out_panels = weights.out_panels, Hp = panels * WIDTH, Pp = out_panels * WIDTH;
-  const int64_t chunk =
-      schedule.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * X_SUMS * sizeof(A)), std::min(T, 255 / B + 1), T)
-                       : 1;
+  const int64_t chunk = schedule.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * X_SUMS * sizeof(A)),
+                                                               std::min(T, 255 / B + 1), T)
+                                         : 1;
   // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
   const bool quads_in_tiles = schedule.hh == Layout::quads && schedule.engine == Engine::tiles;
   const bool near = (quads_in_tiles ? 1 : 2 * schedule.parts) * SUMS * panels * P <= kNearBytes;

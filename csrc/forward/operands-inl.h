@@ -13,7 +13,7 @@ struct Strip {
   int64_t d, b0, rows, begun = 0;
   // h [2][rows][Pp], c [state 1 and on][rows][Hp], cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
   Scratch<A> h, c, cell_out, pre;
-  SplitRows h_split;               // [2][rows], where W_hh is in pairs and h is not masked
+  SplitRows h_split;  // [2][rows], where W_hh is in pairs and h is not masked
   // Between the two products of a step: what the second one multiplies [rows][Pp] (and in pairs), and what is there of
   // the gates [rows][panel][NB][W].
   Scratch<A> second, first;

@@ -35,11 +35,12 @@ struct ForwardSource {
       case Op::a:
         if (!program.given)
           return machine.sum(each, run, gate(r, each.other), loop.weights.bias_of_both(d, k), gate(x, k));
-        return machine.fill(each, run, [&, rows = given(k), r = gate(r, each.other),
-                                        b = loop.weights.bias_hh(d, each.other)](int, int64_t m, int64_t q) {
-          return rows.get(m, q, H) + (RNNKERNELS_SET::load(r.at + m * r.row + q * r.unit) +
-                                      RNNKERNELS_SET::load(b.at + q * b.unit));
-        });
+        return machine.fill(each, run,
+                            [&, rows = given(k), r = gate(r, each.other), b = loop.weights.bias_hh(d, each.other)](
+                                int, int64_t m, int64_t q) {
+                              return rows.get(m, q, H) + (RNNKERNELS_SET::load(r.at + m * r.row + q * r.unit) +
+                                                          RNNKERNELS_SET::load(b.at + q * b.unit));
+                            });
       case Op::x:
         if (!program.given) return machine.sum(each, run, gate(x, k), loop.weights.bias_ih(d, k));
         return machine.fill(each, run, [&, rows = given(k)](int, int64_t m, int64_t q) { return rows.get(m, q, H); });
@@ -85,7 +86,7 @@ struct ForwardSource {
         A* const to = (order.kind == Put::inner ? strip.second : strip.operand).data();
         const SplitRows* const split = order.kind == Put::inner && strip.second_split ? &strip.second_split : nullptr;
         return run.each([&](int i, int64_t m, int64_t q) {
-          const V v = first_of(value[i], lanes(q));
+          const V v = alive(m) ? first_of(value[i], lanes(q)) : V(A(0));  // no NaN of an input past its end
           v.store(to + m * Pp + q * W);
           if (split) split->put(v, m, q * W, loop.overflow);
         });
@@ -134,9 +135,11 @@ struct ForwardSource {
   }
 };
 
-// Layer norms of rows of sums in panels of so many gates, with gain k (0: of the input, 1: of the state) from gate g0 on.
+// Layer norms of rows of sums in panels of so many gates, with gain k (0: of the input, 1: of the state) from gate g0
+// on.
 template <class A>
-void normalize_rows_of_program(const Forward<A, Programmed, 1>& loop, int64_t d, A* sums, int64_t rows, int gates, int k, int g0) {
+void normalize_rows_of_program(const Forward<A, Programmed, 1>& loop, int64_t d, A* sums, int64_t rows, int gates,
+                               int k, int g0) {
   constexpr int W = Vec<A>::W;
   for (int64_t r = 0; r < rows && gates > 0; ++r, sums += loop.panels * gates * loop.WIDTH) {
     auto at = [&](int g, int64_t j) { return sums + j * gates + g * W; };

@@ -94,8 +94,8 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
                                            const MaybeString& activation, const MaybeString& gate,
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const MaybeTensors& reset_states, const MaybeTensor& h_mask,
-                                           const MaybeTensors& zone, bool layer_norm, double eps,
-                                           int64_t hidden_size, const MaybeTensors& extras, bool save) {
+                                           const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
+                                           const MaybeTensors& extras, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
                          reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras);
   const Program* const program = call.cell->program.get();
