@@ -33,9 +33,10 @@ struct Backward {
   const Tape<A, Cell> tape{call, d};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P;
   const Program* const program = call.cell->program.get();
+  const Program::Planes* const at = !program ? nullptr : call.layer_norm ? &program->apart : &program->shared;
   const int GX = int(call.cell->ih_gates), GR = int(call.cell->hh_gates);  // gates of W_ih and W_hh
-  const int split = call.layer_norm ? GX : split_gates(), planes = program ? program->planes : GX + split;
-  const int gate_planes = program ? program->gate_planes : planes;
+  const int split = call.layer_norm ? GX : split_gates(), planes = program ? at->all : GX + split;
+  const int gate_planes = program ? at->gates : planes;
   const bool parallel = schedule.row_jobs > 1 || schedule.unit_threads > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I);
@@ -47,7 +48,8 @@ struct Backward {
   const int64_t block = !step_parts || 2 * step_parts * GR * H * P > kNearBytes ? 128 : 32;
   // Rows of a chunk: as many as the cache holds, but enough that reading and writing large gradients of weights pays.
   const bool large = H * (GX * I + GR * P) * int64_t(sizeof(A)) > 2 * kBackwardBytes;
-  const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (std::max(planes, 1) * Hp * int64_t(sizeof(A))));
+  const int64_t chunk_rows =
+      std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (std::max(planes, 1) * Hp * int64_t(sizeof(A))));
   const int64_t chunk = std::clamp<int64_t>(chunk_rows / B, 1, T);
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> dy = stored(call.dy), dx = stored(call.dx);
@@ -55,10 +57,10 @@ struct Backward {
 
   PackedMatrix<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
   std::conditional_t<PROGRAM, ProgramGradients<A>, Nothing> gradients;
-  Scratch<A> sequence_sums;          // of a program: gradients of sequence inputs [input][B][Hp]
-  Scratch<A> dz, dout;               // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
-  SplitRows dz_split;                // [slot][B] rows of [planes][Hk]
-  Flag overflow;                     // a number that has no bf16 parts came
+  Scratch<A> sequence_sums;  // of a program: gradients of sequence inputs [input][B][Hp]
+  Scratch<A> dz, dout;       // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
+  SplitRows dz_split;        // [slot][B] rows of [planes][Hk]
+  Flag overflow;             // a number that has no bf16 parts came
   StateGradients<A, Cell> carried{tape};
   WeightGradients<A, Cell> dweights{tape, schedule, planes, chunk * B, overflow};
   NormGradients<A, Cell> norms{tape, schedule, overflow};
@@ -76,8 +78,8 @@ struct Backward {
     return !hh_in_place && GR > 0 && (T > 1 || within || first_state);
   }
   bool pack_ih() const { return !ih_in_place && GX > 0 && dx; }
-  int x_plane(int g) const { return program ? program->x_plane[size_t(g)] : g; }
-  int r_plane(int g) const { return program ? program->r_plane[size_t(g)] : g < GX - split ? g : g + split; }
+  int x_plane(int g) const { return program ? at->x[size_t(g)] : g; }
+  int r_plane(int g) const { return program ? at->r[size_t(g)] : g < GX - split ? g : g + split; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * planes * Hp; }
   A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
@@ -240,17 +242,21 @@ struct Backward {
         if (alive) norms.output(functions, t, b, part);
         for (int64_t j = 0; LATE && j < Hp; j += W) cell(functions, slot, t, b, j, load(norms.dh.data() + b * Hp + j));
       });
-      A *x = dz_of(slot, b), *h = x + G * Hp;
-      if (alive && first) norms.gates(true, row, 0, G, x, part), norms.gates(false, row, 0, norms.FIRST, h, part);
-      if (alive && !first) norms.gates(false, row, norms.FIRST, G, h + norms.FIRST * Hp, part);
-      for (int p = 0; step_parts && p < planes; ++p)
-        for (int64_t j = 0; j < Hp; j += W) dz_split.put(load(x + p * Hp + j), slot * B + b, p * Hk + j, overflow);
+      norm_gates(slot, b, row, alive, first, part);
     }
+  }
+  void norm_gates(int64_t slot, int64_t b, int64_t row, bool alive, bool first, A* part) {
+    const int one = first_gates(), all = program ? int(program->inputs.size()) : GX;
+    A *x = dz_of(slot, b), *h = x + all * Hp;
+    if (alive && first && GX > 0) norms.gates(true, row, 0, GX, x, part);
+    if (alive && first && one > 0) norms.gates(false, row, 0, one, h, part);
+    if (alive && !first) norms.gates(false, row, one, GR, h + one * Hp, part);
+    for (int p = 0; step_parts && p < gate_planes; ++p)
+      for (int64_t j = 0; j < Hp; j += W) dz_split.put(load(x + p * Hp + j), slot * B + b, p * Hk + j, overflow);
   }
 
   void recurrence(int64_t done, int64_t steps) {
-    if constexpr (!PROGRAM)
-      if (call.layer_norm) norms.begin(done, steps * B, schedule.row_jobs, parallel ? thread_count() : 1);
+    if (call.layer_norm) norms.begin(done, steps * B, schedule.row_jobs, parallel ? thread_count() : 1);
     struct Rows {
       int64_t first, last, step, part;
     };
@@ -275,29 +281,31 @@ struct Backward {
           }
           const int64_t t = tape.time(done + s - 1);
           if constexpr (PROGRAM) {
-            if (!step_of_program(*this, machine, tiles, member, rows.first, rows.last, s, done + s > 1, t)) return;
+            A* const part = call.layer_norm ? norms.part(rows.part) : nullptr;
+            if (!step_of_program(*this, machine, tiles, member, rows.first, rows.last, s, done + s > 1, t, part))
+              return;
             continue;
           } else {
-          const auto [u0, u1] = member.share(out_panels);
-          sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
-          const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
-            recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
-            with_functions(call, [&](auto functions) {
-              for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+            const auto [u0, u1] = member.share(out_panels);
+            sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
+            const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
+              recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
+              with_functions(call, [&](auto functions) {
+                for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+              });
+              if (call.layer_norm && !call.project) norm_rows(s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
             });
-            if (call.layer_norm && !call.project) norm_rows(s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
-          });
-          if (!go_on) return;
-          if (Cell::PHASES == 1 && !call.project) continue;
-          const auto [p0, p1] = member.share(panels);
-          sums.allocate(std::min(block, n) * WIDTH);
-          auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
-            for (int64_t u = p0; u < p1; ++u)
-              if constexpr (Cell::PHASES > 1) step_second(tiles, s, t, u, r, n, sums.data());
-              else step_projected(tiles, s, t, u, r, n, sums.data());
-            if (call.layer_norm) norm_rows(s, t, r, n, true, norms.part(rows.part));
-          };
-          if (!for_blocks(second)) return;
+            if (!go_on) return;
+            if (Cell::PHASES == 1 && !call.project) continue;
+            const auto [p0, p1] = member.share(panels);
+            sums.allocate(std::min(block, n) * WIDTH);
+            auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
+              for (int64_t u = p0; u < p1; ++u)
+                if constexpr (Cell::PHASES > 1) step_second(tiles, s, t, u, r, n, sums.data());
+                else step_projected(tiles, s, t, u, r, n, sums.data());
+              if (call.layer_norm) norm_rows(s, t, r, n, true, norms.part(rows.part));
+            };
+            if (!for_blocks(second)) return;
           }
         }
       });
@@ -420,8 +428,7 @@ struct Backward {
     if (call.project) pack(w_hr, call.weight(d, call.projection()), 1, P, H);
     if (pack_ih()) pack(w_ih, call.weight(d, 0), GX, H, I);
     carried.start();
-    if constexpr (!PROGRAM)
-      if (call.layer_norm) norms.open(chunk * B, schedule.row_jobs, parallel);
+    if (call.layer_norm) norms.open(chunk * B, schedule.row_jobs, parallel);
   }
 
   void finish(int64_t last_slot) {
@@ -437,8 +444,7 @@ struct Backward {
       }
     carried.finish(t);
     if (dweights) dweights.close();
-    if constexpr (!PROGRAM)
-      if (dweights && call.layer_norm) norms.close();
+    if (dweights && call.layer_norm) norms.close();
   }
 
   // False if a number came that has no bf16 parts: then the results are void.
@@ -452,8 +458,7 @@ struct Backward {
       }
       last = std::min(chunk, T - done);
       recurrence(done, last);
-      if constexpr (!PROGRAM)
-        if (call.layer_norm) norms.add(schedule.row_jobs);
+      if (call.layer_norm) norms.add(schedule.row_jobs);
       products(done, last);
     }
     if (overflow) return false;

@@ -55,18 +55,27 @@ struct BackwardSource {
 
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
     const bool to_state = order.kind == Put::ds, crosses = order.kind == Put::dcross;
-    const bool split = loop.step_parts && order.plane >= 0 && order.plane < program.gate_planes;
+    // A gate's gradient may have two places, one for each side; the first one is split where products want it so.
+    const bool of_gate = order.x_gate >= 0 || order.r_gate >= 0, normed = tape.call.layer_norm;
+    const int plane = order.x_gate >= 0       ? loop.at->x[size_t(order.x_gate)]
+                      : order.r_gate >= 0     ? loop.at->r[size_t(order.r_gate)]
+                      : order.kind == Put::dv ? loop.at->vector[order.index]
+                      : order.kind == Put::du ? loop.at->extra[order.index]
+                                              : 0;
+    const int other = normed && order.x_gate >= 0 && order.r_gate >= 0 ? loop.at->r[size_t(order.r_gate)] : -1;
+    const bool split = loop.step_parts && of_gate && !normed;
     const bool masked = to_state && order.index == 0 && tape.masked && tape.call.h_mask;
     run.each([&](int i, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
       V v = first_of(loop.tape.alive(t, b) ? value[i] : V(A(0)), n);
       if (masked) v = v * tape.mask(b, q);
-      A* const to = (to_state   ? loop.carried.of[order.index].data() + b * Hp
+      A* const to = (to_state  ? loop.carried.of[order.index].data() + b * Hp
                      : crosses ? loop.gradients.crossing.data() + (b * program.crossing + order.index) * Hp
-                                : loop.dz_of(slot, b) + order.plane * Hp) +
+                               : loop.dz_of(slot, b) + plane * Hp) +
                     q * W;
       (to_state || order.add ? RNNKERNELS_SET::load(to) + v : v).store(to);
-      if (split) loop.dz_split.put(v, slot * loop.B + b, order.plane * loop.Hk + q * W, loop.overflow);
+      if (other >= 0) v.store(loop.dz_of(slot, b) + other * Hp + q * W);
+      if (split) loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
     });
   }
 };
@@ -103,7 +112,7 @@ void arrive(Backward<A, Programmed>& loop, int64_t t, int64_t r, int64_t n, int6
 // team.
 template <class A>
 bool step_of_program(Backward<A, Programmed>& loop, Machine<A>& machine, Tiles& tiles, Team::Member& member, int64_t b0,
-                     int64_t b1, int64_t slot, bool begun, int64_t t) {
+                     int64_t b1, int64_t slot, bool begun, int64_t t, A* part) {
   const Program& program = *loop.call.cell->program;
   const int W = loop.W, first_gates = program.gates_of_first();
   const int64_t WIDTH = loop.WIDTH, Hp = loop.Hp;
@@ -117,11 +126,20 @@ bool step_of_program(Backward<A, Programmed>& loop, Machine<A>& machine, Tiles& 
   auto product = [&](int64_t from, A* to, int64_t r, int64_t n, int64_t u0, int64_t u1, int g0, int g1) {
     loop.recurrent(tiles, from, r, n, u0, u1, to + r * Hp + u0 * WIDTH, g0, g1, WIDTH, Hp);
   };
+  // With layer norms, gradients of the norms become those of the products, when all of a row are there.
+  auto norm_rows = [&](int64_t r, int64_t n, bool first) {
+    for (int64_t b = r; loop.call.layer_norm && b < r + n; ++b) {
+      for (const int plane : loop.at->empty)
+        if (first || plane == loop.at->r.back()) std::fill_n(loop.dz_of(slot, b) + plane * Hp, Hp, A(0));
+      loop.norm_gates(slot, b, (slot - 1) * loop.B + b, loop.tape.alive(t, b), first, part);
+    }
+  };
   for_blocks([&](int64_t r, int64_t n, int64_t u0, int64_t u1, int64_t q0, int64_t q1) {
     const bool arrives = begun && !program.has_operand && first_gates > 0;
     product(arrives ? slot - 1 : -1, loop.gradients.of_state[0].data(), r, n, u0, u1, 0, first_gates);
     arrive(loop, t, r, n, q0, q1);
     machine.run(program.backward, r, r + n, q0, q1, source);
+    norm_rows(r, n, !program.inner);
   });
   if (!member.barrier()) return false;
   A* const operand = loop.gradients.of_operand.data();
@@ -130,6 +148,7 @@ bool step_of_program(Backward<A, Programmed>& loop, Machine<A>& machine, Tiles& 
     for_blocks([&](int64_t r, int64_t n, int64_t u0, int64_t u1, int64_t q0, int64_t q1) {
       product(slot, operand, r, n, u0, u1, first_gates, first_gates + 1);
       machine.run(program.backward_first, r, r + n, q0, q1, source);
+      norm_rows(r, n, true);
     });
     source.tape.masked = false;
     if (!member.barrier()) return false;
@@ -157,7 +176,7 @@ void step_inputs(const Backward<A, Programmed>& loop, int64_t done, int64_t lo, 
   const bool add = loop.d % int64_t(call.reverse.size()) != 0;
   for (int k = 0; k < program.steps && !call.dextras.empty(); ++k) {
     const Stored<A> to = loop.stored(call.dextras[size_t(k)]);
-    const int plane = program.extra_plane[size_t(k)];
+    const int plane = loop.at->extra[size_t(k)];
     for (int64_t r = lo; r < hi; ++r) {
       const int64_t row = (call.group(loop.d) * call.T + loop.tape.time(done + r / call.B)) * call.B + r % call.B;
       const A* const from = loop.dz_of(1, r) + plane * loop.Hp;
@@ -181,7 +200,7 @@ void sequence_inputs(const Backward<A, Programmed>& loop, int64_t steps, int64_t
   const bool add = loop.d % int64_t(call.reverse.size()) != 0;
   for (int k = program.steps; k < int(program.extras.size()) && !call.dextras.empty(); ++k, sums += call.B * loop.Hp) {
     const Stored<A> to = loop.stored(call.dextras[size_t(k)]);
-    const int plane = program.extra_plane[size_t(k)];
+    const int plane = loop.at->extra[size_t(k)];
     for (int64_t b = lo; b < hi; ++b)
       for (int64_t j = 0; j < loop.H; j += V::W) {
         A* const sum = sums + b * loop.Hp + j;

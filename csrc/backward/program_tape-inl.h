@@ -24,6 +24,10 @@ struct TapeSource {
     return call.h_mask ? coefficients<A>(call.h_mask, 0, d, b, q * W, lanes(q)) : V(A(1));
   }
 
+  Place<A> place_of_new(int k) const {
+    return call.zone[0] ? tape.place_of_plane(t, program.zoned_plane(k)) : tape.place_of_state_after(k, t);
+  }
+
   void load(Machine<A>& machine, const Instruction& each, const Run& run) {
     const int k = each.index;
     switch (each.op) {
@@ -34,14 +38,16 @@ struct TapeSource {
         return machine.fill(each, run, [&](int, int64_t b, int64_t q) { return rows.get(b, q, H); });
       }
       case Op::k:
-        return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
-          return tape.plane_at(t, b, k, q * W, lanes(q));
-        });
+        if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind(each, place, run);
+        return machine.fill(each, run,
+                            [&](int, int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
       case Op::n:
-        return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
-          return tape.new_state(k, t, b, q * W, lanes(q));
-        });
+        if (const Place<A> place = place_of_new(k); place.at) return machine.bind(each, place, run);
+        return machine.fill(each, run,
+                            [&](int, int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
       default:  // s
+        if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
+          return machine.bind(each, place, run);
         return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
           const V v = tape.state_before(k, t, b, q * W, lanes(q));
           return masked && k == 0 && call.h_mask ? v * mask(b, q) : v;
@@ -59,8 +65,7 @@ struct TapeSource {
 template <class A>
 class OperandsAgain {
  public:
-  explicit OperandsAgain(const Tape<A, Programmed>& tape)
-      : machine_(tape.call.cell->program.get()), source_{tape} {}
+  explicit OperandsAgain(const Tape<A, Programmed>& tape) : machine_(tape.call.cell->program.get()), source_{tape} {}
 
   // Of the first product, masked where it is.
   void get_first(int64_t t, int64_t b, A* to) {

@@ -19,6 +19,7 @@ struct Tape {
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> x = stored(call.x), y = stored(call.y), gates = stored(call.gates);
   const A* cells = static_cast<const A*>(call.cells);
+  const int64_t planes = call.planes();
   const Scratch<A> vectors = vectors_of(call, d);  // of a program, [vector][Hp]
 
   static Scratch<A> vectors_of(const LayerCall& call, int64_t d) {
@@ -105,11 +106,27 @@ struct Tape {
     if (history < 0) return y.get(y_at(t, b) + j, n);
     return load_first(cells + history * D * T * B * H + cells_at(t, b) + j, n);
   }
+  // Their vectors where they lie, for rows of the whole batch at once: nowhere where rows differ, are stored in another
+  // type, or end within a vector.
+  Place<A> place_of_state_before(int k, int64_t t) const {
+    if (call.reset || first(t, 0) || (call.lengths && back)) return {};
+    return place_of_state_after(k, before(t));
+  }
+  Place<A> place_of_state_after(int k, int64_t t) const {
+    const int64_t history = call.cell->program->history(k);
+    if (H % V::W != 0 || (history < 0 && !y.direct())) return {};
+    if (history < 0) return {y.at(y_at(t, 0)), D * P, V::W};
+    return {cells + history * D * T * B * H + cells_at(t, 0), H, V::W};
+  }
+  Place<A> place_of_plane(int64_t t, int k) const {
+    if (H % V::W != 0 || !gates.direct()) return {};
+    return {gates.at(((d * T + t) * B * planes + k) * H), planes * H, V::W};
+  }
   V new_state(int k, int64_t t, int64_t b, int64_t j, int n) const {
     return call.zone[0] ? plane_at(t, b, call.cell->program->zoned_plane(k), j, n) : state_after(k, t, b, j, n);
   }
   V plane_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
-    return gates.get((((d * T + t) * B + b) * call.planes() + k) * H + j, n);
+    return gates.get((((d * T + t) * B + b) * planes + k) * H + j, n);
   }
 
   void get_x(int64_t t, int64_t b, A* to) const {

@@ -22,6 +22,7 @@ struct WeightGradients {
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I), widest = std::max({Ip, Pp, Hp});
   const int GX = int(call.cell->ih_gates), GR = int(call.cell->hh_gates);  // gates of W_ih and W_hh
   const Program* const program = call.cell->program.get();
+  const Program::Planes* const at = !program ? nullptr : call.layer_norm ? &program->apart : &program->shared;
   const int parts = schedule.products == Layout::pairs ? schedule.parts : 0;
   PackedMatrix<A> x_rows, h_rows, second_rows, out_rows;  // the right factors: a chunk's rows
   GradientSum<A> dw_ih, dw_hh, dw_hr;
@@ -82,7 +83,7 @@ struct WeightGradients {
         const auto found = std::find(planes.begin(), planes.end(), plane);
         return gates == 0 || found == planes.end() ? -1 : int(found - planes.begin());
       };
-      x_gate = gate(program->x_plane, GX), r_gate = gate(program->r_plane, GR);
+      x_gate = gate(at->x, GX), r_gate = gate(at->r, GR);
       return;
     }
     const int G = GX, split = planes - G;
@@ -112,7 +113,7 @@ struct WeightGradients {
       }
     }
     for (size_t k = 0; program && k < program->vectors.size(); ++k) {
-      const int plane = program->vector_plane[k];
+      const int plane = at->vector[k];
       for (int64_t j = lo; plane >= 0 && j < hi; j += W) {
         A* const to = dvectors.data() + int64_t(k) * Hp + j;
         V sum(A(0));

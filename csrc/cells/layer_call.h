@@ -105,7 +105,11 @@ struct LayerCall {
   int bias_hh() const { return bias_ih() + (cell->ih_gates > 0); }
   int projection() const { return bias ? 2 * bias_ih() : bias_ih(); }
   int norm(int k) const { return projection() + project + k; }
-  int vector(int k) const { return norm(0) + k; }
+  int vector(int k) const { return norm(0) + norms() + k; }
+  int norms() const {
+    if (!layer_norm) return 0;
+    return cell->program ? bias_ih() : int(2 * cell->states);  // of the products; of c in the output
+  }
   // States that training stores for all steps, and planes that it keeps.
   int64_t histories() const { return cell->program ? cell->program->histories() : cell->states - 1; }
   int64_t planes() const { return cell->kept + (cell->program && zone[0] ? int64_t(cell->program->zoned.size()) : 0); }

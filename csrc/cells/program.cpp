@@ -159,7 +159,7 @@ class Parser {
     if (text.size() > Program::kBytes) fail("it is longer than 64 KB");
     for (size_t from = 0; from < text.size();) {
       const size_t end = std::min(text.find('\n', from), text.size());
-      lines_.push_back(words(text.substr(from, end - from)));
+      if (end > from) lines_.push_back(words(text.substr(from, end - from)));
       from = end + 1;
     }
     header();
@@ -204,9 +204,9 @@ class Parser {
 
   // A whole number below `limit`.
   int number(const std::string& word, size_t limit, const std::string& what) const {
-    require(!word.empty() && word.size() <= 4 && std::all_of(word.begin(), word.end(), [](char c) {
-              return c >= '0' && c <= '9';
-            }), "expected the number of " + what);
+    require(!word.empty() && word.size() <= 4 &&
+                std::all_of(word.begin(), word.end(), [](char c) { return c >= '0' && c <= '9'; }),
+            "expected the number of " + what);
     const int n = std::stoi(word);
     require(size_t(n) < limit, "there is no " + what + " " + word);
     return n;
@@ -409,6 +409,11 @@ class Parser {
     require(p_.forward.there && p_.backward.there, "the sections forward and backward must be there");
     require(!p_.first.there || !p_.recurrent.empty(), "an inner product needs recurrent gates");
     require(!p_.operand.there || !p_.recurrent.empty(), "an operand needs recurrent gates");
+    require(p_.first.there == p_.backward_first.there, "first and backward_first come together");
+    require(p_.operand.there == p_.backward_operand.there, "operand and backward_operand come together");
+    for (const Instruction& each : p_.forward.code)
+      require(!p_.inner || (each.op != Op::a && each.op != Op::x && each.op != Op::r),
+              "with an inner product, forward reads pre-activations by cross");
     require(!p_.operand.there || given(Put::operand), "the section operand lacks: put operand");
     require(!p_.first.there || given(Put::inner), "the section first lacks: put inner");
     for (size_t k = 0; k < p_.states.size(); ++k)
@@ -426,52 +431,53 @@ class Parser {
       require(put.kind != Put::dcross || put.index < p_.crossing, "there is no value of first of this number");
   }
 
-  // Gradients of gates first. A gate's two gradients that are one value have one plane; those that nobody puts have one
-  // that stays zero.
+  // Gradients of gates first. Two puts of one value become one, of both gates.
   void planes() {
-    p_.x_plane.assign(p_.inputs.size(), -1), p_.r_plane.assign(p_.recurrent.size(), -1);
-    p_.vector_plane.assign(p_.vectors.size(), -1), p_.extra_plane.assign(p_.extras.size(), -1);
+    const int inputs = int(p_.inputs.size()), recurrent = int(p_.recurrent.size());
+    p_.shared.x.assign(p_.inputs.size(), -1), p_.shared.r.assign(p_.recurrent.size(), -1);
     for (Section* section : {&p_.backward, &p_.backward_first}) {
-      struct Of {
-        bool x, r;
-        uint16_t value;
-        int plane;
-      };
-      std::vector<Of> here;
-      std::vector<PutOrder> rest;
+      std::vector<PutOrder> puts;
       for (PutOrder put : section->puts) {
-        const bool x = put.kind == Put::da || put.kind == Put::dx,
-                   r = put.kind == Put::da || put.kind == Put::dr || put.kind == Put::di;
-        if (!x && !r) {
-          rest.push_back(put);
+        if (put.kind == Put::da || put.kind == Put::dx) put.x_gate = int16_t(put.index);
+        if (put.kind == Put::da) put.r_gate = int16_t(position(p_.recurrent, p_.inputs[put.index]));
+        if (put.kind == Put::dr) put.r_gate = int16_t(put.index);
+        if (put.kind == Put::di) put.r_gate = int16_t(recurrent - 1);
+        auto same = std::find_if(puts.begin(), puts.end(), [&](const PutOrder& other) {
+          return other.value == put.value && ((put.x_gate >= 0 && other.x_gate < 0 && other.r_gate >= 0) ||
+                                              (put.r_gate >= 0 && other.r_gate < 0 && other.x_gate >= 0));
+        });
+        if (same == puts.end() || (put.x_gate >= 0 && put.r_gate >= 0)) {
+          puts.push_back(put);
           continue;
         }
-        auto same = std::find_if(here.begin(), here.end(), [&](const Of& of) {
-          return of.value == put.value && !(of.x && x) && !(of.r && r);
-        });
-        const bool shared = same != here.end();
-        if (!shared) here.push_back({false, false, put.value, p_.gate_planes++}), same = here.end() - 1;
-        same->x |= x, same->r |= r;
-        put.plane = int16_t(same->plane);
-        if (x) p_.x_plane[put.index] = put.plane;
-        if (put.kind == Put::da) p_.r_plane[size_t(position(p_.recurrent, p_.inputs[put.index]))] = put.plane;
-        if (put.kind == Put::dr) p_.r_plane[put.index] = put.plane;
-        if (put.kind == Put::di) p_.r_plane.back() = put.plane;
-        if (!shared) rest.push_back(put);
+        same->x_gate = std::max(same->x_gate, put.x_gate), same->r_gate = std::max(same->r_gate, put.r_gate);
       }
-      section->puts = rest;
+      section->puts = puts;
+      for (const PutOrder& put : puts) {
+        if (put.x_gate < 0 && put.r_gate < 0) continue;
+        if (put.x_gate >= 0) p_.shared.x[size_t(put.x_gate)] = p_.shared.gates;
+        if (put.r_gate >= 0) p_.shared.r[size_t(put.r_gate)] = p_.shared.gates;
+        ++p_.shared.gates;
+      }
     }
-    for (auto* planes : {&p_.x_plane, &p_.r_plane})
-      for (int& plane : *planes)
-        if (plane < 0) plane = p_.gate_planes++;
-    p_.planes = p_.gate_planes;
-    for (Section* section : {&p_.backward, &p_.backward_first, &p_.backward_operand})
-      for (PutOrder& put : section->puts) {
-        if (put.kind != Put::dv && put.kind != Put::du) continue;
-        int& plane = (put.kind == Put::dv ? p_.vector_plane : p_.extra_plane)[put.index];
-        if (plane < 0) plane = p_.planes++;
-        put.plane = int16_t(plane);
-      }
+    for (int g = 0; g < inputs + recurrent; ++g) {
+      auto& plane = g < inputs ? p_.shared.x[size_t(g)] : p_.shared.r[size_t(g - inputs)];
+      (g < inputs ? p_.apart.x : p_.apart.r).push_back(g);
+      if (plane >= 0) continue;
+      plane = p_.shared.gates++;
+      p_.shared.empty.push_back(plane), p_.apart.empty.push_back(g);
+    }
+    p_.apart.gates = inputs + recurrent;
+    for (Program::Planes* planes : {&p_.shared, &p_.apart}) {
+      planes->vector.assign(p_.vectors.size(), -1), planes->extra.assign(p_.extras.size(), -1);
+      planes->all = planes->gates;
+      for (const Section* section : {&p_.backward, &p_.backward_first, &p_.backward_operand})
+        for (const PutOrder& put : section->puts) {
+          if (put.kind != Put::dv && put.kind != Put::du) continue;
+          int& plane = (put.kind == Put::dv ? planes->vector : planes->extra)[put.index];
+          if (plane < 0) plane = planes->all++;
+        }
+    }
   }
 
   // The instructions from which the operand of the inner product follows, down to values that `first` keeps.
@@ -483,7 +489,7 @@ class Parser {
       if (put.kind == Put::keep) kept[put.value] = put.index;
       if (put.kind == Put::inner) inner = put.value;
     }
-    p_.again = p_.first, p_.again.puts = {{Put::inner, 0, inner, -1, false}};
+    p_.again = p_.first, p_.again.puts = {{Put::inner, 0, inner}};
     for (Instruction& each : p_.again.code)
       if (kept[each.value] >= 0) {
         const uint16_t value = each.value;
@@ -496,9 +502,12 @@ class Parser {
   }
 
   void finish() {
-    const std::pair<Section*, int> all[] = {{&p_.operand, OPERAND},          {&p_.first, FIRST},
-                                            {&p_.forward, FORWARD},          {&p_.backward, BACKWARD},
-                                            {&p_.backward_first, BACKWARD_FIRST}, {&p_.backward_operand, BACKWARD_OPERAND}};
+    const std::pair<Section*, int> all[] = {{&p_.operand, OPERAND},
+                                            {&p_.first, FIRST},
+                                            {&p_.forward, FORWARD},
+                                            {&p_.backward, BACKWARD},
+                                            {&p_.backward_first, BACKWARD_FIRST},
+                                            {&p_.backward_operand, BACKWARD_OPERAND}};
     for (const auto& [section, where] : all) allocate(*section, where);
     p_.instructions = int(p_.operand.code.size() + p_.first.code.size() + p_.forward.code.size());
     std::set<int> zoned;

@@ -1,5 +1,5 @@
-// A cell as a program: the text that a layer's `cell` argument may carry, parsed. Vectors of hidden units go through its
-// instructions; products with weights and everything else round the cell are the loops'.
+// A cell as a program: the text that a layer's `cell` argument may carry, parsed. Vectors of hidden units go through
+// its instructions; products with weights and everything else round the cell are the loops'.
 //
 // Letters: GX gates of the input, GR gates of the recurrent product, S states, K planes that training keeps.
 #pragma once
@@ -14,9 +14,47 @@
 // the step or the sequence, the result of the inner product, values of the section `first`; then what the backward
 // pass reads: kept planes, new states, and gradients of states, output, inner operand, values of `first`, operand.
 enum class Op : uint8_t {
-  a, x, r, s, v, u, i, cross, k, n, g, gy, gi, dcross, go, constant,
-  add, sub, mul, div, neg, abs, sign, sqrt, exp, log, log1p, expm1, sigmoid, tanh, relu, min, max, lt, le, eq, where,
-  tanh_back, sigmoid_back, relu_back, through,
+  a,
+  x,
+  r,
+  s,
+  v,
+  u,
+  i,
+  cross,
+  k,
+  n,
+  g,
+  gy,
+  gi,
+  dcross,
+  go,
+  constant,
+  add,
+  sub,
+  mul,
+  div,
+  neg,
+  abs,
+  sign,
+  sqrt,
+  exp,
+  log,
+  log1p,
+  expm1,
+  sigmoid,
+  tanh,
+  relu,
+  min,
+  max,
+  lt,
+  le,
+  eq,
+  where,
+  tanh_back,
+  sigmoid_back,
+  relu_back,
+  through,
 };  // clang-format off
 
 enum class Put : uint8_t { operand, inner, cross, keep, next, y, da, dx, dr, di, dcross, ds, dv, du };
@@ -33,8 +71,8 @@ struct Instruction {
 struct PutOrder {
   Put kind;
   uint16_t index = 0, value = 0;
-  int16_t plane = -1;  // of a gradient: where it goes
-  bool add = false;    // to what a section before has put there
+  int16_t x_gate = -1, r_gate = -1;  // of the gradient of a gate: which ones it is of
+  bool add = false;                  // to what a section before has put there
 };
 
 struct Section {
@@ -62,9 +100,13 @@ struct Program {
   bool again_there = false;
 
   // Planes of gradients that a step of the backward pass leaves per hidden unit: of gates, by gate of the input and of
-  // the recurrent product (a plane may be of both), then of vectors and of extras (-1: they have none).
-  std::vector<int> x_plane, r_plane, vector_plane, extra_plane;
-  int gate_planes = 0, planes = 0;
+  // the recurrent product (`shared`: one plane where both are one value; `apart`: each its own, those of the input
+  // first), then of vectors and of extras (-1: they have none).
+  struct Planes {
+    std::vector<int> x, r, vector, extra, empty;  // empty: of gates that no section puts
+    int gates = 0, all = 0;
+  };
+  Planes shared, apart;
 
   std::vector<double> constants;  // of all sections; the index of a load says which one
 

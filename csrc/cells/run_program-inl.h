@@ -80,8 +80,7 @@ class Machine {
 
   // A load of what can be read where it lies.
   INLINE void bind(const Instruction& each, const Place<A>& place, const Run& run) {
-    values_[each.value] = {place.at + run.m * place.row + run.q * place.unit,
-                           run.along_rows ? place.row : place.unit};
+    values_[each.value] = {place.at + run.m * place.row + run.q * place.unit, run.along_rows ? place.row : place.unit};
   }
   // A load by f(i, row, vector of units).
   template <class F>
@@ -118,17 +117,17 @@ class Machine {
     const Value a = values_[each.a], b = values_[each.b], c = values_[each.c];
     A* const to = reg(each);
     const V one(A(1)), zero(A(0));
-#define UNARY(f)                                           \
-  for (int i = 0; i < n; ++i) {                            \
-    const V x = a[i];                                      \
-    (f).store(to + i * W);                                 \
-  }                                                        \
+#define UNARY(f)                \
+  for (int i = 0; i < n; ++i) { \
+    const V x = a[i];           \
+    (f).store(to + i * W);      \
+  }                             \
   break
-#define BINARY(f)                                          \
-  for (int i = 0; i < n; ++i) {                            \
-    const V x = a[i], y = b[i];                            \
-    (f).store(to + i * W);                                 \
-  }                                                        \
+#define BINARY(f)               \
+  for (int i = 0; i < n; ++i) { \
+    const V x = a[i], y = b[i]; \
+    (f).store(to + i * W);      \
+  }                             \
   break
     switch (each.op) {
       case Op::add:

@@ -28,9 +28,9 @@ struct Forward : PanelSizes<A, Cell, NV> {
   Weights<A, Cell, NV> weights{call, schedule};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
   const int64_t panels = weights.panels, out_panels = weights.out_panels, Hp = panels * WIDTH, Pp = out_panels * WIDTH;
-  const int64_t chunk =
-      schedule.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * X_SUMS * sizeof(A)), std::min(T, 255 / B + 1), T)
-                       : 1;
+  const int64_t chunk = schedule.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * X_SUMS * sizeof(A)),
+                                                               std::min(T, 255 / B + 1), T)
+                                         : 1;
   // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
   const bool quads_in_tiles = schedule.hh == Layout::quads && schedule.engine == Engine::tiles;
   const bool near = (quads_in_tiles ? 1 : 2 * schedule.parts) * SUMS * panels * P <= kNearBytes;
@@ -60,16 +60,15 @@ struct Forward : PanelSizes<A, Cell, NV> {
     if (schedule.hh == Layout::pairs && !call.h_mask && !operands.has_operand)
       strip.h_split.allocate(2 * strip.rows, P, schedule.parts);
     if (STATES > 1) strip.c.allocate((STATES - 1) * strip.rows * Hp, true);
-    if (call.project || (call.layer_norm && STATES > 1)) strip.cell_out.allocate(strip.rows * Hp);
-    if (call.layer_norm) strip.normed.allocate(strip.rows * panels * SUMS);
-    if (call.layer_norm && STATES > 1) strip.cell_c.allocate(strip.rows * Hp);
+    const bool norm_of_c = call.layer_norm && STATES > 1 && !is_program<Cell>;
+    if (call.project || norm_of_c) strip.cell_out.allocate(strip.rows * Hp);
+    if (call.layer_norm) strip.normed.allocate(strip.rows * panels * std::max(SUMS, is_program<Cell> ? WIDTH : 0));
+    if (norm_of_c) strip.cell_c.allocate(strip.rows * Hp);
     if (operands.has_operand) strip.operand.allocate(strip.rows * Pp, true);
-    if (is_program<Cell> && call.cell->phases > 1) {
-      strip.x_sums.allocate(strip.rows * panels * X_SUMS);
-      strip.crossing.allocate(strip.rows * call.cell->program->crossing * Hp);
-    }
+    if (is_program<Cell>) strip.crossing.allocate(strip.rows * call.cell->program->crossing * Hp);
     if (call.cell->phases > 1) {
-      strip.second.allocate(strip.rows * Pp), strip.first.allocate(strip.rows * panels * SUMS);
+      strip.second.allocate(strip.rows * Pp);
+      if (!is_program<Cell>) strip.first.allocate(strip.rows * panels * SUMS);
       if (schedule.hh == Layout::pairs) strip.second_split.allocate(strip.rows, P, schedule.parts);
     }
     if (schedule.chunked) strip.pre.allocate(chunk * strip.rows * panels * X_SUMS);
@@ -282,7 +281,9 @@ struct Forward : PanelSizes<A, Cell, NV> {
 
   // The input's sums of some steps.
   void normalize_input(const Strip<A>& strip, int64_t steps) const {
-    normalize_rows(strip.d, strip.pre.data(), steps * strip.rows, 0, 0, G);
+    if constexpr (is_program<Cell>)
+      normalize_rows_of_program(*this, strip.d, strip.pre.data(), steps * strip.rows, this->gates_ih, 0, 0);
+    else normalize_rows(strip.d, strip.pre.data(), steps * strip.rows, 0, 0, G);
   }
 
   // The output of row r, from the output gate, which is there, and from c.
@@ -395,8 +396,7 @@ struct Forward : PanelSizes<A, Cell, NV> {
       if (schedule.chunked) {
         const auto [u0, u1] = member.share(panels);
         project_input(strip, work, tiles, t0, steps, u0, u1);
-        if constexpr (!is_program<Cell>)
-          if (call.layer_norm) normalize_input(strip, steps);
+        if (call.layer_norm) normalize_input(strip, steps);
       }
       for (int64_t s = done; s < done + steps; ++s) {
         const int64_t t = back ? T - 1 - s : s;

@@ -33,14 +33,17 @@ struct ForwardSource {
     const int k = each.index;
     switch (each.op) {
       case Op::a:
-        if (!program.given) return machine.sum(each, run, gate(r, each.other), loop.weights.bias_of_both(d, k), gate(x, k));
-        return with_given(machine, each, run, [&, r = gate(r, each.other), b = loop.weights.bias_hh(d, each.other)](
-                                                  int64_t m, int64_t q) {
-          return RNNKERNELS_SET::load(r.at + m * r.row + q * r.unit) + RNNKERNELS_SET::load(b.at + q * b.unit);
-        });
+        if (!program.given)
+          return machine.sum(each, run, gate(r, each.other), loop.weights.bias_of_both(d, k), gate(x, k));
+        return machine.fill(each, run,
+                            [&, rows = given(k), r = gate(r, each.other), b = loop.weights.bias_hh(d, each.other)](
+                                int, int64_t m, int64_t q) {
+                              return rows.get(m, q, H) + (RNNKERNELS_SET::load(r.at + m * r.row + q * r.unit) +
+                                                          RNNKERNELS_SET::load(b.at + q * b.unit));
+                            });
       case Op::x:
         if (!program.given) return machine.sum(each, run, gate(x, k), loop.weights.bias_ih(d, k));
-        return with_given(machine, each, run, [](int64_t, int64_t) { return V(A(0)); });
+        return machine.fill(each, run, [&, rows = given(k)](int, int64_t m, int64_t q) { return rows.get(m, q, H); });
       case Op::r:
         return machine.sum(each, run, gate(r, k), loop.weights.bias_hh(d, k));
       case Op::i:
@@ -64,14 +67,10 @@ struct ForwardSource {
       return v * coefficients<A>(call.h_mask, 0, d, strip.b0 + m, q * W, lanes(q));
     });
   }
-  // x is the pre-activation, and more is added to it.
-  template <class F>
-  void with_given(Machine<A>& machine, const Instruction& each, const Run& run, const F& more) const {
-    const StoredRows<A> rows{loop.stored(call.x),
-                             call.group(d) * call.x_stride_X + t * call.x_stride_T + strip.b0 * call.x_stride_B +
-                                 each.index * H,
-                             call.x_stride_B};
-    machine.fill(each, run, [&](int, int64_t m, int64_t q) { return rows.get(m, q, H) + more(m, q); });
+  // Pre-activations of a gate that are x itself.
+  StoredRows<A> given(int gate) const {
+    const int64_t first = call.group(d) * call.x_stride_X + t * call.x_stride_T + strip.b0 * call.x_stride_B;
+    return {loop.stored(call.x), first + gate * H, call.x_stride_B};
   }
 
   int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
@@ -87,7 +86,7 @@ struct ForwardSource {
         A* const to = (order.kind == Put::inner ? strip.second : strip.operand).data();
         const SplitRows* const split = order.kind == Put::inner && strip.second_split ? &strip.second_split : nullptr;
         return run.each([&](int i, int64_t m, int64_t q) {
-          const V v = first_of(value[i], lanes(q));
+          const V v = alive(m) ? first_of(value[i], lanes(q)) : V(A(0));  // no NaN of an input past its end
           v.store(to + m * Pp + q * W);
           if (split) split->put(v, m, q * W, loop.overflow);
         });
@@ -136,6 +135,22 @@ struct ForwardSource {
   }
 };
 
+// Layer norms of rows of sums in panels of so many gates, with gain k (0: of the input, 1: of the state) from gate g0
+// on.
+template <class A>
+void normalize_rows_of_program(const Forward<A, Programmed, 1>& loop, int64_t d, A* sums, int64_t rows, int gates,
+                               int k, int g0) {
+  constexpr int W = Vec<A>::W;
+  for (int64_t r = 0; r < rows && gates > 0; ++r, sums += loop.panels * gates * loop.WIDTH) {
+    auto at = [&](int g, int64_t j) { return sums + j * gates + g * W; };
+    auto get = [&](int g, int64_t j, int) { return load(at(g, j)); };
+    const auto norm = normal<A>(0, gates, loop.H, loop.call.eps, get);
+    for_row<A>(0, gates, loop.H, [&](int g, int64_t j, int lanes) {
+      (norm.at(g, j, lanes) * load(loop.norms.of(d, k, g0 + g) + j)).store(at(g, j));
+    });
+  }
+}
+
 // One member's part of step t, as Forward::step.
 template <class A>
 bool step_of_program(const Forward<A, Programmed, 1>& loop, const Strip<A>& strip,
@@ -173,26 +188,35 @@ bool step_of_program(const Forward<A, Programmed, 1>& loop, const Strip<A>& stri
   auto run = [&](const Section& section, int64_t u0, int64_t u1, int64_t r, int64_t n) {
     machine.run(section, r, r + n, u0 * NV, std::min(u1 * NV, vectors), source);
   };
-  const int64_t x_row = panels * loop.X_SUMS, r_row = panels * loop.SUMS;
-  // With an inner product, sums wait for it in the strip, else in a block.
   source.masked = inner;
-  if (inner) {
-    source.r = place(strip.first.data(), r_row, weights.gates_first, 0, 0);
-    source.x = place(pre ? pre : strip.x_sums.data(), x_row, weights.gates_ih, 0, 0);
-  } else if (pre) {
-    source.x = place(pre, x_row, weights.gates_ih, 0, 0);
+  if (pre) source.x = place(pre, panels * loop.X_SUMS, weights.gates_ih, 0, 0);
+  if (loop.call.layer_norm) {  // of all units of a row
+    A* const sums = strip.normed.data();
+    const int64_t row = panels * loop.SUMS;
+    for (int64_t u = 0; u < panels && weights.gates_first > 0; ++u)
+      weights.multiply_state(tiles, strip.d, u, strip.rows, h, sums + u * loop.SUMS, row);
+    normalize_rows_of_program(loop, strip.d, sums, strip.rows, weights.gates_first, 1, 0);
+    source.r = place(sums, row, weights.gates_first, 0, 0);
+    run(inner ? program.first : program.forward, 0, panels, 0, strip.rows);
+    if (!inner) return true;
+    source.masked = false;
+    const RowsView<A> second = loop.operands.rows_of_second(strip, work.second);
+    for (int64_t u = 0; u < panels; ++u)
+      weights.multiply_second(tiles, strip.d, u, strip.rows, second, sums + u * loop.WIDTH, panels * loop.WIDTH);
+    normalize_rows_of_program(loop, strip.d, sums, strip.rows, 1, 1, weights.gates_first);
+    source.inner = place(sums, panels * loop.WIDTH, 1, 0, 0);
+    run(program.forward, 0, panels, 0, strip.rows);
+    return true;
   }
   for_blocks([&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
-    A* const xs = inner ? strip.x_sums.data() + r * x_row + u0 * loop.X_SUMS : x_block;
-    A* const rs = inner ? strip.first.data() + r * r_row + u0 * loop.SUMS : r_block;
-    const int64_t xs_row = inner ? x_row : (u1 - u0) * loop.X_SUMS, rs_row = inner ? r_row : (u1 - u0) * loop.SUMS;
+    const int64_t x_row = (u1 - u0) * loop.X_SUMS, r_row = (u1 - u0) * loop.SUMS;
     for (int64_t u = u0; u < u1; ++u) {
-      if (input) weights.multiply_input(tiles, strip.d, u, n, x.from(r), xs + (u - u0) * loop.X_SUMS, xs_row);
+      if (input) weights.multiply_input(tiles, strip.d, u, n, x.from(r), x_block + (u - u0) * loop.X_SUMS, x_row);
       if (weights.gates_first > 0)
-        weights.multiply_state(tiles, strip.d, u, n, h.from(r), rs + (u - u0) * loop.SUMS, rs_row);
+        weights.multiply_state(tiles, strip.d, u, n, h.from(r), r_block + (u - u0) * loop.SUMS, r_row);
     }
-    if (!inner) source.r = place(rs, rs_row, weights.gates_first, r, u0);
-    if (!inner && input) source.x = place(xs, xs_row, weights.gates_ih, r, u0);
+    source.r = place(r_block, r_row, weights.gates_first, r, u0);
+    if (input) source.x = place(x_block, x_row, weights.gates_ih, r, u0);
     run(inner ? program.first : program.forward, u0, u1, r, n);
   });
   if (!member.barrier()) return false;

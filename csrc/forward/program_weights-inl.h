@@ -20,7 +20,9 @@ struct PanelSizes<A, Programmed, 1> {
         gates_hh(int(call.cell->hh_gates)),
         gates_first(call.cell->program->gates_of_first()),
         STATES(int(call.cell->states)),
-        NV(call.cell->gates > 1 ? 1 : wide_panels<A>(call.H) ? 4 : 2) {}
+        NV(call.cell->gates > 1     ? 1
+           : wide_panels<A>(call.H) ? 4
+                                    : 2) {}
 };
 
 template <class A>
@@ -74,8 +76,7 @@ struct Weights<A, Programmed, 1> : PanelSizes<A, Programmed, 1> {
   }
 
   void pack_rows(int64_t d) {
-    for (int g = 0; call.bias && g < gates_ih; ++g)
-      stored(call.weight(d, call.bias_ih())).get_row(g * H, row(d, g), H);
+    for (int g = 0; call.bias && g < gates_ih; ++g) stored(call.weight(d, call.bias_ih())).get_row(g * H, row(d, g), H);
     for (int g = 0; call.bias && g < gates_hh; ++g)
       stored(call.weight(d, call.bias_hh())).get_row(g * H, row(d, inputs + g), H);
     for (int g = 0; g < inputs; ++g) {

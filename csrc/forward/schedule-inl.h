@@ -9,7 +9,8 @@ template <class A>
 Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const int64_t B = call.B, D = call.D;
   const CellInfo& cell = *call.cell;
-  const double recurrent = 2.0 * B * cell.hh_gates * call.H * call.P, instructions = cell.program ? cell.program->instructions : 0,
+  const double recurrent = 2.0 * B * cell.hh_gates * call.H * call.P,
+               instructions = cell.program ? cell.program->instructions : 0,
                step = recurrent + 2.0 * B * cell.ih_gates * call.H * call.I + 2.0 * B * call.H * instructions;
   Schedule s{engine, Layout::panels, Layout::panels, Layout::panels, 0, false, false, 1, 1};
   s.phases = call.cell->phases, s.normed = call.layer_norm;
@@ -33,7 +34,7 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const bool once = call.T == 1, few_steps = once ? rows < kPassing : call.T * ((B + 5) / 6) < 4;
   s.passing = once && !few_steps;
   const bool projects = cell.ih_gates > 0;
-  s.chunked = call.layer_norm || (projects && call.T > 1 && rows < 16);  // few rows: poorly filled tiles
+  s.chunked = projects && (call.layer_norm || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
   if (few_steps || (!once && call.T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Layout::in_place;
   // In int8 packing pays sooner, and for a single row too as long as the weights stay in the cache.
@@ -57,7 +58,8 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   // stranger may be using at the same time, is no faster than vectors.
   const bool sums = s.parts < 3 || once || call.I + call.P > kShortSums;
   const bool wide = sums && (call.H >= 64 || (bfloat16 && call.H >= 32));
-  const int64_t ih_bytes = 2 * s.parts * cell.ih_gates * call.H * call.I, hh_bytes = 2 * s.parts * cell.hh_gates * call.H * call.P;
+  const int64_t ih_bytes = 2 * s.parts * cell.ih_gates * call.H * call.I,
+                hh_bytes = 2 * s.parts * cell.hh_gates * call.H * call.P;
   if (tiles && projects && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
   const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
   if (once && !tiles) return s;

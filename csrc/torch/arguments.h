@@ -125,9 +125,7 @@ struct Call : LayerCall {
                     "rnnkernels: expected an activation out of tanh, relu, sigmoid, hard_sigmoid, linear, got ", name);
   }
 
-  int64_t weights_per_layer() const {
-    return D * (vector(0) + (layer_norm ? 2 * cell->states : 0) + int64_t(vectors()));
-  }
+  int64_t weights_per_layer() const { return D * (vector(0) + int64_t(vectors())); }
   size_t vectors() const { return cell->program ? cell->program->vectors.size() : 0; }
 
   // The weights of one layer of H hidden units and P outputs.
@@ -149,9 +147,9 @@ struct Call : LayerCall {
                    : k < bias_ih()                ? take(given[i], {GR * H, P}, "weight_hh", type)
                    : k < projection()             ? take(given[i], {(k < bias_hh() ? GX : GR) * H}, "bias")
                    : project && k == projection() ? take(given[i], {P, H}, "weight_hr")
-                   : cell->program                ? take(given[i], {H}, "vector of a program")
-                   : k >= norm(2)                 ? take(given[i], {H}, "weight or bias of the norm of c")
-                                                  : take(given[i], {GX * H}, "weight of a norm");
+                   : k >= vector(0)               ? take(given[i], {H}, "vector of a program")
+                   : cell->program || k < norm(2) ? take(given[i], {(k < norm(hh()) ? GX : GR) * H}, "weight of a norm")
+                                                  : take(given[i], {H}, "weight or bias of the norm of c");
     }
   }
 

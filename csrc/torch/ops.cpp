@@ -69,8 +69,6 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
   call.layer_norm = layer_norm, call.eps = eps;
   const int64_t n = call.weights_per_layer();
   const CellInfo& info = *call.cell;
-  STD_TORCH_CHECK(!layer_norm || !info.program, "rnnkernels: the layer norm of the cell ", info.name,
-                  ", which is a program, is not built for the CPU");
   STD_TORCH_CHECK(call.D > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ",
                   weights.size());
   int64_t H = hidden_size, P = H;
@@ -96,8 +94,8 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
                                            const MaybeString& activation, const MaybeString& gate,
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const MaybeTensors& reset_states, const MaybeTensor& h_mask,
-                                           const MaybeTensors& zone, bool layer_norm, double eps,
-                                           int64_t hidden_size, const MaybeTensors& extras, bool save) {
+                                           const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
+                                           const MaybeTensors& extras, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
                          reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras);
   const Program* const program = call.cell->program.get();

@@ -145,18 +145,20 @@ def interpreted(lines, read):
     return puts
 
 
-def weight_shapes(text, I, H, bias):  # noqa: E741
-    """The shapes of one direction's weights, and how many of them are not vectors of the program."""
+def weight_shapes(text, I, H, bias, layer_norm=False):  # noqa: E741
+    """The shapes of one direction's weights."""
     header, _ = split(text)
     GX, GR = (len(header.get(name, ())) for name in ("inputs", "recurrent"))
     GX = 0 if "given" in header else GX
     shapes = [(GX * H, I)] * (GX > 0) + [(GR * H, H)] * (GR > 0)
     shapes += [(GX * H,)] * (bias and GX > 0) + [(GR * H,)] * (bias and GR > 0)
-    return shapes + [(H,)] * len(header.get("vectors", ())), len(shapes)
+    shapes += ([(GX * H,)] * (GX > 0) + [(GR * H,)] * (GR > 0)) * layer_norm
+    return shapes + [(H,)] * len(header.get("vectors", ()))
 
 
 def meant(
-    text, x, states, weights, reverse, bias, extras, H, lengths=None, reset=None, reset_states=(), h_mask=None, zone=()
+    text, x, states, weights, reverse, bias, extras, H, lengths=None, reset=None, reset_states=(), h_mask=None, zone=(),
+    layer_norm=False,
 ):  # fmt: skip
     """``y, last`` of a layer as the ops are to compute them, by operations that autograd follows."""
     header, sections = split(text)
@@ -175,6 +177,14 @@ def meant(
         w_hh = own.pop(0) if recurrent else None
         b_ih = own.pop(0) if bias and w_ih is not None else None
         b_hh = own.pop(0) if bias and w_hh is not None else None
+        ln_x = own.pop(0) if layer_norm and w_ih is not None else None
+        ln_h = own.pop(0) if layer_norm and w_hh is not None else None
+
+        def affine(x, w, b, gain):
+            x = x @ w.T
+            x = x if gain is None else torch.nn.functional.layer_norm(x, x.shape[-1:], gain, None, 1e-5)
+            return x if b is None else x + b
+
         h = {k: states[n][d] if states else x.new_zeros(B, H) for n, k in enumerate(names)}
         again = {k: reset_states[n][d] if reset_states else x.new_zeros(B, H) for n, k in enumerate(names)}
         mask = 1 if h_mask is None else h_mask.expand(D, B, H)[d]
@@ -191,12 +201,12 @@ def meant(
             u = dict(zip([*step, *header.get("sequence", [])], u_d, strict=True))
             u = {k: e[t] if k in step else e for k, e in u.items()}
             if w_ih is not None:
-                pre = (x_d[t] @ w_ih.T + (0 if b_ih is None else b_ih)).view(B, len(inputs), H)
+                pre = affine(x_d[t], w_ih, b_ih, ln_x).view(B, len(inputs), H)
             else:
                 pre = x_d[t].view(B, len(inputs), H) if inputs else None
             more = {}
 
-            def read(op, name, old=old, u=u, pre=pre, more=more, v=v, masked=False):
+            def read(op, name, old=old, u=u, pre=pre, more=more, v=v, mask=mask, masked=False):
                 x_of = lambda: pre[:, inputs.index(name)]  # noqa: E731
                 r_of = lambda: more["r"][:, recurrent.index(name)]  # noqa: E731
                 return {
@@ -209,11 +219,13 @@ def meant(
                 operand = old[names[0]]
                 if "operand" in sections:
                     operand = interpreted(sections["operand"], read)["operand", None].expand(B, H)
-                more["r"] = ((operand * mask) @ w_hh.T + (0 if b_hh is None else b_hh)).view(B, len(recurrent), H)
+                first = (len(recurrent) - ("first" in sections)) * H
+                rows = [t if t is None else t[:first] for t in (w_hh, b_hh, ln_h)]
+                more["r"] = affine(operand * mask, *rows).view(B, -1, H) if first else None
             if "first" in sections:
                 puts = interpreted(sections["first"], lambda *at, read=read: read(*at, masked=True))
-                n = (len(recurrent) - 1) * H
-                more["i"] = puts["inner", None].expand(B, H) @ w_hh[n:].T + (0 if b_hh is None else b_hh[n:])
+                rows = [t if t is None else t[first:] for t in (w_hh, b_hh, ln_h)]
+                more["i"] = affine(puts["inner", None].expand(B, H), *rows)
                 more |= {k: value for k, value in puts.items() if k[0] == "cross"}
             puts = interpreted(sections["forward"], read)
             new = {k: puts["new", k].expand(B, H) for k in names}
@@ -378,23 +390,24 @@ put dv u 6"""
 # After Cho et al. 2014, the reset gate before the product, with a rate for every step.
 INNER = derived(
     "cell 1 inner\ninputs r z n\nrecurrent r z n\nstates h\nvectors p\nstep rate:1",
-    first="a r\ns h\nv p\nsigmoid 0\nmul 3 1\nadd 4 2\nput inner 5\nput cross 0 3",
-    forward="a z\nx n\ni\ns h\ncross 0\nu rate\nsigmoid 0\nadd 1 2\ntanh 7\nsub 3 8\nmul 6 9\nadd 8 10\n"
+    first="a r\ns h\nv p\nsigmoid 0\nmul 3 1\nadd 4 2\na z\nx n\nput inner 5\nput cross 0 3\n"
+    "put cross 1 6\nput cross 2 7",
+    forward="cross 1\ncross 2\ni\ns h\ncross 0\nu rate\nsigmoid 0\nadd 1 2\ntanh 7\nsub 3 8\nmul 6 9\nadd 8 10\n"
     "mul 4 5\nmul 12 11\nadd 11 13\nput new h 14",
 )  # fmt: skip
 # Only a product inside the step, of an operand with an operand: the first product has no gates.
 INNER_ALONE = derived(
     "cell 1 inner_alone\ninputs n\nrecurrent n\nstates h",
-    first="s h\ntanh 0\nput inner 1",
-    forward="x n\ni\ns h\nadd 0 1\ntanh 3\nadd 4 2\nconst 0.5\nmul 5 6\nput new h 7",
+    first="s h\ntanh 0\nx n\nput inner 1\nput cross 0 2",
+    forward="cross 0\ni\ns h\nadd 0 1\ntanh 3\nadd 4 2\nconst 0.5\nmul 5 6\nput new h 7",
 )
 # Exponential gates and a normalizer, as in sLSTM (Beck et al. 2024), and an input of the sequence.
 THREE_STATES = derived(
     "cell 1 three_states\ninputs z i f o\nrecurrent z i f o\nstates h c n\nvectors q\nsequence bias",
     keep_new=("c", "n"),
     forward="a z\na i\na f\na o\ns c\ns n\nu bias\nv q\ntanh 0\nadd 1 6\nneg 9\nexp 10\nsigmoid 2\nsigmoid 3\n"
-    "mul 12 4\nmul 11 8\nadd 14 15\nmul 12 5\nadd 17 11\nconst 1.0\nadd 18 19\ndiv 16 20\nmul 21 13\nmul 22 7\nadd 22 23\n"
-    "put new h 24\nput new c 16\nput new n 18",
+    "mul 12 4\nmul 11 8\nadd 14 15\nmul 12 5\nadd 17 11\nconst 1.0\nadd 18 19\ndiv 16 20\nmul 21 13\nmul 22 7\n"
+    "add 22 23\nput new h 24\nput new c 16\nput new n 18",
 )  # fmt: skip
 # The layer gives something other than the state; the recurrent product takes a rate; only one gate of two recurs.
 OUTPUT = derived(
@@ -418,8 +431,8 @@ FIVE_GATES = derived(
 )  # fmt: skip
 MORE_RECURRENT = derived(
     "cell 1 more_recurrent\ninputs a b\nrecurrent c b d e f g h a\nstates h w\nstep u",
-    forward="a a\na b\nr c\nr d\nr e\nr f\nr g\nr h\ns w\nu u\nadd 2 3\nsub 10 4\nadd 11 5\nsub 12 6\nmul 13 7\ntanh 14\n"
-    "mul 0 1\ntanh 16\nadd 15 17\nmul 9 8\nadd 18 19\ntanh 20\nput new h 21\nput new w 18",
+    forward="a a\na b\nr c\nr d\nr e\nr f\nr g\nr h\ns w\nu u\nadd 2 3\nsub 10 4\nadd 11 5\nsub 12 6\nmul 13 7\n"
+    "tanh 14\nmul 0 1\ntanh 16\nadd 15 17\nmul 9 8\nadd 18 19\ntanh 20\nput new h 21\nput new w 18",
 )  # fmt: skip
 NO_INPUTS = derived(
     "cell 1 no_inputs\nrecurrent h\nstates h\nsequence i",
@@ -430,9 +443,9 @@ FUNCTION_CELL = derived(
     "cell 1 functions\ninputs a b\nrecurrent a b\nstates h s2 s3 s4\nvectors v",
     keep_new=("s4",),
     forward="a a\na b\ns h\ns s2\ns s3\ns s4\nv v\nabs 0\nconst 0.5\nadd 7 8\nlog 9\nsqrt 9\nlog1p 7\nneg 7\nexp 13\n"
-    "expm1 13\nmin 0 1\nmax 2 3\nlt 4 5\nle 0 1\nmul 19 10\nwhere 18 11 20\nsign 1\nmul 22 12\nrelu 1\neq 0 0\nmul 25 24\n"
-    "add 14 15\nsub 27 16\ntanh 28\nsigmoid 17\nmul 30 29\ndiv 21 9\nadd 31 32\ntanh 33\nadd 23 26\ntanh 35\nmul 36 6\n"
-    "mul 34 8\nmul 5 8\nadd 39 38\nthrough 34 37 8\nput new h 41\nput new s2 37\nput new s3 34\nput new s4 40",
+    "expm1 13\nmin 0 1\nmax 2 3\nlt 4 5\nle 0 1\nmul 19 10\nwhere 18 11 20\nsign 1\nmul 22 12\nrelu 1\neq 0 0\n"
+    "mul 25 24\nadd 14 15\nsub 27 16\ntanh 28\nsigmoid 17\nmul 30 29\ndiv 21 9\nadd 31 32\ntanh 33\nadd 23 26\ntanh 35\n"
+    "mul 36 6\nmul 34 8\nmul 5 8\nadd 39 38\nthrough 34 37 8\nput new h 41\nput new s2 37\nput new s3 34\nput new s4 40",
 )  # fmt: skip
 
 CELLS = {
