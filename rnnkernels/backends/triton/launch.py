@@ -95,17 +95,21 @@ def on_device(function):
 @on_device
 def layer(*arguments):
     """``rnnkernels::layer``: returns ``y, last, saved``."""
+    *call, save = arguments
+    return forward(problem_of(LayerCall.of(*call)), bool(save))
+
+
+def forward(problem, save):
+    """``y, last, saved`` of a ``Problem``."""
     from . import graphs, passes, products
 
-    *call, save = arguments
-    problem = problem_of(LayerCall.of(*call))
     if problem.B == 0:
         y, last, gates, cells = passes.outputs(problem, save)
     else:
         tiles = problem.tiles(backward=False)
         y, last, gates, cells = graphs.run(
             passes.forward, problem.launches(tiles, backward=False), problem.recurrent(), tiles,
-            products.project_inputs(products.aligned(problem)), bool(save),
+            products.project_inputs(products.aligned(problem)), save,
         )  # fmt: skip
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
@@ -123,21 +127,28 @@ def started(problem):
 @on_device
 def layer_backward(dy, dlast, dcells, *arguments):
     """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states``."""
-    from . import graphs, norm_products, passes, products
-
     *call, y, saved, needs = arguments
     call = LayerCall.of(*call)
+    x, states, weights, reset_states = call.x, call.states, call.weights, call.reset_states
     problem = problem_of(call)
-    cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call.weights, problem.reset_states
     if problem.B == 0:
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
                  zip(((x,), states, weights, reset_states), (*needs, needs[1]), strict=True)]  # fmt: skip
         return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
+    dx, dstates, dweights, dreset, _ = backward(problem, dy, dlast, dcells, y, saved, (*needs, False))
+    return dx, dstates, dweights, dreset
+
+
+def backward(problem, dy, dlast, dcells, y, saved, needs):
+    """``dx, dstates, dweights, dreset_states, dextras`` of a ``Problem``, of which ``needs`` says which are needed."""
+    from . import graphs, norm_products, passes, products
+
+    cell, x, states = problem.cell, problem.x, problem.states
     # Values past the lengths may be NaN, and would be multiplied by gradients of zero.
     problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths), states=started(problem)))
-    gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
+    gates, cells = saved[0] if problem.kept else None, saved[-1] if cell.cells else None
     tiles = problem.tiles(backward=True)
-    normed = norm_products.normed_of(problem, y, gates, cells) if problem.norm else None
+    normed = norm_products.normed_of(problem, y, gates, cells) if problem.ln_h else None
     found = graphs.run(
         passes.backward, problem.launches(tiles, backward=True), problem.recurrent(), tiles, dy.contiguous(),
         [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), y, gates, cells, normed,
@@ -146,6 +157,8 @@ def layer_backward(dy, dlast, dcells, *arguments):
     if problem.norm:
         problem, found, *known = norm_products.through_norms(problem, found, normed, gates, cells)
     dx = products.input_gradient(problem, found) if needs[0] else x.new_empty(0)
-    dstates, dreset = products.state_gradients(problem, found) if needs[1] else ([], [])
-    dweights = products.weight_gradients(problem, y, gates, cells, found, *known) if needs[2] else []
-    return dx, dstates if states else [], dweights, dreset
+    through = products.through_first_operand(problem, found)
+    dstates, dreset = products.state_gradients(problem, found, through) if needs[1] else ([], [])
+    dvectors, dinputs = products.beside_gradients(problem, found, through)
+    dweights = products.weight_gradients(problem, y, gates, cells, found, dvectors, *known) if needs[2] else []
+    return dx, dstates if states else [], dweights, dreset, dinputs if needs[3] else []

@@ -48,11 +48,27 @@ class Problem(NamedTuple):
     ln_c: Any = ()
     """Gains and biases (H), two lists, of the layer norm of c in the output of a cell that has c."""
     eps: float = 0.0
+    vectors: Any = ()
+    """For every learned vector, those (H) of all directions."""
+    inputs: Any = ()
+    """Inputs beside x: (B, H) those of a whole sequence, then (T, B, H) or (T, B, 1); or with a leading X."""
+    grouped: bool = False
+    """x and inputs have a leading X."""
+    given: bool = False
+    """x is (T, B, GX*H), the pre-activations."""
 
     @property
     def norm(self):
         """True with layer norms."""
-        return bool(self.ln_x)
+        return bool(self.ln_x) or bool(self.ln_h)
+
+    @property
+    def kept(self):
+        """The number of planes that the forward pass keeps."""
+        return self.kept_by(self.cell)
+
+    def kept_by(self, cell):
+        return cell.kept + (len(cell.own) if self.zone else 0)
 
     @property
     def accumulate(self):
@@ -79,14 +95,14 @@ class Problem(NamedTuple):
     def tiles(self, backward):
         return schedules.choose(
             self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward, self.T,
-            self.norm,
+            bool(self.ln_h),
         )  # fmt: skip
 
     def phases(self, tiles, backward):
         """The launches of one step of the cell, 1, 2, ...: each waits for results of other programs (the vector of a
         second product, or the moments of a layer norm); (0,) for a single launch."""
-        second, output = self.cell.first is not None, bool(self.ln_c)
-        launches = 1 + max(second, output) if backward else 1 + self.norm + output + second * (1 + self.norm)
+        second, output, norm = self.cell.first is not None, bool(self.ln_c), bool(self.ln_h)
+        launches = 1 + max(second, output) if backward else 1 + norm + output + second * (1 + norm)
         return tuple(range(1, launches + 1)) if tiles.schedule == "stepwise" and launches > 1 else (0,)
 
     def launches(self, tiles, backward):
