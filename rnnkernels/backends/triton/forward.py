@@ -187,9 +187,11 @@ def scan_forward(
             new = replaced(new, 0, OUTPUT(kept, c, ACTIVATION), S)
         for v in tl.static_range(len(OWN)):
             kept = kept + (new[OWN[v]],)
-        made = new
+        out = new[S] if Y else new[0]
+        new = new[:S] if Y else new
         new = zoned(new, old, zone, zone_at, S, ZONE_J, t, b, j, d, mask, ACC)
-        out = made[S] if Y else new[0]
+        if not Y:
+            out = new[0]
         if LENGTHS:
             out = tl.where(i < n, out, 0.0)
             new = chosen(i < n, new, s, S)
