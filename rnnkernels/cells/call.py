@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import CELLS
+from . import spec_of
 from .weights import names_of
 
 SCHEMA_TYPES = {
-    str: "str", bool: "bool", float: "float", Tensor: "Tensor", Tensor | None: "Tensor?", str | None: "str?",
+    str: "str", bool: "bool", int: "int", float: "float", Tensor: "Tensor", Tensor | None: "Tensor?", str | None: "str?",
     list[Tensor]: "Tensor[]", list[Tensor] | None: "Tensor[]?",
     tuple[bool, ...]: "int[]",  # TorchScript traces no bool[]
 }  # fmt: skip
@@ -38,12 +38,15 @@ class LayerCall(NamedTuple):
     zone: list[Tensor] | None = ()
     layer_norm: bool = False
     eps: float = 1e-5
+    hidden_size: int = 0
+    """H; 0: read it off ``weight_hh``."""
+    extras: list[Tensor] | None = ()
 
     @classmethod
     def of(cls, *arguments):
         """The call of an op's arguments, among which lists may be None: AOTInductor knows no empty ones."""
         call = cls(*arguments)
-        lists = {name: [] for name in ("states", "reset_states", "zone") if getattr(call, name) is None}
+        lists = {name: [] for name in ("states", "reset_states", "zone", "extras") if getattr(call, name) is None}
         return call._replace(**lists) if lists else call
 
     @classmethod
@@ -53,7 +56,7 @@ class LayerCall(NamedTuple):
 
     @property
     def spec(self):
-        return CELLS[self.cell]
+        return spec_of(self.cell)
 
     @property
     def D(self):
@@ -62,11 +65,17 @@ class LayerCall(NamedTuple):
 
     @property
     def H(self):
-        return self.weights[1].size(0) // self.spec.gates
+        if self.hidden_size:
+            return self.hidden_size
+        w_hh = self.weight("weight_hh")
+        if not w_hh:
+            raise ValueError("rnnkernels: expected hidden_size, because the cell has no weight_hh to read it off")
+        return w_hh[0].size(0) // self.spec.recurrent_gates
 
     @property
     def P(self):
-        return self.weights[1].size(1)
+        w_hh = self.weight("weight_hh")
+        return w_hh[0].size(1) if w_hh else self.H
 
     def weight(self, name):
         """The weights of this name (weights.py) of all directions; none where the call has no such weight."""
@@ -74,31 +83,32 @@ class LayerCall(NamedTuple):
         return self.weights[names.index(name) :: len(names)] if name in names else []
 
     def sizes(self):
-        """How many tensors x, states, weights and reset_states are."""
-        return 1, len(self.states), len(self.weights), len(self.reset_states)
+        """How many tensors x, states, weights, reset_states and extras are."""
+        return 1, len(self.states), len(self.weights), len(self.reset_states), len(self.extras)
 
     def flat(self):
-        """All tensors: the differentiable ones (x, states, weights, reset_states), lengths, reset, h_mask, *zone."""
+        """All tensors: the differentiable ones (x, states, weights, reset_states, extras), then the others."""
         return [
-            self.x, *self.states, *self.weights, *self.reset_states, self.lengths, self.reset, self.h_mask, *self.zone,
+            self.x, *self.states, *self.weights, *self.reset_states, *self.extras, self.lengths, self.reset,
+            self.h_mask, *self.zone,
         ]  # fmt: skip
 
     def settings(self):
         """All that is no tensor, by name; given to ``from_flat`` together with what ``flat`` gives."""
         return (
             self.cell, tuple(map(bool, self.reverse)), self.bias, self.project, self.activation,
-            self.recurrent_activation, self.layer_norm, self.eps,
+            self.recurrent_activation, self.layer_norm, self.eps, self.hidden_size,
         )  # fmt: skip
 
     @classmethod
     def from_flat(cls, settings, sizes, flat):
         """The call of some ``settings``, ``sizes`` and ``flat`` tensors."""
-        cell, reverse, bias, project, activation, recurrent_activation, layer_norm, eps = settings
-        states, weights, reset = sizes[0] + sizes[1], sum(sizes[:3]), sum(sizes)
+        cell, reverse, bias, project, activation, recurrent_activation, layer_norm, eps, hidden_size = settings
+        states, weights, reset, n = sizes[0] + sizes[1], sum(sizes[:3]), sum(sizes[:4]), sum(sizes)
         return cls(
             cell, flat[0], flat[1:states], flat[states:weights], reverse, bias, project, activation,
-            recurrent_activation, flat[reset], flat[reset + 1], flat[weights:reset], flat[reset + 2], flat[reset + 3 :],
-            layer_norm, eps,
+            recurrent_activation, flat[n], flat[n + 1], flat[weights:reset], flat[n + 2], flat[n + 3 :],
+            layer_norm, eps, hidden_size, flat[reset:n],
         )  # fmt: skip
 
     def cast(self, dtype):
@@ -109,7 +119,7 @@ class LayerCall(NamedTuple):
 
         return self._replace(
             x=to([self.x])[0], states=to(self.states), weights=to(self.weights), reset_states=to(self.reset_states),
-            h_mask=None if self.h_mask is None else self.h_mask.to(dtype), zone=to(self.zone),
+            h_mask=None if self.h_mask is None else self.h_mask.to(dtype), zone=to(self.zone), extras=to(self.extras),
         )  # fmt: skip
 
     def facts(self, training=False):

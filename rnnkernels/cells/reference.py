@@ -2,10 +2,10 @@
 
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step,
 K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``op/schema.py``).
-A cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before the
+A built-in cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before the
 step, and of four functions: the two activations, the norm of the output, and ``again`` for a second product inside the
-step. It gives the new states and the planes to keep. It consists of torch operations: differentiable to any order, and
-slow.
+step. It gives the new states and the planes to keep. Any other cell is a program (program.py). Both consist of torch
+operations: differentiable to any order, and slow.
 """
 
 from contextlib import contextmanager
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch._C import DispatchKey
 
-from . import CELLS, accumulate_dtype
+from . import accumulate_dtype, interpret
 from .call import LayerCall
 from .weights import names_of
 
@@ -93,23 +93,39 @@ def group(tensor, d, reverse, dims):
     return tensor if tensor is None or tensor.dim() == dims else tensor[d // len(reverse)]
 
 
+def extras_of(call, d):
+    """The extra inputs of direction d by name, (T, B, H or 1) or (B, H)."""
+    acc, program = accumulate_dtype(call.x.dtype), call.spec.program
+    steps = 0 if program is None else len(program.step)
+    dims = [3 if k < steps else 2 for k in range(len(call.extras))]
+    found = [group(u.to(acc), d, call.reverse, n) for u, n in zip(call.extras, dims, strict=True)]
+    return dict(zip(call.spec.extras, found, strict=True))
+
+
 def zero_states(call):
     """The states that an empty list stands for: h0 (D, B, P) and, for a cell that has one, c0 (D, B, H)."""
     return [call.x.new_zeros(call.D, call.x.size(-2), call.H if k else call.P) for k in range(call.spec.states)]
 
 
 class Direction:
-    """The products of a direction with its weights, as functions of tensors with any number of leading dimensions."""
+    """The step of one direction: its products, and its cell.
 
-    def __init__(self, cell, weights, bias, project, norm_eps):
-        G, H = CELLS[cell].gates, weights[1].size(0) // CELLS[cell].gates
-        own = dict(zip(names_of(cell, bias, project, norm_eps is not None), weights, strict=True))
-        self.w_ih, self.w_hh, self.w_hr = own["weight_ih"], own["weight_hh"], own.get("weight_hr")
+    Tensors have any number of leading dimensions, which are those of a batch, of steps, or of both.
+    """
+
+    def __init__(self, call, d):
+        self.spec = spec = call.spec
+        acc, H = accumulate_dtype(call.x.dtype), call.H
+        weights = [w.to(acc) for w in weights_of(call.weights, d, call.D)]
+        own = dict(zip(names_of(call.cell, call.bias, call.project, call.layer_norm), weights, strict=True))
+        self.w_ih, self.w_hh, self.w_hr = own.get("weight_ih"), own.get("weight_hh"), own.get("weight_hr")
         self.b_ih, self.b_hh = own.get("bias_ih"), own.get("bias_hh")
         self.ln_x, self.ln_h = own.get("ln_x_gain"), own.get("ln_h_gain")
         self.ln_c = [own[name] for name in ("ln_c_gain", "ln_c_bias") if name in own]
-        self.H, self.eps = H, norm_eps
-        self.first = (G - 1) * H if CELLS[cell].phases > 1 else G * H  # the rows of w_hh in the first product
+        self.vectors = {name: own[name] for name in spec.vectors}
+        self.H, self.eps, self.cell = H, call.eps, call.cell
+        self.act, self.gate = functions(call.activation, call.recurrent_activation)
+        self.first = (spec.recurrent_gates - (spec.phases > 1)) * H  # the rows of w_hh in the first product
 
     def affine(self, v, w, b, weight):
         v = v @ w.T
@@ -117,11 +133,15 @@ class Direction:
         return v if b is None else v + b
 
     def inputs(self, x):
-        """The gates' input pre-activations (..., G, H)."""
-        return self.affine(x, self.w_ih, self.b_ih, self.ln_x).unflatten(-1, (-1, self.H))
+        """The gates' input pre-activations (..., G, H); None for a cell without."""
+        if self.spec.projects_input:
+            x = self.affine(x, self.w_ih, self.b_ih, self.ln_x)
+        return x.unflatten(-1, (-1, self.H)) if self.spec.gates else None
 
     def recurrent(self, h):
-        """The recurrent pre-activations of all gates in the first product (..., G or G - 1, H)."""
+        """The recurrent pre-activations of all gates in the first product (..., G or G - 1, H); None for no product."""
+        if self.w_hh is None or not self.first:
+            return None
         rows = [w if w is None else w[: self.first] for w in (self.w_hh, self.b_hh, self.ln_h)]
         return self.affine(h, *rows).unflatten(-1, (-1, self.H))
 
@@ -133,12 +153,54 @@ class Direction:
         """c on its way to the output."""
         return F.layer_norm(c, c.shape[-1:], *self.ln_c, self.eps) if self.ln_c else c
 
+    def step(self, x, old, h_mask, extras):
+        """The new states (without zoneout), the output where it is not the first of them, and the kept planes.
 
-def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, reset, reset_s, h_mask, zone, norm_eps):
-    """One direction: returns y_TBP, the last states, the cell states c_TBH and the kept gates (T, B, K, H)."""
-    spec, T, own = CELLS[cell], x_TBI.size(0), Direction(cell, weights, bias, project, norm_eps)
+        x: of ``inputs``; old: the states that enter; h_mask: for the first of them, or None; extras: by name.
+        """
+        if self.spec.program is not None:
+            return self.run_program(x, old, h_mask, extras)
+        h = old[0] if h_mask is None else old[0] * h_mask
+        again = lambda r: self.again(r * h)  # noqa: E731
+        new, planes = CELL_FUNCTIONS[self.cell](x, self.recurrent(h), old, self.act, self.gate, self.norm, again)
+        return (new if self.w_hr is None else (new[0] @ self.w_hr.T, *new[1:])), None, planes
+
+    def run_program(self, x, old, h_mask, extras):
+        program, sections = self.spec.program, self.spec.program.sections
+        states, masked = dict(zip(program.states, old, strict=True)), old[0]
+        crossing, r, i = {}, None, None
+
+        def load(op, what):
+            if op in ("a", "x"):
+                sum_x = x[..., program.inputs.index(what), :]
+                return sum_x if op == "x" else sum_x + r[..., program.recurrent.index(what), :]
+            if op == "r":
+                return r[..., program.recurrent.index(what), :]
+            if op == "s":
+                return states[what]
+            return self.vectors[what] if op == "v" else extras[what] if op == "u" else crossing[what] if what is not None else i
+
+        if "operand" in sections:
+            masked = interpret.run(sections["operand"], load, old[0])["operand", None]
+        masked = masked if h_mask is None else masked * h_mask
+        r, put = self.recurrent(masked), {}
+        if program.inner:
+            h = states[program.states[0]]
+            states[program.states[0]] = h if h_mask is None else h * h_mask
+            put = interpret.run(sections["first"], load, old[0])
+            states[program.states[0]] = h
+            crossing = {what: v for (to, what), v in put.items() if to == "cross"}
+            i = self.again(put["inner", None])
+        put |= interpret.run(sections["forward"], load, old[0])
+        new = tuple(put["new", name] for name in program.states)
+        return new, put.get(("y", None)), tuple(put["keep", k] for k in range(program.keep))
+
+
+def scan(call, d, x_TBI, s, lengths, reset, reset_s, h_mask, zone, extras):
+    """One direction: y_TBP, the last states, the states apart from y (T, B, H each), the kept planes (T, B, K, H)."""
+    spec, T, own, backward = call.spec, x_TBI.size(0), Direction(call, d), call.reverse[d % len(call.reverse)]
     x_TBGH = own.inputs(x_TBI)
-    ys, cs, kept = [None] * T, [None] * T, [None] * T
+    ys, apart, kept = [None] * T, [None] * T, [None] * T
     for t in reversed(range(T)) if backward else range(T):
         old = s
         if reset is not None:
@@ -147,20 +209,28 @@ def scan(cell, x_TBI, s, weights, backward, bias, project, act, gate, lengths, r
         if lengths is not None:  # values past a row's end, NaN perhaps, would be multiplied by a gradient of zero
             alive = (t < lengths)[:, None]
             old = tuple(torch.where(alive, v, 0.0) for v in old)
-        h = old[0] if h_mask is None else old[0] * h_mask
-        again = lambda r, h=h: own.again(r * h)  # noqa: E731
-        new, gates = CELL_FUNCTIONS[cell](x_TBGH[t], own.recurrent(h), old, act, gate, own.norm, again)
-        if project:
-            new = (new[0] @ own.w_hr.T, *new[1:])
+        now = {name: v[t] if v.dim() == 3 else v for name, v in extras.items()}
+        if lengths is not None:
+            now = {name: torch.where(alive, v, 0.0) for name, v in now.items()}
+        new, y, planes = own.step(None if x_TBGH is None else x_TBGH[t], old, h_mask, now)
         if zone:
+            planes = (*planes, *renewed(spec, new))
             new = tuple(z[t] * o + (1 - z[t]) * n for z, o, n in zip(zone, old, new, strict=True))
-        y = new[0]
+        y = new[0] if y is None else y
         if lengths is not None:
             new = tuple(torch.where(alive, n, o) for n, o in zip(new, s, strict=True))
             y = torch.where(alive, y, 0.0)
         s = new
-        ys[t], cs[t], kept[t] = y, s[-1], torch.stack(gates, 1) if gates else None
-    return torch.stack(ys), s, torch.stack(cs), torch.stack(kept) if spec.kept else None
+        ys[t], apart[t], kept[t] = y, s[len(s) - spec.apart :], torch.stack(planes, 1) if planes else None
+    apart = [torch.stack(c) for c in zip(*apart, strict=True)]
+    return torch.stack(ys), s, apart, None if kept[0] is None else torch.stack(kept)
+
+
+def renewed(spec, new):
+    """The new states, as the cell made them, that a backward pass with zoneout wants to be kept."""
+    if spec.program is None:
+        return ()
+    return [n for name, n in zip(spec.program.states, new, strict=True) if name in spec.program.renewed]
 
 
 def zero_past(v, lengths):
@@ -174,30 +244,28 @@ def layer(*args):
     """One layer, all its directions: the reference of ``rnnkernels::layer``. Returns ``y, last, saved``."""
     *call, save = args
     call = LayerCall.of(*call)
-    cell, spec, reverse, lengths, reset, D = call.cell, call.spec, call.reverse, call.lengths, call.reset, call.D
+    spec, reverse, D = call.spec, call.reverse, call.D
     dtype, acc, (T, B) = call.x.dtype, accumulate_dtype(call.x.dtype), call.x.shape[-3:-1]
-    act, gate = functions(call.activation, call.recurrent_activation)
-    x, states, weights, reset_states = (
-        zero_past(call.x.to(acc), lengths), [s.to(acc) for s in call.states or zero_states(call)],
-        [w.to(acc) for w in call.weights], [s.to(acc) for s in call.reset_states],
+    x, states, reset_states = (
+        zero_past(call.x.to(acc), call.lengths), [s.to(acc) for s in call.states or zero_states(call)],
+        [s.to(acc) for s in call.reset_states],
     )  # fmt: skip
     h_mask = None if call.h_mask is None else call.h_mask.to(acc)
     zone = [z.to(acc).expand(T, D, B, -1) for z in call.zone]
-    ys, lasts, cells, kept = [], [], [], []
+    ys, lasts, apart, kept = [], [], [], []
     for d in range(D):
         y, last, c, gates = scan(
-            cell, group(x, d, reverse, 3), tuple(s[d] for s in states), weights_of(weights, d, D),
-            reverse[d % len(reverse)], call.bias, call.project, act, gate, group(lengths, d, reverse, 1),
-            group(reset, d, reverse, 2), [s[d] for s in reset_states], None if h_mask is None else h_mask[d],
-            [z[:, d] for z in zone], call.eps if call.layer_norm else None,
+            call, d, group(x, d, reverse, 3), tuple(s[d] for s in states), group(call.lengths, d, reverse, 1),
+            group(call.reset, d, reverse, 2), [s[d] for s in reset_states], None if h_mask is None else h_mask[d],
+            [z[:, d] for z in zone], extras_of(call, d),
         )  # fmt: skip
-        ys.append(y), lasts.append(last), cells.append(c), kept.append(gates)
+        ys.append(y), lasts.append(last), apart.append(c), kept.append(gates)
     last = [torch.stack(s).to(dtype) for s in zip(*lasts, strict=True)]
     saved = []
-    if save and spec.kept:
+    if save and kept[0] is not None:
         saved.append(torch.stack(kept).to(dtype))
-    if save and spec.states > 1:
-        saved.append(torch.stack(cells))
+    if save and spec.apart:
+        saved.append(torch.cat([torch.stack(c) for c in zip(*apart, strict=True)]))
     return torch.cat(ys, -1).to(dtype), last, saved
 
 
@@ -230,7 +298,7 @@ def autograd_enabled():
 
 
 def layer_backward(dy, dlast, dcells, *args):
-    """The reference of ``rnnkernels::layer_backward``: its four results by autograd of ``layer``."""
+    """The reference of ``rnnkernels::layer_backward``: its results by autograd of ``layer``."""
     *call, y, saved, needs = args
     call = LayerCall.of(*call)
     n = sum(call.sizes())
@@ -244,17 +312,18 @@ def layer_backward(dy, dlast, dcells, *args):
         if dcells is not None:
             outputs, given = [*outputs, saved[-1]], [*given, dcells]
         grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True, materialize_grads=True)
-    (dx,), dstates, dweights, dreset_states = split(grads, call.sizes())
+    (dx,), dstates, dweights, dreset_states, dextras = split(grads, call.sizes())
     return (
         dx.contiguous() if needs[0] else dx.new_empty(0),
         dstates if needs[1] else [],
         dweights if needs[2] else [],
         dreset_states if needs[1] else [],
+        dextras if needs[3] else [],
     )
 
 
 def pullback(call, dy, dlast, dcells):
-    """Gradients of x, *states, *weights, *reset_states: differentiable functions of them and of dy, dlast, dcells."""
+    """Gradients of x, *states, *weights, *reset_states, *extras: differentiable functions of them and of the given ones."""
     tensors, n = call.flat(), sum(call.sizes())
 
     def run(*flat):

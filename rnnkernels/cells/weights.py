@@ -3,10 +3,11 @@
 Letters: G gates, H hidden, I input, P output of a step, N heads.
 """
 
-from itertools import product
 from typing import NamedTuple
 
-from . import CELLS
+import torch
+
+from . import spec_of
 
 
 class Weight(NamedTuple):
@@ -15,7 +16,7 @@ class Weight(NamedTuple):
     name: str
     """The parameter's, without the suffix of its layer and direction."""
     kind: str
-    """``input``, ``recurrent``, ``bias``, ``projection``, ``gain`` or ``shift`` (the last two of layer norms)."""
+    """``input``, ``recurrent``, ``bias``, ``projection``, ``gain`` or ``shift`` (of layer norms), or ``vector``."""
     shape: tuple[int, ...]
 
 
@@ -24,35 +25,37 @@ def weights_of(cell, I, H, P=None, *, bias=True, project=False, layer_norm=False
 
     No name of a vector contains "weight": loops that initialise by name take such a parameter for a matrix.
     """
-    spec, P = CELLS[cell], P or H
-    rows = spec.gates * H
-    table = [
-        Weight("weight_ih", "input", (rows, I)),
-        Weight("weight_hh", "recurrent", (rows, P) if heads == 1 else (heads, rows // heads, H // heads)),
-    ]
+    spec, P = spec_of(cell), P or H
+    sides = {}  # suffix: rows of the matrix of that side, columns, kind and shape
+    if spec.projects_input:
+        sides["ih"] = spec.gates * H, (spec.gates * H, I), "input", "ln_x_gain"
+    if rows := spec.recurrent_gates * H:
+        shape = (rows, P) if heads == 1 else (heads, rows // heads, H // heads)
+        sides["hh"] = rows, shape, "recurrent", "ln_h_gain"
+    table = [Weight(f"weight_{side}", kind, shape) for side, (_, shape, kind, _) in sides.items()]
     if bias:
-        table += [Weight("bias_ih", "bias", (rows,)), Weight("bias_hh", "bias", (rows,))]
+        table += [Weight(f"bias_{side}", "bias", (rows,)) for side, (rows, *_) in sides.items()]
     if project:
         table.append(Weight("weight_hr", "projection", (P, H)))
     if layer_norm:
-        table += [Weight("ln_x_gain", "gain", (rows,)), Weight("ln_h_gain", "gain", (rows,))]
-        if spec.states > 1:  # c is normalised on its way to the output
+        table += [Weight(gain, "gain", (rows,)) for rows, *_, gain in sides.values()]
+        if spec.output_norm:  # c is normalised on its way to the output
             table += [Weight("ln_c_gain", "gain", (H,)), Weight("ln_c_bias", "shift", (H,))]
-    return tuple(table)
+    return tuple(table + [Weight(name, "vector", (H,)) for name in spec.vectors])
 
 
-NAMES = {
-    (cell, *settings): tuple(
-        w.name for w in weights_of(cell, 1, 1, bias=settings[0], project=settings[1], layer_norm=settings[2])
-    )
-    for cell in CELLS
-    for settings in product((False, True), repeat=3)
-}
+_NAMES = {}
 
 
 def names_of(cell, bias=True, project=False, layer_norm=False):
     """The names of a direction's weights, in the order of the op."""
-    return NAMES[cell, bool(bias), bool(project), bool(layer_norm)]
+    key = cell, bool(bias), bool(project), bool(layer_norm)
+    found = _NAMES.get(key)
+    if found is None:
+        found = tuple(w.name for w in weights_of(cell, 1, 1, bias=key[1], project=key[2], layer_norm=key[3]))
+        if not torch.compiler.is_compiling():  # a graph does not write into dictionaries
+            _NAMES[key] = found
+    return found
 
 
 def shapes_of(cell, num_layers, D, I, H, P, **settings):  # noqa: E741

@@ -7,7 +7,7 @@ proj_size where there is one).
 import torch
 from torch import Tensor
 
-from ..cells import CELLS
+from ..cells import spec_of
 from ..cells.call import LayerCall
 from ..cells.reference import zero_past
 from ..cells.weights import names_of
@@ -164,7 +164,7 @@ def _run(
     activation=None,
 ):  # fmt: skip
     """The body of the three functions: read H, P and the projection off the weights, check, run."""
-    spec, reverse = CELLS[cell], BOTH if bidirectional else FORWARD
+    spec, reverse = spec_of(cell), BOTH if bidirectional else FORWARD
     options = take_options(cell, given) if given else None
     if given:
         raise TypeError(f"{cell}() got an unexpected keyword argument {next(iter(given))!r}")
@@ -233,7 +233,7 @@ def layers(
             return stack(x, states, weights, cell, num_layers, D == 2, bias, H, *rare)
         except RuntimeError as error:
             refused = error
-    if return_cells and CELLS[cell].states < 2:
+    if return_cells and spec_of(cell).states < 2:
         raise ValueError(f"return_cell_states is for LSTM: {cell} has no cell state")
     check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, options or PLAIN, reset_states)
     if refused is not None:
@@ -243,7 +243,9 @@ def layers(
     def run(i, x, states, weights):
         restart = [s[i * D : (i + 1) * D] for s in reset_states]
         x = drop(x, dropout, True) if dropout and i else x
-        layer = LayerCall(cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart)
+        layer = LayerCall(
+            cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart, hidden_size=H
+        )
         ways = {"return_cells": return_cells and i == top, "exposed": i == top}
         if options is not None:
             layer = masks.with_options(layer, options, train)

@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from ..cells import CELLS
+from ..cells import spec_of
 from ..op.autograd import jit_tracing
 from .options import settings
 
@@ -24,7 +24,7 @@ def with_options(call, options, train):
     x, D, H, P, N, S = call.x, len(call.reverse), call.H, call.P, options.heads, call.spec.states
     weights, states, reset_states, h_mask, zone = call.weights, call.states, call.reset_states, None, []
     if N > 1:
-        H = P = weights[1].size(0) * weights[1].size(2)  # weight_hh is (N, G*H/N, H/N)
+        P = H
     if train and options.recurrent_dropout:
         h_mask = torch.dropout(
             torch.ones(D, x.size(1), P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True
@@ -36,13 +36,13 @@ def with_options(call, options, train):
                 zone[k] = random_bools(p, (x.size(0), D, x.size(1), H if k else P), x.device)
     cell, activation, gate = settings(call.cell, call.activation, options)
     if N > 1:
-        weights = split_weights(weights, D, CELLS[cell].gates, N)
+        weights = split_weights(weights, D, spec_of(cell).gates, N)
         states, reset_states, zone = ([into_heads(t, N) for t in ts] for ts in (states, reset_states, zone))
         h_mask = h_mask if h_mask is None else into_heads(h_mask, N)
     return call._replace(
         cell=cell, states=states, weights=weights, reverse=tuple(r for r in call.reverse for _ in range(N)),
         activation=activation, recurrent_activation=gate, reset_states=reset_states, h_mask=h_mask, zone=zone,
-        layer_norm=options.layer_norm, eps=EPS,
+        layer_norm=options.layer_norm, eps=EPS, hidden_size=H // N,
     )  # fmt: skip
 
 

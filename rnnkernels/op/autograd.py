@@ -15,7 +15,7 @@ from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import forward_ad
 
 from .. import backends
-from ..cells import CELLS, reference
+from ..cells import reference, spec_of
 from . import recompute, vmap
 from .flat import Plan, Pull
 
@@ -90,7 +90,7 @@ def run_layer(plan, tensors):
     forward = implementation(plan.backend, "layer")
     if not plan.recompute:
         return forward(*plan.call(tensors), True)
-    y, last, saved = forward(*plan.call(tensors), CELLS[plan.cell].states > 1)
+    y, last, saved = forward(*plan.call(tensors), spec_of(plan.cell).apart > 0)
     return y, last, recompute.without_gates(plan.cell, saved)
 
 
@@ -113,24 +113,27 @@ def run_layer_backward(pull, *tensors):
 def pull_of(plan, n_in, needs_input_grad, saved_tensors, grads):
     """The ``Pull`` and flat list of a backward pass, from the saved tensors and the incoming gradients."""
     inputs, (y, *saved) = saved_tensors[:n_in], saved_tensors[n_in:]
-    dy, *dlast = grads[: 1 + CELLS[plan.cell].states]
-    dcells = grads[1 + CELLS[plan.cell].states] if plan.return_cells else None
+    S = spec_of(plan.cell).states
+    dy, *dlast = grads[: 1 + S]
+    dcells = grads[1 + S] if plan.return_cells else None
     dy = torch.zeros_like(y) if dy is None else dy
     if all(g is None for g in dlast):
         dlast = []
     else:
         first = next(g for g in dlast if g is not None)
-        w_hh = inputs[2 + plan.n_states]
-        widths = [w_hh.size(1), *[w_hh.size(0) // CELLS[plan.cell].gates] * len(dlast)]
+        call = plan.call(inputs)
+        widths = [call.P, *[call.H] * len(dlast)]
         dlast = [first.new_zeros(*first.shape[:-1], n) if g is None else g for g, n in zip(dlast, widths, strict=False)]
     states = 1 + plan.n_states
     weights = states + plan.n_weights
     reset = weights + plan.n_reset
+    extras = reset + plan.n_extras
     need = needs_input_grad
-    if any(need[reset:]):
+    if any(need[extras:]):
         raise NotImplementedError("rnnkernels: h_mask and zone have no gradient; detach them")
     need_states = any(need[1:states]) or any(need[weights:reset])
-    pull = Pull(plan, len(dlast), dcells is not None, n_in, (need[0], need_states, any(need[states:weights])))
+    needs = need[0], need_states, any(need[states:weights]), any(need[reset:extras])
+    pull = Pull(plan, len(dlast), dcells is not None, n_in, needs)
     return pull, (dy, *dlast, *(() if dcells is None else (dcells,)), *inputs, y, *saved)
 
 
@@ -194,7 +197,7 @@ def kept(y):
 
 def output_gradients(plan, grads):
     """The gradients of ``y, *last, [cells]`` from those of ``y, *last, *saved``."""
-    S = CELLS[plan.cell].states
+    S = spec_of(plan.cell).states
     outputs, saved = grads[: 1 + S], grads[1 + S :]
     if any(g is not None for g in (saved[:-1] if plan.return_cells else saved)):
         raise NotImplementedError("rnnkernels: the gates that the op saves have no gradient")
@@ -262,7 +265,7 @@ class Transform(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         plan, *tensors = inputs
-        rest = output[1 + CELLS[plan.cell].states :]
+        rest = output[1 + spec_of(plan.cell).states :]
         own, saved = rest[: plan.exposed], rest[plan.exposed :]
         ctx.plan, ctx.n_in = plan, len(tensors)
         ctx.save_for_backward(*tensors, own[0] if plan.exposed else output[0], *saved)
@@ -275,7 +278,7 @@ class Transform(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        n = 1 + CELLS[ctx.plan.cell].states
+        n = 1 + spec_of(ctx.plan.cell).states
         grads = output_gradients(ctx.plan, grads[:n] + grads[n + ctx.plan.exposed :])
         pull, flat = pull_of(ctx.plan, ctx.n_in, ctx.needs_input_grad[1:], ctx.saved_tensors, grads)
         return (None, *pull.spread(TransformBackward.apply(pull, *flat)))

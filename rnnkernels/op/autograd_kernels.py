@@ -52,7 +52,7 @@ def layer(name, *args):
     if not transform and not wants_gradient(tensors):
         return below(name, args)
     S = call.spec.states
-    plan = Plan.of(call, backend_of(name), return_cells=save and S > 1, exposed=True, return_saved=save)
+    plan = Plan.of(call, backend_of(name), return_cells=save and call.spec.apart > 0, exposed=True, return_saved=save)
     if transform:
         y, *rest = transformed(Transform, plan, *tensors)
         saved = [t.clone() for t in rest[S + 1 :]] if save else []  # after the copy of y

@@ -19,6 +19,7 @@ class Plan(NamedTuple):
     n_states: int
     n_weights: int
     n_reset: int
+    n_extras: int = 0
     return_cells: bool = False
     recompute: bool = False
     """The gates are not saved, but computed again in the backward pass: see recompute.py."""
@@ -29,16 +30,16 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, call, backend="dispatch", **ways):
-        _, states, weights, reset = call.sizes()
-        return cls(backend, call.settings(), states, weights, reset, **ways)
+        _, *counts = call.sizes()
+        return cls(backend, call.settings(), *counts, **ways)
 
     @property
     def cell(self):
         return self.settings[0]
 
     def sizes(self):
-        """How many tensors x, states, weights and reset_states are in the flat list."""
-        return 1, self.n_states, self.n_weights, self.n_reset
+        """How many tensors x, states, weights, reset_states and extras are in the flat list."""
+        return 1, self.n_states, self.n_weights, self.n_reset, self.n_extras
 
     def call(self, tensors):
         """The ``LayerCall`` of the flat list."""
@@ -46,7 +47,7 @@ class Plan(NamedTuple):
 
 
 class Pull(NamedTuple):
-    """The counts by which the backward's flat list is cut, and the needed gradients (of x, of states, of weights)."""
+    """The counts by which the backward's flat list is cut, and the needed gradients (of x, states, weights, extras)."""
 
     plan: Plan
     n_last: int
@@ -61,9 +62,9 @@ class Pull(NamedTuple):
 
     def wanted(self):
         """For every differentiable input: true if its gradient is among the results."""
-        x, states, weights = self.needs
-        _, n_states, n_weights, n_reset = self.plan.sizes()
-        return [x, *[states] * n_states, *[weights] * n_weights, *[states] * n_reset]
+        x, states, weights, extras = self.needs
+        _, n_states, n_weights, n_reset, n_extras = self.plan.sizes()
+        return [x, *[states] * n_states, *[weights] * n_weights, *[states] * n_reset, *[extras] * n_extras]
 
     def spread(self, grads):
         """The results in the order of all inputs, with None for gradients that were not needed."""
@@ -71,6 +72,6 @@ class Pull(NamedTuple):
         return [next(grads) if want else None for want in wanted] + [None] * (self.n_in - len(wanted))
 
     def lists(self, grads):
-        """The results as four lists: of x, states, weights and reset_states."""
+        """The results as lists: of x, states, weights, reset_states and extras."""
         grads, wanted = iter(grads), iter(self.wanted())
         return [[next(grads) for want in islice(wanted, n) if want] for n in self.plan.sizes()]

@@ -7,7 +7,7 @@ Letters as in reference.py.
 
 import torch
 
-from ..cells import CELLS, accumulate_dtype, reference
+from ..cells import accumulate_dtype, reference, spec_of
 
 PARTS = 16  # parts of the steps: intermediate results before the gates are several times as large as these
 LEAST = 2**16  # pre-activations in a part: smaller products are slow
@@ -15,7 +15,7 @@ LEAST = 2**16  # pre-activations in a part: smaller products are slow
 
 def without_gates(cell, saved):
     """The saved tensors without the gates: the cell states, for a cell that has them."""
-    return saved[-1:] if CELLS[cell].states > 1 else []
+    return saved[-1:] if spec_of(cell).apart else []
 
 
 def with_gates(call, y, cells):
@@ -23,33 +23,37 @@ def with_gates(call, y, cells):
 
     The states that entered a step are those that left the one before, so that no step has to wait for another.
     """
-    cell, x, reverse, weights, lengths, reset, h_mask = (
-        call.cell, call.x, call.reverse, call.weights, call.lengths, call.reset, call.h_mask
-    )  # fmt: skip
-    if not call.spec.kept:
+    spec, x, reverse, lengths, reset, h_mask = call.spec, call.x, call.reverse, call.lengths, call.reset, call.h_mask
+    K = spec.planes_of(len(call.zone) > 0)
+    if not K:
         return cells
     acc, D, (T, B) = accumulate_dtype(x.dtype), call.D, y.shape[:2]
-    act, gate = reference.functions(call.activation, call.recurrent_activation)
     states = call.states or reference.zero_states(call)
-    outputs, rows = y.unflatten(-1, (D, -1)), weights[0].size(0)
+    outputs, rows = y.unflatten(-1, (D, -1)), max(spec.gates, 1) * call.H
     parts = parts_of(y, B * rows)
-    gates = x.new_empty(D, T, B, call.spec.kept, call.H)
+    gates = x.new_empty(D, T, B, K, call.H)
+    apart = [c for n in cells for c in n.unflatten(0, (spec.apart, D))]
     for d in range(D):
-        own = [w.to(acc) for w in reference.weights_of(weights, d, D)]
-        own = reference.Direction(cell, own, call.bias, call.project, call.eps if call.layer_norm else None)
+        own = reference.Direction(call, d)
         backward, ends = reverse[d % len(reverse)], reference.group(lengths, d, reverse, 1)
         x_TBI, at = reference.group(x, d, reverse, 3), reference.group(reset, d, reverse, 2)
-        left, first = [outputs[:, :, d], *(c[d] for c in cells)], [s[d].to(acc) for s in states]
+        extras = reference.extras_of(call, d)
+        left = [c[d] for c in apart]
+        left, first = left if spec.apart == spec.states else [outputs[:, :, d], *left], [s[d].to(acc) for s in states]
         restart = [s[d].to(acc) for s in call.reset_states] or [0.0] * len(left)
         for a, b in parts:
             old = [entering(s, f, backward, ends, a, b) for s, f in zip(left, first, strict=True)]
             if at is not None:
                 old = [torch.where(at[a:b, :, None], r, s) for s, r in zip(old, restart, strict=True)]
-            h = old[0] if h_mask is None else old[0] * h_mask[d].to(acc)
+            inputs = own.inputs(x_TBI[a:b].to(acc))
             # a row for each step and sequence
-            h, x_RGH, *old = (t.flatten(0, 1) for t in (h, own.inputs(x_TBI[a:b].to(acc)), *old))
-            again = lambda r, h=h, own=own: own.again(r * h)  # noqa: E731
-            planes = reference.CELL_FUNCTIONS[cell](x_RGH, own.recurrent(h), tuple(old), act, gate, own.norm, again)[1]
+            rows_of = lambda t: t.expand(b - a, *t.shape[-2:]).flatten(0, 1)  # noqa: B023, E731
+            now = {name: rows_of(u[a:b] if u.dim() == 3 else u) for name, u in extras.items()}
+            new, _, planes = own.step(
+                None if inputs is None else inputs.flatten(0, 1), tuple(map(rows_of, old)),
+                None if h_mask is None else rows_of(h_mask[d].to(acc)), now,
+            )  # fmt: skip
+            planes = (*planes, *reference.renewed(spec, new)) if call.zone else planes
             gates[d, a:b] = torch.stack(planes, 1).unflatten(0, (b - a, B))
     return [gates, *cells]
 

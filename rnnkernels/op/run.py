@@ -58,7 +58,8 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
     if autocast_enabled(device):
         call = call.cast(torch.get_autocast_dtype(device))
     x, states, weights = call.x, call.states, call.weights
-    if not jit_tracing() and not any(weights[1].shape):  # no hidden units: no backend has anything to compute
+    # no hidden units: no backend has anything to compute
+    if call.hidden_size == 0 and not jit_tracing() and not any(weights[1].shape):
         return reference.no_units(x, states, weights, len(call.reverse), call.spec.states, return_cells)
     traced = torch.compiler.is_compiling()
     if (traced or jit_tracing()) and onnx.exporting():

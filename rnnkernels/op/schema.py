@@ -6,7 +6,8 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     x             (T, B, I), or (X, T, B, I) where groups of directions have an input of their own (vmap over weights)
     states        [h0 (D, B, P), c0 (D, B, H) for cells that have one], or [] for zeros
     weights       per direction: w_ih (G*H, I), w_hh (G*H, P), b_ih, b_hh (G*H) if bias, w_hr (P, H) if project,
-                  ln_x_gain, ln_h_gain (G*H) if layer_norm, and for lstm ln_c_gain, ln_c_bias (H)
+                  ln_x_gain, ln_h_gain (G*H) if layer_norm, and for lstm ln_c_gain, ln_c_bias (H); weights.py has the
+                  table for cells of one's own
     reverse       the time direction of each direction of a group
     activation    of candidates and outputs: tanh (None), relu, sigmoid, hard_sigmoid (x / 6 + 1/2, clamped) or linear
     recurrent_activation  of gates, the same ones: sigmoid (None)
@@ -15,12 +16,15 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     h_mask        (D, B, P): multiplies h before the recurrent product (recurrent dropout)
     zone          per state, broadcastable to (T, D, B, H or P): true where the old state stays, or the fraction of it
                   that stays (zoneout)
+    hidden_size   H; 0: read it off w_hh
+    extras        inputs of steps (T, B, H) or (T, B, 1), then of sequences (B, H), for a cell that has them
     y             (T, B, D*P), directions side by side
     last          the final states, shaped like states
     saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if
-                  S > 1
+                  S > 1; for a cell of one's own, whose y may tell no state, (D times the states apart from y, T, B, H)
 
-With groups, lengths and reset have a leading X too. All strides are allowed. ``reverse`` and ``needs`` are bools in an
+``cell`` is the name of a built-in cell or the text of a program (cells/program.py). With groups, lengths, reset and
+extras have a leading X too. All strides are allowed. ``reverse`` and ``needs`` are bools in an
 int[], because TorchScript traces no bool[].
 
 ``stack`` is inference through L layers on top of each other, with the overhead of a single call. x is (T, B, I), states
@@ -38,7 +42,7 @@ from functools import partial
 import torch
 
 from .. import backends
-from ..cells import CELLS, accumulate_dtype, reference
+from ..cells import accumulate_dtype, reference, spec_of
 from ..cells.call import LayerCall
 from . import autograd_kernels, vmap
 from .autograd import OPS, PLAIN, without_autocast
@@ -54,7 +58,7 @@ SCHEMAS = {
     "layer": f"({LayerCall.schema()}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
     f"{LayerCall.schema()}, Tensor y, Tensor[] saved, int[] needs)"
-    " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states)",
+    " -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] dreset_states, Tensor[] dextras)",
 }
 
 
@@ -64,8 +68,9 @@ def layer_shapes(*args):
     x, D, H, P, spec = call.x, call.D, call.H, call.P, call.spec
     T, B = x.size(-3), x.size(-2)
     last = [x.new_empty(D, B, P if k == 0 else H) for k in range(spec.states)]
-    saved = [x.new_empty(D, T, B, spec.kept, H)] if spec.kept else []
-    saved += [x.new_empty(D, T, B, H, dtype=accumulate_dtype(x.dtype))] if spec.states > 1 else []
+    K, apart = spec.planes_of(len(call.zone) > 0), spec.apart
+    saved = [x.new_empty(D, T, B, K, H)] if K else []
+    saved += [x.new_empty(apart * D, T, B, H, dtype=accumulate_dtype(x.dtype))] if apart else []
     return x.new_empty(T, B, D * P), last, saved if save else []
 
 
@@ -74,13 +79,16 @@ def layer_backward_shapes(dy, dlast, dcells, *args):
     call = LayerCall.of(*call)
     shaped = lambda tensors, need: [t.new_empty(t.shape) for t in tensors] if need else []  # noqa: E731
     dx = call.x.new_empty(call.x.shape if needs[0] else (0,))
-    return dx, shaped(call.states, needs[1]), shaped(call.weights, needs[2]), shaped(call.reset_states, needs[1])
+    return (
+        dx, shaped(call.states, needs[1]), shaped(call.weights, needs[2]), shaped(call.reset_states, needs[1]),
+        shaped(call.extras, needs[3]),
+    )  # fmt: skip
 
 
 def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, *rest):
     check_devices(x, states or [], weights)
     (T, B, _), D, P = x.shape, 1 + bidirectional, proj_size or hidden_size
-    last = [x.new_empty(num_layers * D, B, hidden_size if k else P) for k in range(CELLS[cell].states)]
+    last = [x.new_empty(num_layers * D, B, hidden_size if k else P) for k in range(spec_of(cell).states)]
     return x.new_empty(T, B, D * P), last
 
 
@@ -97,7 +105,8 @@ def stack_of_layers(
 
     def run(i, x, states, weights):
         call = LayerCall(
-            cell, x, states, weights, reverse, bias, proj_size > 0, activation, None, lengths, None, [], None, []
+            cell, x, states, weights, reverse, bias, proj_size > 0, activation, None, lengths, None, [], None, [],
+            hidden_size=hidden_size, extras=[],
         )  # fmt: skip
         return OPS["layer"](*call, False)[:2]
 

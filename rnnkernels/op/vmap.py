@@ -4,15 +4,19 @@ Where the weights are shared, the N samples become rows of the batch (B -> N*B).
 own, or needs weight gradients of its own, they become directions (D -> N*D) that read N input groups (X -> N*X).
 """
 
+from itertools import chain
+
 import torch
 
-from ..cells import CELLS, reference
+from ..cells import reference, spec_of
 from ..cells.call import LayerCall
 from .flat import Plan, Pull
 
 # The dimension, from the end, into which each kind of tensor folds N: when N joins the batch, and when N joins D.
-INTO_B = {"x": -2, "state": -2, "lengths": -1, "reset": -1, "zone": -2, "y": -2, "gates": -3, "cells": -2}
-INTO_D = {"x": -4, "state": -3, "lengths": -2, "reset": -3, "zone": -3, "y": -1, "gates": -5, "cells": -4}
+INTO_B = {"x": -2, "state": -2, "lengths": -1, "reset": -1, "zone": -2, "y": -2, "gates": -3, "cells": -2, "step": -2,
+          "sequence": -2}
+INTO_D = {"x": -4, "state": -3, "lengths": -2, "reset": -3, "zone": -3, "y": -1, "gates": -5, "cells": -4, "step": -4,
+          "sequence": -3}
 
 
 def fold(tensor, dim, N, at):
@@ -48,7 +52,7 @@ def fold_inputs(plan, N, dims, tensors, into_d):
     """The plan and flat list of the one call that stands for N."""
     table = INTO_D if into_d else INTO_B
     n = sum(plan.sizes())
-    (x,), states, weights, reset_states = reference.split(list(zip(tensors, dims, strict=True)), plan.sizes())
+    (x,), states, weights, reset_states, extras = reference.split(list(zip(tensors, dims, strict=True)), plan.sizes())
     lengths, reset, h_mask, *zone = zip(tensors[n:], dims[n:], strict=True)
     if into_d:
         per_sample = [t.unbind(d) if d is not None else [t] * N for t, d in weights]
@@ -56,6 +60,7 @@ def fold_inputs(plan, N, dims, tensors, into_d):
     else:
         weights = [t for t, _ in weights]
     kinds = [("x", [x]), ("state", states), ("weights", None), ("state", reset_states)]
+    kinds += [(kind, [extra]) for kind, extra in zip(kinds_of_extras(plan), extras, strict=True)]
     kinds += [("lengths", [lengths]), ("reset", [reset]), ("state", [h_mask])]
     flat = []
     for kind, pairs in kinds:
@@ -68,6 +73,12 @@ def fold_inputs(plan, N, dims, tensors, into_d):
     return plan._replace(n_weights=len(weights)), flat
 
 
+def kinds_of_extras(plan):
+    """For each extra input, the kind that says how it folds."""
+    program = spec_of(plan.cell).program
+    return () if program is None else ("step",) * len(program.step) + ("sequence",) * len(program.sequence)
+
+
 def layer(apply, N, dims, plan, tensors):
     """vmap of ``Transform``: outputs ``(y, *last, [y], *saved)`` and their vmapped dimensions."""
     first = 1 + plan.n_states
@@ -75,7 +86,7 @@ def layer(apply, N, dims, plan, tensors):
     table = INTO_D if into_d else INTO_B
     plan, flat = fold_inputs(plan, N, dims, tensors, into_d)
     results = apply(plan, *flat)
-    own = 1 + CELLS[plan.cell].states if plan.exposed else 0  # the index of the copy of y
+    own = 1 + spec_of(plan.cell).states if plan.exposed else 0  # the index of the copy of y
     out, out_dims = [], []
     for k, t in enumerate(results):
         kind = "y" if k in (0, own) else "state" if t.dim() == 3 else "gates" if t.dim() == 5 else "cells"
@@ -111,8 +122,10 @@ def layer_backward(apply, N, dims, pull, tensors):
     states = [unfold(next(results), N, table["state"]) for _ in range(plan.n_states if pull.needs[1] else 0)]
     weights = [next(results) for _ in range(folded.n_weights if pull.needs[2] else 0)]
     stacked = [(torch.stack(weights[k :: plan.n_weights]), 0) for k in range(plan.n_weights if weights else 0)]
-    reset_states = [unfold(t, N, table["state"]) for t in results]
-    for t, d in (*states, *stacked, *reset_states):
+    reset_states = [unfold(next(results), N, table["state"]) for _ in range(plan.n_reset if pull.needs[1] else 0)]
+    kinds = kinds_of_extras(plan) if pull.needs[3] else ()
+    extras = [unfold(next(results), N, table[kind]) for kind in kinds]
+    for t, d in (*states, *stacked, *reset_states, *extras):
         out.append(t), out_dims.append(d)
     return tuple(out), tuple(out_dims)
 
@@ -131,7 +144,7 @@ def layer_op(name, info, in_dims, *args):
         return (y, *last, *saved)
 
     out = layer(apply, info.batch_size, LayerCall.of(*in_dims[:-1]).flat(), plan, call.flat())
-    S = CELLS[plan.cell].states
+    S = spec_of(plan.cell).states
     return tuple((o[0], list(o[1 : 1 + S]), list(o[1 + S :])) for o in out)
 
 
@@ -152,7 +165,7 @@ def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
         out = getattr(torch.ops.rnnkernels, name)(
             dy, dlast, dcells, *pull.plan.call(inputs), y, saved, list(pull.needs)
         )
-        return (*((out[0],) if pull.needs[0] else ()), *out[1], *out[2], *out[3])
+        return (*((out[0],) if pull.needs[0] else ()), *chain(*out[1:]))
 
     has_cells = dcells is not None
     pull = Pull(plan, len(dlast), has_cells, len(call.flat()), tuple(map(bool, needs)))

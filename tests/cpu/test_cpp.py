@@ -36,7 +36,7 @@ POISON = "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"
 
 def op(cell, x, weights, save=False, activation=None):
     return OPS.layer(
-        cell, x, [], weights, [False], False, False, activation, None, None, None, [], None, [], False, 1e-5, save
+        cell, x, [], weights, [False], False, False, activation, None, None, None, [], None, [], False, 1e-5, 0, [], save
     )
 
 
@@ -69,7 +69,7 @@ def not_finite():
                 y = op(cell, x, weights, activation=activation)[0]
                 expected = reference.layer(
                     cell, x.double(), [], [w.double() for w in weights], [False], False, False, activation, None,
-                    None, None, [], None, [], False, 1e-5, False,
+                    None, None, [], None, [], False, 1e-5, 0, [], False,
                 )[0]  # fmt: skip
                 if not torch.equal(y.isnan(), expected.isnan()):
                     yield f"{cell} {activation} {dtype}: NaN in {y.isnan().sum()} places, not {expected.isnan().sum()}"

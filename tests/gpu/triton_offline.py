@@ -182,7 +182,7 @@ def launches(
     given = [empty(D, B, n) for n in widths] if "restart" in stages else []
     call = (
         cell, empty(*group, T, B, I), first, [empty(*shape) for shape in per_direction * D], list(reverse), True, P > 0,
-        None, None, lengths, reset, given, h_mask, zone, norm, 1e-5,
+        None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, 0, [],
     )  # fmt: skip
     with compiling(gpu, arithmetic, tiles) as found:
         y, last, saved = launch.layer(*call, train)

@@ -18,7 +18,7 @@ def call_of(case, tensors, **more):
     settings = case.settings | more
     return (
         case.cell, *case.split(tensors), settings["reverse"], settings["bias"], settings["project"], None, None,
-        settings.get("lengths"), None, [], None, [], settings["layer_norm"], 1e-5,
+        settings.get("lengths"), None, [], None, [], settings["layer_norm"], 1e-5, 0, [],
     )  # fmt: skip
 
 
@@ -76,7 +76,7 @@ def test_gradients_of_layer_backward(cell, op):
     wanted = torch.autograd.grad(outputs, case.tensors, [dy, *dlast], create_graph=True)
     y, last, saved = getattr(OPS, op)(*call_of(case, case.tensors), True)
     backward = getattr(OPS, f"{op}_backward")
-    for needs in ([True] * 3, [False, True, True]):
+    for needs in ([True] * 4, [False, True, True, True]):
         dx, *lists = backward(dy, dlast, None, *call_of(case, case.tensors), y, saved, needs)
         found = [*([dx] if needs[0] else []), *(t for v in lists for t in v)]
         expected = wanted if needs[0] else wanted[1:]
@@ -107,7 +107,7 @@ def test_transforms_of_layer(cell):
     all_close("vmap", vmap(op)(*batch), vmap(plain)(*batch))
     all_close("vmap(grad)", vmap(grad(loss, each))(*batch), vmap(grad(expected, each))(*batch))
     backward = lambda dy, *t: OPS.layer_backward(  # noqa: E731
-        dy, [], None, *call_of(case, t), *(OPS.layer(*call_of(case, t), True)[i] for i in (0, 2)), [True] * 3
+        dy, [], None, *call_of(case, t), *(OPS.layer(*call_of(case, t), True)[i] for i in (0, 2)), [True] * 4
     )[0]
     dy = torch.ones_like(plain(*tensors)[0])
     through = grad(lambda *t: backward(dy, *t).sin().sum(), each)(*tensors)
@@ -121,7 +121,7 @@ def test_forward_mode_is_refused():
     x, *rest = case.detached()
     y, last, saved = OPS.layer(*call_of(case, [x, *rest]), True)
     backward = lambda x: OPS.layer_backward(  # noqa: E731
-        y, [], None, *call_of(case, [x, *rest]), y, saved, [True] * 3
+        y, [], None, *call_of(case, [x, *rest]), y, saved, [True] * 4
     )[0]
     stack = lambda x: OPS.stack(x, [], rest[2:], "lstm", 1, False, True, 4)[0]  # noqa: E731
     for f in (lambda x: OPS.layer(*call_of(case, [x, *rest]), False)[0], backward, stack):

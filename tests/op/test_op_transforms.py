@@ -136,7 +136,7 @@ def test_vmap_of_the_ops_themselves(cell, which):
 
     def call(tensors):
         x, states, weights = case.split(tensors)
-        return cell, x, states, weights, BOTH, True, cell == "lstm", *[None] * 4, [], None, [], False, 1e-5
+        return cell, x, states, weights, BOTH, True, cell == "lstm", *[None] * 4, [], None, [], False, 1e-5, 0, []
 
     def forward(*tensors):
         y, last, saved = OPS.layer(*call(tensors), True)
@@ -152,7 +152,7 @@ def test_vmap_of_the_ops_themselves(cell, which):
     if which != "gradients only":
         all_close("forward", vmap(forward, tuple(dims))(*tensors), stacked([forward(*e) for e in each]))
     dy = torch.randn(N, 3, 2, 2 * (2 if cell == "lstm" else 4), dtype=torch.float64)
-    for needs in ([True] * 3, [True, False, False], [False, False, True], [False, True, False]):
+    for needs in ([True] * 4, [True, *[False] * 3], [False, False, True, False], [False, True, False, False]):
         found = vmap(lambda *args: backward(needs, *args), (0, *dims))(dy, *tensors)  # noqa: B023
         all_close(f"{needs}", found, stacked([backward(needs, dy[k], *e) for k, e in enumerate(each)]))
 

@@ -34,7 +34,7 @@ def arguments_of(cell, stage, reverse, P=0, groups=False, states=True):
     return (
         cell, x, states, weights, reverse, True, P > 0, s.get("activation"), s.get("recurrent_activation"),
         given.get("lengths"), given.get("reset"), restart, given.get("h_mask"), given.get("zone", []),
-        s["layer_norm"], s.get("eps", 1e-5),
+        s["layer_norm"], s.get("eps", 1e-5), 0, [],
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The cells for the time loops: jit functions, and the planes and states that these read and write."""
 
 from ....cells import CELLS as SPECS
-from . import gru, gru_reset_before, lstm, projection, rnn
+from . import generated, gru, gru_reset_before, lstm, projection, rnn
 from .layout import Cell
 
 
@@ -28,3 +28,8 @@ CELLS = {
 PROJECTION = Cell(
     projection.forward, projection.backward, 1, 1, 0, planes=1, recurrent=(0,), new=(False,), old=(False,)
 )  # fmt: skip
+
+
+def cell_of(name):
+    """The ``Cell`` of the op's ``cell``: the name of a built-in cell, or the text of a program."""
+    return CELLS.get(name) or generated.cell_of(name)

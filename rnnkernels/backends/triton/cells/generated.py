@@ -12,16 +12,9 @@ from pathlib import Path
 
 from triton.runtime.cache import get_cache_manager
 
+from ....cells.program import parse
 from .layout import Cell
-from .program import parse
-from .segments import (
-    inner,
-    inner_is_kept,
-    operand,
-    operand_gradients,
-    stores_of,
-    values_of,
-)
+from .segments import inner, inner_is_kept, operand, operand_gradients, stores_of
 
 VERSION = 1  # of the generator; triton's own cache is by the source
 OPERATIONS = {
@@ -55,19 +48,18 @@ class Layout:
         self.program, self.sections = program, program.sections
         self.stores = {name: stores_of(section) for name, section in self.sections.items()}
         self.beside = [("s", name) for name in program.states] + [("v", name) for name in program.vectors]
-        self.beside += [("u", name) for name in (*program.sequences, *program.steps)]
-        first = self.stores.get("first", {})
+        self.beside += [("u", name) for name in (*program.sequence, *program.step)]
         # what ``forward`` reads or keeps of ``first``, and the gradients that go back
-        self.crossing = [store for store in first if store[0] != "inner"]
-        self.dcross = [store for store in first if store[0] == "cross"]
+        self.crossing = [store for store in self.stores.get("first", ()) if store[0] != "inner"]
+        self.dcross = [what for op, what in self.loads("backward_first") if op == "dcross"]
         self.new = [n for n, name in enumerate(program.states) if self.reads(("n", name))]
         self.old = [n for n, name in enumerate(program.states) if self.reads(("s", name))]
         self.planes, self.recurrent = [], []
         for gate in program.inputs:
             self.planes.append(self.place(("da", gate)) or self.place(("dx", gate)))
         for n, gate in enumerate(program.recurrent):
-            if first and n + 1 == len(program.recurrent):
-                value = self.place(("di",))
+            if program.inner and n + 1 == len(program.recurrent):
+                value = self.place(("di", None))
             elif self.place(("da", gate)):
                 self.recurrent.append(program.inputs.index(gate))
                 continue
@@ -78,9 +70,10 @@ class Layout:
             self.recurrent.append(len(self.planes) - 1 - self.planes[::-1].index(value))
 
     def loads(self, *names):
-        """The values that the named sections load: (kind, name) each."""
+        """The values that the named sections load: (kind, name) each, in order."""
         sections = [self.sections[name] for name in names if name in self.sections]
-        return {ins for section in sections for ins in section if ins[0] not in OPERATIONS and ins[0] != "put"}
+        found = [(op, what) for section in sections for op, _, what in section.code if op not in OPERATIONS]
+        return list(dict.fromkeys(found))
 
     def reads(self, load):
         return load in self.loads("backward", "backward_first", "backward_operand")
@@ -89,15 +82,13 @@ class Layout:
         """The section and the number of the value that is stored as a gradient; None for zeros."""
         found = [(name, self.stores[name][store]) for name in ("backward", "backward_first")
                  if store in self.stores.get(name, ())]  # fmt: skip
-        if len(found) > 1:
-            raise NotImplementedError(f"gradients of {store[-1]} in two sections")
-        return found[0] if found else None
+        return found[0] if found else None  # a program has each only once
 
     @property
     def merged(self):
         """Pairs of an input and a recurrent gate that are only read as a sum."""
         program, apart = self.program, self.loads("first", "forward")
-        last = program.recurrent[-1] if "first" in self.sections else None
+        last = program.recurrent[-1] if program.inner else None
         return tuple(
             (program.inputs.index(gate), n)
             for n, gate in enumerate(program.recurrent)
@@ -118,9 +109,9 @@ class Function:
 
     def __init__(self, section, loads, like):
         self.lines, self.values, self.like = [], [], like
-        for number, (op, *args) in enumerate(values_of(section)):
+        for number, (op, args, what) in enumerate(section.code):
             if op == "const":
-                self.values.append(float(args[0]))
+                self.values.append(float(what))
                 continue
             if op in OPERATIONS:
                 name, numbers = f"t{number}", op not in WITH_NUMBERS
@@ -128,7 +119,7 @@ class Function:
                 given = [self.tile(a) if numbers else self.literal(a) for a in args]
                 value = OPERATIONS[op].format(*given, type=f"{like}.dtype")
             else:
-                name, value = "_".join(map(str, (op, *args))), loads[op, *args]
+                name, value = op if what is None else f"{op}_{what}", loads[op, what]
             if name != value:
                 self.lines.append(f"{name} = {value}")
             self.values.append(name)
@@ -165,13 +156,14 @@ def source(program):
     loads |= {("r", gate): f"r[{n}]" for n, gate in enumerate(program.recurrent)}
     loads |= {("a", gate): f"{loads['x', gate]} + {loads['r', gate]}" for gate in program.inputs
               if gate in program.recurrent}  # fmt: skip
-    loads |= {("i",): f"r[{len(program.recurrent) - 1}]", ("go",): "go", ("gi",): "gi", ("gy",): f"ds[{S}]"}
+    loads |= {("i", None): f"r[{len(program.recurrent) - 1}]", ("gy", None): f"ds[{S}]"}
+    loads |= {("go", None): "go", ("gi", None): "gi"}
     loads |= {("k", n): f"kept[{n}]" for n in range(program.keep)}
     for n, name in enumerate(program.states):
         loads |= {("n", name): f"new[{n}]", ("g", name): f"ds[{n}]"}
     at = len(layout.beside)
     loads |= {store: f"s[{at + n}]" for n, store in enumerate(layout.crossing) if store[0] == "cross"}
-    loads |= {("dcross", store[1]): f"crossing[{n}]" for n, store in enumerate(layout.dcross)}
+    loads |= {("dcross", what): f"crossing[{n}]" for n, what in enumerate(layout.dcross)}
     settings = "ACTIVATION: tl.constexpr, GATE: tl.constexpr"
     out = ""
 
@@ -183,21 +175,21 @@ def source(program):
 
     if "operand" in program.sections:
         body, stores = section("operand", "s[0]")
-        out += function("operand", "s", body.lines, body.of(stores, ("operand",)))
-    if "first" in program.sections:
+        out += function("operand", "s", body.lines, body.of(stores, ("operand", None)))
+    if program.inner:
         body, stores = section("first", "s[0]")
         crossing = tuple_of([body.of(stores, store) for store in layout.crossing])
-        out += function("first", f"x, r, s, {settings}", body.lines, body.of(stores, ("inner",)), crossing)
+        out += function("first", f"x, r, s, {settings}", body.lines, body.of(stores, ("inner", None)), crossing)
     body, stores = section("forward", "s[0]")
     new = [body.of(stores, ("new", name)) for name in program.states]
-    new += [body.of(stores, ("y",))] if ("y",) in stores else []
+    new += [body.of(stores, ("y", None))] if program.own_output else []
     out += function("forward", f"x, r, s, {settings}", body.lines, tuple_of(new), tuple_of(layout.kept(body.tile)))
     body, stores = section("backward", "ds[0]")
     planes = [body.tile(place[1]) if place and place[0] == "backward" else "tl.zeros_like(ds[0])"
               for place in layout.planes]  # fmt: skip
-    rest = more(body, stores) + [body.of(stores, ("dcross", k)) for _, k in layout.dcross]
+    rest = more(body, stores) + [body.of(stores, ("dcross", what)) for what in layout.dcross]
     out += function("backward", f"ds, new, s, kept, {settings}", body.lines, tuple_of(planes), tuple_of(rest))
-    if "first" in program.sections:
+    if program.inner:
         body, stores = section("backward_first", "gi")
         planes = [body.tile(place[1]) for place in layout.planes if place and place[0] == "backward_first"]
         arguments = f"gi, crossing, new, s, kept, {settings}"
@@ -231,20 +223,12 @@ def imported(text):
     return module
 
 
-def refused(text):
-    """The reason why there are no kernels for a program, or None."""
-    program = parse(text)
-    if "first" in program.sections and not inner_is_kept(program):
-        return f"{program.name} keeps nothing that gives the operand of its second product"
-    return None
-
-
 @functools.cache
 def cell_of(text):
     """The ``Cell`` of a program."""
     program = parse(text)
     layout, module = Layout(program), imported(source(program))
-    second, other = "first" in program.sections, "operand" in program.sections
+    second, other = program.inner, "operand" in program.sections
     early = [n for n, place in enumerate(layout.planes) if place and place[0] == "backward_first"]
     return Cell(
         module.forward, module.backward, len(program.inputs), len(program.states), program.keep, len(layout.planes),
@@ -252,11 +236,11 @@ def cell_of(text):
         tuple(n in layout.old for n in range(len(program.states))), merged=layout.merged,
         first=module.first if second else None, backward_first=module.backward_first if second else None,
         first_planes=tuple(early.index(n) if n in early else -1 for n in range(len(layout.planes))),
-        cross=len(layout.dcross), inner=functools.partial(inner, program) if second else None,
-        renew=module.renew if layout.new else None, vectors=len(program.vectors), sequences=len(program.sequences),
-        steps=len(program.steps), operand=module.operand if other else None,
+        cross=len(layout.dcross), inner=functools.partial(inner, program) if second and inner_is_kept(program) else None,
+        renew=module.renew if layout.new else None, vectors=len(program.vectors), sequences=len(program.sequence),
+        steps=len(program.step), operand=module.operand if other else None,
         backward_operand=module.backward_operand if other else None,
         operands=functools.partial(operand, program) if other else None,
         operand_gradients=functools.partial(operand_gradients, program) if other else None,
-        y=("y",) in layout.stores["forward"], own=tuple(layout.new), finite=False, text=text,
+        y=program.own_output, own=tuple(layout.new), finite=False, text=text,
     )  # fmt: skip

@@ -1,0 +1,243 @@
+"""``rnnkernels.cell``: from a Python function to a cell.
+
+Letters: T time, B batch, H hidden, I input.
+"""
+
+import inspect
+import keyword
+
+from . import derive, spec_of
+from .graph import Graph
+from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, Program, parse
+from .trace import CellError, Names, Symbol, Trace, described, run
+
+
+class Cell:
+    """A recurrence that :class:`rnnkernels.Recurrent` runs; made by :func:`rnnkernels.cell`.
+
+    Attributes:
+        program: what the cell is for the kernels; ``str(cell)`` is its text.
+        constants: the numbers that the function was traced with.
+        names: what the function calls its values, by the plane that training keeps of them.
+    """
+
+    def __init__(self, program, constants=None, names=(), retrace=None):
+        self.program, self.constants, self.names = program, dict(constants or {}), tuple(names)
+        self._retrace = retrace
+        spec_of(program.text)  # the first call of it, outside of compiled graphs
+
+    def __str__(self):
+        return self.program.text
+
+    def __repr__(self):
+        given = "".join(f", {name}={value}" for name, value in self.constants.items())
+        return f"<cell {self.program.name}{given}>"
+
+    def __reduce__(self):  # the function may not be importable where the cell goes
+        return _unpickled, (self.program.text, self.constants, self.names)
+
+    def __eq__(self, other):
+        return isinstance(other, Cell) and self.program.text == other.program.text
+
+    def __hash__(self):
+        return hash(self.program.text)
+
+    def with_constants(self, **constants):
+        """The cell with other constants.
+
+        Raises:
+            TypeError: for a name that is no constant of the cell.
+            ValueError: for a cell without its function, as it is after unpickling.
+        """
+        for name in constants:
+            if name not in self.constants:
+                known = ", ".join(self.constants) or "none"
+                raise TypeError(f"{self.program.name} has no constant {name}; its constants are {known}")
+        if not constants:
+            return self
+        if self._retrace is None:
+            raise ValueError(f"{self.program.name} came without its function; its constants cannot change any more")
+        return self._retrace({**self.constants, **constants})
+
+
+def _unpickled(text, constants, names):
+    return Cell(parse(text), constants, names)
+
+
+def cell(
+    function=None, *, inputs="", recurrent="", states="h", vectors="", step_inputs="", sequence_inputs="",
+    constants=None, project_input=True, operand=None, output=None, keep=None, name=None,
+):  # fmt: skip
+    """Make a cell of a pointwise function; used as a decorator.
+
+    The function is called once, with symbols, and gives the states after the step: one value, or a tuple in the order
+    of ``states``. Its parameters are taken by name: ``x`` and ``r`` have the input and recurrent pre-activations by
+    gate (``W_ih x_t + b_ih`` and ``W_hh h + b_hh``), ``s`` the states before the step, ``v`` the vectors and ``u`` the
+    step and sequence inputs; further ones are constants.
+
+    Args:
+        inputs: the names of the gates of the input, separated by spaces; ``x.name`` in the function.
+        recurrent: those of the recurrent product; ``r.name``. Default: none, an elementwise recurrence
+        states: the states, 1 to 4; ``s.name``. The first is multiplied by ``W_hh``, and is the output. Default: "h"
+        vectors: learned vectors (H,); ``v.name``.
+        step_inputs: inputs of every step, (T, B, H), or (T, B, 1) for those written ``name:1``; ``u.name``.
+        sequence_inputs: inputs of a whole sequence, (B, H); ``u.name``.
+        constants: numbers by name, which become parameters of the function; a layer can choose others.
+        project_input: False where the input is (T, B, H * number of ``inputs``), the pre-activations themselves.
+        operand: a function of ``s`` (and ``u``, ``v``): what ``W_hh`` multiplies in place of the first state.
+        output: a function of ``s``, the states after the step (and ``u``, ``v``): what the layer gives in place of the
+            first state.
+        keep: names of values in the function that training keeps, separated by spaces. Default: as few as suffice
+        name: Default: the function's
+
+    Raises:
+        TypeError: for a function that does something which is not pointwise, or has no place in a kernel: with the
+            line, and what is allowed.
+
+    Example::
+
+        @rnnkernels.cell(inputs="z n", recurrent="z n", states="h")
+        def li_gru(x, r, s):
+            z, n = torch.sigmoid(x.z + r.z), torch.relu(x.n + r.n)
+            return z * s.h + (1 - z) * n
+    """
+
+    def decorate(function):
+        header = _header(
+            name or function.__name__, inputs, recurrent, states, vectors, step_inputs, sequence_inputs, project_input
+        )
+
+        def trace(constants):
+            return _trace(function, header, constants, operand, output, keep, trace)
+
+        return trace(dict(constants or {}))
+
+    return decorate if function is None else decorate(function)
+
+
+def _header(name, inputs, recurrent, states, vectors, step, sequence, project_input):
+    """A ``Program`` without sections, of checked names."""
+    fields, limits = {}, (MOST_GATES, MOST_GATES, MOST_STATES, MOST_INPUTS, MOST_INPUTS, MOST_INPUTS)
+    given = {
+        "inputs": inputs, "recurrent": recurrent, "states": states, "vectors": vectors, "step_inputs": step,
+        "sequence_inputs": sequence,
+    }  # fmt: skip
+    for (field, value), most in zip(given.items(), limits, strict=True):
+        tokens = value.split() if isinstance(value, str) else list(value)
+        fields[field] = tokens
+        plain = [t.removesuffix(":1") if field == "step_inputs" else t for t in tokens]
+        for token in plain:
+            if not NAME.match(token) or keyword.iskeyword(token) or token.startswith("__"):
+                raise CellError(f"cell {name}: expected names separated by spaces in {field}, got {token!r}")
+        if len(plain) > most or len(set(plain)) < len(plain):
+            raise CellError(f"cell {name}: expected at most {most} different names in {field}, got {value!r}")
+    if not fields["states"]:
+        raise CellError(f"cell {name}: expected 1 to {MOST_STATES} states, got none")
+    extras = [t.removesuffix(":1") for t in fields["step_inputs"]] + fields["sequence_inputs"]
+    if len(set(extras)) < len(extras):
+        raise CellError(f"cell {name}: a step input and a sequence input have the same name")
+    if not project_input and not fields["inputs"]:
+        raise CellError(f"cell {name}: project_input=False is for a cell with inputs")
+    if not NAME.match(name):
+        name = "cell"  # a lambda
+    return Program(
+        name, tuple(fields["inputs"]), tuple(fields["recurrent"]), tuple(fields["states"]), tuple(fields["vectors"]),
+        tuple(extras[: len(fields["step_inputs"])]),
+        tuple(t.removesuffix(":1") for t in fields["step_inputs"] if t.endswith(":1")),
+        tuple(fields["sequence_inputs"]), not project_input,
+    )  # fmt: skip
+
+
+def _trace(function, header, constants, operand, output, keep, retrace):
+    trace = Trace(function, header.recurrent[-1] if header.recurrent else None)
+
+    def loads(kind, op, names):
+        return Names(trace, kind, {n: Symbol(trace, trace.graph.load(op, n)) for n in names})
+
+    values = {
+        "x": loads("x", "x", header.inputs), "r": loads("r", "r", header.recurrent),
+        "s": loads("s", "s", header.states), "v": loads("v", "v", header.vectors),
+        "u": loads("u", "u", header.extras),
+    }  # fmt: skip
+    if taken := set(constants) & set(values):
+        raise CellError(f"cell {header.name}: {taken.pop()} cannot be the name of a constant")
+    unused = set(constants) - set(inspect.signature(function).parameters)
+    if unused:
+        raise CellError(f"{described(function)}: expected parameters for all constants, {unused.pop()} is missing")
+    results, called = run(trace, function, values, constants)
+    results = results if isinstance(results, tuple) else (results,)
+    if len(results) != len(header.states):
+        raise CellError(
+            f"{described(function)}: expected {len(header.states)} new states ({', '.join(header.states)}), "
+            f"got {len(results)}"
+        )
+    new = {name: trace.symbol(v) for name, v in zip(header.states, results, strict=True)}
+    roots = {f"new {name}": v.node for name, v in new.items()}
+    inner = trace.inner
+    outside = {k: v for k, v in values.items() if k in ("s", "u", "v")}
+    for what, part in (("operand", operand), ("output", output)):
+        if part is not None:
+            given = outside if what == "operand" else {**outside, "s": Names(trace, "s", new)}
+            trace.function, trace.last = part, None
+            roots[what] = trace.symbol(run(trace, part, given, constants)[0]).node
+    if operand is not None and not header.recurrent:
+        raise CellError(f"cell {header.name}: operand= is for a cell with a recurrent product")
+    if inner is not None:
+        roots["inner"] = inner
+        if any(trace.graph.nodes[n].op == "i" for n in trace.graph.ancestors([inner])):
+            raise CellError(f"{described(function)}: an inner product cannot depend on itself")
+        if any(trace.graph.nodes[n][::2] == ("r", header.recurrent[-1]) for n in trace.graph.ancestors(roots.values())):
+            raise CellError(f"{described(function)}: r.{header.recurrent[-1]} is what the inner product gives")
+    _check_gates(function, header, trace.graph, roots, inner)
+    chosen = None
+    if keep is not None:
+        by_name = {name: node for node, name in called.items()}
+        wanted = keep.split() if isinstance(keep, str) else list(keep)
+        if unknown := [n for n in wanted if n not in by_name]:
+            raise CellError(f"{described(function)}: keep= names {unknown[0]}, which the function has not")
+        roots |= {f"keep {n}": by_name[n] for n in wanted}
+    graph, at = _merged(trace.graph, roots.values(), header.shared)
+    roots = {what: at[n] for what, n in roots.items()}
+    if keep is not None:
+        chosen = [n for what, n in roots.items() if what.startswith("keep ")]
+    try:
+        text, kept = derive.write(
+            graph, header, {name: roots[f"new {name}"] for name in header.states}, roots.get("output"),
+            roots.get("operand"), roots.get("inner"), chosen,
+        )  # fmt: skip
+    except ValueError as error:
+        raise CellError(f"{described(function)}: {error}") from None
+    again = {at[n]: name for n, name in called.items() if n in at}
+    planes = [again.get(n, f"plane_{k}") for k, n in enumerate(kept)]
+    return Cell(parse(text), constants, planes, retrace)
+
+
+def _check_gates(function, header, graph, roots, inner):
+    """Every declared gate, vector and input is used: one that is not would be a mistake, and get no gradient."""
+    used = {(graph.nodes[n].op, graph.nodes[n].what) for n in graph.ancestors(roots.values())}
+    for op, names in (
+        ("x", header.inputs), ("r", header.recurrent[: -1 if inner is not None else None]), ("v", header.vectors),
+        ("u", header.extras),
+    ):  # fmt: skip
+        for name in names:
+            if (op, name) not in used:
+                raise CellError(f"{described(function)}: {op}.{name} is declared, and not used")
+
+
+def _merged(graph, roots, shared):
+    """The graph without dead values, and with one load for the sum x.g + r.g where neither has another use."""
+    live, uses = graph.ancestors(roots), {}
+    for n in live:
+        for m in set(graph.nodes[n].of):
+            uses.setdefault(m, []).append(n)
+    new, at, roots = Graph(), {}, set(roots)
+    for n in live:
+        node = graph.nodes[n]
+        if node.op == "add":
+            a, b = (graph.nodes[m] for m in node.of)
+            alone = all(uses[m] == [n] and m not in roots for m in node.of)
+            if {a.op, b.op} == {"x", "r"} and a.what == b.what and a.what in shared and alone:
+                at[n] = new.load("a", a.what)
+                continue
+        at[n] = new.op(node.op, *(at[m] for m in node.of)) if node.of else new.load(node.op, node.what)
+    return new, at

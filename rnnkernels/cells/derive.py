@@ -1,0 +1,295 @@
+"""From a cell's graph to its program: the pullback, what training keeps, and the text (see program.py).
+
+The rules are those of torch's autograd, by result where torch has them (tanh, sigmoid, relu, exp, sqrt, division);
+tests compare them with autograd of the program's forward pass.
+"""
+
+from collections import deque
+
+from .program import VERSION
+
+FREE = {"s", "v", "u", "const"}  # loads that the backward pass has anyway
+
+
+def pullback(graph, y, d):
+    """``(value, gradient)`` pairs for the values that y is computed from, given the gradient ``d`` of y."""
+    op, of, _ = graph.nodes[y]
+    a, b, c = (*of, None, None, None)[:3]
+    make, const = graph.op, graph.const
+    zero, one = const(0), const(1)
+    if op == "add":
+        return (a, d), (b, d)
+    if op == "sub":
+        return (a, d), (b, make("neg", d))
+    if op == "mul":
+        return (a, make("mul", d, b)), (b, make("mul", d, a))
+    if op == "div":
+        return (a, make("div", d, b)), (b, make("neg", make("mul", d, make("div", y, b))))
+    if op == "neg":
+        return ((a, make("neg", d)),)
+    if op == "abs":
+        return ((a, make("mul", d, make("sign", a))),)
+    if op == "sqrt":
+        return ((a, make("div", d, make("add", y, y))),)
+    if op == "exp":
+        return ((a, make("mul", d, y)),)
+    if op == "log":
+        return ((a, make("div", d, a)),)
+    if op == "log1p":
+        return ((a, make("div", d, make("add", a, one))),)
+    if op == "expm1":
+        return ((a, make("mul", d, make("add", y, one))),)
+    if op in ("sigmoid", "tanh", "relu"):
+        return ((a, make(f"{op}_back", d, y)),)
+    if op in ("min", "max"):  # of equal ones, each has half
+        half = make("mul", d, const(0.5))
+        lower, upper = (make("where", make("eq", a, b), half, x) for x in (d, zero))
+        first, second = (a, b) if op == "max" else (b, a)
+        chosen = make("lt", second, first)
+        return (first, make("where", chosen, d, make("where", make("eq", a, b), half, zero))), (
+            second, make("where", chosen, zero, lower),
+        )  # fmt: skip
+    if op == "where":
+        return (b, make("where", a, d, zero)), (c, make("where", a, zero, d))
+    if op == "through":
+        return ((b, make("mul", d, c)),)
+    return ()  # loads, and functions that are constant almost everywhere
+
+
+def gradients(graph, seeds, leaves):
+    """The gradients of the leaves, given the values that have gradients: ``{value: gradient}`` of those that get one.
+
+    Nothing goes past a leaf.
+    """
+    total = dict(seeds)
+    wanted = set(leaves)
+    depends = {}
+    for n in graph.ancestors(seeds):
+        depends[n] = n in wanted or any(depends.get(m) for m in graph.nodes[n].of)
+    for n in sorted(depends, reverse=True):
+        if n not in total or n in wanted:
+            continue
+        for of, d in pullback(graph, n, total[n]):
+            if depends.get(of) and graph.number(d) != 0:
+                total[of] = graph.op("add", total[of], d) if of in total else d
+    return {n: total[n] for n in leaves if n in total}
+
+
+def cheapest(graph, needed, free, price):
+    """The values to keep: a smallest set that cuts ``needed`` off from the loads that the backward pass does not have.
+
+    Of smallest sets the one nearest to ``needed``, which leaves the least to be computed again. A vertex cut by
+    augmenting paths (Ford & Fulkerson 1956): node n is an edge of capacity ``price(n)`` from 2n to 2n + 1.
+    """
+    nodes = [n for n in graph.ancestors(needed, free) if n not in free]
+    source, sink = -1, -2
+    capacity = {}
+
+    def edge(a, b, size):
+        capacity.setdefault(a, {})[b] = size
+        capacity.setdefault(b, {}).setdefault(a, 0)
+
+    for n in nodes:
+        edge(2 * n, 2 * n + 1, price(n))
+        of = [m for m in graph.nodes[n].of if m not in free]
+        for m in of:
+            edge(2 * m + 1, 2 * n, float("inf"))
+        if not graph.nodes[n].of:
+            edge(source, 2 * n, float("inf"))
+    for n in set(needed) - set(free):
+        edge(2 * n + 1, sink, float("inf"))
+
+    def reach(start, forward):
+        """Breadth first over what is left: ``{node: the one before}``."""
+        before, todo = {start: None}, deque([start])
+        while todo:
+            a = todo.popleft()
+            for b in capacity.get(a, ()):
+                if b not in before and (capacity[a][b] if forward else capacity[b][a]) > 0:
+                    before[b] = a
+                    todo.append(b)
+        return before
+
+    while sink in (before := reach(source, True)):
+        path, b = [], sink
+        while before[b] is not None:
+            path.append((before[b], b))
+            b = before[b]
+        flow = min(capacity[a][b] for a, b in path)
+        for a, b in path:
+            capacity[a][b] -= flow
+            capacity[b][a] += flow
+    late = reach(sink, False)  # what can still reach the sink: its border is the nearest cut
+    return [n for n in nodes if 2 * n + 1 in late and 2 * n not in late]
+
+
+class Writer:
+    """A section's lines: values in the order in which they are first used.
+
+    ``given`` are values that the section loads instead of computing them, ``{value: line}``. A gradient of the user's
+    own is of no use in the sections of the backward pass: there the value alone stays.
+    """
+
+    def __init__(self, graph, given, backward=False):
+        self.graph, self.given, self.backward = graph, given, backward
+        self.lines, self.at = [], {}
+
+    def value(self, n):
+        """The number of a value in this section."""
+        todo = [n]
+        while todo:
+            m = todo[-1]
+            if m in self.at:
+                todo.pop()
+                continue
+            node, line = self.graph.nodes[m], self.given.get(m)
+            alias = not line and self.backward and node.op == "through"
+            missing = [] if line else [k for k in node.of[: 1 if alias else None] if k not in self.at]
+            if missing:
+                todo += reversed(missing)
+                continue
+            if alias:
+                self.at[m] = self.at[node.of[0]]
+                todo.pop()
+                continue
+            what = () if node.what is None else (repr(node.what) if node.op == "const" else node.what,)
+            line = line or " ".join(map(str, (node.op, *what, *(self.at[k] for k in node.of))))
+            self.at[m] = len(self.at)
+            self.lines.append(line)
+            todo.pop()
+        return self.at[n]
+
+    def section(self, name, puts):
+        """The lines of a section, from ``{where a value goes: value}``."""
+        stores = [f"put {to} {self.value(n)}" for to, n in puts.items()]
+        return [name, *self.lines, *stores]
+
+
+def write(graph, declared, new, output=None, operand=None, inner=None, keep=None):
+    """The text of the program, and the values of its planes.
+
+    Args:
+        declared: the ``Program`` with the header's fields.
+        new: the value of every state after the step, by name.
+        output: the value of the output, where it is not the first state.
+        operand: the value that the recurrent product multiplies, where it is not the first state.
+        inner: the value that an inner product multiplies.
+        keep: values to keep, where the caller has chosen.
+    """
+    nodes = graph.nodes
+    results = [*new.values(), *([] if output is None else [output])]
+    loads = {(nodes[n].op, nodes[n].what): n for n in range(len(nodes)) if not nodes[n].of}
+    free = {n for n in graph.ancestors(range(len(nodes))) if _free(graph, n)}
+
+    # the forward pass, in two sections where an inner product comes between them
+    early = set()
+    if inner is not None:
+        late = set()
+        for n in range(len(nodes)):
+            if n == loads.get(("i", None)) or any(m in late for m in nodes[n].of):
+                late.add(n)
+        early = set(graph.ancestors([*results, inner])) - late - free
+        used = {m for n in graph.ancestors(results) if n in late for m in nodes[n].of} | set(results)
+        crossing = sorted(n for n in used if n in early)
+    else:
+        crossing = []
+
+    # gradients: of the values that the backward pass has to give, from those of the results
+    seeds = {}
+    for name, n in new.items():
+        _add(graph, seeds, n, graph.load("g", name))
+    if output is not None:
+        _add(graph, seeds, output, graph.load("gy"))
+    targets = {n: (op, what) for (op, what), n in loads.items() if op in ("a", "x", "r", "s", "v", "u")}
+    i = loads.get(("i", None))
+    sections = {}
+    if inner is None:
+        found = gradients(graph, seeds, targets)
+        sections["backward"] = _puts(targets, found)
+    else:
+        # values that cross and share a gate with the inner product's operand wait for the gradient of that
+        touched, waiting = gates_of(graph, inner), []
+        while more := [n for n in crossing if n not in waiting and touched & gates_of(graph, n)]:
+            waiting += more
+            touched = touched.union(*(gates_of(graph, n) for n in more))
+        found = gradients(graph, seeds, {**targets, i: None, **dict.fromkeys(waiting)})
+        sections["backward"] = _puts(targets, found) | {"di": found.get(i, graph.const(0))}
+        later = {inner: graph.load("gi")}
+        for n in waiting:
+            if n in found:
+                k = crossing.index(n)
+                if n in targets:  # a load that crosses as it is
+                    del sections["backward"]["d{} {}".format(*targets[n])]
+                sections["backward"][f"dcross {k}"] = found[n]
+                _add(graph, later, n, graph.load("dcross", k))
+        sections["backward_first"] = _puts(targets, gradients(graph, later, targets))
+    if operand is not None:
+        found = gradients(graph, {operand: graph.load("go")}, targets)
+        sections["backward_operand"] = _puts(targets, found)
+
+    # what the backward pass reads of the forward pass
+    own = {"g", "gy", "gi", "go", "dcross"}
+    made = {n for puts in sections.values() for n in graph.ancestors(puts.values())}
+    backward = set()
+    for n in sorted(made):
+        if nodes[n].op in own or any(m in backward for m in nodes[n].of):
+            backward.add(n)
+    needed = {m for n in backward for m in nodes[n].of} | {n for p in sections.values() for n in p.values()}
+    needed = {n for n in needed if n not in backward and n not in free}
+    states = {n: name for name, n in new.items() if n not in free}
+    if keep is None:
+        keep = cheapest(graph, needed, free | set(states), lambda n: 1)
+    elif missing := _uncovered(graph, needed, free | set(states) | set(keep)):
+        raise ValueError(f"keep= does not suffice for the backward pass, which needs {missing}")
+    have = {n: f"k {k}" for k, n in enumerate(keep)}
+    have |= {n: f"n {name}" for n, name in states.items() if n not in have}
+
+    text = [f"cell {VERSION} {declared.name}"]
+    step = [f"{name}:1" if name in declared.narrow else name for name in declared.step]
+    for word, tokens in (
+        ("inputs", declared.inputs), ("recurrent", declared.recurrent), ("states", declared.states),
+        ("vectors", declared.vectors), ("step", step), ("sequence", declared.sequence),
+    ):  # fmt: skip
+        if tokens:
+            text.append(" ".join([word, *tokens]))
+    text += ["given"] * declared.given + [f"keep {len(keep)}"] * bool(keep)
+    if operand is not None:
+        text += Writer(graph, {}).section("operand", {"operand": operand})
+    kept = {f"keep {k}": n for k, n in enumerate(keep)}
+    puts = {f"new {name}": n for name, n in new.items()} | ({"y": output} if output is not None else {})
+    if inner is not None:
+        first = {"inner": inner} | {f"cross {k}": n for k, n in enumerate(crossing)}
+        first |= {to: n for to, n in kept.items() if n in early}
+        kept = {to: n for to, n in kept.items() if n not in early}
+        text += Writer(graph, {}).section("first", first)
+    crossed = {n: f"cross {k}" for k, n in enumerate(crossing)}
+    text += Writer(graph, crossed).section("forward", puts | kept)
+    for name, stores in sections.items():
+        text += Writer(graph, have, backward=True).section(name, stores)
+    return "\n".join(text), keep
+
+
+def gates_of(graph, n):
+    """The names of the gates that a value depends on."""
+    return {graph.nodes[m].what for m in graph.ancestors([n]) if graph.nodes[m].op in ("a", "x", "r")}
+
+
+def _free(graph, n):
+    """True if a value depends on nothing but what the backward pass has anyway."""
+    return all(graph.nodes[m].op in FREE for m in graph.ancestors([n]) if not graph.nodes[m].of)
+
+
+def _add(graph, total, n, d):
+    total[n] = graph.op("add", total[n], d) if n in total else d
+
+
+def _puts(targets, found):
+    """Where gradients go, in the order of the loads."""
+    return {f"d{op} {what}": found[n] for n, (op, what) in targets.items() if n in found}
+
+
+def _uncovered(graph, needed, have):
+    """Loads that the needed values depend on, and that are not to be had."""
+    nodes = graph.nodes
+    loose = [n for n in graph.ancestors(needed, have) if n not in have and not nodes[n].of]
+    return ", ".join(f"{nodes[n].op}.{nodes[n].what}" if nodes[n].what else nodes[n].op for n in loose)
