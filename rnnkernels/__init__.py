@@ -2,10 +2,13 @@
 
 import sys
 
-from . import backends
+from . import backends, cells
 from ._version import __version__
+from .cells.definition import cell
+from .cells.trace import derivative, product
 from .nn import checks, functional
 from .nn.layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .nn.recurrent import Recurrent, RecurrentCell
 from .recorders import onnx
 from .tools import counters, keras
 from .tools.convert import convert, revert
@@ -15,7 +18,7 @@ from .tools.stepper import Stepper
 from .tools.trace import trace
 
 # Pickles name classes by where users import them from, and so survive moves of files.
-for _class in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Stepper):
+for _class in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Recurrent, RecurrentCell, Stepper):
     _class.__module__ = __name__
 
 # Public modules by the names that users know them by.
@@ -29,16 +32,22 @@ __all__ = [
     "LSTMCell",
     "RNN",
     "RNNCell",
+    "Recurrent",
+    "RecurrentCell",
     "Stepper",
     "__version__",
     "backends",
+    "cell",
+    "cells",
     "checks",
     "convert",
     "counters",
+    "derivative",
     "explain",
     "functional",
     "keras",
     "onnx",
+    "product",
     "quantize_dynamic",
     "revert",
     "trace",

@@ -35,7 +35,7 @@ class CellSpec(NamedTuple):
 
     @property
     def recurrent_gates(self):
-        """Pre-activations per hidden unit that come from the recurrent product; ``weight_hh`` has as many times H rows."""
+        """Pre-activations per hidden unit that come from the recurrent product; ``weight_hh`` has as many blocks."""
         return self.gates if self.program is None else len(self.program.recurrent)
 
     @property

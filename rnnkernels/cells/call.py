@@ -13,7 +13,8 @@ from . import spec_of
 from .weights import names_of
 
 SCHEMA_TYPES = {
-    str: "str", bool: "bool", int: "int", float: "float", Tensor: "Tensor", Tensor | None: "Tensor?", str | None: "str?",
+    str: "str", bool: "bool", int: "int", float: "float", Tensor: "Tensor", Tensor | None: "Tensor?",
+    str | None: "str?",
     list[Tensor]: "Tensor[]", list[Tensor] | None: "Tensor[]?",
     tuple[bool, ...]: "int[]",  # TorchScript traces no bool[]
 }  # fmt: skip

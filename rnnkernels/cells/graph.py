@@ -12,7 +12,8 @@ EAGER = {
     "sign": lambda a: float((a > 0) - (a < 0)), "min": min, "max": max, "lt": lambda a, b: float(a < b),
     "le": lambda a, b: float(a <= b), "eq": lambda a, b: float(a == b), "relu": lambda a: max(a, 0.0),
     "div": lambda a, b: a / b if b else math.nan, "exp": lambda a: math.exp(a) if a < 700 else math.inf,
-    "sqrt": lambda a: math.sqrt(a) if a >= 0 else math.nan, "tanh": math.tanh, "expm1": lambda a: math.expm1(min(a, 709)),
+    "sqrt": lambda a: math.sqrt(a) if a >= 0 else math.nan, "tanh": math.tanh,
+    "expm1": lambda a: math.expm1(min(a, 709)),
     "log": lambda a: math.log(a) if a > 0 else math.nan, "log1p": lambda a: math.log1p(a) if a > -1 else math.nan,
     "sigmoid": lambda a: 1 / (1 + math.exp(-a)) if a > -700 else 0.0, "where": lambda c, a, b: a if c else b,
 }  # fmt: skip

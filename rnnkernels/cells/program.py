@@ -27,7 +27,15 @@ from typing import NamedTuple
 
 VERSION = "1"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
-MOST_TEXT, MOST_INSTRUCTIONS, MOST_GATES, MOST_STATES, MOST_INPUTS, MOST_KEPT, MOST_CROSSING = 65536, 512, 8, 4, 8, 32, 8
+MOST_TEXT, MOST_INSTRUCTIONS, MOST_GATES, MOST_STATES, MOST_INPUTS, MOST_KEPT, MOST_CROSSING = (
+    65536,
+    512,
+    8,
+    4,
+    8,
+    32,
+    8,
+)
 
 OPERATIONS = {  # name: number of values that it takes
     "add": 2, "sub": 2, "mul": 2, "div": 2, "neg": 1, "abs": 1, "sign": 1, "sqrt": 1, "exp": 1, "log": 1, "log1p": 1,

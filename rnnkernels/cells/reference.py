@@ -2,10 +2,10 @@
 
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step,
 K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``op/schema.py``).
-A built-in cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before the
-step, and of four functions: the two activations, the norm of the output, and ``again`` for a second product inside the
-step. It gives the new states and the planes to keep. Any other cell is a program (program.py). Both consist of torch
-operations: differentiable to any order, and slow.
+A built-in cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before
+the step, and of four functions: the two activations, the norm of the output, and ``again`` for a second product inside
+the step. It gives the new states and the planes to keep. Any other cell is a program (program.py). Both consist of
+torch operations: differentiable to any order, and slow.
 """
 
 from contextlib import contextmanager
@@ -178,7 +178,9 @@ class Direction:
                 return r[..., program.recurrent.index(what), :]
             if op == "s":
                 return states[what]
-            return self.vectors[what] if op == "v" else extras[what] if op == "u" else crossing[what] if what is not None else i
+            if op == "i":
+                return i
+            return {"v": self.vectors, "u": extras, "cross": crossing}[op][what]
 
         if "operand" in sections:
             masked = interpret.run(sections["operand"], load, old[0])["operand", None]
@@ -323,7 +325,7 @@ def layer_backward(dy, dlast, dcells, *args):
 
 
 def pullback(call, dy, dlast, dcells):
-    """Gradients of x, *states, *weights, *reset_states, *extras: differentiable functions of them and of the given ones."""
+    """Gradients of x, *states, *weights, *reset_states, *extras, as differentiable functions of all that is given."""
     tensors, n = call.flat(), sum(call.sizes())
 
     def run(*flat):

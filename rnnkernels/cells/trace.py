@@ -14,9 +14,10 @@ import torch
 from .graph import Graph
 
 ALLOWED = (
-    "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, pow by 2, 3, "
-    "-1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, silu, gelu(approximate='tanh'), elu, "
-    "hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, rnnkernels.product and rnnkernels.derivative"
+    "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, "
+    "pow by 2, 3, -1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, silu, elu, "
+    "gelu(approximate='tanh'), hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, rnnkernels.product and "
+    "rnnkernels.derivative"
 )
 
 
@@ -227,12 +228,14 @@ F = torch.nn.functional
 RULES = {
     "neg negative": unary("neg"), "abs absolute": unary("abs"), "sign sgn": unary("sign"), "sqrt": unary("sqrt"),
     "exp": unary("exp"), "log": unary("log"), "log1p": unary("log1p"), "expm1": unary("expm1"),
-    "sigmoid": unary("sigmoid"), "tanh": unary("tanh"), "relu": relu, "add": binary("add"), "sub subtract": binary("sub"),
+    "sigmoid": unary("sigmoid"), "tanh": unary("tanh"), "relu": relu, "add": binary("add"),
+    "sub subtract": binary("sub"),
     "mul multiply": binary("mul"), "div divide true_divide": binary("div"), "minimum": binary("min"),
     "maximum": binary("max"), "lt less": binary("lt"), "le less_equal": binary("le"),
     "gt greater": binary("lt", reverse=True), "ge greater_equal": binary("le", reverse=True), "eq": binary("eq"),
     "ne not_equal": lambda trace, a, b: 1.0 - trace.op("eq", a, b), "where": where, "clamp clip": clamp,
-    "clamp_min": lambda trace, x, min: clamp(trace, x, min), "clamp_max": lambda trace, x, max: clamp(trace, x, None, max),
+    "clamp_min": lambda trace, x, min: clamp(trace, x, min), 
+    "clamp_max": lambda trace, x, max: clamp(trace, x, None, max),
     "square": lambda trace, x: x * x, "reciprocal": lambda trace, x: 1.0 / x,
     "rsqrt": lambda trace, x: 1.0 / trace.op("sqrt", x), "pow": power, "zeros_like": like(0.0), "ones_like": like(1.0),
     "logical_and": lambda trace, a, b: a * b, "logical_not": lambda trace, a: 1.0 - a,

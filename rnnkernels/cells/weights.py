@@ -29,7 +29,8 @@ def weights_of(cell, I, H, P=None, *, bias=True, project=False, layer_norm=False
     sides = {}  # suffix: rows of the matrix of that side, columns, kind and shape
     if spec.projects_input:
         sides["ih"] = spec.gates * H, (spec.gates * H, I), "input", "ln_x_gain"
-    if rows := spec.recurrent_gates * H:
+    if spec.recurrent_gates:
+        rows = spec.recurrent_gates * H
         shape = (rows, P) if heads == 1 else (heads, rows // heads, H // heads)
         sides["hh"] = rows, shape, "recurrent", "ln_h_gain"
     table = [Weight(f"weight_{side}", kind, shape) for side, (_, shape, kind, _) in sides.items()]

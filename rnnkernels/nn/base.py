@@ -24,12 +24,12 @@ MODES = {"RNN_TANH": ("rnn", None), "RNN_RELU": ("rnn", "relu"), "LSTM": ("lstm"
 
 def check_recurrent(module):
     """Raise for a module that is not rnnkernels', in functions that need more than torch.nn's have."""
-    if not isinstance(module, Recurrent):
+    if not isinstance(module, RecurrentBase):
         raise TypeError(f"Expected an RNN, LSTM or GRU of rnnkernels, but got {type(module).__name__}")
 
 
-class Recurrent(Leaf, nn.RNNBase):
-    """Everything of the three but the form of ``hx``. Each is also an instance of torch.nn's class of its name."""
+class RecurrentBase(Leaf, nn.RNNBase):
+    """Everything of the layers but the form of ``hx``. RNN, LSTM and GRU are also instances of torch.nn's classes."""
 
     _wrong_input: str  # torch.nn's message for an input with a wrong number of dimensions
     _options = None  # ``Options``, or None for a plain layer, which costs it one lookup
@@ -115,9 +115,9 @@ class Recurrent(Leaf, nn.RNNBase):
         return super().extra_repr() + (f", {changed}" if changed else "")
 
     @property
-    def _cell(self):
-        """The cell of the op, without the changes that options make to it."""
-        return MODES[self.mode][0]
+    def _kind(self):
+        """The cell of the op and its activation, without the changes that options make to them."""
+        return MODES[self.mode]
 
     def _states(self, hx, dims=None):
         """``hx`` as a tuple of states; where ``dims`` is given, they are checked to have as many dimensions."""
@@ -151,9 +151,9 @@ class Recurrent(Leaf, nn.RNNBase):
         y, last = self._layers(input.transpose(0, 1) if batch_first else input, states)
         return batch_major(y) if batch_first else y, self._hidden(last)
 
-    def _forward_more(self, input, hx, lengths, reset, cells, call=None):
-        """``forward`` with arguments that torch.nn does not have; ``call`` as in ``functional.layers``."""
-        more = {name: value for name, value in (("return_cells", cells), ("call", call)) if value}
+    def _forward_more(self, input, hx, lengths, reset, cells, call=None, extras=()):
+        """``forward`` with arguments that torch.nn does not have; the last two as in ``functional.layers``."""
+        more = {name: v for name, v in (("return_cells", cells), ("call", call), ("extras", extras)) if v}
         if isinstance(input, PackedSequence):
             if lengths is not None or reset is not None:
                 name = "reset" if lengths is None else "lengths"
@@ -194,7 +194,7 @@ class Recurrent(Leaf, nn.RNNBase):
             weights = [parameters[name] for name in names]
         except KeyError:  # a buffer or attribute has the parameter's name
             weights = [getattr(self, name) for name in names]
-        cell, activation = MODES[self.mode]
+        cell, activation = self._kind
         return layers(
             cell, x, states, weights, self.num_layers, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
             self.input_size, H, P or H, activation, self.dropout if self.training else 0.0, lengths, reset, drop,
@@ -239,4 +239,4 @@ class Recurrent(Leaf, nn.RNNBase):
         return y, self._hidden(last), *c
 
 
-pass_dynamo(Recurrent)
+pass_dynamo(RecurrentBase)

@@ -9,7 +9,7 @@ from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
 
 from .. import backends
-from ..cells import CELLS
+from ..cells import spec_of
 from ..cells.call import LayerCall
 from ..cells.weights import names_of
 from ..op import run as op
@@ -34,7 +34,7 @@ def torchs_step(cell, dtype, training):
     return "a step of it is two products" if cell == "rnn" else "autograd costs less than for one of ours"
 
 
-class RecurrentCell(Leaf, nn.RNNCellBase):
+class CellBase(Leaf, nn.RNNCellBase):
     """The base class of the three cells: one step from x (B, I) and the states (B, H), all of them checked."""
 
     def _step(self, cell, activation, input, hx):
@@ -51,7 +51,7 @@ class RecurrentCell(Leaf, nn.RNNCellBase):
             return [s.squeeze(0) for s in new]
         training = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights))
         if input.is_cpu and torchs_step(cell, input.dtype, training) and eager():
-            states = hx or [input.new_zeros(input.size(0), H)] * CELLS[cell].states
+            states = hx or [input.new_zeros(input.size(0), H)] * spec_of(cell).states
             new = TORCH_CELLS[cell, activation](input, states if cell == "lstm" else states[0], *weights)
             return new if cell == "lstm" else (new,)
         x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
@@ -127,7 +127,7 @@ def raise_wrong_state(k, state, B, H):
     raise RuntimeError(f"Expected hidden{k} of shape {(B, H)}, got {tuple(state.shape)}")
 
 
-class RNNCell(RecurrentCell, nn.RNNCell):
+class RNNCell(CellBase, nn.RNNCell):
     """One step of an Elman network, ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``, a drop-in for ``torch.nn.RNNCell``.
 
     Args:
@@ -153,7 +153,7 @@ class RNNCell(RecurrentCell, nn.RNNCell):
         return self._step("rnn", None if self.nonlinearity == "tanh" else "relu", input, states)[0]
 
 
-class GRUCell(RecurrentCell, nn.GRUCell):
+class GRUCell(CellBase, nn.GRUCell):
     """One step of a gated recurrent unit, a drop-in for ``torch.nn.GRUCell``; the equations are those of ``GRU``.
 
     Args:
@@ -172,7 +172,7 @@ class GRUCell(RecurrentCell, nn.GRUCell):
         return self._step("gru", None, input, self._single_state(input, hx))[0]
 
 
-class LSTMCell(RecurrentCell, nn.LSTMCell):
+class LSTMCell(CellBase, nn.LSTMCell):
     """One step of a long short-term memory, a drop-in for ``torch.nn.LSTMCell``; the equations are those of ``LSTM``.
 
     Args:

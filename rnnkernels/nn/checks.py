@@ -51,7 +51,7 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, optio
 
     Everything that kernels rely on is checked here, weights included: users can replace these between calls.
     """
-    dtype, device, weight = x.dtype, x.device, weights[0]
+    dtype, device, weight = x.dtype, x.device, weights[0] if weights else x
     if dtype != weight.dtype and not autocast_enabled(device.type):
         raise ValueError(
             f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype}). "

@@ -1,4 +1,4 @@
-"""``rnn``, ``lstm`` and ``gru`` as functions of tensors: the loop over layers, and dropout between them.
+"""``rnn``, ``lstm``, ``gru`` and ``recurrent`` as functions of tensors: the loop over layers, and dropout between them.
 
 Letters: T time, B batch, D directions, G gates, H hidden, S states, I input, L layers, P output of a step (H, or
 proj_size where there is one).
@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..cells import spec_of
 from ..cells.call import LayerCall
+from ..cells.definition import Cell
 from ..cells.reference import zero_past
 from ..cells.weights import names_of
 from ..op import run as op
@@ -17,6 +18,7 @@ from ..op.schema import over_layers
 from . import masks
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import PLAIN, check_heads, take_options
+from .own_cells import check_cell, check_extras, take_constants, take_extras
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
 
@@ -159,6 +161,81 @@ def gru(
     )  # fmt: skip
 
 
+def recurrent(
+    cell: Cell,
+    input: Tensor,
+    hx: Tensor | tuple | None,
+    params: list[Tensor],
+    has_biases: bool = True,
+    num_layers: int = 1,
+    dropout: float = 0.0,
+    train: bool = False,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    *,
+    lengths: Tensor | None = None,
+    reset: Tensor | tuple | None = None,
+    **more,
+):
+    """Layers of a cell of one's own, as a function of tensors.
+
+    Args:
+        cell: made by :func:`rnnkernels.cell`, or one of ``rnnkernels.cells``.
+        input: (T, B, I), or (B, T, I) with ``batch_first``.
+        hx: the initial states (L*D, B, H), S of them in a tuple for a cell with several; None stands for zeros.
+        params: for every layer, and in it for every direction, in the order of ``Recurrent(...).parameters()``.
+        has_biases, num_layers, dropout, train, bidirectional, batch_first, lengths, reset: as for :func:`rnn`.
+        **more: the cell's extra inputs and constants, by name, and the options of :class:`rnnkernels.Recurrent`.
+
+    Returns:
+        ``output`` (T, B, D*H), or (B, T, D*H) with ``batch_first``, and the final states like ``hx``.
+    """
+    check_cell(cell)
+    cell = take_constants(cell, more)
+    options = take_options(cell.program.text, more)
+    program, reverse = cell.program, BOTH if bidirectional else FORWARD
+    text, spec = program.text, spec_of(cell.program.text)
+    if input.is_nested:
+        refuse_nested("functional.recurrent")
+    if input.dim() != 3:
+        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
+    states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    if len(states) not in (0, spec.states):
+        raise RuntimeError(f"{program.name} expects {spec.states} hidden states, got {len(states)}")
+    names = names_of(text, has_biases, False, options is not None and options.layer_norm)
+    if len(params) != len(names) * num_layers * len(reverse):
+        raise RuntimeError(
+            f"got an incorrect number of RNN parameters: {len(params)} for num_layers={num_layers}, "
+            f"bidirectional={bidirectional}, has_biases={has_biases}"
+        )
+    own = dict(zip(names, params, strict=False))
+    heads = 1 if options is None else options.heads
+    if "weight_hh" in own:
+        w = own["weight_hh"]
+        H = w.size(-1) * heads
+    elif spec.vectors:
+        H = own[spec.vectors[0]].size(0)
+    elif "weight_ih" in own:
+        H = own["weight_ih"].size(0) // spec.gates
+    else:
+        H = input.size(2) // max(spec.gates, 1)
+    x = input.transpose(0, 1) if batch_first else input
+    extras = take_extras(cell, more, input, batch_first, 3)
+    check_extras(program, extras, x, H)
+    lengths, restart = None if lengths is None else check_lengths(lengths, x), ()
+    if reset is not None:
+        reset, restart = check_reset(reset, input, batch_first, bidirectional)
+        restart = (restart,) if isinstance(restart, Tensor) else restart
+        if len(restart) not in (0, spec.states):
+            raise RuntimeError(f"{program.name} expects {spec.states} states to restart from, got {len(restart)}")
+    I = own["weight_ih"].size(1) if "weight_ih" in own else input.size(2)  # noqa: E741
+    y, last = layers(
+        text, x, states, params, num_layers, reverse, has_biases, False, I, H, H, None, dropout if train else 0.0,
+        lengths, reset, options=options, train=train, reset_states=restart, extras=extras,
+    )  # fmt: skip
+    return batch_major(y) if batch_first else y, last[0] if spec.states == 1 else tuple(last)
+
+
 def _run(
     cell, input, states, params, bias, num_layers, dropout, train, bidirectional, batch_first, lengths, reset, given,
     activation=None,
@@ -204,7 +281,7 @@ def _run(
 def layers(
     cell, x, states, weights, num_layers, reverse, bias, project, I, H, P, activation=None, dropout=0.0,  # noqa: E741
     lengths=None, reset=None, drop=torch.dropout, options=None, train=False, reset_states=(), return_cells=False,
-    call=None,
+    call=None, extras=(),
 ):  # fmt: skip
     """Check that all tensors fit together, and run the layers.
 
@@ -220,12 +297,14 @@ def layers(
         reset_states: S tensors as ``states``, from which rows restart where ``reset`` is set; none for zeros.
         return_cells: True returns the cell states of the last layer too.
         call: runs a ``LayerCall``; called as ``op.layer``, the default.
+        extras: the inputs of steps (T, B, H or 1), then those of sequences (B, H), for every layer.
 
     Returns:
         ``y`` (T, B, D*P) and the S final states (L*D, B, H or P); with ``return_cells`` also c (T, B, D*H).
     """
     D, top, refused, found = len(reverse), num_layers - 1, None, []
-    plain = options is None and not return_cells and call is None
+    spec = spec_of(cell)
+    plain = options is None and not return_cells and call is None and spec.program is None
     stack = op.inference_op(x, states, weights, I) if plain and H and not dropout and reset is None else None
     if stack is not None:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
@@ -233,7 +312,7 @@ def layers(
             return stack(x, states, weights, cell, num_layers, D == 2, bias, H, *rare)
         except RuntimeError as error:
             refused = error
-    if return_cells and spec_of(cell).states < 2:
+    if return_cells and spec.states < 2:
         raise ValueError(f"return_cell_states is for LSTM: {cell} has no cell state")
     check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, options or PLAIN, reset_states)
     if refused is not None:
@@ -244,8 +323,9 @@ def layers(
         restart = [s[i * D : (i + 1) * D] for s in reset_states]
         x = drop(x, dropout, True) if dropout and i else x
         layer = LayerCall(
-            cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart, hidden_size=H
-        )
+            cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart, hidden_size=H,
+            extras=extras,
+        )  # fmt: skip
         ways = {"return_cells": return_cells and i == top, "exposed": i == top}
         if options is not None:
             layer = masks.with_options(layer, options, train)

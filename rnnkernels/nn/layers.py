@@ -6,14 +6,14 @@ L layers, N heads, P projection.
 
 from torch import nn
 
-from .base import Recurrent
+from .base import RecurrentBase
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .options import Option
 
 __all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
 
 
-class RNN(Recurrent, nn.RNN):
+class RNN(RecurrentBase, nn.RNN):
     """Elman network (Elman 1990): ``h' = act(W_ih x + b_ih + W_hh h + b_hh)``, a drop-in for ``torch.nn.RNN``.
 
     Args:
@@ -80,7 +80,7 @@ class RNN(Recurrent, nn.RNN):
         super().__init__("RNN_TANH" if self.nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
 
 
-class GRU(Recurrent, nn.GRU):
+class GRU(RecurrentBase, nn.GRU):
     """Gated recurrent unit (Cho et al. 2014), a drop-in for ``torch.nn.GRU``: the reset comes after the product.
 
     ``r, z = sigmoid(W_i x + b_i + W_h h + b_h)``, ``n = tanh(W_in x + b_in + r (W_hn h + b_hn))``,
@@ -105,7 +105,7 @@ class GRU(Recurrent, nn.GRU):
         super().__init__("GRU", *args, **kwargs)
 
 
-class LSTM(Recurrent, nn.LSTM):
+class LSTM(RecurrentBase, nn.LSTM):
     """Long short-term memory (Hochreiter & Schmidhuber 1997; Gers et al. 2000), a drop-in for ``torch.nn.LSTM``.
 
     ``i, f, o = sigmoid(W_i x + b_i + W_h h + b_h)``, ``g = tanh(...)`` likewise, ``c' = f c + i g``,

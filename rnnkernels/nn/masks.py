@@ -7,7 +7,6 @@ import math
 
 import torch
 
-from ..cells import spec_of
 from ..op.autograd import jit_tracing
 from .options import settings
 
@@ -36,7 +35,7 @@ def with_options(call, options, train):
                 zone[k] = random_bools(p, (x.size(0), D, x.size(1), H if k else P), x.device)
     cell, activation, gate = settings(call.cell, call.activation, options)
     if N > 1:
-        weights = split_weights(weights, D, spec_of(cell).gates, N)
+        weights = split_weights(weights, D, N)
         states, reset_states, zone = ([into_heads(t, N) for t in ts] for ts in (states, reset_states, zone))
         h_mask = h_mask if h_mask is None else into_heads(h_mask, N)
     return call._replace(
@@ -73,12 +72,16 @@ def into_heads(t, N):
     return t if t.size(-1) == 1 else t.unflatten(-1, (N, -1)).movedim(-2, -3).flatten(-4, -3)
 
 
-def split_weights(weights, D, G, N):
-    """The weights of every direction and head: the rows of w_ih and biases of the head's units, gate by gate."""
-    each, out = len(weights) // D, []
-    for d in range(D):
-        w_ih, w_hh, *biases = weights[d * each : (d + 1) * each]
-        for n in range(N):
-            rows = [w.unflatten(0, (G, N, -1))[:, n].flatten(0, 1) for w in (w_ih, *biases)]
-            out += [rows[0], w_hh[n], *rows[1:]]
-    return out
+def split_weights(weights, D, N):
+    """The weights of every direction and head: the rows of the head's units, gate by gate."""
+    each = len(weights) // D
+
+    def of_head(w, n, H):
+        return w[n] if w.dim() == 3 else w.unflatten(0, (w.size(0) // H, N, -1))[:, n].flatten(0, 1)
+
+    def split(own):
+        w_hh = next((w for w in own if w.dim() == 3), None)
+        H = min(w.size(0) for w in own) if w_hh is None else N * w_hh.size(2)
+        return [of_head(w, n, H) for n in range(N) for w in own]
+
+    return [w for d in range(D) for w in split(weights[d * each : (d + 1) * each])]

@@ -6,12 +6,13 @@ Letters as in functional.py.
 import numbers
 from typing import NamedTuple
 
+from ..cells import spec_of
 from ..cells.reference import ACTIVATIONS
 
 REGULARISERS = ("recurrent_dropout", "zoneout", "layer_norm", "recompute", "heads")
 ACTIVATED = (*REGULARISERS, "activation", "recurrent_activation")
 OPTIONS_OF = {"rnn": REGULARISERS, "lstm": ACTIVATED, "gru": (*ACTIVATED, "reset_after")}
-"""The names of a cell's options."""
+"""The names of a built-in cell's options; any other cell has ``REGULARISERS``."""
 WITHOUT_EFFECT = ("recurrent_dropout", "recompute")
 """Options that change nothing in inference."""
 
@@ -20,7 +21,7 @@ class Options(NamedTuple):
     """All options with their defaults; ``None`` stands for a plain layer wherever options are handed on."""
 
     recurrent_dropout: float = 0.0
-    zoneout: float | tuple[float, float] = 0.0
+    zoneout: float | tuple[float, ...] = 0.0
     layer_norm: bool = False
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
@@ -47,7 +48,7 @@ def take_options(cell, keywords):
     Raises:
         ValueError, TypeError: for a value that an option cannot have.
     """
-    return checked(cell, {name: keywords.pop(name) for name in OPTIONS_OF[cell] if name in keywords})
+    return checked(cell, {name: keywords.pop(name) for name in OPTIONS_OF.get(cell, REGULARISERS) if name in keywords})
 
 
 def checked(cell, values):
@@ -73,16 +74,19 @@ def checked(cell, values):
 
 
 def probability(cell, name, value):
-    """A probability as a float, or a pair of them for the zoneout of an LSTM."""
-    pair = isinstance(value, (tuple, list)) and name == "zoneout"
-    if pair and (cell != "lstm" or len(value) != 2):
-        has = "two states" if cell == "lstm" else "one state"
-        raise ValueError(f"zoneout has one probability per state: expected a number, as {cell} has {has}, got {value}")
-    for p in value if pair else (value,):
+    """A probability as a float, or for zoneout as many of them as the cell has states."""
+    several = isinstance(value, (tuple, list)) and name == "zoneout"
+    spec = spec_of(cell)
+    if several and (spec.states < 2 or len(value) != spec.states):
+        has = ("one state", "two states", "three states", "four states")[spec.states - 1]
+        raise ValueError(
+            f"zoneout has one probability per state: expected a number, as {spec.name} has {has}, got {value}"
+        )
+    for p in value if several else (value,):
         if not isinstance(p, numbers.Number) or isinstance(p, bool) or not 0 <= p < 1:
             what = "state being kept" if name == "zoneout" else "element of h being zeroed"
             raise ValueError(f"{name} should be a number in range [0, 1) representing the probability of a {what}")
-    return tuple(map(float, value)) if pair else float(value)
+    return tuple(map(float, value)) if several else float(value)
 
 
 def check_heads(heads, hidden_size, project):
@@ -137,4 +141,4 @@ class Option:
         if self.fixed:
             raise AttributeError(f"{self.name} decides over the parameters and cannot be changed; make another module")
         given = (module._options or PLAIN)._asdict() | {self.name: value}
-        module._options = checked(module._cell, given)
+        module._options = checked(module._kind[0], given)

@@ -13,10 +13,30 @@ from ..cells.call import LayerCall
 from .flat import Plan, Pull
 
 # The dimension, from the end, into which each kind of tensor folds N: when N joins the batch, and when N joins D.
-INTO_B = {"x": -2, "state": -2, "lengths": -1, "reset": -1, "zone": -2, "y": -2, "gates": -3, "cells": -2, "step": -2,
-          "sequence": -2}
-INTO_D = {"x": -4, "state": -3, "lengths": -2, "reset": -3, "zone": -3, "y": -1, "gates": -5, "cells": -4, "step": -4,
-          "sequence": -3}
+INTO_B = {
+    "x": -2,
+    "state": -2,
+    "lengths": -1,
+    "reset": -1,
+    "zone": -2,
+    "y": -2,
+    "gates": -3,
+    "cells": -2,
+    "step": -2,
+    "sequence": -2,
+}
+INTO_D = {
+    "x": -4,
+    "state": -3,
+    "lengths": -2,
+    "reset": -3,
+    "zone": -3,
+    "y": -1,
+    "gates": -5,
+    "cells": -4,
+    "step": -4,
+    "sequence": -3,
+}
 
 
 def fold(tensor, dim, N, at):

@@ -7,7 +7,7 @@ D directions, G gates, H hidden, S states, I input.
 import torch
 from torch import _VF
 
-from ..cells import CELLS
+from ..cells import spec_of
 from ..cells.call import LayerCall
 
 NODES = {"rnn": "RNN", "gru": "GRU", "gru_reset_before": "GRU", "lstm": "LSTM"}
@@ -66,7 +66,8 @@ def refuse_packed():
 def refuse(call, return_cells):
     """Raise for what ONNX's recurrent operators do not do."""
     for name, given in (
-        ("proj_size", call.project), ("heads", call.reverse not in DIRECTIONS), ("reset", call.reset is not None),
+        (f"the cell {call.spec.name}", call.spec.program is not None), ("proj_size", call.project),
+        ("heads", call.reverse not in DIRECTIONS), ("reset", call.reset is not None),
         ("recurrent_dropout in training", call.h_mask is not None), ("zoneout", len(call.zone) > 0),
         ("layer_norm", call.layer_norm), ("return_cell_states", return_cells),
         ("an input for each of several weights (vmap)", call.x.dim() == 4),
@@ -104,7 +105,7 @@ def node_of_layer(call, return_cells=False):
     }
     if NODES[cell] == "GRU":
         attributes["linear_before_reset"] = int(cell == "gru")
-    S = CELLS[cell].states
+    S = spec_of(cell).states
     y, *last = torch.onnx.ops.symbolic_multi_out(
         NODES[cell], inputs, attributes, dtypes=[x.dtype] * (1 + S), shapes=[(T, D, B, H), *[(D, B, H)] * S]
     )
@@ -142,7 +143,7 @@ def layer_of_torch(call):
         if given:
             raise NotImplementedError(f"rnnkernels: torch.onnx.export has {what} with dynamo=True only")
     D = len(call.reverse)
-    states = call.states or [x.new_zeros(D, x.size(1), weights[1].size(1)) for _ in range(CELLS[cell].states)]
+    states = call.states or [x.new_zeros(D, x.size(1), weights[1].size(1)) for _ in range(spec_of(cell).states)]
     hx = tuple(states) if cell == "lstm" else states[0]
     y, *last = getattr(_VF, name)(x, hx, weights, call.bias, 1, 0.0, False, D == 2, False)
     return y, last

@@ -9,8 +9,8 @@ import warnings
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..nn.base import Recurrent
-from ..nn.cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell
+from ..nn.base import RecurrentBase
+from ..nn.cell_modules import CellBase, GRUCell, LSTMCell, RNNCell
 from ..nn.layers import GRU, LSTM, RNN
 from ..recorders.tracers import LEAF
 from .subclasses import obstacle, with_ours
@@ -42,7 +42,7 @@ def convert(model: nn.Module, *, subclasses: bool = False) -> nn.Module:
     """
     left = []
     for name, module in model.named_modules():
-        if isinstance(module, (Recurrent, RecurrentCell)) or not isinstance(module, tuple(TO_OURS)):
+        if isinstance(module, (RecurrentBase, CellBase)) or not isinstance(module, tuple(TO_OURS)):
             continue
         own = class_of(module)
         new, why = TO_OURS.get(own), None
@@ -74,7 +74,7 @@ def revert(model: nn.Module) -> nn.Module:
         ValueError: for a module with an option that torch.nn does not have; nothing is reverted then.
     """
     for name, module in model.named_modules():
-        options = isinstance(module, Recurrent) and module._options
+        options = isinstance(module, RecurrentBase) and module._options
         if options:
             raise ValueError(
                 f"revert: torch.nn has no {options.changed()}, which {name or 'the model itself'} "
@@ -82,7 +82,7 @@ def revert(model: nn.Module) -> nn.Module:
             )
     left = []
     for name, module in model.named_modules():
-        if not isinstance(module, (Recurrent, RecurrentCell)):
+        if not isinstance(module, (RecurrentBase, CellBase)):
             continue
         own = class_of(module)
         new = TO_TORCH.get(own) or vars(own).get("_converted_from")

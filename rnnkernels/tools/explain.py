@@ -12,14 +12,14 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import backends
-from ..cells import CELLS
 from ..cells.call import LayerCall
-from ..nn.base import MODES, Recurrent
-from ..nn.cell_modules import GRUCell, LSTMCell, RecurrentCell, RNNCell, torchs_step
+from ..nn.base import RecurrentBase
+from ..nn.cell_modules import CellBase, GRUCell, LSTMCell, RNNCell, torchs_step
 from ..nn.checks import refuse_nested
 from ..nn.functional import BOTH, FORWARD
 from ..nn.masks import split_weights
 from ..nn.options import PLAIN, settings
+from ..nn.recurrent import Recurrent
 from ..op.autograd import autocast_enabled
 from .convert import TO_OURS
 
@@ -48,6 +48,8 @@ class Explanation:
     forced: str | None
     """The backend that is forced, or None."""
     layers: tuple[Layer, ...]
+    program: str | None = None
+    """The text of the program of a cell of one's own, with a comment on what training keeps."""
 
     def __str__(self):
         first = self.layers[0].call
@@ -68,7 +70,7 @@ class Explanation:
             else:
                 lines.append(f"  runs on   {at.backend:{width}}  {at.schedule}")
             lines += [f"  not on    {name:{width}}  {reason}" for name, reason in at.others]
-        return "\n".join(lines)
+        return "\n".join(lines if self.program is None else [*lines, self.program])
 
     __repr__ = __str__
 
@@ -80,7 +82,7 @@ def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, len
     ``RNNKERNELS_BACKEND`` count as they would in a call now.
 
     Args:
-        module: an ``rnnkernels`` RNN, LSTM, GRU, RNNCell, LSTMCell or GRUCell.
+        module: an ``rnnkernels`` RNN, LSTM, GRU, Recurrent, RNNCell, LSTMCell or GRUCell.
         x: an input that the module takes: batched, unbatched or packed.
         hx: the initial states, as for the module; only their ``requires_grad`` counts (training or inference).
         lengths, reset: as for the module; their values do not count.
@@ -92,7 +94,7 @@ def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, len
         TypeError: for a module that is not one of these.
         ValueError: for an input with a wrong number of dimensions.
     """
-    if not isinstance(module, (Recurrent, RecurrentCell)):
+    if not isinstance(module, (RecurrentBase, CellBase)):
         name = f"{type(module).__module__}.{type(module).__qualname__}"
         if isinstance(module, tuple(TO_OURS)):
             hint = "convert it first: explain(rnnkernels.convert(module), x)"
@@ -101,11 +103,20 @@ def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, len
         raise TypeError(f"Expected an rnnkernels RNN, LSTM, GRU or one of their cells, but got {name}; {hint}")
     if not isinstance(x, PackedSequence) and x.is_nested:
         refuse_nested(type(module).__name__)
-    if isinstance(module, RecurrentCell):
+    if isinstance(module, CellBase):
         layers = [describe_step(call) for call in cell_calls(module, x, hx)]
     else:
         layers = [describe(n, call) for n, call in enumerate(layer_calls(module, x, hx, lengths, reset))]
-    return Explanation(str(module), backends.forced(), tuple(layers))
+    return Explanation(str(module), backends.forced(), tuple(layers), described(module))
+
+
+def described(module):
+    """The program of a module's cell, and what training keeps of it; None for a built-in cell."""
+    if not isinstance(module, Recurrent):
+        return None
+    cell = module.cell
+    kept = ", ".join(cell.names) or "nothing but the states"
+    return f"training keeps {kept}\n{cell}"
 
 
 def cell_calls(module, x, hx):
@@ -132,15 +143,15 @@ def layer_calls(module, x, hx, lengths, reset):
     else:
         raise ValueError(module._wrong_input.format(x.dim()))
     options, weights = module._options or PLAIN, module._flat_weights
-    cell, activation, gate = settings(*MODES[module.mode], options)
+    cell, activation, gate = settings(*module._kind, options)
     D, N = 1 + module.bidirectional, options.heads
     first = weights[: len(weights) // module.num_layers]
     call = LayerCall(
-        cell, x_TBI, [], first if N == 1 else split_weights(first, D, CELLS[cell].gates, N),
+        cell, x_TBI, [], first if N == 1 else split_weights(first, D, N),
         [r for r in (BOTH if D == 2 else FORWARD) for _ in range(N)], project=module.proj_size > 0,
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
         h_mask=True if module.training and options.recurrent_dropout else None,
-        zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm,
+        zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm, hidden_size=module.hidden_size // N,
     ).facts()  # fmt: skip
     return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..nn.base import MODES, check_recurrent
 from ..nn.options import PLAIN
+from ..nn.recurrent import refuse_own_cell
 
 ORDER = {"rnn": (0,), "lstm": (0, 1, 2, 3), "gru": (1, 0, 2)}
 """The position in Keras of each gate of torch, and the other way round."""
@@ -77,7 +78,7 @@ def export_weights(module: nn.Module) -> list:
         TypeError, ValueError: for a module of another kind, or one with something that Keras lacks.
     """
     check_module(module)
-    cell, arrays = module._cell, []
+    cell, arrays = module._kind[0], []
     for name, shape in shapes(module):
         kind, _, suffix = name.partition("_l")
         if kind == "bias":
@@ -104,7 +105,7 @@ def shapes(module):
 
 def parameters_of(module, name, array):
     """The parameters of the module, by name, that one array stands for."""
-    cell, (kind, _, suffix) = module._cell, name.partition("_l")
+    cell, (kind, _, suffix) = module._kind[0], name.partition("_l")
     if kind != "bias":
         return {name: ordered(array.T, cell)}
     ih, hh = array if array.dim() == 2 else (array, torch.zeros_like(array))
@@ -119,6 +120,7 @@ def ordered(rows, cell):
 def check_module(module):
     """Raise for a module that Keras has no layer for."""
     check_recurrent(module)
+    refuse_own_cell("rnnkernels.keras", module)
     lacking = (module._options or PLAIN).changed("activation", "recurrent_activation", "reset_after", "recompute",
                                                 "recurrent_dropout")  # fmt: skip
     if module.proj_size:
@@ -139,7 +141,7 @@ def check_layer(module, layer):
     options = module._options or PLAIN
     found |= {"class": kind} | {name: config[name] for name in ("units", "use_bias", "go_backwards", "activation")}
     expected |= {
-        "class": {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}[module._cell],
+        "class": {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}[module._kind[0]],
         "units": module.hidden_size, "use_bias": module.bias, "go_backwards": False,
         "activation": MODES[module.mode][1] or options.activation,
     }  # fmt: skip

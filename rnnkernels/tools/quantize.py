@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from .. import backends
-from ..cells import CELLS
+from ..cells import spec_of
 from ..cells.reference import dequantized
 from ..cells.weights import names_of
-from ..nn.base import MODES, Recurrent
+from ..nn.base import MODES, RecurrentBase
 from ..nn.cell_modules import (
+    CellBase,
     GRUCell,
     LSTMCell,
-    RecurrentCell,
     RNNCell,
     check_cell_sizes,
     kind_of_cell,
@@ -158,8 +158,12 @@ class Quantized(Leaf, nn.Module):
 class QuantizedRecurrent(Quantized):
     """The base class of the three layers."""
 
-    forward, _forward_more, _forward_packed = Recurrent.forward, Recurrent._forward_more, Recurrent._forward_packed
-    _outside_graphs = staticmethod(Recurrent._outside_graphs)
+    forward, _forward_more, _forward_packed = (
+        RecurrentBase.forward,
+        RecurrentBase._forward_more,
+        RecurrentBase._forward_packed,
+    )
+    _outside_graphs = staticmethod(RecurrentBase._outside_graphs)
     _like, dropout = nn.RNNBase, 0.0
 
     def __init__(self, module: nn.RNNBase, activations="int8"):
@@ -200,7 +204,7 @@ class QuantizedGRU(QuantizedRecurrent):
 class QuantizedCell(Quantized):
     """The base class of the three cells."""
 
-    _like, _single_state = nn.RNNCellBase, RecurrentCell._single_state
+    _like, _single_state = nn.RNNCellBase, CellBase._single_state
 
     def __init__(self, module: nn.RNNCellBase, activations="int8"):
         settings = ["input_size", "hidden_size", "bias"]
@@ -215,7 +219,7 @@ class QuantizedCell(Quantized):
         self._check(input, hx)
         check_cell_sizes(input, hx, self.input_size, self.hidden_size)
         if self.hidden_size == 0:  # as torch.nn's: nothing to compute
-            return [input.new_zeros(len(input), 0) for _ in range(CELLS[cell].states)]
+            return [input.new_zeros(len(input), 0) for _ in range(spec_of(cell).states)]
         _, last = self._run(cell, activation, input[None], [s[None] for s in hx], 1, False, 0)
         return [s.squeeze(0) for s in last]
 

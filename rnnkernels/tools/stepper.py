@@ -11,12 +11,13 @@ from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 
 from .. import backends
-from ..cells import CELLS, accumulate_dtype
+from ..cells import accumulate_dtype, spec_of
 from ..cells.weights import names_of
 from ..nn.base import MODES
 from ..nn.cell_modules import kind_of_cell
 from ..nn.checks import check_inference, check_weights
 from ..nn.options import refuse_options
+from ..nn.recurrent import refuse_own_cell
 from .stepper_runners import Cpp, Reference, run_cpp
 
 
@@ -55,6 +56,7 @@ class Stepper:
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, batch_size: int):
+        refuse_own_cell("a Stepper", module)
         kind = MODES.get(module.mode) if isinstance(module, nn.RNNBase) else kind_of_cell(module)
         if kind is None:
             raise TypeError(
@@ -91,7 +93,7 @@ class Stepper:
             cell, weights[0].device, dtype, 1, B, I, H, P, 1,
             stages=frozenset({"project"} if project else ()), activation=activation or "tanh",
         )  # fmt: skip
-        self._shapes = [(L, B, P), (L, B, H)][: CELLS[cell].states]
+        self._shapes = [(L, B, P), (L, B, H)][: spec_of(cell).states]
         self._out = torch.empty(B, P, dtype=dtype, device="cpu")  # the template of ``step``'s results
         self._x_shape, self._out_shape, self._handle = None, (B, P), None
         chosen = backends.choose(facts)

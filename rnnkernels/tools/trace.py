@@ -4,23 +4,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from ..cells import CELLS, reference
-from ..nn.base import MODES, check_recurrent
+from ..cells import reference, spec_of
+from ..nn.base import check_recurrent
 from ..nn.options import PLAIN, settings
+from ..nn.own_cells import take_extras
 from ..op.autograd import without_autocast
 
 
 @torch.no_grad()
-def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None) -> dict[str, Tensor]:
+def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None, **inputs) -> dict[str, Tensor]:
     """Run a module and return all gates and states of all layers and steps, by name, for plots and for debugging.
 
     It runs on the reference backend, a Python loop over time steps, even if another is forced, and without gradients.
     The module keeps its mode: in training, masks are drawn; call ``eval()`` before to trace it without them.
 
     Args:
-        module: an ``rnnkernels`` RNN, LSTM or GRU, with any options.
+        module: an ``rnnkernels`` RNN, LSTM, GRU or Recurrent, with any options.
         input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I); not a ``PackedSequence``.
         hx, lengths, reset: as for the module.
+        **inputs: extra inputs of a cell of one's own.
 
     Returns:
         A dict in the order of the layers, whose keys end as those of the parameters do: ``"h_l0"``, ``"h_l0_reverse"``,
@@ -29,7 +31,9 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
         - RNN: ``h``;
         - LSTM: the gates ``i``, ``f``, ``g``, ``o`` after their activations, ``c``, and ``h`` (T, B, P or H);
         - GRU: the gates ``r``, ``z`` and ``n`` after their activations, ``q = W_hn h + b_hn`` (what r multiplies; not
-          with ``reset_after=False``), and ``h``.
+          with ``reset_after=False``), and ``h``;
+        - :class:`rnnkernels.Recurrent`: what training keeps, by the names that the cell's function has for it, the
+          states, and ``y`` where the output is not the first state.
 
     Raises:
         TypeError: for a module of another kind, or a ``PackedSequence``.
@@ -45,18 +49,26 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
         layers.append((y.detach(), saved))  # y itself is transposed in place under batch_first
         return y, last
 
-    without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record))(input)
+    extras = ()
+    if hasattr(module, "cell"):
+        extras = take_extras(module.cell, inputs, input, module.batch_first, input.dim())
+    without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record, extras))(input)
     lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
     options = module._options or PLAIN
-    cell, D = settings(*MODES[module.mode], options)[0], 1 + module.bidirectional
+    spec, D = spec_of(settings(*module._kind, options)[0]), 1 + module.bidirectional
+    own = module.cell.names if spec.program else ()  # the user's names of the planes
+    states, output = ("h", "c"), "h"
+    if spec.program:
+        states, output = spec.program.states, "y" if spec.program.own_output else spec.program.states[0]
     found = {}
     for i, (y, saved) in enumerate(layers):
-        planes = [p.unflatten(0, (D, options.heads)) for p in saved]  # (D, N, T, B, ...)
+        planes = [p.unflatten(0, (-1, options.heads)) for p in saved]  # (D, N, T, B, ...)
         outputs = y.unflatten(-1, (D, -1))
         for d in range(D):
-            values = {name: planes[0][d, :, :, :, k] for k, name in enumerate(CELLS[cell].planes)}
-            values |= {"c": planes[-1][d].to(y.dtype)} if CELLS[cell].states > 1 else {}
-            values = {name: v.permute(1, 2, 0, 3).flatten(2) for name, v in values.items()} | {"h": outputs[:, :, d]}
+            values = {name: planes[0][d, :, :, :, k] for k, name in enumerate(own or spec.planes)}
+            apart = saved[-1].to(y.dtype).unflatten(0, (-1, D, options.heads))[:, d] if spec.apart else ()
+            values |= dict(zip(states[spec.states - spec.apart :], apart, strict=False))
+            values = {name: v.permute(1, 2, 0, 3).flatten(2) for name, v in values.items()} | {output: outputs[:, :, d]}
             for name, v in values.items():
                 found[f"{name}_l{i}{'_reverse' if d else ''}"] = laid_out(v, module, input, lengths)
     return found

@@ -36,7 +36,25 @@ POISON = "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"
 
 def op(cell, x, weights, save=False, activation=None):
     return OPS.layer(
-        cell, x, [], weights, [False], False, False, activation, None, None, None, [], None, [], False, 1e-5, 0, [], save
+        cell,
+        x,
+        [],
+        weights,
+        [False],
+        False,
+        False,
+        activation,
+        None,
+        None,
+        None,
+        [],
+        None,
+        [],
+        False,
+        1e-5,
+        0,
+        [],
+        save,
     )
 
 

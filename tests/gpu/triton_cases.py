@@ -87,7 +87,8 @@ def arguments(
     return [
         cell, x, states, weights, list(settings["reverse"]), settings["bias"], settings["project"], activation,
         recurrent_activation,
-        lengths if lengths is None else torch.tensor(lengths), reset, given, h_mask, zone, settings["layer_norm"], 1e-5, 0, [],
+        lengths if lengths is None else torch.tensor(lengths), reset, given, h_mask, zone, settings["layer_norm"], 1e-5,
+        0, [],
     ]  # fmt: skip
 
 

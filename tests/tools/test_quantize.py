@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
 from rnnkernels import backends, functional
-from rnnkernels.cells import reference
+from rnnkernels.cells import reference, spec_of
 from rnnkernels.nn.base import MODES
 from rnnkernels.tools import quantize
 
@@ -51,11 +51,11 @@ def int8_rows(v):
 def definition(q, x, hx=None):
     """The quantised module in float64: the cells of reference.py, step by step; x (T, B, I). Returns y and h, c."""
     cell, activation = MODES[q.mode]
-    act, D, G = reference.ACTIVATIONS[activation or "tanh"], 1 + q.bidirectional, reference.CELLS[cell].gates
+    act, D, G = reference.ACTIVATIONS[activation or "tanh"], 1 + q.bidirectional, spec_of(cell).gates
     weights = reference.dequantized([q._buffers[n] for n in q._weights], [q._buffers[n].double() for n in q._scales])
     n, last, rows = len(weights) // (q.num_layers * D), [], (q.num_layers * D, x.size(1))
     zeros = (torch.zeros(*rows, q.proj_size or q.hidden_size), torch.zeros(*rows, q.hidden_size))
-    states = zeros[: reference.CELLS[cell].states] if hx is None else flat(hx)
+    states = zeros[: spec_of(cell).states] if hx is None else flat(hx)
     for layer in range(q.num_layers):
         directions = []
         for d in range(D):

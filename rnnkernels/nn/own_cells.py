@@ -1,0 +1,77 @@
+"""Cells of one's own in a call: their checks, constants and extra inputs.
+
+Letters: T time, B batch, H hidden, I input.
+"""
+
+from torch import Tensor
+
+from ..cells.definition import Cell
+from .checks import aside
+
+
+def check_cell(cell):
+    """Raise for anything but a cell."""
+    if not isinstance(cell, Cell):
+        hint = "; decorate it with rnnkernels.cell" if callable(cell) else ""
+        raise TypeError(f"cell should be a cell of rnnkernels, got: {type(cell).__name__}{hint}")
+
+
+def take_constants(cell, keywords):
+    """The cell with the constants that a layer's keywords give."""
+    return cell.with_constants(**{name: keywords.pop(name) for name in cell.constants if name in keywords})
+
+
+def refuse_unknown(cell, keywords):
+    """Raise for a keyword that is neither an option nor a constant of the cell."""
+    if keywords:
+        constants = ", ".join(cell.constants) or "none"
+        name = next(iter(keywords))
+        raise TypeError(f"got an unexpected keyword argument {name!r} ({cell.program.name} has constants: {constants})")
+
+
+def take_extras(cell, given, x, batch_first, dims):
+    """The extra inputs as the op wants them, in the order of the program, from those of a call by name.
+
+    Args:
+        given: tensors by name, laid out like the input: (T, B, H or 1), (B, T, H or 1) with ``batch_first``, or without
+            a batch (T, H or 1); sequence inputs (B, H) or (H,).
+        x: the input as the user gave it.
+        dims: 3, 2 for an input without a batch.
+    """
+    program = cell.program
+    unknown = [name for name in given if name not in program.extras]
+    missing = [name for name in program.extras if given.get(name) is None]
+    known = ", ".join(program.extras) or "none"
+    if unknown:
+        raise TypeError(f"forward() got an unexpected input {unknown[0]!r}; extra inputs of {program.name}: {known}")
+    if missing:
+        raise TypeError(f"forward() missing the input {missing[0]!r}; extra inputs of {program.name}: {known}")
+    return [laid_out(program, name, given[name], x, batch_first, dims) for name in program.extras]
+
+
+def laid_out(program, name, u, x, batch_first, dims):
+    step = name in program.step
+    if not isinstance(u, Tensor):
+        raise TypeError(f"Expected {name} to be a tensor, got {type(u).__name__}")
+    if u.dim() != (dims if step else dims - 1):
+        kind = "batched" if dims == 3 else "unbatched"
+        raise RuntimeError(
+            f"For {kind} input, {name} should be {dims if step else dims - 1}-D but got {u.dim()}-D tensor"
+        )
+    if u.dtype != x.dtype or u.device != x.device:
+        raise RuntimeError(
+            f"Expected {name} of dtype {x.dtype} on {x.device}, as the input, but got {u.dtype} on {u.device}"
+        )
+    u = u.unsqueeze(-2) if dims == 2 else u
+    return u.transpose(0, 1) if step and batch_first and dims == 3 else u
+
+
+@aside
+def check_extras(program, extras, x, H):
+    """Check the sizes of extra inputs against x (T, B, I)."""
+    T, B = x.shape[:2]
+    for name, u in zip(program.extras, extras, strict=True):
+        width = 1 if name in program.narrow else H
+        expected = (T, B, width) if name in program.step else (B, width)
+        if u.shape != expected:
+            raise RuntimeError(f"Expected {name} size {expected}, got {list(u.shape)}")

@@ -1,0 +1,251 @@
+"""``Recurrent`` and ``RecurrentCell``: layers of a cell that the user gives.
+
+Letters: T time, B batch, D directions, G gates of the input, H hidden, S states, I input, L layers, N heads.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..cells.weights import names_of, weights_of
+from ..recorders.tracers import LEAF, Leaf
+from .base import RecurrentBase
+from .checks import refuse_nested
+from .functional import FORWARD, layers
+from .options import check_heads, take_options
+from .own_cells import check_cell, check_extras, refuse_unknown, take_constants, take_extras
+
+
+def check_size(name, value):
+    """torch.nn's checks of a size."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+    if value <= 0:
+        raise ValueError(f"{name} must be greater than zero")
+
+
+class Recurrent(RecurrentBase):
+    """Layers of a cell of one's own, on the kernels of the built-in ones.
+
+    Args:
+        cell: made by :func:`rnnkernels.cell`, or one of ``rnnkernels.cells``.
+        input_size: I; for a cell with ``project_input=False``, H times the number of its gates.
+        hidden_size: H.
+        num_layers: L, layers on top of each other. Default: 1
+        bias: False for no ``bias_ih`` and ``bias_hh``. Default: True
+        batch_first: input, output and step inputs are (B, T, ...) instead of (T, B, ...). Default: False
+        dropout: probability of zeroing an element of the output of every layer but the last, in training. Default: 0
+        bidirectional: D = 2 directions instead of 1. Default: False
+        device, dtype: of the parameters: float64, float32, bfloat16 or float16.
+        init: ``init(name, parameter)``, called on every parameter after the default, which is that of torch.nn (uniform
+            from -1/sqrt(H) to 1/sqrt(H), vectors too).
+        recurrent_dropout, zoneout, layer_norm, recompute, heads: as for :class:`rnnkernels.RNN`; zoneout may have a
+            probability for each state. The layer norms are those of the products.
+        **constants: the cell's constants, where they differ from its own.
+
+    Parameters are ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (gates of the recurrent product * H, H), ``bias_ih_l0``,
+    ``bias_hh_l0``, gains of layer norms, and the cell's vectors by their names, ``NAME_l0`` (H,); those of the second
+    direction end with ``_reverse``, as in torch.nn.
+
+    ``forward(input, hx=None, lengths=None, reset=None, **inputs)``: as for :class:`rnnkernels.RNN`; ``inputs`` are the
+    cell's step inputs (T, B, H or 1) and sequence inputs (B, H), by name, the same for all layers and directions. hx is
+    one tensor (L*D, B, H), or a tuple of S of them, for a cell with several states.
+
+    Returns:
+        ``output`` (T, B, D*H) in the layout of the input, and ``h_n`` like ``hx``.
+
+    Example::
+
+        layer = rnnkernels.Recurrent(rnnkernels.cells.li_gru, 40, 512, num_layers=5, bidirectional=True)
+        y, h = layer(x, lengths=lengths)
+    """
+
+    _wrong_input = "Recurrent: Expected input to be 2D or 3D, got {}D tensor instead"
+
+    def __init__(
+        self, cell, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
+        bidirectional=False, device=None, dtype=None, *, init=None, **more,
+    ):  # fmt: skip
+        check_cell(cell)
+        nn.Module.__init__(self)
+        cell = take_constants(cell, more)
+        options = take_options(cell.program.text, more)
+        refuse_unknown(cell, more)
+        for name, value in (("hidden_size", hidden_size), ("num_layers", num_layers), ("input_size", input_size)):
+            check_size(name, value)
+        if not isinstance(dropout, (int, float)) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
+            raise ValueError(
+                "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
+            )
+        program, D = cell.program, 1 + bool(bidirectional)
+        gates = len(program.inputs)
+        if program.given and input_size != gates * hidden_size:
+            raise ValueError(
+                f"{program.name} has project_input=False: expected input_size = {gates} * hidden_size = "
+                f"{gates * hidden_size}, got {input_size}"
+            )
+        if program.given and num_layers > 1 and D != gates:
+            raise ValueError(f"{program.name} has project_input=False, its output cannot be the input of another layer")
+        heads = 1 if options is None else options.heads
+        check_heads(heads, hidden_size, False)
+        if heads > 1 and (program.extras or not program.recurrent):
+            raise ValueError("heads is for a cell with a recurrent product and without extra inputs")
+        self.cell, self.init, self._options = cell, init, options
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), D == 2
+        self.mode, self.proj_size, self._all_weights, self._flat_weight_refs = "CELL", 0, [], []  # as torch.nn's have
+        for layer in range(num_layers):
+            for direction in range(D):
+                suffix = f"_l{layer}{'_reverse' if direction else ''}"
+                table = weights_of(
+                    program.text, D * hidden_size if layer else input_size, hidden_size, bias=bias,
+                    layer_norm=options is not None and options.layer_norm, heads=heads,
+                )  # fmt: skip
+                for weight in table:
+                    value = nn.Parameter(torch.empty(weight.shape, device=device, dtype=dtype))
+                    setattr(self, weight.name + suffix, value)
+                self._all_weights.append([weight.name + suffix for weight in table])
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self.__module__ = LEAF
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Initial values: those of torch.nn, gains of layer norms are 1; then ``init``."""
+        super().reset_parameters()
+        if self.init is not None:
+            with torch.no_grad():
+                for name, parameter in self.named_parameters(recurse=False):
+                    self.init(name, parameter)
+
+    def extra_repr(self):
+        """The cell, the sizes, and the arguments that are not at their defaults."""
+        constants = "".join(f", {name}={value}" for name, value in self.cell.constants.items())
+        return f"{self.cell.program.name}, {super().extra_repr()}{constants}"
+
+    @property
+    def _kind(self):
+        return self.cell.program.text, None
+
+    def _states(self, hx, dims=None):
+        """``hx`` as a tuple of states, checked to have as many dimensions."""
+        S = len(self.cell.program.states)
+        if S == 1:
+            return super()._states(hx, dims)
+        if not isinstance(hx, (tuple, list)):
+            raise TypeError(
+                f"{self.cell.program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
+            )
+        if len(hx) != S:
+            raise RuntimeError(f"{self.cell.program.name} expects {S} hidden states, got {len(hx)}")
+        for s in hx if dims else ():
+            super()._states(s, dims)
+        return tuple(hx)
+
+    def _hidden(self, last):
+        return last[0] if len(last) == 1 else tuple(last)
+
+    def forward(self, input, hx=None, lengths=None, reset=None, **inputs):
+        """Run the layers over a sequence; see the class."""
+        program = self.cell.program
+        if not program.extras and not inputs:
+            return super().forward(input, hx, lengths, reset)
+        if isinstance(input, PackedSequence):
+            if program.step:
+                raise ValueError(
+                    f"{program.name} has step inputs: pad the input and give lengths= instead of a PackedSequence"
+                )
+            given = dict(inputs)
+            if input.sorted_indices is not None:
+                given = {name: u.index_select(0, input.sorted_indices) for name, u in given.items()}
+            extras = take_extras(self.cell, given, input.data, False, 3)
+            return self._forward_more(input, hx, lengths, reset, False, extras=extras)
+        if input.is_nested:
+            refuse_nested("Recurrent")
+        if input.dim() not in (2, 3):
+            raise ValueError(self._wrong_input.format(input.dim()))
+        extras = take_extras(self.cell, inputs, input, self.batch_first, input.dim())
+        return self._forward_more(input, hx, lengths, reset, False, extras=extras)
+
+    def _layers(self, x, states, lengths=None, drop=torch.dropout, reset=None, more=None):
+        extras = (more or {}).get("extras", ())
+        check_extras(self.cell.program, extras, x, self.hidden_size)
+        return super()._layers(x, states, lengths, drop, reset, more)
+
+
+class RecurrentCell(Leaf, nn.Module):
+    """One step of a cell of one's own.
+
+    Args:
+        cell, input_size, hidden_size, bias, device, dtype, init, **constants: as for :class:`Recurrent`.
+
+    Parameters are ``weight_ih`` (G*H, I), ``weight_hh``, ``bias_ih``, ``bias_hh``, and the cell's vectors (H,).
+
+    ``forward(input, hx=None, **inputs)``: input (B, I) or (I,), hx (B, H) or (H,), or a tuple of S of them, by default
+    zeros; the cell's step and sequence inputs by name, (B, H or 1). Returns the output and the states, like hx.
+    """
+
+    def __init__(
+        self, cell, input_size, hidden_size, bias=True, device=None, dtype=None, *, init=None, **constants
+    ):  # fmt: skip
+        check_cell(cell)
+        super().__init__()
+        cell = take_constants(cell, constants)
+        refuse_unknown(cell, constants)
+        check_size("input_size", input_size), check_size("hidden_size", hidden_size)
+        self.cell, self.input_size, self.hidden_size, self.bias, self.init = cell, input_size, hidden_size, bias, init
+        for weight in weights_of(cell.program.text, input_size, hidden_size, bias=bias):
+            setattr(self, weight.name, nn.Parameter(torch.empty(weight.shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        """Initial values, uniform from -1/sqrt(H) to 1/sqrt(H); then ``init``."""
+        bound = self.hidden_size**-0.5
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                nn.init.uniform_(parameter, -bound, bound)
+                if self.init is not None:
+                    self.init(name, parameter)
+
+    def extra_repr(self):
+        constants = "".join(f", {name}={value}" for name, value in self.cell.constants.items())
+        return f"{self.cell.program.name}, {self.input_size}, {self.hidden_size}{constants}" + (
+            "" if self.bias else ", bias=False"
+        )
+
+    def forward(self, input, hx=None, **inputs):
+        """One step; see the class."""
+        if input.is_nested:
+            refuse_nested("RecurrentCell")
+        dims, program = input.dim(), self.cell.program
+        if dims not in (1, 2):
+            raise ValueError(f"RecurrentCell: Expected input to be 1D or 2D, got {dims}D instead")
+        S = len(program.states)
+        states = () if hx is None else (hx,) if S == 1 and isinstance(hx, Tensor) else tuple(hx)
+        if len(states) not in (0, S):
+            raise RuntimeError(f"{program.name} expects {S} hidden states, got {len(states)}")
+        for k, s in enumerate(states):
+            if s.dim() != dims:
+                name = "hidden" if S == 1 else f"hx[{k}]"
+                raise ValueError(f"RecurrentCell: Expected {name} to be {dims}D, as the input, got {s.dim()}D instead")
+        steps = {name: u.unsqueeze(0) if name in program.step else u for name, u in inputs.items()}
+        x = input.unsqueeze(0)
+        extras = take_extras(self.cell, steps, x, False, dims + 1)
+        if dims == 1:
+            x, states = x.unsqueeze(1), [s.unsqueeze(0) for s in states]
+        weights = [getattr(self, name) for name in names_of(program.text, self.bias)]
+        check_extras(program, extras, x, self.hidden_size)
+        y, last = layers(
+            program.text, x, [s.unsqueeze(0) for s in states], weights, 1, FORWARD, self.bias, False, self.input_size,
+            self.hidden_size, self.hidden_size, extras=extras,
+        )  # fmt: skip
+        y, *last = (v.squeeze(0).squeeze(0) if dims == 1 else v.squeeze(0) for v in (y, *last))
+        return y, last[0] if S == 1 else tuple(last)
+
+
+def refuse_own_cell(who, module):
+    """Raise for a layer of a cell of one's own, on behalf of a tool that knows only the built-in ones."""
+    if isinstance(module, (Recurrent, RecurrentCell)):
+        raise TypeError(
+            f"{who} takes rnnkernels.RNN, LSTM, GRU and their cells, not {type(module).__name__} of "
+            f"{module.cell.program.name}"
+        )
