@@ -325,15 +325,15 @@ def scan_backward(
         for g in tl.static_range(N if RESIDENT else 0):
             later_reads = later_reads + (emitted[READS[g]],)
         if EMIT_NORM:
-            given = ()
+            dnorms = ()
             for g in tl.static_range(len(EMITS)):
-                given = given + (emitted[EMITS[g]],)
+                dnorms = dnorms + (emitted[EMITS[g]],)
             mean, scale = load_moments(moments, row * NORMS, b < B)
-            total, products = back_sums(given, raws, gains, mean, scale, len(EMITS))
+            total, products = back_sums(dnorms, raws, gains, mean, scale, len(EMITS))
             if RESIDENT:
                 later_reads = ()
                 for g in tl.static_range(N):
-                    through = unnormed(given[g], raws[g], gains[g], mean, scale, total, products, N * H)
+                    through = unnormed(dnorms[g], raws[g], gains[g], mean, scale, total, products, N * H)
                     later_reads = later_reads + (through,)
             elif PHASE != 1:
                 store_parts(parts + i % 2 * turn, total, products, b, B)
