@@ -102,6 +102,7 @@ def scan_backward(
     INPUTS: tl.constexpr = len(INPUT_J)
     FIXED: tl.constexpr = V + SEQUENCES
     MORE: tl.constexpr = V + INPUTS  # gradients that the cell gives after those of the states
+    PADDED: tl.constexpr = H % BH != 0 and (RESIDENT or EMIT_NORM)  # planes of units that do not exist are multiplied
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
@@ -255,7 +256,7 @@ def scan_backward(
         more = earlier[S : S + MORE]
         crossing = earlier[S + MORE :]
         earlier = earlier[:S]
-        if not FINITE and H % BH != 0:
+        if not FINITE and PADDED:
             emitted = live_only(j < H, emitted, PLANES)
         if LENGTHS:
             emitted = live_only(i < n, emitted, PLANES)
@@ -309,7 +310,7 @@ def scan_backward(
             if PHASE != 1:
                 masked_old = replaced(old, 0, masked(old[0], keep), S) + given
                 deltas, through = FIRST(dv, crossing, new, masked_old, kept, ACTIVATION, GATE)
-                if not FINITE and H % BH != 0:
+                if not FINITE and PADDED:
                     deltas = live_only(j < H, deltas, len(deltas))
                 if not FINITE and LENGTHS:
                     deltas = live_only(i < n, deltas, len(deltas))
