@@ -150,7 +150,7 @@ def gru_d(x, r, s, u):
 
     Z. Che et al. (2018), Recurrent neural networks for multivariate time series with missing values. Step input: the
     decay gamma (T, B, H) = exp(-relu(W d + b)) of the times d since values were seen; values, filled in, and their mask
-    are the input. The reset comes after the product, as in ``torch.nn.GRUCell`` and so in PyPOTS.
+    are the input. The reset comes after the product, as in ``torch.nn.GRUCell``.
     """
     h = decayed(s, u)
     reset, z = torch.sigmoid(x.r + r.r), torch.sigmoid(x.z + r.z)

@@ -136,6 +136,11 @@ def chooser(numbers):
     return lambda n: next(rest, 0) % n
 
 
+def named(leaves, kind):
+    """The leaves of a kind, as a cell's function has them."""
+    return SimpleNamespace(**{name: value for (to, name), value in leaves.items() if to == f"d{kind}"})
+
+
 class RandomCell:
     """A cell of random operations, as a ``Cell`` and as a function of tensors.
 
@@ -209,10 +214,13 @@ class RandomCell:
         new[0] = new[0] + 0.1 * torch.tanh(sum(rest[1:], rest[0]))
         return new[0] if len(new) == 1 else tuple(new)
 
+    def operand(self, leaves):
+        """What the recurrent product multiplies, for a cell that has an operand."""
+        return self.part("operand")(*(named(leaves, kind) for kind in "svu"))
+
     def eager(self, leaves):
         """What the forward sections put, without the planes, by the function itself on tensors."""
-        kinds = {kind: {n: v for (to, n), v in leaves.items() if to == f"d{kind}"} for kind in "xrsvu"}
-        x, r, s, v, u = (SimpleNamespace(**values) for values in kinds.values())
+        x, r, s, v, u = (named(leaves, kind) for kind in "xrsvu")
         put = {}
 
         def product(name, value):
@@ -220,7 +228,7 @@ class RandomCell:
             return leaves["di", None]
 
         if "operand" in self.parts:
-            put["operand", None] = self.part("operand")(s, v, u)
+            put["operand", None] = self.operand(leaves)
         new = self.function(x, r, s, v, u, product)
         new = dict(zip(self.states, new if isinstance(new, tuple) else (new,), strict=True))
         put |= {("new", name): value for name, value in new.items()}

@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from common import assert_close, run_layer
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
 from library_loops import loop
+from program_cases import RandomCell, chooser
 from torch.autograd import gradcheck, gradgradcheck
 
 from rnnkernels import cells
@@ -150,3 +154,65 @@ def test_with_every_option_as_the_built_in_ones(name):
             same(layer, found, (y, *last))
         except AssertionError as error:
             raise AssertionError(f"{option}: {error}") from None
+
+
+def random_layer(made, x, states, weights, extras, h_mask):
+    """A layer of a ``RandomCell`` by a loop: ``y, last states``.
+
+    What an inner product multiplies is computed with the masked h, everything else with h itself.
+    """
+    program, (h, *others), ys = made.cell.program, states, []
+    gates, recurrent = len(program.inputs), len(program.recurrent) - bool(made.inner)
+
+    def product(v, rows):
+        return F.linear(v, weights["weight_hh"][rows], weights["bias_hh"][rows])
+
+    H = h.size(-1)
+    first, last = slice(0, recurrent * H), slice(recurrent * H, None)
+    for t in range(x.size(0)):
+        leaves = {("ds", s): v for s, v in zip(program.states, (h, *others), strict=True)}
+        leaves |= {("dv", v): weights[v].expand_as(h) for v in program.vectors}
+        leaves |= {("du", u): (v if u in program.sequence else v[t]).expand_as(h) for u, v in extras.items()}
+        if gates:
+            sides = F.linear(x[t], weights["weight_ih"], weights["bias_ih"]).split(H, -1)
+            leaves |= {("dx", g): v for g, v in zip(program.inputs, sides, strict=True)}
+        if program.recurrent:
+            operand = made.operand(leaves) if "operand" in made.parts else h
+            sides = product(operand * h_mask, first).split(H, -1)
+            leaves |= {("dr", g): v for g, v in zip(program.recurrent, sides[:recurrent], strict=False)}
+        if made.inner:
+            inner = made.eager({**leaves, ("ds", program.states[0]): h * h_mask, ("di", None): h})["inner", None]
+            leaves["di", None] = product(inner.expand_as(h), last)
+        put = made.eager(leaves)
+        h, *others = (put["new", s].expand_as(h) for s in program.states)
+        ys.append(put["y", None].expand_as(h) if "output" in made.parts else h)
+    return torch.stack(ys), [h, *others]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.binary(min_size=160, max_size=160))
+def test_layers_of_random_cells(numbers):
+    """Recurrent dropout too, which masks what the products multiply, and nothing else."""
+    made = RandomCell(chooser(numbers))
+    note(str(made.cell))
+    T, B, I, H, program = 3, 2, 2, 3, made.cell.program  # noqa: E741
+    random = torch.Generator().manual_seed(numbers[-1])
+    draw = lambda *shape: (0.7 * torch.randn(*shape, generator=random, dtype=torch.float64)).requires_grad_()  # noqa: E731
+    table = weights_of(program.text, I, H)
+    weights = {w.name: draw(*w.shape) for w in table}
+    x, states = draw(T, B, I), [draw(1, B, H) for _ in program.states]
+    extras = {u: draw(T, B, 1 if u in program.narrow else H) for u in program.step}
+    extras |= {u: draw(B, H) for u in program.sequence}
+    h_mask = torch.tensor([[[0.0, 2.0, 0.5], [1.0, 0.0, 2.0]]], dtype=torch.float64)
+    y, last = run_layer(
+        program.text, x, states, list(weights.values()), hidden_size=H, extras=list(extras.values()), h_mask=h_mask
+    )  # fmt: skip
+    expected, last_expected = random_layer(made, x, [s[0] for s in states], weights, extras, h_mask[0])
+    leaves = {"x": x, **{f"d {n}": s for n, s in zip(program.states, states, strict=True)}, **weights, **extras}
+    grads = []
+    for results in ([y, *last], [expected, *(s[None] for s in last_expected)]):
+        total = sum((v * torch.linspace(0.5, 1, v.numel()).view_as(v)).sum() for v in results)
+        grads.append(torch.autograd.grad(total, leaves.values(), allow_unused=True, materialize_grads=True))
+    assert_close("y", y, expected, 1e-9)
+    for name, a, e in zip(leaves, *grads, strict=True):
+        assert_close(f"d {name}", a, e, 1e-8)
