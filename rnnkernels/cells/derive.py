@@ -44,8 +44,8 @@ def pullback(graph, y, d):
     if op in ("min", "max"):  # of equal ones, each has half
         half = make("mul", d, const(0.5))
         lower, upper = (make("where", make("eq", a, b), half, x) for x in (d, zero))
-        first, second = (a, b) if op == "max" else (b, a)
-        chosen = make("lt", second, first)
+        first, second = a, b
+        chosen = make("lt", b, a) if op == "max" else make("lt", a, b)
         return (first, make("where", chosen, d, make("where", make("eq", a, b), half, zero))), (
             second, make("where", chosen, zero, lower),
         )  # fmt: skip
