@@ -227,6 +227,7 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         if nodes[n].op in own or any(m in backward for m in nodes[n].of):
             backward.add(n)
     needed = {m for n in backward for m in nodes[n].of} | {n for p in sections.values() for n in p.values()}
+    needed |= {inner} - {None}  # the gradient of its weights is a product with it
     needed = {n for n in needed if n not in backward and n not in free}
     states = {n: name for name, n in new.items() if n not in free}
     if keep is None:

@@ -231,7 +231,7 @@ def test_names_and_initial_values():
         (lambda: Recurrent(lstm, I, H, alpha=1), TypeError, "unexpected keyword argument 'alpha'"),
         (lambda: Recurrent(lstm, I, H, zoneout=(0.1,) * 3), ValueError, "as lstm has two states"),
         (lambda: Recurrent(CELLS["elementwise"], I, H), ValueError, "= 2 \\* hidden_size = 12, got 4"),
-        (lambda: Recurrent(CELLS["elementwise"], 2 * H, H, recurrent_dropout=0.1), ValueError, "which elementwise has not"),
+        (lambda: Recurrent(CELLS["elementwise"], 2 * H, H, recurrent_dropout=0.1), ValueError, "elementwise has none"),
         (lambda: Recurrent(CELLS["decayed"], I, H, heads=2), ValueError, "heads is for a cell with a"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I), torch.zeros(1, B, H)), TypeError, "must be tuple of"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I + 1)), RuntimeError, "input_size. Expected 4"),

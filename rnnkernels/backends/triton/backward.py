@@ -129,8 +129,8 @@ def scan_backward(
     first = load_states(s_first, S, H, mask & (begin == 0), j, b, d, B, BH, BB, ACC)
     after = ()
     for v in tl.static_range(S):
-        at = saved[v] + state_offset(v + Y, time_at(end - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
-        after = after + (tl.load(at, mask=mask, other=0.0).to(ACC) if NEW[v] and OLD[v] else first[v],)
+        end_at = saved[v] + state_offset(v + Y, time_at(end - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
+        after = after + (tl.load(end_at, mask=mask, other=0.0).to(ACC) if NEW[v] and OLD[v] else first[v],)
     for up in tl.range(begin, end, num_stages=STAGES if RESIDENT else 1):
         i = begin + end - 1 - up
         t = time_at(i, n, reverse, LENGTHS)

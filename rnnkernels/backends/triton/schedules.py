@@ -117,7 +117,7 @@ def resident(kind, cell, H, chip, backward, norm=False):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
         wide = kind == "tf32" and size > 32  # operands are rounded too: without a bound the compiler spills
         rows, warps, registers = limit.BB, limit.warps, limit.registers if cell.first else 192 if wide else None
-        if norm:  # more tiles are live at a time, with the same number of registers
+        if norm or crowded(cell):  # more tiles are live at a time, with the same number of registers
             rows, warps = 8, max(warps, 8 if wide else 4) if size > 16 else warps
             registers = 255 if cell.first or warps <= 4 or wide else None
         tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)
@@ -130,6 +130,12 @@ def shared_bytes(kind, gates, reads, tiles):
     """The most shared memory of a resident program: weights, operands of the product, reads in flight (NVIDIA)."""
     ahead = (tiles.stages - 1) * reads
     return tiles.BH * (gates * tiles.BK * BYTES[kind] + tiles.BB * ((gates + 1) * BYTES[kind] + ahead))
+
+
+def crowded(cell):
+    """True if a program has more tiles alive at a time than those of the built-in cells, of which LSTM has most: 12."""
+    beside = cell.vectors + cell.sequences + cell.steps
+    return cell.planes + cell.kept + 2 * (cell.states + beside + (cell.first is not None)) > 14
 
 
 def alone(cell, H):
