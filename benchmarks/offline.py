@@ -22,6 +22,7 @@ import triton_offline
 from triton_offline import ARCHS, ARITHMETICS, arithmetics
 
 from benchmarks import cli, machine, report
+from benchmarks.tables import bullets
 from benchmarks.workloads import Workload, select
 
 PASSES = {"infer": ("inference",), "train": ("training forward", "backward")}
@@ -109,7 +110,7 @@ def markdown(results: dict) -> str:
     counts = f"{len(rows)} rows, {len(kernels)} kernels; budgets broken: {len(broken)}."
     notes = [f"(1) {note}" for note in sorted({row["note"] for row in rows if row["note"]})]
     parts = [report.heading("Kernels of the GPU workloads, compiled without a GPU", results["machine"]) + HOW]
-    parts += [*notes, counts, *([report.bullets(broken)] if broken else [])]
+    parts += [*notes, counts, *([bullets(broken)] if broken else [])]
     for arch, gpu in ARCHS.items():
         title = f"{arch} ({gpu.chip.name}): {gpu.chip.shared // 1024} KiB of shared memory a program"
         parts.append(report.section(title, [line(row) for row in rows if row["arch"] == arch]))

@@ -13,17 +13,18 @@ import math
 import os
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from benchmarks import cli, plots
+from benchmarks.gpu.report import cases_text, experiments_text, tests_text
 from benchmarks.providers import OURS
 from benchmarks.rows import AGAINST, derive, ours, threads_text
+from benchmarks.tables import SLOWER, bullets, table, text_of
 from benchmarks.workloads import named
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
-SLOWER = "slower"  # the mark of a losing shape
 TITLES = {"infer": "Inference", "train": "Training step: forward and backward"}
 NO_PANDAS = "not computed: pandas is not installed here; `python -m benchmarks.report` on the JSON file writes them"
 
@@ -52,30 +53,6 @@ def best_text(row: dict) -> str:
 
 def share_text(row: dict) -> str:
     return f"{100 * ours(row)['share']:.0f} % of {row['bound']['by']}" if ours(row).get("share") else ""
-
-
-def bullets(lines: Iterable[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def text_of(value: object) -> str:
-    """A cell of a table."""
-    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def table(lines: list[dict[str, Any]]) -> str:
-    """A Markdown table of lines that name their columns; a column without any text is left out."""
-    texts = [{name: text_of(value) for name, value in line.items()} for line in lines]
-    names = dict.fromkeys(name for line in texts for name in line)
-    head = [name for name in names if any(line.get(name) for line in texts)]
-
-    def joined(values: Iterable[str]) -> str:
-        marked = (f"**{value}**" if value.endswith(SLOWER) else value for value in values)
-        return "| " + " | ".join(value.replace("|", "\\|") for value in marked) + " |"
-
-    return "\n".join(
-        [joined(head), "|" + "---|" * len(head), *(joined(ln.get(name, "") for name in head) for ln in texts)]
-    )
 
 
 def section(title: str, lines: list[dict[str, Any]]) -> str:
@@ -283,58 +260,6 @@ def roofs_text(roofs: dict | None) -> str:
             texts = {threads_text(count): f"{value / 1e9:.4g} {unit}" for count, value in values.items()}
             lines.append({"measured by the probe": label} | texts)
     return table(lines)
-
-
-def cases_text(title: str, results: list[dict]) -> str:
-    """How many cases of a GPU are right, the largest errors by dtype, and what is wrong."""
-    wrong = [found for found in results if "reason" in found]
-    right = [found for found in results if "error" in found and "reason" not in found]
-    refused = len([found for found in results if "refused" in found])
-    worst: dict[str, dict] = {}
-    for found in right:
-        dtype = found["case"].split()[2]
-        if found["error"] >= worst.get(dtype, {"error": -1.0})["error"]:
-            worst[dtype] = found
-    lines = [f"{f['case']}: {f['reason']}" for f in wrong]
-    lines += [f"largest error in {dtype}: {f['error']:.1e}, {f['of']} of {f['case']}" for dtype, f in worst.items()]
-    text = f"{len(right)} right, {len(wrong)} wrong, {refused} that a forced schedule cannot run."
-    return f"## {title}\n\n" + (f"{text}\n\n{bullets(lines)}" if results else "Not run.") + "\n"
-
-
-def tests_text(found: dict | None) -> str:
-    if found is None:
-        return "## Tests\n\nNot run.\n"
-    text = f"{found['tests']} tests in {found['seconds']:.0f} s: {found['failures']} failed, {found['errors']} broke, "
-    text += f"{found['skipped']} skipped, {found['unfinished']} did not end in time; exit codes {found['exit']}."
-    return f"## Tests\n\n{text}\n{bullets(found['failed'])}\n"
-
-
-def experiments_text(results: list[dict], lines: list[dict]) -> str:
-    """The barrier alone, each schedule forced at several sizes, and what a call and a step of each cost."""
-    barriers = [
-        {"programs": r["H"], "barrier alone, µs a step": r["us_per_step"]}
-        for r in results if r["purpose"] == "barrier" and "us_per_step" in r
-    ]  # fmt: skip
-    times: dict[tuple, dict[str, float]] = {}
-    for r in results:
-        if r["purpose"] == "crossover" and "seconds" in r:
-            times.setdefault((r["H"], r["B"]), {})[r["schedule"]] = r["us_per_step"]
-    schedules = sorted({name for of in times.values() for name in of})
-    crossed = [
-        {"H": H, "B": B} | {f"{name}, µs a step": of.get(name) for name in schedules}
-        | {"fastest": min(of, key=of.__getitem__)}
-        for (H, B), of in times.items()
-    ]  # fmt: skip
-    names = {"schedule": "schedule", "H": "H", "B": "B", "us_per_call": "µs a call", "us_per_step": "µs a step"}
-    through = [{text: line[name] for name, text in names.items()} for line in lines]
-    told = {True: "replayed from a CUDA graph, the same bits", False: "replayed from a CUDA graph, **other bits**"}
-    texts = {
-        f"{r['schedule']}, H {r['H']}, B {r['B']}: {r['reason'] if 'reason' in r else told[r['captured']]}"
-        for r in results if "reason" in r or "captured" in r
-    }  # fmt: skip
-    parts = ["## Schedules forced: LSTM in bfloat16, forward", *(table(part) for part in (barriers, crossed) if part)]
-    parts += ["A line through the time over T:", table(through)] if through else []
-    return "\n\n".join([*parts, bullets(sorted(texts))])
 
 
 HOW = """Medians of alternating runs, {how}. A provider is timed only if

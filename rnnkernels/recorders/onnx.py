@@ -9,6 +9,7 @@ from torch import _VF
 
 from ..cells import spec_of
 from ..cells.call import LayerCall
+from ..cells.weights import names_of
 
 NODES = {"rnn": "RNN", "gru": "GRU", "gru_reset_before": "GRU", "lstm": "LSTM"}
 GATE_ORDER = {"rnn": (0,), "gru": (1, 0, 2), "gru_reset_before": (1, 0, 2), "lstm": (0, 3, 1, 2)}
@@ -91,13 +92,12 @@ def node_of_layer(call, return_cells=False):
     refuse(call, return_cells)
     if torch._C._get_tracing_state() is not None:
         return layer_of_torch(call)
-    cell, x, states, weights, reverse, lengths = (
-        call.cell, call.x, call.states, call.weights, call.reverse, call.lengths
-    )  # fmt: skip
-    (T, B, _), D, H, n = x.shape, len(reverse), weights[1].size(1), len(weights) // len(reverse)
-    w_ih, w_hh, *biases = (reordered(torch.stack(weights[k::n]), cell, H) for k in range(n))
-    biases = torch.cat(biases, 1) if call.bias else None
-    inputs = [x, w_ih, w_hh, biases, None if lengths is None else lengths.to(torch.int32), *states]
+    cell, x, states, reverse, lengths = call.cell, call.x, call.states, call.reverse, call.lengths
+    (T, B, _), D, H = x.shape, len(reverse), call.H
+    found = {n: reordered(torch.stack(call.weight(n)), cell, H) for n in names_of(cell, call.bias)}
+    biases = torch.cat([found["bias_ih"], found["bias_hh"]], 1) if call.bias else None
+    ends = None if lengths is None else lengths.to(torch.int32)
+    inputs = [x, found["weight_ih"], found["weight_hh"], biases, ends, *states]
     attributes = {
         "hidden_size": H,
         "direction": DIRECTIONS[reverse],
@@ -143,7 +143,7 @@ def layer_of_torch(call):
         if given:
             raise NotImplementedError(f"rnnkernels: torch.onnx.export has {what} with dynamo=True only")
     D = len(call.reverse)
-    states = call.states or [x.new_zeros(D, x.size(1), weights[1].size(1)) for _ in range(spec_of(cell).states)]
+    states = call.states or [x.new_zeros(D, x.size(1), call.P) for _ in range(spec_of(cell).states)]
     hx = tuple(states) if cell == "lstm" else states[0]
     y, *last = getattr(_VF, name)(x, hx, weights, call.bias, 1, 0.0, False, D == 2, False)
     return y, last

@@ -8,6 +8,7 @@ of the recurrent product. The gates of an LSTM are in the order of torch, i, f, 
 import torch
 from torch import nn
 
+from ..cells.weights import weights_of
 from ..nn.base import MODES, check_recurrent
 from ..nn.options import PLAIN
 from ..nn.recurrent import refuse_own_cell
@@ -92,15 +93,15 @@ def export_weights(module: nn.Module) -> list:
 
 def shapes(module):
     """The names ("bias" stands for both) and shapes of the arrays in Keras's order."""
-    I, H, D = module.input_size, module.hidden_size, 1 + module.bidirectional  # noqa: E741
-    rows = module.weight_ih_l0.size(0)
-    both = module.mode == "GRU" and (module._options or PLAIN).reset_after
+    cell, H, D = module._kind[0], module.hidden_size, 1 + module.bidirectional
+    both = cell == "gru" and (module._options or PLAIN).reset_after
     for i in range(module.num_layers):
         for suffix in ("", "_reverse")[:D]:
-            yield f"weight_ih_l{i}{suffix}", (D * H if i else I, rows)
-            yield f"weight_hh_l{i}{suffix}", (H, rows)
-            if module.bias:
-                yield f"bias_l{i}{suffix}", (2, rows) if both else (rows,)
+            for name, kind, shape in weights_of(cell, D * H if i else module.input_size, H, bias=module.bias):
+                if kind != "bias":
+                    yield f"{name}_l{i}{suffix}", shape[::-1]
+                elif name == "bias_ih":
+                    yield f"bias_l{i}{suffix}", (2, *shape) if both else shape
 
 
 def parameters_of(module, name, array):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import cli, plots, report
+from benchmarks import cli, plots, report, tables
 from benchmarks.roofline import bounds, probe
 from benchmarks.rows import derive
 from benchmarks.workloads import Workload
@@ -214,4 +214,4 @@ def test_results_that_were_saved_can_be_read(name):
 
 def test_a_column_is_left_out_only_where_no_line_has_a_text():
     lines = [{"a": 1, "b": None, "c": ""}, {"a": 0.999, "b": "x slower", "c": ""}]
-    assert report.table(lines) == "| a | b |\n|---|---|\n| 1 |  |\n| 1.00 | **x slower** |"
+    assert tables.table(lines) == "| a | b |\n|---|---|\n| 1 |  |\n| 1.00 | **x slower** |"

@@ -73,7 +73,12 @@ def problem_of(call):
     """
     from . import problem  # imports triton
 
-    for t in (*call.states, *call.reset_states, *call.zone, *call.extras):  # the dispatcher does not look into optional lists
+    for t in (
+        *call.states,
+        *call.reset_states,
+        *call.zone,
+        *call.extras,
+    ):  # the dispatcher does not look into optional lists
         if t.device != call.x.device:
             raise RuntimeError(
                 f"rnnkernels: expected all tensors on {call.x.device}, the device of x, but got {t.device}"

@@ -178,7 +178,9 @@ def state_gradients(problem, found, through=()):
     first, restarted = list(found.states), list(found.reset_states)
     if not found.whole:
         for d in range(problem.D):
-            for v, dh in enumerate(through[d][: len(first)] if through else [first_product_gradient(problem, found, d)]):
+            for v, dh in enumerate(
+                through[d][: len(first)] if through else [first_product_gradient(problem, found, d)]
+            ):
                 if problem.reset is not None:
                     again = problem.group_reset(d)[first_index(problem, d)][:, None] != 0
                     if restarted:
