@@ -13,49 +13,13 @@
 // The instructions. Loads first: of pre-activations (x, r, and a: their sum), old states, learned vectors, inputs of
 // the step or the sequence, the result of the inner product, values of the section `first`; then what the backward
 // pass reads: kept planes, new states, and gradients of states, output, inner operand, values of `first`, operand.
+// clang-format off
 enum class Op : uint8_t {
-  a,
-  x,
-  r,
-  s,
-  v,
-  u,
-  i,
-  cross,
-  k,
-  n,
-  g,
-  gy,
-  gi,
-  dcross,
-  go,
-  constant,
-  add,
-  sub,
-  mul,
-  div,
-  neg,
-  abs,
-  sign,
-  sqrt,
-  exp,
-  log,
-  log1p,
-  expm1,
-  sigmoid,
-  tanh,
-  relu,
-  min,
-  max,
-  lt,
-  le,
-  eq,
-  where,
-  tanh_back,
-  sigmoid_back,
-  relu_back,
-  through,
-};  // clang-format off
+  a, x, r, s, v, u, i, cross, k, n, g, gy, gi, dcross, go, constant,
+  add, sub, mul, div, neg, abs, sign, sqrt, exp, log, log1p, expm1, sigmoid, tanh, relu, min, max, lt, le, eq, where,
+  tanh_back, sigmoid_back, relu_back, through,
+};
+// clang-format on
 
 enum class Put : uint8_t { operand, inner, cross, keep, next, y, da, dx, dr, di, dcross, ds, dv, du };
 
@@ -81,7 +45,6 @@ struct Section {
   std::vector<PutOrder> puts;
   int registers = 0, values = 0;
 };
-// clang-format on
 
 struct Program {
   static constexpr int kStates = 4, kGates = 8, kPlanes = 64;
@@ -126,3 +89,5 @@ struct Program {
   // Throws std::runtime_error, with one sentence, for what is no program.
   explicit Program(const std::string& text);
 };
+// What follows from the text that the parser has read: registers, planes, `again`.
+void lay_out(Program& program);
