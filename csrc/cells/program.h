@@ -18,6 +18,7 @@ enum class Op : uint8_t {
   a, x, r, s, v, u, i, cross, k, n, g, gy, gi, dcross, go, constant,
   add, sub, mul, div, neg, abs, sign, sqrt, exp, log, log1p, expm1, sigmoid, tanh, relu, min, max, lt, le, eq, where,
   tanh_back, sigmoid_back, relu_back, through,
+  mul_add, mul_tanh_back, mul_sigmoid_back,  // a b + c, and derivatives of a b by c: made of two of the others
 };
 // clang-format on
 
@@ -25,11 +26,13 @@ enum class Put : uint8_t { operand, inner, cross, keep, next, y, da, dx, dr, di,
 
 struct Instruction {
   Op op;
-  int16_t reg = -1;              // of the result; a load that is read where it lies has none
+  int16_t reg = -1;              // of the result; constants have none
   uint16_t value = 0;            // the number of the result
   uint16_t a = 0, b = 0, c = 0;  // of the operands
   uint16_t index = 0;            // of a load: which one of its kind; of a: the gate among the inputs
   uint16_t other = 0;            // of a: the gate among the recurrent ones
+  Op after = Op::through;        // of a: what is done with it at once
+  bool copied = false;           // of s: its place may be written to before it is put
 };
 
 struct PutOrder {

@@ -8,12 +8,6 @@
 #include "program.h"
 
 namespace {
-// A load that has to be worked out, or may lie in another type or with gaps, has a register; the others are read in
-// place. In the section `forward` the states lie as the instructions want them.
-bool in_place(Op op, bool forward) {
-  return op == Op::v || op == Op::cross || op == Op::g || op == Op::gi || op == Op::dcross || op == Op::go ||
-         op == Op::constant || (op == Op::s && forward);
-}
 int operands_of(const Instruction& each) {
   switch (each.op) {
     case Op::neg:
@@ -30,14 +24,49 @@ int operands_of(const Instruction& each) {
     case Op::through:  // only its value counts
       return 1;
     case Op::where:
+    case Op::mul_add:
+    case Op::mul_tanh_back:
+    case Op::mul_sigmoid_back:
       return 3;
     default:
       return each.op < Op::add ? 0 : 2;
   }
 }
 
+// Makes one instruction of two where nothing else reads the first one's value: it stays in a register of the machine.
+void fuse(Section& section) {
+  std::vector<int> uses(size_t(section.values), 0);
+  std::vector<const Instruction*> made(size_t(section.values), nullptr);
+  for (const Instruction& each : section.code) {
+    const uint16_t from[] = {each.a, each.b, each.c};
+    for (int j = 0; j < operands_of(each); ++j) ++uses[from[j]];
+    made[each.value] = &each;
+  }
+  for (const PutOrder& put : section.puts) ++uses[put.value];
+  auto is = [&](uint16_t value, Op op) { return uses[value] == 1 && made[value]->op == op; };
+  auto multiply = [&](Instruction& each, uint16_t product, uint16_t other, Op op) {
+    const Instruction& mul = *made[product];
+    each.op = op, each.a = mul.a, each.b = mul.b, each.c = other;
+  };
+  for (Instruction& each : section.code) {
+    if ((each.op == Op::sigmoid || each.op == Op::tanh) && is(each.a, Op::a)) {
+      const Op after = each.op;
+      const uint16_t value = each.value;
+      each = *made[each.a], each.value = value, each.after = after;
+    } else if (each.op == Op::add && is(each.a, Op::mul)) {
+      multiply(each, each.a, each.b, Op::mul_add);
+    } else if (each.op == Op::add && is(each.b, Op::mul)) {
+      multiply(each, each.b, each.a, Op::mul_add);
+    } else if (each.op == Op::tanh_back && is(each.a, Op::mul)) {
+      multiply(each, each.a, each.b, Op::mul_tanh_back);
+    } else if (each.op == Op::sigmoid_back && is(each.a, Op::mul)) {
+      multiply(each, each.a, each.b, Op::mul_sigmoid_back);
+    }
+  }
+}
+
 // Removes what no put reads, and gives the rest registers: a value's is free again after its last use.
-void allocate(Section& section, bool forward) {
+void allocate(Section& section) {
   std::vector<int> last(size_t(section.values), -1);
   const int end = section.values;
   for (const PutOrder& put : section.puts) last[put.value] = end;
@@ -50,9 +79,6 @@ void allocate(Section& section, bool forward) {
   section.code.erase(std::remove_if(section.code.begin(), section.code.end(),
                                     [&](const Instruction& each) { return last[each.value] < 0; }),
                      section.code.end());
-  auto put = [&](uint16_t value) {
-    return std::any_of(section.puts.begin(), section.puts.end(), [&](const auto& each) { return each.value == value; });
-  };
   std::vector<int> free, of(size_t(section.values), -1);
   for (Instruction& each : section.code) {
     std::set<uint16_t> ends;  // an operand's register may become the result's: instructions go vector by vector
@@ -60,8 +86,8 @@ void allocate(Section& section, bool forward) {
     for (int j = 0; j < operands_of(each); ++j)
       if (last[from[j]] == each.value && of[from[j]] >= 0) ends.insert(from[j]);
     for (const uint16_t value : ends) free.push_back(of[value]);
-    // An old state that is put somewhere is copied: its place may have the new one by then.
-    if (in_place(each.op, forward) && !(each.op == Op::s && put(each.value))) continue;
+    each.copied = each.op == Op::s && last[each.value] == end;
+    if (each.op == Op::constant) continue;
     if (free.empty()) free.push_back(section.registers++);
     of[each.value] = free.back(), free.pop_back();
     each.reg = int16_t(of[each.value]);
@@ -136,7 +162,7 @@ void make_inner_operand_again(Program& p) {
       const uint16_t value = each.value;
       each = {}, each.op = Op::k, each.value = value, each.index = uint16_t(kept[value]);
     }
-  allocate(p.again, false);
+  allocate(p.again);
   p.again_there = std::none_of(p.again.code.begin(), p.again.code.end(), [](const Instruction& each) {
     return each.op == Op::a || each.op == Op::x || each.op == Op::r;
   });
@@ -147,7 +173,7 @@ void lay_out(Program& p) {
   give_planes(p);
   make_inner_operand_again(p);
   for (Section* section : {&p.operand, &p.first, &p.forward, &p.backward, &p.backward_first, &p.backward_operand})
-    allocate(*section, section == &p.forward);
+    fuse(*section), allocate(*section);
   p.instructions = int(p.operand.code.size() + p.first.code.size() + p.forward.code.size());
   std::set<int> zoned;
   for (const Section* section : {&p.backward, &p.backward_first})
