@@ -45,7 +45,7 @@ struct BackwardSource {
         return machine.bind(each, at, run);
       }
       case Op::gy:
-        return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
+        return machine.fill(each, run, [&](int64_t, int64_t b, int64_t q) {
           return loop.dy.get(loop.tape.y_at(t, b) + q * W, tape.lanes(q));
         });
       default:
@@ -65,7 +65,7 @@ struct BackwardSource {
     const int other = normed && order.x_gate >= 0 && order.r_gate >= 0 ? loop.at->r[size_t(order.r_gate)] : -1;
     const bool split = loop.step_parts && of_gate && !normed;
     const bool masked = to_state && order.index == 0 && tape.masked && tape.call.h_mask;
-    run.each([&](int i, int64_t b, int64_t q) __attribute__((always_inline)) {
+    run.each([&](int64_t i, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
       V v = first_of(loop.tape.alive(t, b) ? value[i] : V(A(0)), n);
       if (masked) v = v * tape.mask(b, q);

@@ -35,27 +35,27 @@ struct TapeSource {
         return machine.bind(each, {tape.vectors.data() + k * Hp, 0, W}, run);
       case Op::u: {
         const auto rows = extra_rows<A>(call, k, d, t, 0);
-        return machine.fill(each, run, [&](int, int64_t b, int64_t q) { return rows.get(b, q, H); });
+        return machine.fill(each, run, [&](int64_t, int64_t b, int64_t q) { return rows.get(b, q, H); });
       }
       case Op::k:
         if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind(each, place, run);
         return machine.fill(each, run,
-                            [&](int, int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
+                            [&](int64_t, int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
       case Op::n:
         if (const Place<A> place = place_of_new(k); place.at) return machine.bind(each, place, run);
         return machine.fill(each, run,
-                            [&](int, int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
+                            [&](int64_t, int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
       default:  // s
         if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
           return machine.bind(each, place, run);
-        return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
+        return machine.fill(each, run, [&](int64_t, int64_t b, int64_t q) {
           const V v = tape.state_before(k, t, b, q * W, lanes(q));
           return masked && k == 0 && call.h_mask ? v * mask(b, q) : v;
         });
     }
   }
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
-    run.each([&](int i, int64_t b, int64_t q) {
+    run.each([&](int64_t i, int64_t b, int64_t q) {
       const V v = order.kind == Put::operand ? value[i] * mask(b, q) : value[i];
       first_of(v, lanes(q)).store(row + q * W);
     });

@@ -1,5 +1,4 @@
-// The parser of programs: checks kinds, counts, bounds and order, removes what nothing reads, gives values registers
-// and gradients planes.
+// The parser of programs: checks kinds, counts, bounds and order.
 #include "program.h"
 
 #include <algorithm>
@@ -113,46 +112,6 @@ int position(const Words& names, const std::string& name) {
   return found == names.end() ? -1 : int(found - names.begin());
 }
 
-// A load that has to be worked out, or may lie in another type or with gaps, has a register; the others are read in
-// place. In the section `forward` the states lie as the instructions want them.
-bool in_place(Op op, int section) {
-  return op == Op::v || op == Op::cross || op == Op::g || op == Op::gi || op == Op::dcross || op == Op::go ||
-         op == Op::constant || (op == Op::s && section == FORWARD);
-}
-int operands_of(const Instruction& instruction) {
-  for (const auto& [name, found] : arithmetic())
-    if (found.op == instruction.op) return instruction.op == Op::through ? 1 : found.operands;
-  return 0;
-}
-
-// Removes what no put reads, and gives the rest registers: a value's is free again after its last use.
-void allocate(Section& section, int where) {
-  std::vector<int> last(size_t(section.values), -1);
-  const int end = section.values;
-  for (const PutOrder& put : section.puts) last[put.value] = end;
-  for (size_t k = section.code.size(); k-- > 0;) {
-    const Instruction& each = section.code[k];
-    if (last[each.value] < 0) continue;
-    const uint16_t from[] = {each.a, each.b, each.c};
-    for (int j = 0; j < operands_of(each); ++j) last[from[j]] = std::max(last[from[j]], int(each.value));
-  }
-  section.code.erase(std::remove_if(section.code.begin(), section.code.end(),
-                                    [&](const Instruction& each) { return last[each.value] < 0; }),
-                     section.code.end());
-  std::vector<int> free, of(size_t(section.values), -1);
-  for (Instruction& each : section.code) {
-    std::set<uint16_t> ends;  // an operand's register may become the result's: instructions go vector by vector
-    const uint16_t from[] = {each.a, each.b, each.c};
-    for (int j = 0; j < operands_of(each); ++j)
-      if (last[from[j]] == each.value && of[from[j]] >= 0) ends.insert(from[j]);
-    for (const uint16_t value : ends) free.push_back(of[value]);
-    if (in_place(each.op, where)) continue;
-    if (free.empty()) free.push_back(section.registers++);
-    of[each.value] = free.back(), free.pop_back();
-    each.reg = int16_t(of[each.value]);
-  }
-}
-
 class Parser {
  public:
   Parser(Program& program, const std::string& text) : p_(program) {
@@ -165,9 +124,6 @@ class Parser {
     header();
     sections();
     check();
-    planes();
-    again();
-    finish();
   }
 
  private:
@@ -430,93 +386,10 @@ class Parser {
     for (const PutOrder& put : p_.backward.puts)
       require(put.kind != Put::dcross || put.index < p_.crossing, "there is no value of first of this number");
   }
-
-  // Gradients of gates first. Two puts of one value become one, of both gates.
-  void planes() {
-    const int inputs = int(p_.inputs.size()), recurrent = int(p_.recurrent.size());
-    p_.shared.x.assign(p_.inputs.size(), -1), p_.shared.r.assign(p_.recurrent.size(), -1);
-    for (Section* section : {&p_.backward, &p_.backward_first}) {
-      std::vector<PutOrder> puts;
-      for (PutOrder put : section->puts) {
-        if (put.kind == Put::da || put.kind == Put::dx) put.x_gate = int16_t(put.index);
-        if (put.kind == Put::da) put.r_gate = int16_t(position(p_.recurrent, p_.inputs[put.index]));
-        if (put.kind == Put::dr) put.r_gate = int16_t(put.index);
-        if (put.kind == Put::di) put.r_gate = int16_t(recurrent - 1);
-        auto same = std::find_if(puts.begin(), puts.end(), [&](const PutOrder& other) {
-          return other.value == put.value && ((put.x_gate >= 0 && other.x_gate < 0 && other.r_gate >= 0) ||
-                                              (put.r_gate >= 0 && other.r_gate < 0 && other.x_gate >= 0));
-        });
-        if (same == puts.end() || (put.x_gate >= 0 && put.r_gate >= 0)) {
-          puts.push_back(put);
-          continue;
-        }
-        same->x_gate = std::max(same->x_gate, put.x_gate), same->r_gate = std::max(same->r_gate, put.r_gate);
-      }
-      section->puts = puts;
-      for (const PutOrder& put : puts) {
-        if (put.x_gate < 0 && put.r_gate < 0) continue;
-        if (put.x_gate >= 0) p_.shared.x[size_t(put.x_gate)] = p_.shared.gates;
-        if (put.r_gate >= 0) p_.shared.r[size_t(put.r_gate)] = p_.shared.gates;
-        ++p_.shared.gates;
-      }
-    }
-    for (int g = 0; g < inputs + recurrent; ++g) {
-      auto& plane = g < inputs ? p_.shared.x[size_t(g)] : p_.shared.r[size_t(g - inputs)];
-      (g < inputs ? p_.apart.x : p_.apart.r).push_back(g);
-      if (plane >= 0) continue;
-      plane = p_.shared.gates++;
-      p_.shared.empty.push_back(plane), p_.apart.empty.push_back(g);
-    }
-    p_.apart.gates = inputs + recurrent;
-    for (Program::Planes* planes : {&p_.shared, &p_.apart}) {
-      planes->vector.assign(p_.vectors.size(), -1), planes->extra.assign(p_.extras.size(), -1);
-      planes->all = planes->gates;
-      for (const Section* section : {&p_.backward, &p_.backward_first, &p_.backward_operand})
-        for (const PutOrder& put : section->puts) {
-          if (put.kind != Put::dv && put.kind != Put::du) continue;
-          int& plane = (put.kind == Put::dv ? planes->vector : planes->extra)[put.index];
-          if (plane < 0) plane = planes->all++;
-        }
-    }
-  }
-
-  // The instructions from which the operand of the inner product follows, down to values that `first` keeps.
-  void again() {
-    if (!p_.inner) return;
-    std::vector<int> kept(size_t(p_.first.values), -1);
-    uint16_t inner = 0;
-    for (const PutOrder& put : p_.first.puts) {
-      if (put.kind == Put::keep) kept[put.value] = put.index;
-      if (put.kind == Put::inner) inner = put.value;
-    }
-    p_.again = p_.first, p_.again.puts = {{Put::inner, 0, inner}};
-    for (Instruction& each : p_.again.code)
-      if (kept[each.value] >= 0) {
-        const uint16_t value = each.value;
-        each = {}, each.op = Op::k, each.value = value, each.index = uint16_t(kept[value]);
-      }
-    allocate(p_.again, FIRST);
-    p_.again_there = std::none_of(p_.again.code.begin(), p_.again.code.end(), [](const Instruction& each) {
-      return each.op == Op::a || each.op == Op::x || each.op == Op::r;
-    });
-  }
-
-  void finish() {
-    const std::pair<Section*, int> all[] = {{&p_.operand, OPERAND},
-                                            {&p_.first, FIRST},
-                                            {&p_.forward, FORWARD},
-                                            {&p_.backward, BACKWARD},
-                                            {&p_.backward_first, BACKWARD_FIRST},
-                                            {&p_.backward_operand, BACKWARD_OPERAND}};
-    for (const auto& [section, where] : all) allocate(*section, where);
-    p_.instructions = int(p_.operand.code.size() + p_.first.code.size() + p_.forward.code.size());
-    std::set<int> zoned;
-    for (const Section* section : {&p_.backward, &p_.backward_first})
-      for (const Instruction& each : section->code)
-        if (each.op == Op::n) zoned.insert(each.index);
-    p_.zoned.assign(zoned.begin(), zoned.end());
-  }
 };
 }  // namespace
 
-Program::Program(const std::string& text) { Parser(*this, text); }
+Program::Program(const std::string& text) {
+  Parser(*this, text);
+  lay_out(*this);
+}

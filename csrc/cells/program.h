@@ -13,59 +13,26 @@
 // The instructions. Loads first: of pre-activations (x, r, and a: their sum), old states, learned vectors, inputs of
 // the step or the sequence, the result of the inner product, values of the section `first`; then what the backward
 // pass reads: kept planes, new states, and gradients of states, output, inner operand, values of `first`, operand.
+// clang-format off
 enum class Op : uint8_t {
-  a,
-  x,
-  r,
-  s,
-  v,
-  u,
-  i,
-  cross,
-  k,
-  n,
-  g,
-  gy,
-  gi,
-  dcross,
-  go,
-  constant,
-  add,
-  sub,
-  mul,
-  div,
-  neg,
-  abs,
-  sign,
-  sqrt,
-  exp,
-  log,
-  log1p,
-  expm1,
-  sigmoid,
-  tanh,
-  relu,
-  min,
-  max,
-  lt,
-  le,
-  eq,
-  where,
-  tanh_back,
-  sigmoid_back,
-  relu_back,
-  through,
-};  // clang-format off
+  a, x, r, s, v, u, i, cross, k, n, g, gy, gi, dcross, go, constant,
+  add, sub, mul, div, neg, abs, sign, sqrt, exp, log, log1p, expm1, sigmoid, tanh, relu, min, max, lt, le, eq, where,
+  tanh_back, sigmoid_back, relu_back, through,
+  mul_add, mul_tanh_back, mul_sigmoid_back,  // a b + c, and derivatives of a b by c: made of two of the others
+};
+// clang-format on
 
 enum class Put : uint8_t { operand, inner, cross, keep, next, y, da, dx, dr, di, dcross, ds, dv, du };
 
 struct Instruction {
   Op op;
-  int16_t reg = -1;              // of the result; a load that is read where it lies has none
+  int16_t reg = -1;              // of the result; constants have none
   uint16_t value = 0;            // the number of the result
   uint16_t a = 0, b = 0, c = 0;  // of the operands
   uint16_t index = 0;            // of a load: which one of its kind; of a: the gate among the inputs
   uint16_t other = 0;            // of a: the gate among the recurrent ones
+  Op after = Op::through;        // of a: what is done with it at once
+  bool copied = false;           // of s: its place may be written to before it is put
 };
 
 struct PutOrder {
@@ -81,7 +48,6 @@ struct Section {
   std::vector<PutOrder> puts;
   int registers = 0, values = 0;
 };
-// clang-format on
 
 struct Program {
   static constexpr int kStates = 4, kGates = 8, kPlanes = 64;
@@ -126,3 +92,5 @@ struct Program {
   // Throws std::runtime_error, with one sentence, for what is no program.
   explicit Program(const std::string& text);
 };
+// What follows from the text that the parser has read: registers, planes, `again`.
+void lay_out(Program& program);

@@ -22,18 +22,19 @@ template <class A>
 struct Place {
   const A* at = nullptr;
   int64_t row = 0, unit = 0;
+  INLINE Vec<A> get(int64_t m, int64_t q) const { return load(at + m * row + q * unit); }
 };
 
-// n vectors of a block, from row m and vector q of its units on: along the rows, or along the units.
+// Vectors of a block: some rows from m on, some vectors of their units from q on, row by row.
 struct Run {
-  int64_t m, q;
-  int n;
-  bool along_rows;
+  int64_t m, q, rows, units;
+  int n() const { return int(rows * units); }
   // f(i, row, vector of units)
   template <class F>
   INLINE void each(const F& f) const {
-    const int64_t down = along_rows, right = !along_rows;
-    for (int i = 0; i < n; ++i) f(i, m + i * down, q + i * right);
+    const int64_t column = units == 1, outer = column ? 1 : rows, inner = column ? rows : units;
+    for (int64_t i = 0, o = 0; o < outer; ++o)
+      for (int64_t k = 0; k < inner; ++k, ++i) f(i, m + o + column * k, q + (1 - column) * k);
   }
 };
 
@@ -64,48 +65,58 @@ class Machine {
   // run) by one of the functions below, put(order, value, run).
   template <class Source>
   void run(const Section& section, int64_t m0, int64_t m1, int64_t q0, int64_t q1, Source& source) {
-    const bool along_rows = m1 - m0 >= q1 - q0;
-    const int64_t from = along_rows ? m0 : q0, to = along_rows ? m1 : q1;
-    for (int64_t other = along_rows ? q0 : m0, end = along_rows ? q1 : m1; other < end; ++other)
-      for_even_blocks(from, to, block_, [&](int64_t first, int64_t n) {
-        const Run run{along_rows ? first : other, along_rows ? other : first, int(n), along_rows};
+    const int64_t rows = std::max<int64_t>(1, std::min(m1 - m0, block_)), units = block_ / rows;
+    for_even_blocks(q0, q1, units, [&](int64_t q, int64_t across) {
+      for_even_blocks(m0, m1, rows, [&](int64_t m, int64_t down) {
+        const Run run{m, q, down, across};
         for (const Instruction& each : section.code) {
-          if (each.op >= Op::add) compute(each, run.n);
+          if (each.op >= Op::add) compute(each, run.n());
           else if (each.op == Op::constant) values_[each.value] = {constants_.data() + each.index * W, 0};
           else source.load(*this, each, run);
         }
         for (const PutOrder& put : section.puts) source.put(put, values_[put.value], run);
       });
+    });
   }
 
-  // A load of what can be read where it lies.
+  // A load of what can be read where it lies, if its vectors are evenly spaced; else it is copied.
   INLINE void bind(const Instruction& each, const Place<A>& place, const Run& run) {
-    values_[each.value] = {place.at + run.m * place.row + run.q * place.unit, run.along_rows ? place.row : place.unit};
+    const A* const at = place.at + run.m * place.row + run.q * place.unit;
+    if (run.units == 1) values_[each.value] = {at, place.row};
+    else if (run.rows == 1 || place.row == run.units * place.unit) values_[each.value] = {at, place.unit};
+    else copy(each, place, run);
+  }
+  void copy(const Instruction& each, const Place<A>& place, const Run& run) {
+    fill(each, run, [&](int64_t, int64_t m, int64_t q) { return place.get(m, q); });
   }
   // A load by f(i, row, vector of units).
   template <class F>
   INLINE void fill(const Instruction& each, const Run& run, const F& f) {
     A* const to = reg(each);
-    run.each([&](int i, int64_t m, int64_t q) __attribute__((always_inline)) { f(i, m, q).store(to + i * W); });
+    run.each([&](int64_t i, int64_t m, int64_t q) __attribute__((always_inline)) { f(i, m, q).store(to + i * W); });
   }
-  // Sums of two or three that lie in places.
-  void sum(const Instruction& each, const Run& run, const Place<A>& p, const Place<A>& q) {
-    A* const to = reg(each);
-    const Value a = value(p, run), b = value(q, run);
-    for (int i = 0; i < run.n; ++i) (a[i] + b[i]).store(to + i * W);
+  // Sums of two or three that lie in places; of three with what is done with them at once.
+  void sum(const Instruction& each, const Run& run, const Place<A>& a, const Place<A>& b) {
+    fill(each, run, [&](int64_t, int64_t m, int64_t q) { return a.get(m, q) + b.get(m, q); });
   }
-  void sum(const Instruction& each, const Run& run, const Place<A>& p, const Place<A>& q, const Place<A>& r) {
-    A* const to = reg(each);
-    const Value a = value(p, run), b = value(q, run), c = value(r, run);
-    for (int i = 0; i < run.n; ++i) (a[i] + b[i] + c[i]).store(to + i * W);
+  void sum(const Instruction& each, const Run& run, const Place<A>& a, const Place<A>& b, const Place<A>& c) {
+    sum_of(each, run, [&](int64_t m, int64_t q) __attribute__((always_inline)) {
+      return a.get(m, q) + b.get(m, q) + c.get(m, q);
+    });
+  }
+  template <class F>
+  INLINE void sum_of(const Instruction& each, const Run& run, const F& f) {
+    auto with = [&](auto&& then) __attribute__((always_inline)) {
+      fill(each, run, [&](int64_t, int64_t m, int64_t q) __attribute__((always_inline)) { return then(f(m, q)); });
+    };
+    if (each.after == Op::sigmoid) with([](V x) __attribute__((always_inline)) { return sigmoid(x); });
+    else if (each.after == Op::tanh) with([](V x) __attribute__((always_inline)) { return tanh(x); });
+    else with([](V x) __attribute__((always_inline)) { return x; });
   }
 
  private:
-  static constexpr int64_t kBytesOfRegisters = 20 * 1024;
+  static constexpr int64_t kBytesOfRegisters = 24 * 1024;
 
-  static Value value(const Place<A>& place, const Run& run) {
-    return {place.at + run.m * place.row + run.q * place.unit, run.along_rows ? place.row : place.unit};
-  }
   // The register of a result, which it becomes.
   INLINE A* reg(const Instruction& each) {
     A* const to = registers_.data() + each.reg * block_ * W;
@@ -128,6 +139,12 @@ class Machine {
     const V x = a[i], y = b[i]; \
     (f).store(to + i * W);      \
   }                             \
+  break
+#define TERNARY(f)                        \
+  for (int i = 0; i < n; ++i) {           \
+    const V x = a[i], y = b[i], z = c[i]; \
+    (f).store(to + i * W);                \
+  }                                       \
   break
     switch (each.op) {
       case Op::add:
@@ -171,17 +188,23 @@ class Machine {
       case Op::eq:
         BINARY(one_where<A>(x.v == y.v));
       case Op::where:
-        for (int i = 0; i < n; ++i) select(a[i], b[i], c[i]).store(to + i * W);
-        break;
+        TERNARY(select(x, y, z));
       case Op::tanh_back:
         BINARY(x * (one - y * y));
       case Op::sigmoid_back:
         BINARY(x * y * (one - y));
       case Op::relu_back:
         BINARY(where_positive(y, x));
+      case Op::mul_add:
+        TERNARY(x * y + z);
+      case Op::mul_tanh_back:
+        TERNARY(x * y * (one - z * z));
+      case Op::mul_sigmoid_back:
+        TERNARY(x * y * z * (one - z));
       default:  // through: the value of the first operand
         UNARY(x);
     }
+#undef TERNARY
 #undef UNARY
 #undef BINARY
   }

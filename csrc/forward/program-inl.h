@@ -35,15 +35,13 @@ struct ForwardSource {
       case Op::a:
         if (!program.given)
           return machine.sum(each, run, gate(r, each.other), loop.weights.bias_of_both(d, k), gate(x, k));
-        return machine.fill(each, run,
-                            [&, rows = given(k), r = gate(r, each.other), b = loop.weights.bias_hh(d, each.other)](
-                                int, int64_t m, int64_t q) {
-                              return rows.get(m, q, H) + (RNNKERNELS_SET::load(r.at + m * r.row + q * r.unit) +
-                                                          RNNKERNELS_SET::load(b.at + q * b.unit));
-                            });
+        return machine.sum_of(each, run,
+                              [&, rows = given(k), r = gate(r, each.other), b = loop.weights.bias_hh(d, each.other)](
+                                  int64_t m, int64_t q) { return rows.get(m, q, H) + (r.get(m, q) + b.get(m, q)); });
       case Op::x:
         if (!program.given) return machine.sum(each, run, gate(x, k), loop.weights.bias_ih(d, k));
-        return machine.fill(each, run, [&, rows = given(k)](int, int64_t m, int64_t q) { return rows.get(m, q, H); });
+        return machine.fill(each, run,
+                            [&, rows = given(k)](int64_t, int64_t m, int64_t q) { return rows.get(m, q, H); });
       case Op::r:
         return machine.sum(each, run, gate(r, k), loop.weights.bias_hh(d, k));
       case Op::i:
@@ -54,18 +52,18 @@ struct ForwardSource {
         return machine.bind(each, {strip.crossing.data() + k * Hp, program.crossing * Hp, W}, run);
       case Op::u: {
         const auto rows = extra_rows<A>(call, k, d, t, strip.b0);
-        return machine.fill(each, run, [&](int, int64_t m, int64_t q) { return rows.get(m, q, H); });
+        return machine.fill(each, run, [&](int64_t, int64_t m, int64_t q) { return rows.get(m, q, H); });
       }
       default:
         break;
     }
     const Place<A> from = state(k);
-    if (each.reg < 0) return machine.bind(each, from, run);
-    machine.fill(each, run, [&](int, int64_t m, int64_t q) {
-      const V v = RNNKERNELS_SET::load(from.at + m * from.row + q * W);
-      if (!masked || k > 0 || !call.h_mask) return v;
-      return v * coefficients<A>(call.h_mask, 0, d, strip.b0 + m, q * W, lanes(q));
-    });
+    if (masked && k == 0 && call.h_mask)
+      machine.fill(each, run, [&](int64_t, int64_t m, int64_t q) {
+        return from.get(m, q) * coefficients<A>(call.h_mask, 0, d, strip.b0 + m, q * W, lanes(q));
+      });
+    else if (each.copied) machine.copy(each, from, run);
+    else machine.bind(each, from, run);
   }
   // Pre-activations of a gate that are x itself.
   StoredRows<A> given(int gate) const {
@@ -85,20 +83,20 @@ struct ForwardSource {
       case Put::inner: {
         A* const to = (order.kind == Put::inner ? strip.second : strip.operand).data();
         const SplitRows* const split = order.kind == Put::inner && strip.second_split ? &strip.second_split : nullptr;
-        return run.each([&](int i, int64_t m, int64_t q) {
+        return run.each([&](int64_t i, int64_t m, int64_t q) {
           const V v = alive(m) ? first_of(value[i], lanes(q)) : V(A(0));  // no NaN of an input past its end
           v.store(to + m * Pp + q * W);
           if (split) split->put(v, m, q * W, loop.overflow);
         });
       }
       case Put::cross:
-        return run.each([&](int i, int64_t m, int64_t q) {
+        return run.each([&](int64_t i, int64_t m, int64_t q) {
           value[i].store(strip.crossing.data() + (m * program.crossing + order.index) * Hp + q * W);
         });
       case Put::keep:
-        return run.each([&](int i, int64_t m, int64_t q) { keep(order.index, m, q, value[i]); });
+        return run.each([&](int64_t i, int64_t m, int64_t q) { keep(order.index, m, q, value[i]); });
       case Put::y:
-        return run.each([&](int i, int64_t m, int64_t q) { put_y(m, q, alive(m) ? value[i] : V(A(0))); });
+        return run.each([&](int64_t i, int64_t m, int64_t q) { put_y(m, q, alive(m) ? value[i] : V(A(0))); });
       default:
         put_state(order.index, value, run);
     }
@@ -116,7 +114,7 @@ struct ForwardSource {
                          : static_cast<A*>(call.cells) + (history * call.D * loop.T * loop.B + kept_row) * H;
     const int plane = loop.zoned ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
-    run.each([&](int i, int64_t m, int64_t q) __attribute__((always_inline)) {
+    run.each([&](int64_t i, int64_t m, int64_t q) __attribute__((always_inline)) {
       const int n = lanes(q);
       const bool living = alive(m);
       V v = first_of(value[i], n);

@@ -438,20 +438,26 @@ NO_INPUTS = derived(
     "cell 1 no_inputs\nrecurrent h\nstates h\nsequence i",
     forward="r h\nu i\nadd 0 1\ntanh 2\nput new h 3",
 )
+# Old states become new ones, in another place.
+SWAP = derived(
+    "cell 1 swap\ninputs a\nrecurrent a\nstates h c d e",
+    forward="a a\ns h\ns c\ns d\ns e\ntanh 0\nadd 5 3\nput new h 2\nput new c 4\nput new d 1\nput new e 6\nput y 3",
+)
 # Every function.
 FUNCTION_CELL = derived(
     "cell 1 functions\ninputs a b\nrecurrent a b\nstates h s2 s3 s4\nvectors v",
     keep_new=("s4",),
     forward="a a\na b\ns h\ns s2\ns s3\ns s4\nv v\nabs 0\nconst 0.5\nadd 7 8\nlog 9\nsqrt 9\nlog1p 7\nneg 7\nexp 13\n"
     "expm1 13\nmin 0 1\nmax 2 3\nlt 4 5\nle 0 1\nmul 19 10\nwhere 18 11 20\nsign 1\nmul 22 12\nrelu 1\neq 0 0\n"
-    "mul 25 24\nadd 14 15\nsub 27 16\ntanh 28\nsigmoid 17\nmul 30 29\ndiv 21 9\nadd 31 32\ntanh 33\nadd 23 26\ntanh 35\n"
-    "mul 36 6\nmul 34 8\nmul 5 8\nadd 39 38\nthrough 34 37 8\nput new h 41\nput new s2 37\nput new s3 34\nput new s4 40",
+    "mul 25 24\nadd 14 15\nsub 27 16\ntanh 28\nsigmoid 17\nmul 30 29\ndiv 21 9\nadd 31 32\ntanh 33\nadd 23 26\n"
+    "tanh 35\nmul 36 6\nmul 34 8\nmul 5 8\nadd 39 38\nthrough 34 37 8\n"
+    "put new h 41\nput new s2 37\nput new s3 34\nput new s4 40",
 )  # fmt: skip
 
 CELLS = {
     text.split("\n")[0].split(" ")[2]: text
     for text in (
         LSTM, DECAY_GRU, IND_RNN, INNER, INNER_ALONE, THREE_STATES, OUTPUT, GIVEN, GIVEN_ALONE, FIVE_GATES,
-        MORE_RECURRENT, NO_INPUTS, FUNCTION_CELL,
+        MORE_RECURRENT, NO_INPUTS, SWAP, FUNCTION_CELL,
     )
 }  # fmt: skip
