@@ -29,7 +29,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples test test-all clients asan bench lint format wheel clean distclean
+.PHONY: demo examples test test-all clients asan bench generate lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -95,6 +95,10 @@ asan: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(PY) -m benchmarks.run $(BENCH)
+
+# The C++ arithmetic of the built-in cells, from rnnkernels/cells/built_in.py; a test compares the two.
+generate: $(VENV)/installed
+	$(PY) csrc/cells/generate.py
 
 lint: $(VENV)/lint
 	$(PY) -m ruff check .

@@ -5,7 +5,7 @@
 #include <unordered_map>
 #include <utility>
 
-#include "library-inl.h"
+#include "built_in-inl.h"
 
 namespace {
 CellInfo info_of(const std::string& text) {

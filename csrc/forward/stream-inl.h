@@ -1,7 +1,7 @@
 // A layer that is run a few steps at a time and keeps its weights and its state in between: Forward's parts under a
 // schedule that does not depend on how many steps come, so that every cut of a sequence gives the same bits.
 #pragma once
-#include "../cells/library-inl.h"
+#include "../cells/built_in-inl.h"
 #include "loop-inl.h"
 
 namespace RNNKERNELS_SET {

@@ -2,7 +2,7 @@
 #pragma once
 #include "../backward/loop-inl.h"
 #include "../backward/program-inl.h"
-#include "../cells/library-inl.h"
+#include "../cells/built_in-inl.h"
 #include "../forward/loop-inl.h"
 #include "../forward/program-inl.h"
 #include "../forward/schedule-inl.h"

@@ -56,6 +56,28 @@ def pullback(graph, y, d):
     return ()  # loads, and functions that are constant almost everywhere
 
 
+def summed(graph, a, b):
+    """a + b; where both are multiples of one value, the multiple by the sum: d - z d loses digits that d (1 - z) has."""
+
+    def parts(n):
+        """Sign, and the possible pairs of factors."""
+        op, of, _ = graph.nodes[n]
+        if op == "neg":
+            sign, pairs = parts(of[0])
+            return -sign, pairs
+        pairs = [(n, graph.const(1))]
+        return 1, [*pairs, of, of[::-1]] if op == "mul" else pairs
+
+    (sign, left), (other, right) = parts(a), parts(b)
+    for factor, rest in left:
+        for same, more in right:
+            if factor == same and graph.number(factor) is None and rest != more:
+                total = graph.op("add" if sign == other else "sub", rest, more)
+                product = graph.op("mul", factor, total)
+                return product if sign > 0 else graph.op("neg", product)
+    return graph.op("add", a, b)
+
+
 def gradients(graph, seeds, leaves):
     """The gradients of the leaves, given the values that have gradients: ``{value: gradient}`` of those that get one.
 
@@ -71,7 +93,7 @@ def gradients(graph, seeds, leaves):
             continue
         for of, d in pullback(graph, n, total[n]):
             if depends.get(of) and graph.number(d) != 0:
-                total[of] = graph.op("add", total[of], d) if of in total else d
+                total[of] = summed(graph, total[of], d) if of in total else d
     return {n: total[n] for n in leaves if n in total}
 
 
