@@ -39,7 +39,7 @@ def pullback(graph, y, d):
         return ((a, make("div", d, make("add", a, one))),)
     if op == "expm1":
         return ((a, make("mul", d, make("add", y, one))),)
-    if op in ("sigmoid", "tanh", "relu"):
+    if op in ("sigmoid", "tanh", "relu", "act", "gate"):
         return ((a, make(f"{op}_back", d, y)),)
     if op in ("min", "max"):  # of equal ones, each has half
         shared = make("where", make("eq", a, b), make("mul", d, const(0.5)), d)
@@ -51,6 +51,8 @@ def pullback(graph, y, d):
         return (b, make("where", a, d, zero)), (c, make("where", a, zero, d))
     if op == "through":
         return ((b, make("mul", d, c)),)
+    if op == "norm":
+        return ((a, make("norm_back", d, y, a)),)
     return ()  # loads, and functions that are constant almost everywhere
 
 
@@ -225,6 +227,7 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         if nodes[n].op in own or any(m in backward for m in nodes[n].of):
             backward.add(n)
     needed = {m for n in backward for m in nodes[n].of} | {n for p in sections.values() for n in p.values()}
+    needed |= {inner} - {None}  # the gradient of its weights is a product with it
     needed = {n for n in needed if n not in backward and n not in free}
     states = {n: name for name, n in new.items() if n not in free}
     if keep is None:

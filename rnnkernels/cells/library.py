@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 
+from .built_in import gru, gru_reset_before, lstm, rnn
 from .definition import cell
 from .trace import derivative, product
 
@@ -16,53 +17,6 @@ __all__ = [
     "augru", "cfc", "cifg_lstm", "ea_lstm", "gru", "gru_d", "gru_reset_before", "ind_rnn", "janet", "leaky_rnn",
     "li_gru", "lif", "lstm", "mgu", "min_gru", "min_lstm", "peephole_lstm", "rnn", "slstm", "sru",
 ]  # fmt: skip
-
-
-@cell(inputs="h", recurrent="h")
-def rnn(x, r):
-    """h' = tanh(x.h + r.h)
-
-    J. L. Elman (1990), Finding structure in time. As ``torch.nn.RNN``.
-    """
-    return torch.tanh(x.h + r.h)
-
-
-@cell(inputs="i f g o", recurrent="i f g o", states="h c")
-def lstm(x, r, s):
-    """i, f, o = s(x + r);  g = tanh(x.g + r.g);  c' = f c + i g;  h' = o tanh(c')
-
-    S. Hochreiter, J. Schmidhuber (1997), Long short-term memory; forget gate: F. Gers, J. Schmidhuber, F. Cummins
-    (2000), Learning to forget. As ``torch.nn.LSTM``.
-    """
-    i, f, o = torch.sigmoid(x.i + r.i), torch.sigmoid(x.f + r.f), torch.sigmoid(x.o + r.o)
-    g = torch.tanh(x.g + r.g)
-    c = f * s.c + i * g
-    return o * torch.tanh(c), c
-
-
-@cell(inputs="r z n", recurrent="r z n")
-def gru(x, r, s):
-    """reset, z = s(x + r);  n = tanh(x.n + reset r.n);  h' = n + z (h - n)
-
-    K. Cho et al. (2014), Learning phrase representations using RNN encoder-decoder, which resets before the product
-    (``gru_reset_before``); this variant is cuDNN's. As ``torch.nn.GRU``.
-    """
-    reset, z = torch.sigmoid(x.r + r.r), torch.sigmoid(x.z + r.z)
-    q = r.n
-    n = torch.tanh(x.n + reset * q)
-    return n + z * (s.h - n)
-
-
-@cell(inputs="r z n", recurrent="r z n")
-def gru_reset_before(x, r, s):
-    """reset, z = s(x + r);  n = tanh(x.n + W_hn (reset h) + b_hn);  h' = n + z (h - n)
-
-    K. Cho et al. (2014), Learning phrase representations using RNN encoder-decoder. As Keras's ``GRU`` with
-    ``reset_after=False``.
-    """
-    reset, z = torch.sigmoid(x.r + r.r), torch.sigmoid(x.z + r.z)
-    n = torch.tanh(x.n + product("n", reset * s.h))
-    return n + z * (s.h - n)
 
 
 @cell(inputs="i f g o", recurrent="i f g o", states="h c", vectors="p_i p_f p_o")

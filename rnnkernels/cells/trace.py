@@ -347,7 +347,7 @@ class Names:
         raise self._trace.error(f"{self._kind} cannot be changed; return the new states")
 
 
-def run(trace, function, values, constants):
+def run(trace, function, values, constants, functions=()):
     """What the function returns, and the names that it gave to values: ``(results, {node: name})``."""
     arguments = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -355,6 +355,8 @@ def run(trace, function, values, constants):
             arguments[parameter.name] = values[parameter.name]
         elif parameter.name in constants:
             arguments[parameter.name] = trace.symbol(constants[parameter.name])
+        elif parameter.name in functions:
+            arguments[parameter.name] = functions[parameter.name]
         elif parameter.default is parameter.empty or parameter.kind is parameter.VAR_POSITIONAL:
             allowed = ", ".join([*values, *constants])
             raise CellError(f"{described(function)}: expected parameters out of {allowed}, got {parameter.name}")

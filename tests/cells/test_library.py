@@ -204,8 +204,10 @@ def test_layers_of_random_cells(numbers):
     extras = {u: draw(T, B, 1 if u in program.narrow else H) for u in program.step}
     extras |= {u: draw(B, H) for u in program.sequence}
     h_mask = torch.tensor([[[0.0, 2.0, 0.5], [1.0, 0.0, 2.0]]], dtype=torch.float64)
+    h_mask = h_mask if program.recurrent else torch.ones_like(h_mask)
     y, last = run_layer(
-        program.text, x, states, list(weights.values()), hidden_size=H, extras=list(extras.values()), h_mask=h_mask
+        program.text, x, states, list(weights.values()), hidden_size=H, extras=list(extras.values()),
+        h_mask=h_mask if program.recurrent else None,
     )  # fmt: skip
     expected, last_expected = random_layer(made, x, [s[0] for s in states], weights, extras, h_mask[0])
     leaves = {"x": x, **{f"d {n}": s for n, s in zip(program.states, states, strict=True)}, **weights, **extras}

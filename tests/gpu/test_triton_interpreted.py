@@ -81,7 +81,7 @@ def test_masks_of_another_dtype(schedule):
         args[12], args[13] = args[12].to(dtype), [z.to(dtype) for z in args[13]]
         with running(schedule):
             y, last, saved = launch.layer(*args, True)
-            dx, dstates, dweights, _ = launch.layer_backward(y, last, None, *args, y, saved, [True] * 3)
+            dx, dstates, dweights, *_ = launch.layer_backward(y, last, None, *args, y, saved, [True] * 4)
         results.append([y, *last, dx, *dstates, *dweights])
     assert all(map(torch.equal, *results)) and all(t.dtype == torch.bfloat16 for t in results[1])
 
@@ -174,6 +174,6 @@ def test_through_the_op_and_autograd(cell):
 def test_only_the_needed_gradients():
     args = arguments("gru", H=20, dtype=torch.float32)
     y, _, saved = launch.layer(*args, True)
-    needs = [False, True, False]
-    dx, dstates, dweights, _ = launch.layer_backward(torch.ones_like(y), [], None, *args, y, saved, needs)
+    needs = [False, True, False, False]
+    dx, dstates, dweights, *_ = launch.layer_backward(torch.ones_like(y), [], None, *args, y, saved, needs)
     assert dx.numel() == 0 and len(dstates) == 1 and dweights == []

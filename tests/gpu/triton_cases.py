@@ -23,8 +23,10 @@ from common import assert_close, make_case
 
 from rnnkernels.backends.triton import launch, schedules
 from rnnkernels.backends.triton.cells import CELLS
-from rnnkernels.cells import reference
+from rnnkernels.cells import reference, spec_of
+from rnnkernels.cells.call import LayerCall
 from rnnkernels.cells.reference import zero_past
+from rnnkernels.cells.weights import names_of
 
 BOTH = (False, True)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -106,14 +108,19 @@ def running(schedule=None, seed=0):
 
 def check(cell, schedule=None, seed=0, **options):
     """Outputs, saved cell states and every gradient of a call, each by its name, against the reference in float64."""
-    args = arguments(cell, **options)
-    x, lengths = args[1], args[9]
-    D, T, B = len(args[4]) * (x.size(0) if x.dim() == 4 else 1), x.size(-3), x.size(-2)
+    compare(arguments(cell, **options), schedule, seed)
+
+
+def compare(args, schedule=None, seed=0):
+    """The same of a call with the op's arguments."""
+    call, spec = LayerCall(*args), spec_of(args[0])
+    x, lengths, D = call.x, call.lengths, call.D
+    T, B = x.shape[-3:-1]
     y64, last64, saved64 = reference.layer(*doubled(args), True)
     random = torch.Generator().manual_seed(3)
     dy, *dlast = [torch.randn(t.shape, generator=random).to(x.dtype) for t in (y64, *last64)]
     dcells = None
-    if CELLS[cell].states > 1:
+    if spec.program is None and spec.states > 1:
         dcells = torch.randn(saved64[-1].shape, generator=random).to(saved64[-1].dtype)
         if x.dtype != torch.float64:
             dcells = dcells.float()
@@ -123,23 +130,24 @@ def check(cell, schedule=None, seed=0, **options):
     with running(schedule, seed):
         y, last, saved = launch.layer(*args, True)
         inferred = launch.layer(*args, False)
-        grads = launch.layer_backward(dy, dlast, dcells, *args, y, saved, [True] * 3)
+        grads = launch.layer_backward(dy, dlast, dcells, *args, y, saved, [True] * 4)
     expected = reference.layer_backward(
-        dy.double(), doubled(dlast), doubled(dcells), *doubled(args), y64, saved64, [True] * 3
+        dy.double(), doubled(dlast), doubled(dcells), *doubled(args), y64, saved64, [True] * 4
     )  # fmt: skip
     assert torch.equal(y, inferred[0]) and all(map(torch.equal, last, inferred[1])) and inferred[2] == []
     assert_close("y", y, y64)
-    names = [f"weights[{n}]" for n in range(len(args[3]))]
-    states = ["h", "c"][: len(args[2])]
+    names = names_of(call.cell, call.bias, call.project, call.layer_norm)
+    states = spec.program.states if spec.program else "hc"
     compared = [
-        *zip(["h_n", "c_n"], last, last64, strict=False),
+        *zip([f"{s}_n" for s in states], last, last64, strict=False),
         ("dx", grads[0], expected[0]),
-        *zip([f"d{s}0" for s in states], grads[1], expected[1], strict=True),
-        *zip([f"d{n}" for n in names], grads[2], expected[2], strict=True),
-        *zip([f"dreset_states[{n}]" for n in (0, 1)], grads[3], expected[3], strict=False),
+        *zip([f"d{s}0" for s in states][: len(call.states)], grads[1], expected[1], strict=True),
+        *zip([f"d{name} {d}" for d in range(D) for name in names], grads[2], expected[2], strict=True),
+        *zip([f"dreset_states[{n}]" for n in range(len(call.reset_states))], grads[3], expected[3], strict=True),
+        *zip([f"d{name}" for name in spec.extras], grads[4], expected[4], strict=True),
     ]
     for name, actual, wanted in compared:
         assert actual.dtype == x.dtype, name
         assert_close(name, actual, wanted)
-    assert all(tensor.isfinite().all() for tensor in saved) and len(grads[3]) == len(expected[3])
-    assert y.shape == (T, B, y64.size(-1)) and len(saved) == len(saved64) and D == last[0].size(0)
+    assert all(tensor.isfinite().all() for tensor in saved)
+    assert [t.shape for t in (y, *last, *saved)] == [t.shape for t in (y64, *last64, *saved64)]

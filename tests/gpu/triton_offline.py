@@ -24,9 +24,10 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from rnnkernels.backends.triton import launch, schedules
-from rnnkernels.backends.triton.cells import CELLS as TRITON_CELLS
+from rnnkernels.backends.triton.cells import cell_of
 from rnnkernels.backends.triton.chips import Chip, described
-from rnnkernels.cells import CELLS
+from rnnkernels.cells import spec_of
+from rnnkernels.cells.weights import weights_of
 
 # Kernels are the same for every T; so many launches of a step each cost only time.
 STEPS = 64
@@ -152,6 +153,7 @@ def launches(
     """The launches of one layer, forward and, with ``train``, backward.
 
     Args:
+        cell: a name, or the text of a program.
         P: size of a projection, 0 for none.
         groups: X, each with an input of its own (heads).
         states: whether initial states are given, and gradients come to the final ones.
@@ -163,16 +165,22 @@ def launches(
     """
     if unknown := set(stages) - set(STAGES):
         raise ValueError(f"Expected stages out of {', '.join(STAGES)}, but got {', '.join(sorted(unknown))}")
-    G, D, S, T = CELLS[cell].gates, groups * len(reverse), CELLS[cell].states, min(T, STEPS)
+    spec = spec_of(cell)
+    D, S, T = groups * len(reverse), spec.states, min(T, STEPS)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     group = () if groups == 1 else (groups,)
     I = 16  # noqa: E741 - no kernel sees the input's width
-    per_direction = [(G * H, I), (G * H, P or H), (G * H,), (G * H,)] + [(P, H)] * (P > 0)
     norm = "layer_norm" in stages
-    per_direction += [(G * H,), (G * H,)] * norm + [(H,), (H,)] * (norm and S > 1)
+    per_direction = [w.shape for w in weights_of(cell, I, H, P, project=P > 0, layer_norm=norm)]
+    program = spec.program
+    width = I if program is None or not program.given else spec.gates * H
+    extras = [] if program is None else [
+        *(empty(*group, T, B, 1 if name in program.narrow else H) for name in program.step),
+        *(empty(*group, B, H) for _ in program.sequence),
+    ]  # fmt: skip
     lengths = empty(*group, B, dtype=torch.int64) if "lengths" in stages else None
     reset = empty(*group, T, B, dtype=torch.bool) if {"reset", "restart"} & set(stages) else None
     widths = [P or H if k == 0 else H for k in range(S)]
@@ -181,13 +189,13 @@ def launches(
     first = [empty(D, B, n) for n in widths] if states else []
     given = [empty(D, B, n) for n in widths] if "restart" in stages else []
     call = (
-        cell, empty(*group, T, B, I), first, [empty(*shape) for shape in per_direction * D], list(reverse), True, P > 0,
-        None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, 0, [],
+        cell, empty(*group, T, B, width), first, [empty(*shape) for shape in per_direction * D], list(reverse), True, P > 0,
+        None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, H, extras,
     )  # fmt: skip
     with compiling(gpu, arithmetic, tiles) as found:
         y, last, saved = launch.layer(*call, train)
         if train:
-            needs = [True, states, True]
+            needs = [True, states, True, True]
             launch.layer_backward(empty(*y.shape), last if states else [], None, *call, y, saved, needs)
     return found
 
@@ -200,7 +208,7 @@ def reloads(cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: b
     and, where units are spread over programs, the vector of the product. ``found``: ``machine_code.facts``.
     """
     size, threads = schedules.BYTES[kind], 32 * found["warps"]
-    weights = cell.gates * min(tiles.BH, H) * K * size
+    weights = cell.recurrent_gates * min(tiles.BH, H) * K * size
     planes = -(-schedules.bytes_read(cell, kind, backward) // size)
     needed = 4 * planes * max(tiles.BH * tiles.BB, threads) * size
     if tiles.schedule != "resident":
@@ -219,7 +227,7 @@ def summary(launched: list[Launch], cell: str, arithmetic: str, H: int, facts=ma
     taken = {name: machine_code.resources(each.compiled) for name, each in kernels.items()}
     spilling = [each for name, each in kernels.items() if taken[name]["stack"]]
     tiles, main, streamed = most.tiles, facts(most.compiled), most.tiles.schedule == "stepwise"
-    again = not streamed and reloads(TRITON_CELLS[cell], tiles, kind_of(arithmetic), H, H, most.backward, main)
+    again = not streamed and reloads(cell_of(cell), tiles, kind_of(arithmetic), H, H, most.backward, main)
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
         "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),

@@ -5,6 +5,10 @@ the states after it, which came from step i+1, is joined by that of the output a
 weights times the gradients of the recurrent pre-activations of step i+1. Resident programs have these on chip and
 multiply at the end of step i+1; the others read them from the result at the beginning of step i. The product of step 0,
 which only the initial state needs, is then computed by the launcher.
+
+The gradients of vectors and of inputs of a whole sequence are summed over the steps, row by row; those of inputs of a
+step are results of the step. Where the product's operand is not h, its gradient at step i+1 meets at step i, in programs
+that are not resident, the states and inputs of step i+1.
 """
 
 import triton
@@ -28,7 +32,7 @@ from .norms import (
     store_parts,
     unnormed,
 )
-from .stages import entering, load_keep, masked, resets_at, unzoned
+from .stages import entering, load_inputs, load_keep, load_vectors, masked, resets_at, unzoned
 from .tiles import (
     added,
     chosen,
@@ -46,9 +50,9 @@ from .tiles import (
 
 @triton.jit(do_not_specialize=PLAIN)
 def scan_backward(
-    dy, dcells,  # gradients of y (T, B, D, H) and of the cell states (D, T, B, H), or None
+    dy, dcells,  # gradients of y (T, B, D, H) and of the last state (D, T, B, H), or None
     w,  # (D, G, H, K): the weights of the product that read this cell's output, transposed
-    gates, saved,  # as kept by the forward pass; saved: the states after every step, y and, if S = 2, cells
+    gates, saved,  # as kept by the forward pass; saved: the S states after every step, the first perhaps as y
     s_first,  # the S initial states (D, B, H), or None for zeros
     lengths, reset, s_reset, zone, zone_at,  # as in the forward pass
     h_mask,  # (D, B, H): the mask of the product that reads this cell's output, or None
@@ -60,12 +64,21 @@ def scan_backward(
     moments,  # (D, T, B, 1 or 2, 2): their rows' mean and scale, in one norm per product
     c_gain, c_bias, c_moments,  # (D, H), (D, H), (D, T, B, 2): the same for the last state in the output; or None
     dnorm,  # (D, T, B, H): gradients of that norm, a result; or None
-    held,  # (D, B, H): the gradient of h, between the launches of a step; or None
+    held,  # (D, B, H) each: gradients that cross from one launch of a step to the next; or None
+    vectors, inputs, inputs_at,  # as in the forward pass
+    dfixed,  # sums (D, B, H) that the gradients of V vectors and of SEQUENCES inputs are added to; or None
+    dinputs,  # (D, T, B, INPUTS - SEQUENCES, H): gradients of the other inputs; or None
+    doperand,  # (D, T, B, INPUTS - SEQUENCES, H): their part through the operand, if not resident; or None
     parts,  # (2, D, 2, PARTS, B, 2): in turns, sums of the rows' parts as in norms.py; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, length_x, reset_x,
     CELL: tl.constexpr, RENEW: tl.constexpr,
     FIRST: tl.constexpr, OUTPUT: tl.constexpr, PHASE: tl.constexpr,  # as in the forward pass, both of them backward
+    OPERAND: tl.constexpr,  # the gradients through the operand of the product; or None
+    FIRST_PLANES: tl.constexpr,  # for every plane, its number among those that FIRST gives, or -1
+    DQ: tl.constexpr,  # the plane of the second product
+    CROSS: tl.constexpr,  # gradients that CELL gives to FIRST, after all others
+    Y: tl.constexpr, FINITE: tl.constexpr, V: tl.constexpr, SEQUENCES: tl.constexpr, INPUT_J: tl.constexpr,
     READ_NORM: tl.constexpr, EMITS: tl.constexpr,  # the product reads normed values; the cell's planes that are such
     PARTS: tl.constexpr,
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
@@ -80,16 +93,21 @@ def scan_backward(
     RESIDENT: tl.constexpr = SCHEDULE == "resident"
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     N: tl.constexpr = len(READS)  # gates of the first product
-    G: tl.constexpr = N if FIRST is None else N + 1
+    G: tl.constexpr = N if FIRST is None else N + 1  # of the recurrent products
     ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
     NORMS: tl.constexpr = ARRIVALS
     EMIT_NORM: tl.constexpr = len(EMITS) > 0
     RAWS: tl.constexpr = len(EMITS) + NORMS - 1
     OUTPUT_NORM: tl.constexpr = c_gain is not None
+    INPUTS: tl.constexpr = len(INPUT_J)
+    FIXED: tl.constexpr = V + SEQUENCES
+    MORE: tl.constexpr = V + INPUTS  # gradients that the cell gives after those of the states
+    PADDED: tl.constexpr = H % BH != 0 and (RESIDENT or EMIT_NORM)  # planes of units that do not exist are multiplied
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
-    w += d * (G * H * K)
+    if w is not None:
+        w += d * (G * H * K)
     weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE, PRECISION)
     if COOPERATIVE:
         counters += d * tl.num_programs(0) + tl.program_id(0)
@@ -104,11 +122,15 @@ def scan_backward(
     keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
     ds = load_states(ds_in, S, H, mask, j, b, d, B, BH, BB, ACC)
     restarted = load_states(ds_reset, S, H, mask, j, b, d, B, BH, BB, ACC)
+    group = d // DIRECTIONS
+    fixed = load_vectors(vectors, V, H, j, d, BH, BB, ACC)
+    fixed = fixed + load_inputs(inputs, inputs_at, 0, SEQUENCES, INPUT_J, group, 0, b, j, mask, ACC)
+    summed = load_states(dfixed, FIXED, H, mask, j, b, d, B, BH, BB, ACC)
     first = load_states(s_first, S, H, mask & (begin == 0), j, b, d, B, BH, BB, ACC)
     after = ()
     for v in tl.static_range(S):
-        at = saved[v] + state_offset(v, time_at(end - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
-        after = after + (tl.load(at, mask=mask, other=0.0).to(ACC) if NEW[v] and OLD[v] else first[v],)
+        end_at = saved[v] + state_offset(v + Y, time_at(end - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
+        after = after + (tl.load(end_at, mask=mask, other=0.0).to(ACC) if NEW[v] and OLD[v] else first[v],)
     for up in tl.range(begin, end, num_stages=STAGES if RESIDENT else 1):
         i = begin + end - 1 - up
         t = time_at(i, n, reverse, LENGTHS)
@@ -119,23 +141,30 @@ def scan_backward(
         before = ()
         for v in tl.static_range(S):
             if OLD[v]:
-                at = saved[v] + state_offset(v, time_at(i - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
+                at = saved[v] + state_offset(v + Y, time_at(i - 1, n, reverse, LENGTHS), b, j, d, B, D, T, H)
                 value = tl.load(at, mask=mask & (i > 0), other=0.0).to(ACC)
                 before = before + (tl.where(i > 0, value, first[v]),)
             else:
                 before = before + (first[v],)
             if NEW[v] and not OLD[v]:
-                at = saved[v] + state_offset(v, t, b, j, d, B, D, T, H)
+                at = saved[v] + state_offset(v + Y, t, b, j, d, B, D, T, H)
                 new = new + (tl.load(at, mask=mask, other=0.0).to(ACC),)
             else:
                 new = new + (after[v],)
         old = entering(before, again, s_reset, S, H, mask, j, b, d, B)
         after = before
+        given = fixed + load_inputs(inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, t, b, j, mask, ACC)
         stay = ds
         arriving = ds
         if dy is not None:
             value = tl.load(dy + state_offset(0, t, b, j, d, B, D, T, H), mask=mask, other=0.0)
-            arriving = replaced(arriving, 0, arriving[0] + value.to(ACC), S)
+            if Y:
+                dout = (value.to(ACC),)
+            else:
+                arriving = replaced(arriving, 0, arriving[0] + value.to(ACC), S)
+                dout = ()
+        else:
+            dout = ()
         if dcells is not None:
             value = tl.load(dcells + row * H + j, mask=mask, other=0.0)
             arriving = replaced(arriving, S - 1, arriving[S - 1] + value.to(ACC), S)
@@ -166,11 +195,39 @@ def scan_backward(
                     earlier_again = (i + 1 < T) & resets_at(
                         reset, reset_x, time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS), b, d, B, DIRECTIONS
                     )  # fmt: skip
-                    restarted = replaced(restarted, 0, restarted[0] + tl.where(earlier_again, dh, 0.0), S)
-                    dh = tl.where(earlier_again, 0.0, dh)
-            arriving = replaced(arriving, 0, arriving[0] + dh, S)
+                else:
+                    earlier_again = None
+                if OPERAND is None:
+                    through = (dh,)
+                else:
+                    there = mask & (i + 1 < n)
+                    at_time = time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS)
+                    later_states = ()
+                    for v in tl.static_range(S):
+                        at = saved[v] + state_offset(v + Y, t, b, j, d, B, D, T, H)
+                        later_states = later_states + (tl.load(at, mask=there, other=0.0).to(ACC),)
+                    later_states = entering(later_states, earlier_again, s_reset, S, H, there, j, b, d, B)
+                    more = load_inputs(
+                        inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, at_time, b, j, there, ACC
+                    )  # fmt: skip
+                    through = live_only(there, OPERAND(dh, later_states + fixed + more), S + MORE)
+                    summed = added(summed, through[S : S + FIXED], FIXED)
+                    if doperand is not None:
+                        at = doperand + (((d * T + at_time) * B + b) * ((INPUTS - SEQUENCES) * H) + j)
+                        store_tiles(at, H, through[S + FIXED :], there, INPUTS - SEQUENCES, BH, BB, False)
+                    through = through[:S]
+                if reset is not None:
+                    for v in tl.static_range(len(through)):
+                        restarted = replaced(
+                            restarted, v, restarted[v] + tl.where(earlier_again, through[v], 0.0), S
+                        )  # fmt: skip
+                    through = live_only(~earlier_again, through, len(through))
+                for v in tl.static_range(len(through)):
+                    arriving = replaced(arriving, v, arriving[v] + through[v], S)
+            else:
+                arriving = replaced(arriving, 0, arriving[0] + dh, S)
         if OUTPUT_NORM:
-            at_held = held + ((d * B + b) * H + j) if held is not None else None
+            at_held = held[0] + ((d * B + b) * H + j) if held is not None else None
             if PHASE == 1:
                 tl.store(at_held, arriving[0], mask=mask)
             elif PHASE == 2:
@@ -195,7 +252,12 @@ def scan_backward(
             dc_own = unnormed(dc[0], c[0], c_gains[0], mean, scale, total, products, H)
             arriving = replaced(arriving, S - 1, arriving[S - 1] + (dc_own - dc[0]), S)  # the cell adds dc
             new = replaced(new, S - 1, output, S)
-        emitted, earlier = CELL(arriving, new, old, kept, ACTIVATION, GATE)
+        emitted, earlier = CELL(arriving + dout, new, old + given, kept, ACTIVATION, GATE)
+        more = earlier[S : S + MORE]
+        crossing = earlier[S + MORE :]
+        earlier = earlier[:S]
+        if not FINITE and PADDED:
+            emitted = live_only(j < H, emitted, PLANES)
         if LENGTHS:
             emitted = live_only(i < n, emitted, PLANES)
         if EMIT_NORM:
@@ -205,11 +267,20 @@ def scan_backward(
             if not (OUTPUT_NORM and PHASE == 1):
                 store_tiles(into, H, emitted, mask, PLANES, BH, BB, COOPERATIVE)
         else:
-            if PHASE < 2:
-                store_tiles(into + H, H, emitted[1:], mask, PLANES - 1, BH, BB, False)
-            elif EMIT_NORM:
-                emitted = replaced(emitted, 1, tl.load(into + H, mask=mask, other=0.0).to(ACC), PLANES)
-            dq = emitted[N]
+            for p in tl.static_range(PLANES):
+                if FIRST_PLANES[p] < 0:
+                    if PHASE < 2:
+                        tl.store(into + p * H, emitted[p].to(planes.dtype.element_ty), mask=mask)
+                    elif EMIT_NORM:
+                        value = tl.load(into + p * H, mask=mask, other=0.0).to(ACC)
+                        emitted = replaced(emitted, p, value, PLANES)
+            for v in tl.static_range(CROSS):
+                if PHASE == 1:
+                    tl.store(held[v] + ((d * B + b) * H + j), crossing[v], mask=mask)
+                elif PHASE == 2:
+                    value = tl.load(held[v] + ((d * B + b) * H + j), mask=mask, other=0.0)
+                    crossing = replaced(crossing, v, value, CROSS)
+            dq = emitted[DQ]
             norm = None
             if EMIT_NORM:
                 mean, scale = load_moments(moments, row * NORMS + 1, b < B)
@@ -230,47 +301,77 @@ def scan_backward(
                     arrive(counters)
                     wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
                     dv = gradient_cooperative(
-                        (weights[N],), read, vb < B, (N,), K, BH, BB, PIECES, SPLIT, ACC, PRECISION
+                        (weights[N],), read, vb < B, (DQ,), K, BH, BB, PIECES, SPLIT, ACC, PRECISION
                     )  # fmt: skip
                 else:
                     dv = gradient_streamed(
-                        w + N * H * K, read, j, b < B, K, (N,), H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
+                        w + N * H * K, read, j, b < B, K, (DQ,), H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
                     )  # fmt: skip
-            delta, dh = FIRST(dv, masked(old[0], keep), kept, ACTIVATION, GATE)
-            emitted, dh = replaced(emitted, 0, delta, PLANES), masked(dh, keep)
             if PHASE != 1:
-                tl.store(into, delta.to(planes.dtype.element_ty), mask=mask)
-            earlier = replaced(earlier, 0, dh if PHASE == 2 else earlier[0] + dh, S)
+                masked_old = replaced(old, 0, masked(old[0], keep), S) + given
+                deltas, through = FIRST(dv, crossing, new, masked_old, kept, ACTIVATION, GATE)
+                if not FINITE and PADDED:
+                    deltas = live_only(j < H, deltas, len(deltas))
+                if not FINITE and LENGTHS:
+                    deltas = live_only(i < n, deltas, len(deltas))
+                for p in tl.static_range(PLANES):
+                    if FIRST_PLANES[p] >= 0:
+                        delta = deltas[FIRST_PLANES[p]]
+                        emitted = replaced(emitted, p, delta, PLANES)
+                        tl.store(into + p * H, delta.to(planes.dtype.element_ty), mask=mask)
+                through = replaced(through, 0, masked(through[0], keep), S + MORE)
+                earlier = through[:S] if PHASE == 2 else added(earlier, through[:S], S)
+                more = through[S:] if PHASE == 2 else added(more, through[S:], MORE)
         later_reads = ()
         for g in tl.static_range(N if RESIDENT else 0):
             later_reads = later_reads + (emitted[READS[g]],)
         if EMIT_NORM:
-            given = ()
+            dnorms = ()
             for g in tl.static_range(len(EMITS)):
-                given = given + (emitted[EMITS[g]],)
+                dnorms = dnorms + (emitted[EMITS[g]],)
             mean, scale = load_moments(moments, row * NORMS, b < B)
-            total, products = back_sums(given, raws, gains, mean, scale, len(EMITS))
+            total, products = back_sums(dnorms, raws, gains, mean, scale, len(EMITS))
             if RESIDENT:
                 later_reads = ()
                 for g in tl.static_range(N):
-                    through = unnormed(given[g], raws[g], gains[g], mean, scale, total, products, N * H)
+                    through = unnormed(dnorms[g], raws[g], gains[g], mean, scale, total, products, N * H)
                     later_reads = later_reads + (through,)
             elif PHASE != 1:
                 store_parts(parts + i % 2 * turn, total, products, b, B)
         if COOPERATIVE:
             arrive(counters)
-        if RESIDENT:
+        if RESIDENT and OPERAND is not None:
+            do = tl.zeros((BH, BB), ACC)
+            for g in tl.static_range(N):
+                part = rounded(later_reads[g].to(w.dtype.element_ty), PRECISION)
+                do = tl.dot(weights[g], part, acc=do, input_precision=PRECISION, out_dtype=ACC)
+            through = OPERAND(masked(do, keep), old + given)
+            earlier = added(earlier, through[:S], S)
+            more = added(more, through[S:], MORE)
+        elif RESIDENT:
             dh = tl.zeros((BH, BB), ACC) if keep is not None else earlier[0]
             for g in tl.static_range(N):
                 part = rounded(later_reads[g].to(w.dtype.element_ty), PRECISION)
                 dh = tl.dot(weights[g], part, acc=dh, input_precision=PRECISION, out_dtype=ACC)
             earlier = replaced(earlier, 0, earlier[0] + masked(dh, keep) if keep is not None else dh, S)
+        if MORE > 0:
+            if LENGTHS:
+                more = live_only(i < n, more, MORE)
+            summed = added(summed, more[:FIXED], FIXED)
+            if dinputs is not None:
+                at = dinputs + (row * ((INPUTS - SEQUENCES) * H) + j)
+                if PHASE == 2:
+                    before_first = load_tiles(at, H, mask, INPUTS - SEQUENCES, ACC)
+                    more = more[:FIXED] + added(more[FIXED:], before_first, INPUTS - SEQUENCES)
+                store_tiles(at, H, more[FIXED:], mask, INPUTS - SEQUENCES, BH, BB, False)
         if zone is not None and (OUTPUT_NORM or PHASE < 2):
             earlier = added(earlier, direct, S)
         if reset is not None and not (OUTPUT_NORM and PHASE == 1):
             at_once = again & (i < n)
             restarted = added(restarted, live_only(at_once, earlier, S), S)
             earlier = live_only(~at_once, earlier, S)
+        if LENGTHS and not FINITE and PHASE == 2 and not OUTPUT_NORM:
+            earlier = live_only(i < n, earlier, S)
         if PHASE == 2 and not OUTPUT_NORM:  # `stay` has the other terms, and rows that are not live get none
             earlier = added(earlier, stay, S)
         elif LENGTHS:
@@ -280,3 +381,5 @@ def scan_backward(
         store_states(ds_out, ds, S, H, mask, j, b, d, B)
     if ds_reset is not None:
         store_states(ds_reset, restarted, S, H, mask, j, b, d, B)
+    if dfixed is not None:
+        store_states(dfixed, summed, FIXED, H, mask, j, b, d, B)

@@ -37,7 +37,8 @@ def rounded(tile, PRECISION: tl.constexpr):
 def product_resident(weights, h, G: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr):
     """For every gate: weights[g] @ h."""
     r = ()
-    h = rounded(h.to(weights[0].dtype), PRECISION)
+    if G > 0:
+        h = rounded(h.to(weights[0].dtype), PRECISION)
     for g in tl.static_range(G):
         r = r + (tl.dot(weights[g], h, input_precision=PRECISION, out_dtype=ACC),)
     return r
@@ -189,8 +190,8 @@ def add_four(a, b, c, d, e, f, g, h):
 
 
 @triton.jit
-def over_parts(tiles, N: tl.constexpr):
-    """N products (SPLIT, batch, units) summed over their parts, by one reduction for all; as tiles (units, batch)."""
+def up_to_four_over_parts(tiles, N: tl.constexpr):
+    """``over_parts`` by one reduction for all."""
     if N == 4:
         tiles = tl.reduce(tiles, 0, add_four)
     elif N == 3:
@@ -204,6 +205,17 @@ def over_parts(tiles, N: tl.constexpr):
     for n in tl.static_range(N):
         turned = turned + (tl.trans(tiles[n]),)
     return turned
+
+
+@triton.jit
+def over_parts(tiles, N: tl.constexpr):
+    """N products (SPLIT, batch, units) summed over their parts; as tiles (units, batch)."""
+    if N == 0:
+        return ()
+    elif N > 4:
+        return up_to_four_over_parts(tiles[:4], 4) + up_to_four_over_parts(tiles[4:], N - 4)
+    else:
+        return up_to_four_over_parts(tiles, N)
 
 
 @triton.jit

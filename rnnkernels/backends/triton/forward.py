@@ -1,7 +1,8 @@
 """The time loop forward, of every cell, stage and schedule.
 
-Letters: T time, B batch, D directions, G gates, H hidden units of the cell, S states, K width of the vector that the
-recurrent product reads (H again, except next to a projection). A program owns BH hidden units of BB rows of the batch
+Letters: T time, B batch, D directions, G gates of the recurrent product and GX of the input, H hidden units of the
+cell, S states, V learned vectors, K width of the vector that the recurrent product reads (H again, except next to a
+projection). A program owns BH hidden units of BB rows of the batch
 in one direction and walks the steps begin..end-1. Tiles are (units, batch).
 
 *resident*     one program owns all hidden units; weights and states stay on chip from the first step to the last, and
@@ -9,6 +10,9 @@ in one direction and walks the steps begin..end-1. Tiles are (units, batch).
 *cooperative*  programs own a few units each and keep their weights; they read the vector from the output of the step
                before, when all programs with the same rows have arrived at a barrier.
 *stepwise*     one launch per step; weights are streamed, and the vector is read from the output of the step before.
+
+A cell of its own (``cells/generated.py``) may have more: learned vectors and inputs beside x, which follow the states in
+what the cell reads; an operand of the recurrent product that is not h, and an output that is not h.
 
 The vector of a second product and the moments of a layer norm need the units of other programs. Resident programs own
 all units, cooperative ones wait a second time, and a stepwise launch ends there: the next launch (PHASE) loads the
@@ -30,7 +34,7 @@ from .dots import (
     wait,
 )
 from .norms import load_gains, normed
-from .stages import entering, load_keep, masked, resets_at, zoned
+from .stages import biased, entering, load_inputs, load_keep, load_vectors, masked, resets_at, zoned
 from .tiles import (
     chosen,
     live_only,
@@ -49,9 +53,9 @@ PLAIN = ["begin", "end", "T", "B", "length_x", "reset_x"]  # numbers for which k
 
 @triton.jit(do_not_specialize=PLAIN)
 def scan_forward(
-    x,  # (D, T, B, G, H) by the strides x_d, x_t, x_b: input pre-activations with their biases; None for a projection
-    w,  # (D, G, H, K)
-    bias,  # (D, H): bias of the last gate's recurrent product, for the GRU; else None
+    x,  # (D, T, B, GX, H) by the strides x_d, x_t, x_b: input pre-activations with their biases; or None
+    w,  # (D, G, H, K); None for a cell without a recurrent product
+    bias,  # (D, gates in BIASED, H): the biases of recurrent products that are not merged with those of x; or None
     lengths,  # (B,) or (X, B) by the stride length_x; or None
     reset,  # (T, B) or (X, T, B) by the stride reset_x, uint8: the stages of stages.py; or None
     s_reset,  # S states (D, B, H) that rows restart from, or None for zeros
@@ -63,7 +67,9 @@ def scan_forward(
     v_out,  # (2, B, D, H): alternating buffers for the next step's vector, if that is not the output; or None
     h_out,  # (D, B, H): h of a step, for a projection; or None
     y,  # (T, B, D, H), or None
-    gates, cells,  # (D, T, B, KEPT, H), (D, T, B, H): kept for the backward pass, or None
+    gates, cells,  # (D, T, B, KEPT, H), and of the last states (D, T, B, H) each: kept for the backward pass, or None
+    vectors,  # (D, V, H), or None
+    inputs, inputs_at,  # inputs beside x, those of a sequence first: (X, T, B, H), and the strides by x, t and b; or ()
     between,  # (D, B, H): the vector of a second product, for other programs or PHASE 2; or None
     sums,  # (D, B, G, H): the products of earlier launches of a step; or None
     gain,  # (D, G, H): of the layer norm of the recurrent products; or None
@@ -72,10 +78,15 @@ def scan_forward(
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
     CELL: tl.constexpr,
-    FIRST: tl.constexpr, OUTPUT: tl.constexpr,  # a second product's factor of h; h from kept values and the normed c
+    FIRST: tl.constexpr, OUTPUT: tl.constexpr,  # a second product's operand; h from kept values and the normed c
+    OPERAND: tl.constexpr,  # the operand of the product, where it is not h
+    Y: tl.constexpr,  # the cell gives its output after the new states; else it is the first state
+    OWN: tl.constexpr,  # the states that are kept as the cell made them, before zoneout
+    FINITE: tl.constexpr,  # the cell gives numbers where all that it reads is zero, as for units that do not exist
+    BIASED: tl.constexpr, V: tl.constexpr, SEQUENCES: tl.constexpr, INPUT_J: tl.constexpr,
     PHASE: tl.constexpr,  # 1, 2, ...: the number of the launch in its step; 0: the only one
     EPS: tl.constexpr,
-    ACTIVATION: tl.constexpr, GATE: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
+    ACTIVATION: tl.constexpr, GATE: tl.constexpr, GX: tl.constexpr, G: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr, BB: tl.constexpr, BK: tl.constexpr,
     PIECES: tl.constexpr, SPLIT: tl.constexpr, ZONE_J: tl.constexpr, REVERSE: tl.constexpr, DIRECTIONS: tl.constexpr,
     RING: tl.constexpr, SCHEDULE: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
@@ -84,18 +95,19 @@ def scan_forward(
     RESIDENT: tl.constexpr = SCHEDULE == "resident"
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     N: tl.constexpr = G if FIRST is None else G - 1  # gates of the first product
+    INPUTS: tl.constexpr = len(INPUT_J)
     ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
     NORM: tl.constexpr = gain is not None
     SECOND: tl.constexpr = 2 if NORM else 1  # the launch that stores the vector of a second product for the next one
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
-    w += d * (G * H * K)
+    if w is not None:
+        w += d * (G * H * K)
     weights = kept_weights(w, j, G, H, K, BH, BK, PIECES, SPLIT, SCHEDULE, PRECISION)
     if COOPERATIVE:
         counters += d * tl.num_programs(0) + tl.program_id(0)
-    if bias is not None:
-        last_bias = tl.load(bias + d * H + j, mask=j < H, other=0.0).to(ACC)
+    biases = load_gains(bias, len(BIASED), H, j, d, ACC) if bias is not None else ()
     if NORM:
         gains = load_gains(gain, G, H, j, d, ACC)
     if c_gain is not None:
@@ -109,18 +121,25 @@ def scan_forward(
     s = load_states(s_in, S, H, mask, j, b, d, B, BH, BB, ACC)
     if x is not None:
         x += d * x_d
+    fixed = load_vectors(vectors, V, H, j, d, BH, BB, ACC)
+    group = d // DIRECTIONS
+    fixed = fixed + load_inputs(inputs, inputs_at, 0, SEQUENCES, INPUT_J, group, 0, b, j, mask, ACC)
     for i in tl.range(begin, end, num_stages=STAGES if RESIDENT else 1):
         t = time_at(i, n, reverse, LENGTHS)
-        xs = load_tiles(x + t * x_t + (b * x_b + j), H, mask, G, ACC) if x is not None else ()
+        xs = load_tiles(x + t * x_t + (b * x_b + j), H, mask, GX, ACC) if x is not None else ()
+        given = fixed + load_inputs(inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, t, b, j, mask, ACC)
         again = resets_at(reset, reset_x, t, b, d, B, DIRECTIONS) if reset is not None else None
         old = entering(s, again, s_reset, S, H, mask, j, b, d, B)
         h = masked(old[0], keep)
+        operand = h if OPERAND is None else masked(OPERAND(old + given), keep)
         if sums is not None:
             at_sums = sums + ((d * B + b) * (G * H) + j)
         if PHASE > 1:
             r = load_tiles(at_sums, H, mask, N, ACC)
         elif RESIDENT:
-            r = product_resident(weights, h, N, ACC, PRECISION)
+            if not FINITE and H % BH != 0:
+                operand = tl.where(j < H, operand, 0.0)
+            r = product_resident(weights, operand, N, ACC, PRECISION)
         else:
             read = v_first + (d * B + vb) * K
             if vector is not None:
@@ -136,12 +155,16 @@ def scan_forward(
             store_tiles(at_sums, H, r, mask, N, BH, BB, False)
         if NORM:
             r = normed(r, gains, parts, N, H, BH, j, b, B, EPS, PHASE, 1)
+        r = biased(r, biases, BIASED, 0, N)
         if FIRST is not None:
             read = between + (d * B + vb) * K if between is not None else None
-            second = h * FIRST(xs, r, ACTIVATION, GATE)
+            second, crossing = FIRST(xs, r, replaced(old, 0, h, S) + given, ACTIVATION, GATE)
+            given = given + crossing
             if COOPERATIVE or PHASE == SECOND:
                 tl.store(between + (d * B + b) * H + j, second.to(between.dtype.element_ty), mask=mask)
             if RESIDENT:
+                if not FINITE and H % BH != 0:
+                    second = tl.where(j < H, second, 0.0)
                 q = product_resident((weights[N],), second, 1, ACC, PRECISION)
             elif COOPERATIVE:
                 arrive(counters)
@@ -157,15 +180,18 @@ def scan_forward(
                 q = (tl.zeros((BH, BB), ACC),)
             if NORM:
                 q = normed(q, (gains[N],), more_parts, 1, H, BH, j, b, B, EPS, PHASE, 3)
-            r = r + q
-        if bias is not None:
-            r = replaced(r, G - 1, r[G - 1] + last_bias, G)
-        new, kept = CELL(xs, r, old, ACTIVATION, GATE)
+            r = biased(r + q, biases, BIASED, N, G)
+        new, kept = CELL(xs, r, old + given, ACTIVATION, GATE)
         if c_gain is not None:
             c = normed((new[S - 1],), c_gains, more_parts, 1, H, BH, j, b, B, EPS, PHASE, 2)[0] + c_biases[0]
             new = replaced(new, 0, OUTPUT(kept, c, ACTIVATION), S)
+        for v in tl.static_range(len(OWN)):
+            kept = kept + (new[OWN[v]],)
+        out = new[S] if Y else new[0]
+        new = new[:S] if Y else new
         new = zoned(new, old, zone, zone_at, S, ZONE_J, t, b, j, d, mask, ACC)
-        out = new[0]
+        if not Y:
+            out = new[0]
         if LENGTHS:
             out = tl.where(i < n, out, 0.0)
             new = chosen(i < n, new, s, S)
@@ -178,7 +204,12 @@ def scan_forward(
             if reset is not None:
                 after = time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS)
                 again = resets_at(reset, reset_x, after, b, d, B, DIRECTIONS)
-            h = masked(entering(s, again, s_reset, 1, H, mask, j, b, d, B)[0], keep)
+            if OPERAND is None:
+                h = masked(entering(s, again, s_reset, 1, H, mask, j, b, d, B)[0], keep)
+            else:
+                after = time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS)
+                given = load_inputs(inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, after, b, j, mask, ACC)
+                h = masked(OPERAND(entering(s, again, s_reset, S, H, mask, j, b, d, B) + fixed + given), keep)
             at = v_out + (i + 1) % 2 * (B * D * H) + ((b * D + d) * H + j)
             tl.store(at, h.to(v_out.dtype.element_ty), mask=mask)
         if COOPERATIVE:
@@ -187,7 +218,8 @@ def scan_forward(
         if gates is not None:
             store_tiles(gates + (row_kept * (KEPT * H) + j), H, kept, mask, KEPT, BH, BB, True)
         if cells is not None:
-            tl.store(cells + row_kept * H + j, s[S - 1], mask=mask)
+            for v in tl.static_range(len(cells)):
+                tl.store(cells[v] + row_kept * H + j, s[S - len(cells) + v], mask=mask)
     if s_out is not None:
         store_states(s_out, s, S, H, mask, j, b, d, B)
     if h_out is not None:

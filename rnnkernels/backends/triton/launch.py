@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import torch
 
-from ...cells import CELLS
+from ...cells import spec_of
 from ...cells.call import LayerCall
 from ...cells.reference import zero_past
 from . import HAS_TRITON, schedules
@@ -36,26 +36,28 @@ def unsupported(call):
 
 def missing(call):
     """The stages that the kernels lack for a layer on any chip, as a reason, or None."""
-    if call.cell not in CELLS:
-        return "it runs no programs of cells yet"
+    spec = spec_of(call.cell)
+    if spec.program is not None and spec.program.inner and cell_of(call.cell).inner is None:
+        return f"{spec.name} keeps nothing that gives the operand of its second product"
     if "project" in call.stages and not call.lacking(STAGES) and cell_of(call.cell).output is None:
-        return f"{call.cell} has no projection"
+        return f"{spec.name} has no projection"
     return call.lacking(STAGES)
 
 
 def cell_of(name):
-    from .cells import CELLS  # imports triton
+    """The ``Cell`` of the op's ``cell``: a name or a program."""
+    from . import cells  # imports triton
 
-    return CELLS[name]
+    return cells.cell_of(name)
 
 
 def schedule(call):
     """The schedule of the forward pass and, in training, of the backward pass, with the reasons."""
-    said = []
+    said, cell = [], cell_of(call.cell)
     for backward in (False, True) if call.training else (False,):
         tiles = schedules.choose(
-            call.dtype, cell_of(call.cell), call.B, call.D, call.H, call.P, "project" in call.stages,
-            schedules.chip_of(call.device), backward, call.T, "layer_norm" in call.stages,
+            call.dtype, cell, call.B, call.D, call.H, call.P, "project" in call.stages,
+            schedules.chip_of(call.device), backward, call.T, "layer_norm" in call.stages and cell.recurrent_gates > 0,
         )  # fmt: skip
         name = "backward" if backward else "forward"
         often = ", a CUDA graph once a shape repeats" if tiles.schedule == "stepwise" and call.T > 1 else ""
@@ -71,7 +73,7 @@ def problem_of(call):
     """
     from . import problem  # imports triton
 
-    for t in (*call.states, *call.reset_states, *call.zone):  # the dispatcher does not look into optional lists
+    for t in (*call.states, *call.reset_states, *call.zone, *call.extras):  # the dispatcher does not look into optional lists
         if t.device != call.x.device:
             raise RuntimeError(
                 f"rnnkernels: expected all tensors on {call.x.device}, the device of x, but got {t.device}"
@@ -98,17 +100,21 @@ def on_device(function):
 @on_device
 def layer(*arguments):
     """``rnnkernels::layer``: returns ``y, last, saved``."""
+    *call, save = arguments
+    return forward(problem_of(LayerCall.of(*call)), bool(save))
+
+
+def forward(problem, save):
+    """``y, last, saved`` of a ``Problem``."""
     from . import graphs, passes, products
 
-    *call, save = arguments
-    problem = problem_of(LayerCall.of(*call))
     if problem.B == 0:
         y, last, gates, cells = passes.outputs(problem, save)
     else:
         tiles = problem.tiles(backward=False)
         y, last, gates, cells = graphs.run(
             passes.forward, problem.launches(tiles, backward=False), problem.recurrent(), tiles,
-            products.project_inputs(products.aligned(problem)), bool(save),
+            products.project_inputs(products.aligned(problem)), save,
         )  # fmt: skip
     return y, last, [tensor for tensor in (gates, cells) if tensor is not None]
 
@@ -126,21 +132,28 @@ def started(problem):
 @on_device
 def layer_backward(dy, dlast, dcells, *arguments):
     """``rnnkernels::layer_backward``: returns ``dx, dstates, dweights, dreset_states, dextras``."""
-    from . import graphs, norm_products, passes, products
-
     *call, y, saved, needs = arguments
     call = LayerCall.of(*call)
+    x, states, weights, reset_states = call.x, call.states, call.weights, call.reset_states
     problem = problem_of(call)
-    cell, x, states, weights, reset_states = problem.cell, problem.x, problem.states, call.weights, problem.reset_states
     if problem.B == 0:
+        kinds = (x,), states, weights, reset_states, call.extras
         zeros = [[torch.zeros_like(t) for t in tensors] if need else [] for tensors, need in
-                 zip(((x,), states, weights, reset_states), (*needs[:3], needs[1]), strict=True)]  # fmt: skip
-        return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:], []
+                 zip(kinds, (*needs[:3], needs[1], needs[3]), strict=True)]  # fmt: skip
+        return (zeros[0][0] if needs[0] else x.new_empty(0)), *zeros[1:]
+    return backward(problem, dy, dlast, dcells, y, saved, needs)
+
+
+def backward(problem, dy, dlast, dcells, y, saved, needs):
+    """``dx, dstates, dweights, dreset_states, dextras`` of a ``Problem``, of which ``needs`` says which are needed."""
+    from . import graphs, norm_products, passes, products
+
+    cell, x, states, Q = problem.cell, problem.x, problem.states, problem.cell.sequences
     # Values past the lengths may be NaN, and would be multiplied by gradients of zero.
     problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths), states=started(problem)))
-    gates, cells = saved[0] if cell.kept else None, saved[-1] if cell.states > 1 else None
+    gates, cells = saved[0] if problem.kept else None, saved[-1] if cell.cells else None
     tiles = problem.tiles(backward=True)
-    normed = norm_products.normed_of(problem, y, gates, cells) if problem.norm else None
+    normed = norm_products.normed_of(problem, y, gates, cells) if problem.ln_h else None
     found = graphs.run(
         passes.backward, problem.launches(tiles, backward=True), problem.recurrent(), tiles, dy.contiguous(),
         [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), y, gates, cells, normed,
@@ -149,6 +162,8 @@ def layer_backward(dy, dlast, dcells, *arguments):
     if problem.norm:
         problem, found, *known = norm_products.through_norms(problem, found, normed, gates, cells)
     dx = products.input_gradient(problem, found) if needs[0] else x.new_empty(0)
-    dstates, dreset = products.state_gradients(problem, found) if needs[1] else ([], [])
-    dweights = products.weight_gradients(problem, y, gates, cells, found, *known) if needs[2] else []
-    return dx, dstates if states else [], dweights, dreset, []
+    through = products.through_first_operand(problem, found)
+    dstates, dreset = products.state_gradients(problem, found, through) if needs[1] else ([], [])
+    dvectors, dinputs = products.beside_gradients(problem, found, through)
+    dweights = products.weight_gradients(problem, y, gates, cells, found, dvectors, *known) if needs[2] else []
+    return dx, dstates if states else [], dweights, dreset, [*dinputs[Q:], *dinputs[:Q]] if needs[3] else []

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .products import biases, entered_vector, of_group, own_cells
+from .products import biases, entered_vector, inner_vector, of_group, own_cells
 
 CHUNK = 1 << 24  # values at a time
 
@@ -65,13 +65,13 @@ def spans(problem):
 def normed_of(problem, y, gates, cells):
     """The recurrent products, computed again, and the moments of all rows, for the backward pass."""
     D, T, B, H, cell = problem.D, problem.T, problem.B, problem.H, problem.cell
-    raw, columns = problem.empty(D, T, B, cell.gates, H), spans(problem)
+    raw, columns = problem.empty(D, T, B, cell.recurrent_gates, H), spans(problem)
     moments = problem.empty(D, T, B, len(columns), 2, dtype=problem.accumulate)
     c_moments = problem.empty(D, T, B, 2, dtype=problem.accumulate) if problem.ln_c else None
     for d in range(D):
-        h = entered_vector(problem, y, d)
-        vectors = [h] if cell.first is None else [h, gates[d, :, :, 0] * h]
-        rows = raw[d].view(T * B, cell.gates * H)
+        h = entered_vector(problem, y, cells, d)
+        vectors = [h] if cell.first is None else [h, inner_vector(problem, y, gates, cells, h, d)]
+        rows = raw[d].view(T * B, cell.recurrent_gates * H)
         for m, (vector, at) in enumerate(zip(vectors, columns, strict=True)):
             rows[:, at] = torch.mm(vector.flatten(0, 1).to(problem.dtype), problem.w_hh[d][at].t())
             keep_moments(problem, rows[:, at], moments[d].view(T * B, len(columns), 2)[:, m])
@@ -83,23 +83,29 @@ def normed_of(problem, y, gates, cells):
 def through_norms(problem, found, normed, gates, cells):
     """``problem, found`` with the gradients of the products in place of those of the norms, and for each direction the
     gradients of its biases and those of its gains."""
-    D, T, B, G, H = problem.D, problem.T, problem.B, problem.cell.gates, problem.H
-    planes, dbiases, dgains = problem.empty(D, T, B, 2 * G, H), [], []
+    D, T, B, H, cell = problem.D, problem.T, problem.B, problem.H, problem.cell
+    GX, GR = cell.gates, cell.recurrent_gates
+    planes, dbiases, dgains = problem.empty(D, T, B, GX + GR, H), [], []
     for d in range(D):
-        given, into = found.planes[d].flatten(2).flatten(0, 1), planes[d].view(T * B, 2 * G * H)
-        sums = torch.mm(of_group(problem, problem.x, d).reshape(T * B, -1), problem.w_ih[d].t())
-        dx = unnormed(problem, sums, problem.ln_x[d], given[:, : G * H], into[:, : G * H])
-        recurrent = torch.cat([given[:, n * H : (n + 1) * H] for n in problem.cell.recurrent], 1)
-        dh = torch.cat([
-            unnormed(problem, normed.raw[d].view(T * B, G * H)[:, at], problem.ln_h[d][at], recurrent[:, at],
-                     into[:, G * H :][:, at])
-            for at in spans(problem)
-        ])  # fmt: skip
+        given, into = found.planes[d].flatten(2).flatten(0, 1), planes[d].view(T * B, (GX + GR) * H)
+        gains = []
+        if problem.ln_x:
+            sums = torch.mm(of_group(problem, problem.x, d).reshape(T * B, -1), problem.w_ih[d].t())
+            gains.append(unnormed(problem, sums, problem.ln_x[d], given[:, : GX * H], into[:, : GX * H]))
+        else:
+            into[:, : GX * H] = given[:, : GX * H]
+        if problem.ln_h:
+            recurrent = torch.cat([given[:, n * H : (n + 1) * H] for n in cell.recurrent], 1)
+            gains.append(torch.cat([
+                unnormed(problem, normed.raw[d].view(T * B, GR * H)[:, at], problem.ln_h[d][at], recurrent[:, at],
+                         into[:, GX * H :][:, at])
+                for at in spans(problem)
+            ]))  # fmt: skip
         dbiases.append(biases(problem, found, d))
-        dgains.append([dx.to(problem.dtype), dh.to(problem.dtype)])
+        dgains.append([gain.to(problem.dtype) for gain in gains])
         if problem.ln_c:
             c, dnorm = own_cells(problem, gates, cells, d).to(problem.accumulate), found.dnorm[d].to(problem.accumulate)
             normal = (c - normed.c_moments[d, :, :, :1]) * normed.c_moments[d, :, :, 1:]
             dgains[d] += [(dnorm * normal).sum((0, 1)).to(problem.dtype), dnorm.sum((0, 1)).to(problem.dtype)]
-    cell = problem.cell._replace(recurrent=tuple(range(G, 2 * G)))
+    cell = cell._replace(recurrent=tuple(range(GX, GX + GR)))
     return problem._replace(cell=cell), found._replace(planes=planes), dbiases, dgains

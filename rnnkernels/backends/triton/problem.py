@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...cells import accumulate_dtype
+from ...cells import accumulate_dtype, spec_of
 from . import schedules
-from .cells import CELLS, Cell
+from .cells import Cell, cell_of
 
 
 class Problem(NamedTuple):
@@ -48,11 +48,27 @@ class Problem(NamedTuple):
     ln_c: Any = ()
     """Gains and biases (H), two lists, of the layer norm of c in the output of a cell that has c."""
     eps: float = 0.0
+    vectors: Any = ()
+    """For every learned vector, those (H) of all directions."""
+    inputs: Any = ()
+    """Inputs beside x: (B, H) those of a whole sequence, then (T, B, H) or (T, B, 1); or all with a leading X."""
+    grouped: bool = False
+    """x and inputs have a leading X."""
+    given: bool = False
+    """x is (T, B, GX*H), the pre-activations."""
 
     @property
     def norm(self):
         """True with layer norms."""
-        return bool(self.ln_x)
+        return bool(self.ln_x) or bool(self.ln_h)
+
+    @property
+    def kept(self):
+        """The number of planes that the forward pass keeps."""
+        return self.kept_by(self.cell)
+
+    def kept_by(self, cell):
+        return cell.kept + (len(cell.own) if self.zone else 0)
 
     @property
     def accumulate(self):
@@ -79,14 +95,14 @@ class Problem(NamedTuple):
     def tiles(self, backward):
         return schedules.choose(
             self.dtype, self.cell, self.B, self.D, self.H, self.P, bool(self.w_hr), self.chip, backward, self.T,
-            self.norm,
+            bool(self.ln_h),
         )  # fmt: skip
 
     def phases(self, tiles, backward):
         """The launches of one step of the cell, 1, 2, ...: each waits for results of other programs (the vector of a
         second product, or the moments of a layer norm); (0,) for a single launch."""
-        second, output = self.cell.first is not None, bool(self.ln_c)
-        launches = 1 + max(second, output) if backward else 1 + self.norm + output + second * (1 + self.norm)
+        second, output, norm = self.cell.first is not None, bool(self.ln_c), bool(self.ln_h)
+        launches = 1 + max(second, output) if backward else 1 + norm + output + second * (1 + norm)
         return tuple(range(1, launches + 1)) if tiles.schedule == "stepwise" and launches > 1 else (0,)
 
     def launches(self, tiles, backward):
@@ -118,11 +134,11 @@ class Problem(NamedTuple):
 def problem_of(call):
     """Sort the tensors of a ``LayerCall``."""
     x, D, lengths, reset, h_mask = call.x, call.D, call.lengths, call.reset, call.h_mask
-    kinds = CELLS[call.cell]
+    spec = spec_of(call.cell)
     ln_c = [call.weight(name) for name in ("ln_c_gain", "ln_c_bias")]
     chip = schedules.chip_of(x.device)
     return Problem(
-        kinds, x, [s.contiguous() for s in call.states], x.size(-3), x.size(-2), D, x.size(-1),
+        cell_of(call.cell), x, [s.contiguous() for s in call.states], x.size(-3), x.size(-2), D, x.size(-1),
         call.H, call.P, [bool(r) for r in call.reverse],
         call.activation or "tanh", call.recurrent_activation or "sigmoid",
         x.dtype, x.device, chip, schedules.precision(x.dtype, chip),
@@ -131,7 +147,15 @@ def problem_of(call):
         None if reset is None else reset.to(x.device).contiguous().view(torch.uint8),
         [s.contiguous() for s in call.reset_states], None if h_mask is None else h_mask.contiguous(), call.zone,
         call.weight("ln_x_gain"), call.weight("ln_h_gain"), ln_c if ln_c[0] else (), call.eps,
+        [call.weight(name) for name in spec.vectors], in_kernel_order(call.extras, spec), x.dim() == 4,
+        bool(spec.gates) and not spec.projects_input,
     )  # fmt: skip
+
+
+def in_kernel_order(extras, spec):
+    """Inputs of sequences and then those of steps, from the op's order, which is the other way round."""
+    steps = len(spec.program.step) if spec.program else 0
+    return [*extras[steps:], *extras[:steps]]
 
 
 def stacked(tensors):

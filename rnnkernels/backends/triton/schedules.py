@@ -94,16 +94,16 @@ def block(n, least=16):
 def bytes_read(cell, kind, backward, norm=False):
     """The bytes that a step reads from memory per hidden unit and row; ``norm``: with layer norm."""
     if backward and norm:  # the recurrent products
-        return bytes_read(cell, kind, backward) + cell.gates * BYTES[kind]
+        return bytes_read(cell, kind, backward) + cell.recurrent_gates * BYTES[kind]
     if not backward:
-        return cell.gates * BYTES[kind]
-    states = cell.new[0] or cell.old[0]  # y; the cell states, and perhaps their gradients, are float32
-    return (cell.kept + 1 + states) * BYTES[kind] + 8 * (cell.states - 1)
+        return (cell.gates + cell.steps) * BYTES[kind]
+    states = (cell.new[0] or cell.old[0]) and not cell.y  # y; the cell states, and perhaps their gradients, are float32
+    return (cell.kept + cell.steps + 1 + states) * BYTES[kind] + 8 * cell.cells
 
 
 def resident(kind, cell, H, chip, backward, norm=False):
     """The tiles with which one program keeps all weights, or the reason why it cannot."""
-    gates, reads = cell.gates, bytes_read(cell, kind, backward, norm)
+    gates, reads = cell.recurrent_gates, bytes_read(cell, kind, backward, norm)
     size, this = block(H), "backward" if backward else "forward"
     limits = [limit for limit in row(RESIDENT, kind, chip) if limit.passes in ("both", this)]
     limit = next((limit for limit in limits if size <= limit.H), None)
@@ -117,7 +117,7 @@ def resident(kind, cell, H, chip, backward, norm=False):
         kept = f"the {weights} KB of weights of a direction stay in shared memory"
         wide = kind == "tf32" and size > 32  # operands are rounded too: without a bound the compiler spills
         rows, warps, registers = limit.BB, limit.warps, limit.registers if cell.first else 192 if wide else None
-        if norm:  # more tiles are live at a time, with the same number of registers
+        if norm or crowded(cell):  # more tiles are live at a time, with the same number of registers
             rows, warps = 8, max(warps, 8 if wide else 4) if size > 16 else warps
             registers = 255 if cell.first or warps <= 4 or wide else None
         tiles = Tiles("resident", size, rows, size, warps, stages, kept, registers)
@@ -130,6 +130,18 @@ def shared_bytes(kind, gates, reads, tiles):
     """The most shared memory of a resident program: weights, operands of the product, reads in flight (NVIDIA)."""
     ahead = (tiles.stages - 1) * reads
     return tiles.BH * (gates * tiles.BK * BYTES[kind] + tiles.BB * ((gates + 1) * BYTES[kind] + ahead))
+
+
+def crowded(cell):
+    """True if a program has more tiles alive at a time than those of the built-in cells, of which LSTM has most: 12."""
+    beside = cell.vectors + cell.sequences + cell.steps
+    return cell.planes + cell.kept + 2 * (cell.states + beside + (cell.first is not None)) > 14
+
+
+def alone(cell, H):
+    """The tiles of a cell without a recurrent product, whose units do not meet: any program may have any of them."""
+    size = min(block(H), 64)
+    return Tiles("resident", size, 256 // size, 16, 4, 1, "there is no recurrent product", None)
 
 
 def pieces(width, parts, widest):
@@ -211,11 +223,14 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=Fal
 @functools.lru_cache(4096)
 def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, forced):
     ways = {}
-    if project:
+    if cell.recurrent_gates == 0:
+        ways["resident"] = alone(cell, H)
+        ways |= dict.fromkeys(NAMES[1:], "there is no recurrent product to share out")
+    elif project:
         ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
     else:
         ways["resident"] = resident(kind, cell, H, chip, backward, norm)
-        ways["cooperative"] = cooperative(kind, cell.gates, B, D, H, K, chip, backward)
+        ways["cooperative"] = cooperative(kind, cell.recurrent_gates, B, D, H, K, chip, backward)
         if single and forced is None and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"
         if norm:
@@ -229,4 +244,4 @@ def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, force
         if fitting is not None:
             return fitting
     reason = "forced" if forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
-    return stepwise(kind, cell.gates, B, D, H, K, chip, reason, norm)
+    return stepwise(kind, cell.recurrent_gates, B, D, H, K, chip, reason, norm)

@@ -1,4 +1,5 @@
-"""The stages between the steps of the time loops: reset, recurrent dropout, zoneout; each only if a call has it.
+"""The stages between the steps of the time loops: reset, recurrent dropout, zoneout; each only if a call has it. And
+what a cell reads beside states and products.
 
 Letters as in forward.py. With reset, a row's states are replaced by zeros, or by given states, before the steps that
 the mask names. The mask of recurrent dropout multiplies h where the recurrent product reads it. Zoneout keeps the
@@ -84,3 +85,44 @@ def unzoned(
         through = through + ((1 - z) * ds[v],)
         direct = direct + (z * ds[v],)
     return own, through, direct
+
+
+@triton.jit
+def load_vectors(
+    vectors, V: tl.constexpr, H: tl.constexpr, j, d, BH: tl.constexpr, BB: tl.constexpr, ACC: tl.constexpr
+):
+    """The learned vectors (D, V, H) as tiles (units, batch), whose rows are the same registers."""
+    tiles = ()
+    for v in tl.static_range(V):
+        tile = tl.load(vectors + (d * V + v) * H + j, mask=j < H, other=0.0).to(ACC)
+        tiles = tiles + (tl.broadcast_to(tile, (BH, BB)),)
+    return tiles
+
+
+@triton.jit
+def load_inputs(
+    inputs, inputs_at, FROM: tl.constexpr, TO: tl.constexpr, INPUT_J: tl.constexpr, group, t, b, j, mask,
+    ACC: tl.constexpr,
+):  # fmt: skip
+    """The inputs beside x number FROM..TO-1 at time t: tiles of (X, T, B, H) by the strides inputs_at."""
+    tiles = ()
+    for v in tl.static_range(FROM, TO):
+        at = inputs[v] + group * inputs_at[v][0] + t * inputs_at[v][1] + b * inputs_at[v][2] + j * INPUT_J[v]
+        tiles = tiles + (tl.load(at, mask=mask, other=0.0).to(ACC),)
+    return tiles
+
+
+@triton.jit
+def biased(r, biases, BIASED: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr):
+    """The recurrent products of the gates BIASED in FROM..TO-1 with their own biases, one tile each."""
+    if len(biases) == 0:
+        return r
+    else:
+        out = ()
+        for g in tl.static_range(len(r)):
+            tile = r[g]
+            for n in tl.static_range(len(BIASED)):
+                if BIASED[n] == g and FROM <= g and g < TO:
+                    tile = tile + biases[n]
+            out = out + (tile,)
+        return out

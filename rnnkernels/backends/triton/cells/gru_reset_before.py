@@ -7,9 +7,9 @@ from .math import activate, slope
 
 
 @triton.jit
-def first(x, r, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
-    """The factor of h in the second product."""
-    return activate(x[0] + r[0], GATE)
+def first(x, r, s, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
+    """The operand of the second product."""
+    return s[0] * activate(x[0] + r[0], GATE), ()
 
 
 @triton.jit
@@ -30,6 +30,11 @@ def backward(ds, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
 
 
 @triton.jit
-def backward_first(dv, h, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
+def backward_first(dv, crossing, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexpr):
     """From the gradient of r h: the reset gate's plane, and the gradient of h."""
-    return dv * h * slope(kept[0], GATE), dv * kept[0]
+    return (dv * old[0] * slope(kept[0], GATE),), (dv * kept[0],)
+
+
+def inner(states, gates, vectors, inputs):
+    """The operand of the second product at every step (T, B, H) from h and the kept planes (T, B, K, H), in torch."""
+    return gates[:, :, 0] * states[0]

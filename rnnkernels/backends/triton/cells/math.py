@@ -138,3 +138,103 @@ def slope(a, NAME: tl.constexpr):
     else:
         tl.static_assert(NAME == "linear")
         return tl.full(a.shape, 1.0, a.dtype)
+
+
+@triton.jit
+def at_least(v, least):
+    """The maximum; NaN for a ``v`` of NaN."""
+    return tl.maximum(v, least, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def smaller(a, b):
+    return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def sign(v):
+    """-1, 0 or 1; 0 for NaN, as torch has it."""
+    return (v > 0).to(v.dtype) - (v < 0).to(v.dtype)
+
+
+@triton.jit
+def divide(a, b):
+    """The rounded quotient; ``/`` of float32 is two units in the last place off."""
+    if a.dtype == tl.float64:
+        return a / b
+    else:
+        return tl.div_rn(a, b)
+
+
+@triton.jit
+def square_root(v):
+    if v.dtype == tl.float64:
+        return tl.sqrt(v)
+    else:
+        return tl.sqrt_rn(v)
+
+
+@triton.jit
+def exp(v):
+    """e^v; 2^n in two factors, because it may be subnormal or more than the largest number."""
+    if v.dtype == tl.float64:
+        n, q = exp_parts(at_least(at_most(v, 710.0), -746.0))
+        half = (n * 0.5 + MAGIC64) - MAGIC64
+    else:
+        n, q = exp_parts(at_least(at_most(v, 89.0), -104.5))
+        half = (n * 0.5 + MAGIC) - MAGIC
+    return (power_of_2(half) * q + power_of_2(half)) * power_of_2(n - half)
+
+
+@triton.jit
+def expm1(v):
+    """e^v - 1, with the digits of small ``v``."""
+    if v.dtype == tl.float64:
+        n, q = exp_parts(at_least(at_most(v, 710.0), -40.0))
+    else:
+        n, q = exp_parts(at_least(at_most(v, 89.0), -20.0))
+    s = power_of_2(n - 1)  # half of 2^n, which may be infinite
+    return 2 * (s * q + (s - 0.5))
+
+
+@triton.jit
+def log(v):
+    """The natural logarithm, by the series of (m - 1) / (m + 1) for v = 2^k m, m in sqrt(1/2)..sqrt(2) (as in FDLIBM)."""
+    if v.dtype == tl.float64:
+        small = v < 2.2250738585072014e-308
+        bits = tl.where(small, v * 18014398509481984.0, v).to(tl.int64, bitcast=True) + 0x95F6200000000
+        k = ((bits >> 52) - 1023).to(tl.float64) - tl.where(small, 54.0, 0.0)
+        m = ((bits & 0xFFFFFFFFFFFFF) + 0x3FE6A09E00000000).to(tl.float64, bitcast=True)
+    else:
+        small = v < 1.1754943508222875e-38
+        bits = tl.where(small, v * 33554432.0, v).to(tl.int32, bitcast=True) + 0x4AFB0D
+        k = ((bits >> 23) - 127).to(tl.float32) - tl.where(small, 25.0, 0.0)
+        m = ((bits & 0x7FFFFF) + 0x3F3504F3).to(tl.float32, bitcast=True)
+    f = m - 1
+    s = f / (2 + f)
+    z = s * s
+    w = z * z
+    half = 0.5 * f * f
+    if v.dtype == tl.float64:
+        p = w * (w * (w * 1.531383769920937332e-1 + 2.222219843214978396e-1) + 3.999999999940941908e-1)
+        p += z * (w * (w * (w * 1.479819860511658591e-1 + 1.818357216161805012e-1) + 2.857142874366239149e-1)
+                  + 6.666666666666735130e-1)  # fmt: skip
+        y = s * (half + p) + k * 1.90821492927058770002e-10 - half + f + k * 6.93147180369123816490e-1
+    else:
+        p = w * (w * 0.24279078841 + 0.40000972152) + z * (w * 0.28498786688 + 0.66666662693)
+        y = s * (half + p) + k * 9.0580006145e-06 - half + f + k * 6.9313812256e-01
+    y = tl.where(v == 0, -float("inf"), y)
+    return tl.where((v < 0) | (v != v), float("nan"), tl.where(v == float("inf"), v, y))
+
+
+@triton.jit
+def log1p(v):
+    """log(1 + v), with the digits of small ``v``: the rounding error of 1 + v is made good for."""
+    u = 1 + v
+    y = log(u)
+    return tl.where((u > 0) & (u < float("inf")), y + (v - (u - 1)) / u, y)

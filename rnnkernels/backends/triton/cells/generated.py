@@ -1,0 +1,246 @@
+"""A cell's program → Triton source in the manner of the cells in this folder, imported, as a ``Cell`` for the loops.
+
+The source lies in Triton's cache directory, by the hash of all that it depends on: jit functions need a file. It has
+nothing of the program's text but names that are identifiers, and numbers.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import sys
+from pathlib import Path
+
+from triton.runtime.cache import get_cache_manager
+
+from ....cells.program import parse
+from .layout import Cell
+from .segments import inner, inner_is_kept, operand, operand_gradients, stores_of
+
+VERSION = 1  # of the generator; triton's own cache is by the source
+OPERATIONS = {
+    "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "div": "divide({}, {})", "neg": "-1.0 * {}",
+    "abs": "tl.abs({})", "sign": "sign({})", "sqrt": "square_root({})", "exp": "exp({})", "log": "log({})",
+    "log1p": "log1p({})", "expm1": "expm1({})", "sigmoid": "sigmoid({})", "tanh": "tanh({})",
+    "relu": "larger({0}, tl.zeros_like({0}))", "min": "smaller({}, {})", "max": "larger({}, {})",
+    "lt": "({0} < {1}).to({type})", "le": "({0} <= {1}).to({type})", "eq": "({0} == {1}).to({type})",
+    "where": "tl.where({} != 0, {}, {})", "tanh_back": "{0} * (1 - {1} * {1})",
+    "sigmoid_back": "{0} * ({1} * (1 - {1}))", "relu_back": "tl.where({1} > 0, {0}, 0.0)", "through": "{0}",
+}  # fmt: skip
+WITH_NUMBERS = {"add", "sub", "mul", "lt", "le", "eq"}  # all other instructions take a number as a tile of it
+MATH = ("divide", "exp", "expm1", "larger", "log", "log1p", "sigmoid", "sign", "smaller", "square_root", "tanh")
+HEAD = '''"""The cell {name}, generated from its program. Tuples of tiles (units, batch):
+
+x  {inputs}
+r  {recurrent}
+s  {states}{beside}
+"""
+
+import triton
+import triton.language as tl
+
+{math}'''
+
+
+class Layout:
+    """The places of what a program names in the tuples of tiles that its functions take and give."""
+
+    def __init__(self, program):
+        self.program, self.sections = program, program.sections
+        self.stores = {name: stores_of(section) for name, section in self.sections.items()}
+        self.beside = [("s", name) for name in program.states] + [("v", name) for name in program.vectors]
+        self.beside += [("u", name) for name in (*program.sequence, *program.step)]
+        # what ``forward`` reads or keeps of ``first``, and the gradients that go back
+        self.crossing = [store for store in self.stores.get("first", ()) if store[0] != "inner"]
+        self.dcross = [what for op, what in self.loads("backward_first") if op == "dcross"]
+        self.new = [n for n, name in enumerate(program.states) if self.reads(("n", name))]
+        self.old = [n for n, name in enumerate(program.states) if self.reads(("s", name))]
+        self.planes, self.recurrent = [], []
+        for gate in program.inputs:
+            self.planes.append(self.place(("da", gate)) or self.place(("dx", gate)))
+        for n, gate in enumerate(program.recurrent):
+            if program.inner and n + 1 == len(program.recurrent):
+                value = self.place(("di", None))
+            elif self.place(("da", gate)):
+                self.recurrent.append(program.inputs.index(gate))
+                continue
+            else:
+                value = self.place(("dr", gate))
+            if value not in self.planes or value is None:
+                self.planes.append(value)
+            self.recurrent.append(len(self.planes) - 1 - self.planes[::-1].index(value))
+
+    def loads(self, *names):
+        """The values that the named sections load: (kind, name) each, in order."""
+        sections = [self.sections[name] for name in names if name in self.sections]
+        found = [(op, what) for section in sections for op, _, what in section.code if op not in OPERATIONS]
+        return list(dict.fromkeys(found))
+
+    def reads(self, load):
+        return load in self.loads("backward", "backward_first", "backward_operand")
+
+    def place(self, store):
+        """The section and the number of the value that is stored as a gradient; None for zeros."""
+        found = [(name, self.stores[name][store]) for name in ("backward", "backward_first")
+                 if store in self.stores.get(name, ())]  # fmt: skip
+        return found[0] if found else None  # a program has each only once
+
+    @property
+    def merged(self):
+        """Pairs of an input and a recurrent gate that are only read as a sum."""
+        program, apart = self.program, self.loads("first", "forward")
+        last = program.recurrent[-1] if program.inner else None
+        return tuple(
+            (program.inputs.index(gate), n)
+            for n, gate in enumerate(program.recurrent)
+            if gate in program.inputs and gate != last and not program.given
+            and ("x", gate) not in apart and ("r", gate) not in apart
+        )  # fmt: skip
+
+    def kept(self, forward):
+        """The expressions of the kept planes, from those of the values of ``forward``."""
+        planes = {store[1]: n for store, n in self.stores["forward"].items() if store[0] == "keep"}
+        at = len(self.beside)
+        early = {store[1]: f"s[{at + n}]" for n, store in enumerate(self.crossing) if store[0] == "keep"}
+        return [early[k] if k in early else forward(planes[k]) for k in range(self.program.keep)]
+
+
+class Function:
+    """The lines of a function from a section of a program."""
+
+    def __init__(self, section, loads, like):
+        self.lines, self.values, self.like = [], [], like
+        for number, (op, args, what) in enumerate(section.code):
+            if op == "const":
+                self.values.append(float(what))
+                continue
+            if op in OPERATIONS:
+                name, numbers = f"t{number}", op not in WITH_NUMBERS
+                numbers = numbers or all(isinstance(self.values[a], float) for a in args)
+                given = [self.tile(a) if numbers else self.literal(a) for a in args]
+                value = OPERATIONS[op].format(*given, type=f"{like}.dtype")
+            else:
+                name, value = op if what is None else f"{op}_{what}", loads[op, what]
+            if name != value:
+                self.lines.append(f"{name} = {value}")
+            self.values.append(name)
+
+    def literal(self, number):
+        value = self.values[number]
+        return repr(value) if isinstance(value, float) else value
+
+    def tile(self, number):
+        """The name of a value, or a tile of a number."""
+        value = self.values[number]
+        return f"tl.full({self.like}.shape, {value!r}, {self.like}.dtype)" if isinstance(value, float) else value
+
+    def of(self, stores, store):
+        """The value that is stored, or zeros."""
+        return self.tile(stores[store]) if store in stores else f"tl.zeros_like({self.like})"
+
+
+def tuple_of(values):
+    return "(" + ", ".join(values) + ("," if len(values) == 1 else "") + ")"
+
+
+def function(name, arguments, lines, *results):
+    """The source of a jit function."""
+    head = f"\n\n@triton.jit\ndef {name}({arguments}):\n"
+    return head + "".join(f"    {line}\n" for line in (*lines, f"return {', '.join(results)}"))
+
+
+def source(program):
+    """The source of the cell's functions."""
+    layout, S = Layout(program), len(program.states)
+    loads = {load: f"s[{n}]" for n, load in enumerate(layout.beside)}
+    loads |= {("x", gate): f"x[{n}]" for n, gate in enumerate(program.inputs)}
+    loads |= {("r", gate): f"r[{n}]" for n, gate in enumerate(program.recurrent)}
+    loads |= {("a", gate): f"{loads['x', gate]} + {loads['r', gate]}" for gate in program.inputs
+              if gate in program.recurrent}  # fmt: skip
+    loads |= {("i", None): f"r[{len(program.recurrent) - 1}]", ("gy", None): f"ds[{S}]"}
+    loads |= {("go", None): "go", ("gi", None): "gi"}
+    loads |= {("k", n): f"kept[{n}]" for n in range(program.keep)}
+    for n, name in enumerate(program.states):
+        loads |= {("n", name): f"new[{n}]", ("g", name): f"ds[{n}]"}
+    at = len(layout.beside)
+    loads |= {store: f"s[{at + n}]" for n, store in enumerate(layout.crossing) if store[0] == "cross"}
+    loads |= {("dcross", what): f"crossing[{n}]" for n, what in enumerate(layout.dcross)}
+    settings = "ACTIVATION: tl.constexpr, GATE: tl.constexpr"
+    out = ""
+
+    def section(name, like):
+        return Function(program.sections[name], loads, like), layout.stores[name]
+
+    def more(body, stores):
+        return [body.of(stores, (f"d{kind}", name)) for kind, name in layout.beside]
+
+    if "operand" in program.sections:
+        body, stores = section("operand", "s[0]")
+        out += function("operand", "s", body.lines, body.of(stores, ("operand", None)))
+    if program.inner:
+        body, stores = section("first", "s[0]")
+        crossing = tuple_of([body.of(stores, store) for store in layout.crossing])
+        out += function("first", f"x, r, s, {settings}", body.lines, body.of(stores, ("inner", None)), crossing)
+    body, stores = section("forward", "s[0]")
+    new = [body.of(stores, ("new", name)) for name in program.states]
+    new += [body.of(stores, ("y", None))] if program.own_output else []
+    out += function("forward", f"x, r, s, {settings}", body.lines, tuple_of(new), tuple_of(layout.kept(body.tile)))
+    body, stores = section("backward", "ds[0]")
+    planes = [body.tile(place[1]) if place and place[0] == "backward" else "tl.zeros_like(ds[0])"
+              for place in layout.planes]  # fmt: skip
+    rest = more(body, stores) + [body.of(stores, ("dcross", what)) for what in layout.dcross]
+    out += function("backward", f"ds, new, s, kept, {settings}", body.lines, tuple_of(planes), tuple_of(rest))
+    if program.inner:
+        body, stores = section("backward_first", "gi")
+        planes = [body.tile(place[1]) for place in layout.planes if place and place[0] == "backward_first"]
+        arguments = f"gi, crossing, new, s, kept, {settings}"
+        out += function("backward_first", arguments, body.lines, tuple_of(planes), tuple_of(more(body, stores)))
+    if "operand" in program.sections:
+        body, stores = section("backward_operand", "go")
+        out += function("backward_operand", "go, s", body.lines, tuple_of(more(body, stores)))
+    if layout.new:
+        states = [f"kept[{program.keep + layout.new.index(n)}]" if n in layout.new else f"old[{n}]" for n in range(S)]
+        out += function("renew", "old, kept", [], tuple_of(states))
+    used = ", ".join(name for name in MATH if f"{name}(" in out)
+    beside = "".join(f" {name}" for _, name in layout.beside[S:])
+    return HEAD.format(
+        name=program.name, inputs=" ".join(program.inputs), recurrent=" ".join(program.recurrent),
+        states=" ".join(program.states), beside=beside,
+        math=f"\nfrom rnnkernels.backends.triton.cells.math import {used}\n" if used else "",
+    ) + out  # fmt: skip
+
+
+def imported(text):
+    """The module of a source, from a file in Triton's cache directory."""
+    key = hashlib.sha256(f"{VERSION} {__file__}\n{text}".encode()).hexdigest()
+    name, manager = f"rnnkernels_cell_{key[:16]}", get_cache_manager(key)
+    path = manager.get_file(f"{name}.py")
+    if path is None or Path(path).read_text() != text:
+        path = manager.put(text, f"{name}.py", binary=False)  # atomic
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def cell_of(text):
+    """The ``Cell`` of a program."""
+    program = parse(text)
+    layout, module = Layout(program), imported(source(program))
+    second, other = program.inner, "operand" in program.sections
+    early = [n for n, place in enumerate(layout.planes) if place and place[0] == "backward_first"]
+    return Cell(
+        module.forward, module.backward, len(program.inputs), len(program.states), program.keep, len(layout.planes),
+        tuple(layout.recurrent), tuple(n in layout.new for n in range(len(program.states))),
+        tuple(n in layout.old for n in range(len(program.states))), merged=layout.merged,
+        first=module.first if second else None, backward_first=module.backward_first if second else None,
+        first_planes=tuple(early.index(n) if n in early else -1 for n in range(len(layout.planes))),
+        cross=len(layout.dcross), inner=functools.partial(inner, program) if second and inner_is_kept(program) else None,
+        renew=module.renew if layout.new else None, vectors=len(program.vectors), sequences=len(program.sequence),
+        steps=len(program.step), operand=module.operand if other else None,
+        backward_operand=module.backward_operand if other else None,
+        operands=functools.partial(operand, program) if other else None,
+        operand_gradients=functools.partial(operand_gradients, program) if other else None,
+        y=program.own_output, own=tuple(layout.new), finite=False, text=text,
+    )  # fmt: skip

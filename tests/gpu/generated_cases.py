@@ -1,0 +1,148 @@
+"""Cells as functions, whose Triton kernels are generated from their programs, and calls of the op with them.
+
+Letters: T time, B batch, D directions, X input groups, GX gates of the input, H hidden, S states.
+"""
+
+import torch
+
+from rnnkernels.cells.definition import cell
+from rnnkernels.cells.reference import zero_past
+from rnnkernels.cells.trace import product
+from rnnkernels.cells.weights import weights_of
+
+sigmoid, tanh = torch.sigmoid, torch.tanh
+
+
+@cell(inputs="h", recurrent="h")
+def rnn(x, r, s):
+    return tanh(x.h + r.h)
+
+
+@cell(inputs="i f g o", recurrent="i f g o", states="h c", keep="i f g o")
+def lstm(x, r, s):
+    i, f, g, o = sigmoid(x.i + r.i), sigmoid(x.f + r.f), tanh(x.g + r.g), sigmoid(x.o + r.o)
+    c = f * s.c + i * g
+    return o * tanh(c), c
+
+
+@cell(inputs="r z n", recurrent="r z n")
+def gru(x, r, s):
+    reset, z = sigmoid(x.r + r.r), sigmoid(x.z + r.z)
+    n = tanh(x.n + reset * r.n)
+    return n + z * (s.h - n)
+
+
+@cell(inputs="r z n", recurrent="r z n")
+def gru_reset_before(x, r, s):
+    reset, z = sigmoid(x.r + r.r), sigmoid(x.z + r.z)
+    n = tanh(x.n + product("n", reset * s.h))
+    return n + z * (s.h - n)
+
+
+@cell(inputs="i f g o", recurrent="i f g o", states="h c", vectors="p_i p_f p_o")
+def peephole(x, r, s, v):
+    i, f = sigmoid(x.i + r.i + v.p_i * s.c), sigmoid(x.f + r.f + v.p_f * s.c)
+    c = f * s.c + i * tanh(x.g + r.g)
+    return sigmoid(x.o + r.o + v.p_o * c) * tanh(c), c
+
+
+@cell(inputs="r z n", recurrent="r z n", step_inputs="gamma", operand=lambda s, u: u.gamma * s.h)
+def decay_gru(x, r, s, u):
+    """Where some inputs are missing, the state decays between them (GRU-D: Che et al. 2018)."""
+    h = u.gamma * s.h
+    reset, z = sigmoid(x.r + r.r), sigmoid(x.z + r.z)
+    n = tanh(x.n + reset * r.n)
+    return n + z * (h - n)
+
+
+@cell(inputs="h", vectors="u")
+def ind_rnn(x, s, v):
+    """Elementwise: no recurrent product (IndRNN: Li et al. 2018)."""
+    return tanh(x.h + v.u * s.h)
+
+
+@cell(inputs="h", recurrent="h", states="v", vectors="tau", operand=lambda s: tanh(s.v),
+      output=lambda s, v: tanh(s.v) * v.tau)  # fmt: skip
+def rate(x, r, s, v):
+    """The product reads, and the layer gives, a firing rate; the state is a potential."""
+    return s.v + sigmoid(v.tau) * (x.h + r.h - s.v)
+
+
+@cell(inputs="p q", recurrent="q w", states="h m n", vectors="k", step_inputs="gamma rate:1", sequence_inputs="context")
+def mixed(x, r, s, v, u):
+    """Three states, all kinds of inputs, and gates of only one of the products."""
+    c = tanh(x.p + v.k * s.m + u.gamma * s.n)
+    q, w = sigmoid(x.q + r.q), sigmoid(r.w)
+    h = c + q * (s.h - c)
+    return tanh(h * u.rate + u.context), w * s.m + 0.5 * c, tanh(q * s.n + u.context)
+
+
+@cell(inputs="r z n", recurrent="r z n", states="h m", vectors="k", step_inputs="gamma", project_input=False,
+      operand=lambda s, u: u.gamma * s.h + 0.5 * s.m)  # fmt: skip
+def crossing(x, r, s, v, u):
+    """Two products, whose operands read vectors, inputs and another state; the input is given."""
+    reset, z = sigmoid(x.r + r.r), sigmoid(x.z + r.z)
+    n = tanh(x.n + product("n", (reset * s.h + v.k * s.m) * u.gamma))
+    h = s.h + z * (n - s.h)
+    return h, tanh((reset * s.m + reset * reset * x.z) * u.gamma)
+
+
+@cell(inputs="a b", recurrent="a b", constants={"alpha": 0.25})
+def every_operation(x, r, s, alpha):
+    a, b = x.a + r.a, x.b + r.b
+    e = torch.exp(a)
+    root = torch.sqrt(torch.abs(torch.expm1(-alpha * b)) + 0.5)
+    p = (torch.log1p(e) / root - torch.log(torch.abs(b) + 1)) * torch.sign(b)
+    p = torch.where(s.h < 0.1, torch.maximum(torch.minimum(p, b), a), b) + (a <= e) * 0.3
+    return sigmoid(p - torch.relu(a) * b) * s.h + tanh(p) * 0.5
+
+
+@cell(inputs="f g", states="h a b c", project_input=False, output=lambda s: s.h * s.c)
+def running(x, s):
+    """Four states and no weights."""
+    f = sigmoid(x.f)
+    h, a, b, c = f * s.h + x.g, f * s.a + s.h, f * s.b + s.a, f * s.c + s.b
+    return h, a, b, c
+
+
+@cell(recurrent="a b", states="h m")
+def autonomous(r, s):
+    """No gates of the input: x only says how many steps there are."""
+    return tanh(r.a + s.m), sigmoid(r.b) * s.m + 0.1 * s.h
+
+
+CELLS = {
+    c.program.name: c.program
+    for c in (rnn, lstm, gru, gru_reset_before, peephole, decay_gru, ind_rnn, rate, mixed, crossing, every_operation,
+              running, autonomous)
+}  # fmt: skip
+
+
+def arguments(
+    program, T=3, B=2, I=3, H=20, reverse=(False,), groups=0, stages=(), lengths=None, bias=True,  # noqa: E741
+    layer_norm=False, states=True, dtype=torch.float32, seed=0,
+):  # fmt: skip
+    """The op's arguments up to ``extras``, as a list. ``stages``: of reset, restart, h_mask, zone."""
+    random = torch.Generator().manual_seed(seed)
+    normal = lambda *shape, scale=0.6: (scale * torch.randn(shape, generator=random)).to(dtype)  # noqa: E731
+    chance = lambda *shape: torch.rand(*shape, generator=random)  # noqa: E731
+    group, D, S = (groups,) if groups else (), len(reverse) * max(1, groups), len(program.states)
+    table = weights_of(program.text, I, H, bias=bias, layer_norm=layer_norm)
+    scale = 0.6 if dtype.itemsize > 2 else 0.15  # larger weights make the recurrence chaotic: it magnifies rounding
+    weights = [normal(*w.shape, scale=scale) for _ in range(D) for w in table]
+    x = normal(*group, T, B, len(program.inputs) * H if program.given else I)
+    extras = [normal(*group, T, B, 1 if name in program.narrow else H) for name in program.step]
+    if lengths is not None:  # nobody knows what lies past them; NaN in bf16 spoils other rows of torch.mm on the CPU
+        lengths = torch.tensor(lengths)
+        poison = torch.nan if dtype.itemsize > 2 else 10.0
+        live = zero_past(torch.ones(*group, T, B, 1), lengths) > 0
+        x, *extras = (torch.where(live, v, poison) for v in (x, *extras))
+    extras += [normal(*group, B, H) for _ in program.sequence]
+    reset = chance(*group, T, B) < 0.4 if {"reset", "restart"} & set(stages) else None
+    given = [normal(D, B, H) for _ in range(S if "restart" in stages else 0)]
+    h_mask = ((chance(D, B, H) < 0.6) / 0.8).to(dtype) if "h_mask" in stages else None
+    zone = [(chance(T, D, B, H).mul(3).floor() / 2).clamp(max=1).to(dtype) for _ in range(S if "zone" in stages else 0)]
+    return [
+        program.text, x, [normal(D, B, H) for _ in range(S if states else 0)], weights, list(reverse), bias, False,
+        None, None, lengths, reset, given, h_mask, zone, layer_norm, 1e-5, H, extras,
+    ]  # fmt: skip

@@ -1,0 +1,272 @@
+"""Triton kernels generated from programs, interpreted on the CPU: outputs and every gradient against float64.
+
+Needs a process of its own (triton_cases.py).
+"""
+
+import random
+from pathlib import Path
+
+import fake_graphs
+import pytest
+import torch
+import triton_shim
+from common import assert_close
+from generated_cases import CELLS, arguments
+from pairwise import cases, in_turn, product
+from triton_cases import BOTH, compare, interpreter, running  # noqa: F401 - used by every test
+
+from rnnkernels import backends
+from rnnkernels.backends.triton import graphs, launch, schedules
+from rnnkernels.backends.triton import cells as triton_cells
+from rnnkernels.backends.triton.cells import generated
+from rnnkernels.cells import definition, trace
+from rnnkernels.cells.call import LayerCall
+from rnnkernels.cells.program import parse
+from rnnkernels.op import run
+
+# NumPy, which interprets, tells of divisions by zero in units and rows that do not exist.
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{what} .*encountered:RuntimeWarning") for what in
+              ("divide by zero", "invalid value", "overflow")]  # fmt: skip
+# Without a recurrent product there is only one schedule.
+WAYS = product(CELLS, schedules.NAMES, exists=lambda cell, way: bool(CELLS[cell].recurrent) or way == "resident")
+VARIANTS = {
+    "plain": dict(T=4, B=2, H=20),
+    "reverse, no bias": dict(T=4, B=3, H=40, reverse=(True,), bias=False),
+    "both directions from zero": dict(T=3, B=1, H=16, reverse=BOTH, states=False),
+    "lengths": dict(T=5, B=4, H=20, reverse=BOTH, lengths=[5, 0, 3, 1]),
+}
+MORE = {
+    "bf16": dict(T=3, B=2, H=33, reverse=(True,), dtype=torch.bfloat16),
+    "fp16": dict(T=3, B=2, H=33, dtype=torch.float16, stages=["zone"]),
+    "float64": dict(T=3, B=2, H=33, dtype=torch.float64, reverse=BOTH, lengths=[1, 3]),
+    "one step": dict(T=1, B=5, H=20, lengths=[1, 0, 1, 1, 0]),
+    "two batch tiles": dict(T=2, B=17, H=16, lengths=[2, 1, 0] * 5 + [1, 2]),
+    "empty batch": dict(B=0, reverse=BOTH),
+    "groups": dict(T=3, B=2, H=20, reverse=BOTH, groups=2, lengths=[[3, 0], [1, 2]]),
+    "one unit": dict(T=3, B=2, H=1),
+    "layer norm": dict(layer_norm=True, reverse=(True,)),
+}
+
+
+def check(cell, schedule=None, seed=0, **options):
+    compare(arguments(CELLS[cell], **options), schedule, seed)
+
+
+@pytest.mark.parametrize("way, variant", in_turn(WAYS, VARIANTS))
+def test_equals_definition(way, variant):
+    check(*way, **VARIANTS[variant])
+
+
+@pytest.mark.parametrize("cell, case", in_turn(CELLS, MORE))
+def test_equals_definition_once(cell, case):
+    check(cell, **MORE[case])
+
+
+STAGES = ["no reset", "reset", "restart"], ["no mask", "h_mask"], ["no zone", "zone"], ["no norm", "layer norm"]
+
+
+@pytest.mark.parametrize(
+    "way, reset, mask, zone, norm", in_turn(WAYS, *STAGES, exists=lambda way, *s: way[1] != "cooperative" or s[3] == "no norm")
+)
+def test_stages(way, reset, mask, zone, norm):
+    """With lengths and both directions."""
+    options = dict(T=3, B=3, H=20, reverse=BOTH, lengths=[3, 0, 2], layer_norm=norm == "layer norm")
+    check(*way, stages=[reset, mask, zone], **options)
+
+
+@pytest.mark.parametrize("cell", ["crossing", "decay_gru", "rate"])
+def test_all_stages(cell):
+    """The cells with most that may go wrong, with all of the stages in all schedules."""
+    for schedule in schedules.NAMES:
+        stages = ["restart", "h_mask", "zone"]
+        check(cell, schedule, T=4, B=3, H=20, reverse=BOTH, groups=2, lengths=[[4, 0, 3], [1, 4, 2]], stages=stages)
+
+
+HAND_WRITTEN = ["rnn", "lstm", "gru", "gru_reset_before"]
+
+
+@pytest.mark.parametrize("cell, schedule", cases(HAND_WRITTEN, schedules.NAMES))
+def test_equals_hand_written(cell, schedule):
+    """The same bits forward, and the same gradients to rounding; where a bias is merged with another, rounding too."""
+    args = arguments(CELLS[cell], T=4, B=3, H=20, reverse=BOTH, lengths=[4, 0, 3], stages=["reset", "h_mask"])
+    found = []
+    for name in (args[0], cell):
+        with running(schedule):
+            y, last, saved = launch.layer(name, *args[1:], True)
+            grads = launch.layer_backward(y, last, None, name, *args[1:], y, saved, [True] * 4)
+        found.append([y, *last, *saved[-1:]] if cell == "lstm" else [y, *last])
+        found.append([grads[0], *(g for group in grads[1:] for g in group)])
+    assert cell == "gru_reset_before" or all(map(torch.equal, found[0], found[2]))
+    for n, (ours, theirs) in enumerate(zip(found[0] + found[1], found[2] + found[3], strict=True)):
+        assert_close(f"result {n}", ours, theirs, 1e-6)
+
+
+@pytest.mark.parametrize("cell, seed", in_turn(["crossing", "decay_gru", "mixed", "rate"], range(4)))
+def test_programs_that_wait_for_each_other(cell, seed):
+    check(cell, "cooperative", seed, T=3, B=17, H=20, reverse=BOTH, stages=["reset", "h_mask"])
+
+
+@pytest.mark.parametrize("cell", ["crossing", "decay_gru", "mixed"])
+def test_programs_do_not_depend_on_each_other(cell):
+    """Those of a launch, interleaved at every memory access."""
+    for schedule in ("resident", "stepwise"):
+        with triton_shim.concurrent_grid(1):
+            check(cell, schedule, T=2, B=18, H=40, layer_norm=schedule == "stepwise")
+
+
+def test_passes_replayed_from_a_graph(monkeypatch):
+    """Other numbers at the same places, inputs beside x among them."""
+    recorded = fake_graphs.install(monkeypatch)
+    for seed in range(2):
+        args = arguments(CELLS["crossing"], T=3, B=2, H=20, reverse=BOTH, seed=seed, stages=["restart", "zone"])
+        compare(args, "stepwise")
+    assert len(recorded) == 3  # training and inference forward, backward
+    graphs.clear()
+
+
+def test_inputs_by_strides():
+    """Inputs beside x of any strides: batch first, one for all rows, every second unit of a wider one."""
+    args = arguments(CELLS["mixed"], T=4, B=3, H=20, reverse=BOTH)
+    gamma, rate, context = args[-1]
+    views = [gamma.transpose(0, 1).contiguous().transpose(0, 1), rate[:, :1].expand(-1, 3, -1),
+             torch.stack([context, context + 1], -1)[..., 0]]  # fmt: skip
+    results = []
+    for extras in (views, [v.contiguous() for v in views]):
+        y, last, saved = launch.layer(*args[:-1], extras, True)
+        grads = launch.layer_backward(y, last, None, *args[:-1], extras, y, saved, [True] * 4)
+        results.append([y, *last, *grads[4]])
+    assert all(map(torch.equal, *results))
+
+
+def test_through_the_op_and_autograd():
+    args, grads = arguments(CELLS["mixed"], T=3, B=2, H=20, lengths=[1, 3]), {}
+    for t in (args[1], *args[2], *args[3], *args[-1]):
+        t.requires_grad_()
+    leaves = [args[1], *args[2], *args[3], *args[-1]]
+    for backend in ("triton", "reference"):
+        with backends.force(backend):
+            y, last = run.layer(LayerCall(*args))
+            grads[backend] = torch.autograd.grad(sum((o * o).sum() for o in (y, *last)), leaves)
+    for n, (actual, wanted) in enumerate(zip(grads["triton"], grads["reference"], strict=True)):
+        assert_close(f"gradient {n}", actual, wanted)
+
+
+def test_only_the_needed_gradients():
+    args = arguments(CELLS["decay_gru"], H=20)
+    y, _, saved = launch.layer(*args, True)
+    dx, dstates, dweights, _, dextras = launch.layer_backward(
+        torch.ones_like(y), [], None, *args, y, saved, [False, True, False, False]
+    )
+    assert dx.numel() == 0 and len(dstates) == 1 and dweights == [] == dextras
+
+
+# Cells by chance.
+UNARY = [
+    torch.sigmoid, torch.tanh, torch.relu, torch.abs, torch.sign, lambda v: torch.exp(-torch.abs(v)),
+    lambda v: torch.sqrt(v * v + 0.5), lambda v: torch.log(torch.abs(v) + 0.5), lambda v: torch.log1p(torch.abs(v)),
+    torch.nn.functional.softplus, lambda v: 0.5 - v,
+]  # fmt: skip
+BINARY = [
+    lambda a, b: a + b, lambda a, b: a - b, lambda a, b: a * torch.tanh(b), lambda a, b: a / (1 + torch.abs(b)),
+    torch.maximum, torch.minimum, lambda a, b: torch.where(a < b, torch.tanh(a), b * 0.5),
+]  # fmt: skip
+
+
+def random_cell(seed):
+    """A cell with gates, states, vectors and inputs by chance, whose new states are trees of operations of them."""
+    chance = random.Random(seed)
+    inputs = [f"g{n}" for n in range(chance.randint(0, 4))]
+    recurrent = chance.sample(["g0", "g1", "g2", "r0", "r1"], chance.randint(1 - bool(inputs), 4))
+    states = [f"s{n}" for n in range(chance.randint(1, 4))]
+    vectors, steps = [f"v{n}" for n in range(chance.randint(0, 2))], [f"u{n}" for n in range(chance.randint(0, 2))]
+    sequences = ["w0"] * chance.randint(0, 1)
+    inner = 1 < len(recurrent) < 6 - len(inputs) and chance.random() < 0.5  # no more may cross than eight values
+
+    def grown(values, size):
+        values = list(values)
+        for _ in range(size):
+            if chance.random() < 0.5:
+                values.append(chance.choice(UNARY)(values.pop(chance.randrange(len(values)))))
+            else:
+                a, b = values.pop(chance.randrange(len(values))), values[chance.randrange(len(values))]
+                values.append(chance.choice(BINARY)(a, b))
+        return values
+
+    def function(x, r, s, v, u):
+        gates = [getattr(x, n) for n in inputs] + [getattr(r, n) for n in recurrent[: len(recurrent) - inner]]
+        beside = [getattr(s, n) for n in states] + [getattr(v, n) for n in vectors]
+        beside += [getattr(u, n) for n in (*steps, *sequences)]
+        if inner:
+            factor = torch.sigmoid(sum(gates))
+            gates.append(trace.product(recurrent[-1], factor * getattr(s, states[0])))
+        values = grown(gates + beside, 12)
+        total = sum(torch.tanh(value) for value in values) + 0.1 * sum(gates) + 0.1 * sum(beside)
+        return tuple(torch.tanh(total * (0.3 + 0.1 * n) - 0.1 * n) for n in range(len(states)))
+
+    operand = (lambda s, u, v: torch.tanh(getattr(s, states[-1]))) if recurrent and chance.random() < 0.3 else None
+    output = (lambda s, u, v: getattr(s, states[0]) * getattr(s, states[-1])) if chance.random() < 0.3 else None
+    return definition.cell(
+        function, inputs=" ".join(inputs), recurrent=" ".join(recurrent), states=" ".join(states),
+        vectors=" ".join(vectors), step_inputs=" ".join(steps), sequence_inputs=" ".join(sequences), operand=operand,
+        output=output, project_input=not inputs or chance.random() < 0.8, name="by_chance",
+    ).program  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_cells_by_chance(seed):
+    program = random_cell(seed)
+    schedule = schedules.NAMES[seed % 3] if program.recurrent else "resident"
+    compare(arguments(program, T=3, B=3, H=20, reverse=BOTH, lengths=[3, 1, 2], seed=seed), schedule)
+
+
+REFUSED = """cell 1 forgets_its_operand
+inputs a
+recurrent a b
+states h
+first
+x a
+r a
+mul 0 1
+put inner 2
+forward
+i
+put new h 0
+backward
+g h
+put di 0
+backward_first
+gi
+put dx a 0"""
+
+
+def test_unsupported():
+    """A program that keeps nothing that gives the operand of its second product: its weights would get no gradient."""
+    reason = "forgets_its_operand keeps nothing that gives the operand of its second product"
+    args = arguments(parse(REFUSED))
+    assert launch.unsupported(LayerCall(*args).facts()) == reason
+    with pytest.raises(NotImplementedError, match=reason):
+        launch.layer(*args, False)
+    args = arguments(CELLS["gru"])
+    args[6] = True
+    assert launch.unsupported(LayerCall(*args).facts()) == "gru has no projection"
+
+
+def test_schedule_says_why():
+    facts = LayerCall(*arguments(CELLS["ind_rnn"])).facts(training=True)
+    assert "forward resident" in launch.schedule(facts) and "there is no recurrent product" in launch.schedule(facts)
+    with schedules.force("stepwise"), pytest.raises(RuntimeError, match="no recurrent product to share out"):
+        launch.schedule(facts)
+    facts = LayerCall(*arguments(CELLS["peephole"], layer_norm=True)).facts(training=True)
+    assert "not cooperative" not in launch.schedule(facts) and "backward resident" in launch.schedule(facts)
+
+
+def test_source_is_as_the_hand_written_cells():
+    """Readable, by names, and only of what the program says; the file is made again if it was changed."""
+    text = generated.source(CELLS["gru"])
+    for line in ("a_z = x[1] + r[1]", "s_h = s[0]", "= sigmoid(a_z)", "k_0 = kept[0]", "g_h = ds[0]"):
+        assert line in text
+    path = Path(generated.imported(text).__file__)
+    assert path.read_text() == text
+    path.write_text("raise RuntimeError")
+    assert Path(generated.imported(text).__file__).read_text() == text
+    assert triton_cells.cell_of(CELLS["gru"].text) is triton_cells.cell_of(CELLS["gru"].text)
