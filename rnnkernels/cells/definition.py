@@ -117,7 +117,11 @@ def cell(
 
         def trace(constants, functions=None):
             text, planes = _trace(function, header, constants, functions or {}, operand, output, keep)
-            return text if functions else Cell(parse(text), constants, planes, trace)
+            if functions:
+                return text
+            made = Cell(parse(text), constants, planes, trace)
+            made.__doc__ = function.__doc__
+            return made
 
         return trace(dict(constants or {}))
 
