@@ -249,7 +249,7 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         if nodes[n].op in own or any(m in backward for m in nodes[n].of):
             backward.add(n)
     needed = {m for n in backward for m in nodes[n].of} | {n for p in sections.values() for n in p.values()}
-    needed |= {inner} - {None}  # the gradient of its weights is a product with it
+    needed |= {inner} - {None}
     needed = {n for n in needed if n not in backward and n not in free}
     states = {n: name for name, n in new.items() if n not in free}
     if keep is None:
@@ -258,6 +258,10 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         keep = [copies.get(n, n) for n in keep]
         if missing := _uncovered(graph, needed, free | set(states) | set(keep)):
             raise ValueError(f"keep= does not suffice for the backward pass, which needs {missing}")
+    if inner is not None:  # the gradient of its weights: a product with it, which kernels compute as `first` does
+        late = _late(graph, first_state)
+        if _uncovered(graph, [inner], free | {n for n in keep if n not in late}):
+            keep = [*keep, inner]
     have = {n: f"k {k}" for k, n in enumerate(keep)}
     have |= {n: f"n {name}" for n, name in states.items() if n not in have}
 

@@ -96,7 +96,8 @@ def min_gru(x, s):
     L. Feng et al. (2024), Were RNNs all we needed? No recurrent product. The paper's log-space variant has
     ``x.n + 0.5`` where x.n >= 0, and s(x.n) elsewhere, in place of x.n.
     """
-    return s.h + torch.sigmoid(x.z) * (x.n - s.h)
+    z, n = torch.sigmoid(x.z), x.n
+    return s.h + z * (n - s.h)
 
 
 @cell(inputs="f i n")
@@ -105,8 +106,8 @@ def min_lstm(x, s):
 
     L. Feng et al. (2024), Were RNNs all we needed? No recurrent product; the two gates are normalised to a sum of 1.
     """
-    f, i = torch.sigmoid(x.f), torch.sigmoid(x.i)
-    return (f * s.h + i * x.n) / (f + i)
+    f, i, n = torch.sigmoid(x.f), torch.sigmoid(x.i), x.n
+    return (f * s.h + i * n) / (f + i)
 
 
 @cell(inputs="n f r k", states="h c", vectors="v_f v_r")
@@ -118,8 +119,9 @@ def sru(x, s, v):
     itself there, which is the identity in the last block of ``weight_ih``.
     """
     f, r = torch.sigmoid(x.f + v.v_f * s.c), torch.sigmoid(x.r + v.v_r * s.c)
-    c = x.n + f * (s.c - x.n)
-    return x.k + r * (c - x.k), c
+    n, k = x.n, x.k
+    c = n + f * (s.c - n)
+    return k + r * (c - k), c
 
 
 @cell(inputs="i f z o", recurrent="i f z o", states="h c n m")
@@ -131,11 +133,11 @@ def slstm(x, r, s):
     normaliser n and the stabiliser m, which without a past (n = 0) is x.i + r.i. The paper's recurrent matrix is
     block-diagonal: heads. Gate order as in FlashRNN.
     """
-    i, o = x.i + r.i, torch.sigmoid(x.o + r.o)
-    past = F.logsigmoid(x.f + r.f) + s.m
+    i, f, z, o = x.i + r.i, x.f + r.f, torch.tanh(x.z + r.z), torch.sigmoid(x.o + r.o)
+    past = F.logsigmoid(f) + s.m
     m = torch.where(s.n == 0, i, torch.maximum(past, i))
     new, old = torch.exp(i - m), torch.exp(torch.clamp(past - m, max=0))  # without a past, past - m may be large
-    c = old * s.c + new * torch.tanh(x.z + r.z)
+    c = old * s.c + new * z
     n = old * s.n + new
     return o * c / n, c, n, m
 
@@ -152,9 +154,9 @@ def gru_d(x, r, s, u):
     decay gamma (T, B, H) = exp(-relu(W d + b)) of the times d since values were seen; values, filled in, and their mask
     are the input. The reset comes after the product, as in ``torch.nn.GRUCell``.
     """
-    h = decayed(s, u)
+    h, q = decayed(s, u), r.n
     reset, z = torch.sigmoid(x.r + r.r), torch.sigmoid(x.z + r.z)
-    n = torch.tanh(x.n + reset * r.n)
+    n = torch.tanh(x.n + reset * q)
     return n + z * (h - n)
 
 
@@ -167,7 +169,8 @@ def ea_lstm(x, r, s, u):
     attributes a. NeuralHydrology's rows are in another order: f, o, g.
     """
     f, o = torch.sigmoid(x.f + r.f), torch.sigmoid(x.o + r.o)
-    c = f * s.c + u.i * torch.tanh(x.g + r.g)
+    g = torch.tanh(x.g + r.g)
+    c = f * s.c + u.i * g
     return o * torch.tanh(c), c
 
 
@@ -193,7 +196,8 @@ def cfc(x, r, u):
     R. Hasani et al. (2022), Closed-form continuous-time neural networks, without backbone. Step input: the time ts
     (T, B, 1) since the step before. ``ncps``'s bias is b_ih + b_hh here.
     """
-    t = torch.sigmoid((x.a + r.a) * u.ts + (x.b + r.b))
+    a, b = x.a + r.a, x.b + r.b
+    t = torch.sigmoid(a * u.ts + b)
     f1, f2 = torch.tanh(x.f1 + r.f1), torch.tanh(x.f2 + r.f2)
     return f1 + t * (f2 - f1)
 
@@ -205,8 +209,8 @@ def augru(x, r, s, u):
     G. Zhou et al. (2019), Deep interest evolution network for click-through rate prediction, as oneDNN's LBR-AUGRU has
     it. Step input: the attention (T, B, 1) that a step gets, from 0 to 1.
     """
-    reset, z = torch.sigmoid(x.r + r.r), torch.sigmoid(x.z + r.z)
-    n = torch.tanh(x.n + reset * r.n)
+    reset, z, q = torch.sigmoid(x.r + r.r), torch.sigmoid(x.z + r.z), r.n
+    n = torch.tanh(x.n + reset * q)
     return n + (1 - u.attention) * z * (s.h - n)
 
 

@@ -15,6 +15,21 @@ def draws(N=64, seed=0, size=1.0):
     return lambda: size * torch.randn(N, dtype=torch.float64, generator=random)
 
 
+PLANES = {  # what training keeps, no more than a hand-written cell would; plane_2: a difference without a name
+    "augru": "q reset z n", "cfc": "a t f1 f2", "cifg_lstm": "f o g", "ea_lstm": "f o g", "gru": "reset z n q",
+    "gru_d": "q reset z n", "gru_reset_before": "reset z n", "ind_rnn": "", "janet": "a g", "leaky_rnn": "",
+    "li_gru": "z n", "lif": "", "lstm": "i f g o", "mgu": "f n", "min_gru": "z plane_1", "min_lstm": "n f i",
+    "peephole_lstm": "i f g o", "rnn": "", "slstm": "i o f z", "sru": "f r plane_2 plane_3",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_LIBRARY)
+def test_what_training_keeps(name):
+    made = getattr(cells, name)
+    assert sorted(made.names) == sorted(PLANES[name].split()) and len(made.names) == made.program.keep
+    assert "h' = " in made.__doc__ or "v' = " in made.__doc__
+
+
 @pytest.mark.parametrize("name", OF_LIBRARY)
 def test_cells_of_the_library(name):
     program_cases.check(getattr(cells, name).program, draws(size=1.5))

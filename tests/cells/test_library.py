@@ -10,6 +10,7 @@ from library_loops import loop
 from program_cases import RandomCell, chooser
 from torch.autograd import gradcheck, gradgradcheck
 
+import rnnkernels
 from rnnkernels import cells
 from rnnkernels.cells import CELLS, OF_LIBRARY
 from rnnkernels.cells.weights import weights_of
@@ -85,6 +86,30 @@ def same(layer, actual, expected, tensors=None, tensors_expected=None):
 def test_as_the_papers_have_it(name):
     layer = Layer(name, reverse=BOTH)
     same(layer, layer(*layer.tensors), layer.by_loop(*layer.tensors))
+
+
+@pytest.mark.parametrize("name", OF_LIBRARY)
+def test_as_modules(name):
+    """``Recurrent`` in both directions, batch first, with lengths; and its first step by ``RecurrentCell``."""
+    layer = Layer(name, reverse=BOTH)
+    x, states, weights, extras = layer.split(layer.tensors)
+    module = rnnkernels.Recurrent(layer.cell, 2, 3, bidirectional=True, batch_first=True, dtype=torch.float64)
+    one = rnnkernels.RecurrentCell(layer.cell, 2, 3, dtype=torch.float64)
+    names = [f"{w.name}_l0{suffix}" for suffix in ("", "_reverse") for w in layer.table]
+    module.load_state_dict(dict(zip(names, weights, strict=True)))
+    one.load_state_dict({w.name: v for w, v in zip(layer.table, weights, strict=False)})
+    program = layer.cell.program
+    inputs = dict(zip(program.extras, extras, strict=True))
+    ours = {n: u.transpose(0, 1) if n in program.step else u for n, u in inputs.items()}
+    y, last = module(x.transpose(0, 1), tuple(states) if layer.S > 1 else states[0], lengths=[4, 4, 2], **ours)
+    expected, *last_expected = layer.by_loop(*layer.tensors)
+    assert_close("y", y.transpose(0, 1)[:, :2], expected[:, :2])
+    assert not y[2, 2:].any()
+    for state, a, e in zip(program.states, last if layer.S > 1 else [last], last_expected, strict=True):
+        assert_close(state, a[:, :2], e[:, :2])
+    first = {n: u[0] if n in program.step else u for n, u in inputs.items()}
+    y, last = one(x[0], tuple(s[0] for s in states) if layer.S > 1 else states[0][0], **first)
+    assert_close("first step", y, expected[0, :, :3])
 
 
 def test_slstm_without_a_past():
