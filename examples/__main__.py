@@ -28,6 +28,7 @@ EXAMPLES = (
     "gates",
     "compare",
     "rl",
+    "own_cell",
 )
 
 

@@ -11,6 +11,9 @@
 
 namespace RNNKERNELS_SET {
 namespace {
+template <class A>
+struct ProgramGradients;
+
 template <class A, class Cell>
 struct Backward {
   using V = Vec<A>;
@@ -18,13 +21,22 @@ struct Backward {
   using Number = A;
   static constexpr bool LATE = Cell::STATES > 1;  // with layer norms, cells wait for the norm of a whole row of c
   static constexpr int W = V::W, WIDTH = 4 * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
+  static constexpr bool PROGRAM = is_program<Cell>;
+  static constexpr int split_gates() {
+    if constexpr (PROGRAM) return 0;
+    else return SPLIT;
+  }
 
   const LayerCall& call;
   const Schedule schedule;
   const int64_t d;
   const Tape<A, Cell> tape{call, d};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P;
-  const int split = call.layer_norm ? G : SPLIT, planes = G + split;
+  const Program* const program = call.cell->program.get();
+  const Program::Planes* const at = !program ? nullptr : call.layer_norm ? &program->apart : &program->shared;
+  const int GX = int(call.cell->ih_gates), GR = int(call.cell->hh_gates);  // gates of W_ih and W_hh
+  const int split = call.layer_norm ? GX : split_gates(), planes = program ? at->all : GX + split;
+  const int gate_planes = program ? at->gates : planes;
   const bool parallel = schedule.row_jobs > 1 || schedule.unit_threads > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I);
@@ -33,19 +45,22 @@ struct Backward {
             step_parts = schedule.hh == Layout::pairs ? schedule.parts : 0;
   const int64_t Hk = padded_k(H);  // hidden units of a plane in pairs
   // Rows of a step whose sums are kept at a time: many where the weights come from afar, to use them more than once.
-  const int64_t block = !step_parts || 2 * step_parts * G * H * P > kNearBytes ? 128 : 32;
+  const int64_t block = !step_parts || 2 * step_parts * GR * H * P > kNearBytes ? 128 : 32;
   // Rows of a chunk: as many as the cache holds, but enough that reading and writing large gradients of weights pays.
-  const bool large = G * H * (I + P) * int64_t(sizeof(A)) > 2 * kBackwardBytes;
-  const int64_t chunk_rows = std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (planes * Hp * int64_t(sizeof(A))));
+  const bool large = H * (GX * I + GR * P) * int64_t(sizeof(A)) > 2 * kBackwardBytes;
+  const int64_t chunk_rows =
+      std::max<int64_t>(large ? 768 : 256, kBackwardBytes / (std::max(planes, 1) * Hp * int64_t(sizeof(A))));
   const int64_t chunk = std::clamp<int64_t>(chunk_rows / B, 1, T);
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> dy = stored(call.dy), dx = stored(call.dx);
   const A* dcells = static_cast<const A*>(call.dcells);
 
   PackedMatrix<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
-  Scratch<A> dz, dout;               // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
-  SplitRows dz_split;                // [slot][B] rows of [planes][Hk]
-  Flag overflow;                     // a number that has no bf16 parts came
+  std::conditional_t<PROGRAM, ProgramGradients<A>, Nothing> gradients;
+  Scratch<A> sequence_sums;  // of a program: gradients of sequence inputs [input][B][Hp]
+  Scratch<A> dz, dout;       // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
+  SplitRows dz_split;        // [slot][B] rows of [planes][Hk]
+  Flag overflow;             // a number that has no bf16 parts came
   StateGradients<A, Cell> carried{tape};
   WeightGradients<A, Cell> dweights{tape, schedule, planes, chunk * B, overflow};
   NormGradients<A, Cell> norms{tape, schedule, overflow};
@@ -58,23 +73,38 @@ struct Backward {
   const bool ih_in_place = !parts && in_place(I), hh_in_place = !step_parts && in_place(P);
   const bool first_state = call.dstates[0] || call.dreset_states[0];
 
-  bool pack_hh() const { return !hh_in_place && (T > 1 || Cell::PHASES > 1 || first_state); }
-  bool pack_ih() const { return !ih_in_place && dx; }
-  int r_plane(int g) const { return g < G - split ? g : g + split; }
+  bool pack_hh() const {
+    const bool within = call.cell->phases > 1 || (program && program->has_operand);  // a product within the step
+    return !hh_in_place && GR > 0 && (T > 1 || within || first_state);
+  }
+  bool pack_ih() const { return !ih_in_place && GX > 0 && dx; }
+  int x_plane(int g) const { return program ? at->x[size_t(g)] : g; }
+  int r_plane(int g) const { return program ? at->r[size_t(g)] : g < GX - split ? g : g + split; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * planes * Hp; }
   A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
   // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through the gates g0..g1 of W_hh, rows
   // r..: dz W_hh. A gate after the other, so that its rows stay in the cache for all panels; panels up and down in
   // turn, as in the forward loop.
-  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int g0 = 0,
-                 int g1 = G - Cell::PHASES + 1) const {
-    if (slot < 0) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));
+  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int g0,
+                 int g1) const {
+    recurrent(tiles, slot, r, n, u0, u1, sums, g0, g1, n * WIDTH, WIDTH);
+  }
+  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums) const {
+    recurrent(tiles, slot, r, n, u0, u1, sums, 0, first_gates());
+  }
+  int first_gates() const { return GR - int(call.cell->phases) + 1; }  // of the first product of a step
+  // The same, with panels and rows of the sums so far apart.
+  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int g0, int g1,
+                 int64_t panel, int64_t row) const {
+    for (int64_t i = u0; slot < 0 && i < u1; ++i)
+      for (int64_t m = 0; m < n; ++m)
+        std::fill_n(sums + (i - u0) * panel + m * row, std::min<int64_t>(WIDTH, Pp - i * WIDTH), A(0));
     for (int g = g0; slot >= 0 && g < g1; ++g)
       for (int64_t i = u0; i < u1; ++i) {
         const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
-        multiply(tiles, w_hh, hh_in_place ? call.weight(d, 1) : nullptr, n, dz_rows(slot, r, r_plane(g)), g, u * WIDTH,
-                 std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * n * WIDTH, WIDTH, g > g0);
+        multiply(tiles, w_hh, hh_in_place ? call.weight(d, call.hh()) : nullptr, n, dz_rows(slot, r, r_plane(g)), g,
+                 u * WIDTH, std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * panel, row, g > g0);
       }
   }
 
@@ -212,12 +242,17 @@ struct Backward {
         if (alive) norms.output(functions, t, b, part);
         for (int64_t j = 0; LATE && j < Hp; j += W) cell(functions, slot, t, b, j, load(norms.dh.data() + b * Hp + j));
       });
-      A *x = dz_of(slot, b), *h = x + G * Hp;
-      if (alive && first) norms.gates(true, row, 0, G, x, part), norms.gates(false, row, 0, norms.FIRST, h, part);
-      if (alive && !first) norms.gates(false, row, norms.FIRST, G, h + norms.FIRST * Hp, part);
-      for (int p = 0; step_parts && p < planes; ++p)
-        for (int64_t j = 0; j < Hp; j += W) dz_split.put(load(x + p * Hp + j), slot * B + b, p * Hk + j, overflow);
+      norm_gates(slot, b, row, alive, first, part);
     }
+  }
+  void norm_gates(int64_t slot, int64_t b, int64_t row, bool alive, bool first, A* part) {
+    const int one = first_gates(), all = program ? int(program->inputs.size()) : GX;
+    A *x = dz_of(slot, b), *h = x + all * Hp;
+    if (alive && first && GX > 0) norms.gates(true, row, 0, GX, x, part);
+    if (alive && first && one > 0) norms.gates(false, row, 0, one, h, part);
+    if (alive && !first) norms.gates(false, row, one, GR, h + one * Hp, part);
+    for (int p = 0; step_parts && p < gate_planes; ++p)
+      for (int64_t j = 0; j < Hp; j += W) dz_split.put(load(x + p * Hp + j), slot * B + b, p * Hk + j, overflow);
   }
 
   void recurrence(int64_t done, int64_t steps) {
@@ -232,6 +267,7 @@ struct Backward {
       Team::run(schedule.unit_threads, [&](Team::Member& member) {
         Tiles tiles;
         Scratch<A> sums;
+        [[maybe_unused]] std::conditional_t<PROGRAM, Machine<A>, Nothing> machine(program);
         auto for_blocks = [&](auto&& f) {
           for_even_blocks(rows.first, rows.last, block, f);
           return member.barrier();
@@ -244,26 +280,33 @@ struct Backward {
             rows.last = rows.first + n / 2;
           }
           const int64_t t = tape.time(done + s - 1);
-          const auto [u0, u1] = member.share(out_panels);
-          sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
-          const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
-            recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
-            with_functions(call, [&](auto functions) {
-              for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+          if constexpr (PROGRAM) {
+            A* const part = call.layer_norm ? norms.part(rows.part) : nullptr;
+            if (!step_of_program(*this, machine, tiles, member, rows.first, rows.last, s, done + s > 1, t, part))
+              return;
+            continue;
+          } else {
+            const auto [u0, u1] = member.share(out_panels);
+            sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
+            const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
+              recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
+              with_functions(call, [&](auto functions) {
+                for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
+              });
+              if (call.layer_norm && !call.project) norm_rows(s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
             });
-            if (call.layer_norm && !call.project) norm_rows(s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
-          });
-          if (!go_on) return;
-          if (Cell::PHASES == 1 && !call.project) continue;
-          const auto [p0, p1] = member.share(panels);
-          sums.allocate(std::min(block, n) * WIDTH);
-          auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
-            for (int64_t u = p0; u < p1; ++u)
-              if constexpr (Cell::PHASES > 1) step_second(tiles, s, t, u, r, n, sums.data());
-              else step_projected(tiles, s, t, u, r, n, sums.data());
-            if (call.layer_norm) norm_rows(s, t, r, n, true, norms.part(rows.part));
-          };
-          if (!for_blocks(second)) return;
+            if (!go_on) return;
+            if (Cell::PHASES == 1 && !call.project) continue;
+            const auto [p0, p1] = member.share(panels);
+            sums.allocate(std::min(block, n) * WIDTH);
+            auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
+              for (int64_t u = p0; u < p1; ++u)
+                if constexpr (Cell::PHASES > 1) step_second(tiles, s, t, u, r, n, sums.data());
+                else step_projected(tiles, s, t, u, r, n, sums.data());
+              if (call.layer_norm) norm_rows(s, t, r, n, true, norms.part(rows.part));
+            };
+            if (!for_blocks(second)) return;
+          }
         }
       });
     });
@@ -274,9 +317,10 @@ struct Backward {
   void input_gradient(int64_t done, int64_t lo, int64_t hi) {
     constexpr int64_t ROWS = 128;
     const bool add = d % int64_t(call.reverse.size()) != 0;
+    if (GX == 0) return gradient_of_given(done, lo, hi, add);
     if (parts && !step_parts)  // in pairs for this product only
       for (int64_t r = lo; r < hi; ++r)
-        for (int p = 0; p < G; ++p)
+        for (int p = 0; p < (program ? gate_planes : GX); ++p)
           for (int64_t j = 0; j < call.H; j += Vec<A>::W)
             dz_split.put(load(dz_of(1, r) + p * Hp + j), call.B + r, p * Hk + j, overflow);
     Tiles tiles;
@@ -288,10 +332,25 @@ struct Backward {
     for (int64_t first = lo; first < hi; first += ROWS) {
       const int64_t n = std::min(ROWS, hi - first);
       for (int64_t m = 0; add && m < n; ++m) dx.get_row(dx_at(first + m), sums.data() + m * Ip, I);
-      for (int g = 0; g < G; ++g)
-        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, g), g, 0, I, I,
+      for (int g = 0; g < GX; ++g)
+        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, x_plane(g)), g, 0, I, I,
                  sums.data(), Ip, add || g > 0);
       for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(first + m), I);
+    }
+  }
+
+  // The same where x is the pre-activation itself, or is not read at all.
+  void gradient_of_given(int64_t done, int64_t lo, int64_t hi, bool add) {
+    for (int64_t r = lo; r < hi; ++r) {
+      const int64_t at = ((call.group(d) * T + tape.time(done + r / B)) * B + r % B) * I;
+      auto put = [&](int64_t i, int n, V v) { dx.put(add ? dx.get(at + i, n) + v : v, at + i, n); };
+      if (program->inputs.empty()) {
+        for (int64_t i = 0; i < I; i += W) put(i, int(std::min<int64_t>(W, I - i)), V(A(0)));
+        continue;
+      }
+      for (int g = 0; g < int(program->inputs.size()); ++g)
+        for (int64_t j = 0; j < H; j += W)
+          put(g * H + j, int(std::min<int64_t>(W, H - j)), load(dz_of(1, r) + x_plane(g) * Hp + j));
     }
   }
 
@@ -313,7 +372,7 @@ struct Backward {
       if (call.project) of_outputs = pieces_of((P + columns - 1) / columns);
     }
     // The finest pieces come last.
-    const int64_t of_rows = dx ? pieces_of(rows) : 0;
+    const int64_t of_rows = dx || !call.dextras.empty() ? pieces_of(rows) : 0;
     spread(parallel, of_units + of_outputs + of_rows, [&](int64_t i) {
       if (i < of_units)
         return piece(i, of_units, H, columns,
@@ -321,15 +380,31 @@ struct Backward {
       if ((i -= of_units) < of_outputs)
         return piece(i, of_outputs, P, columns,
                      [&](int64_t lo, int64_t hi) { dweights.add_projection(done == 0, dout_of(1, 0), rows, lo, hi); });
-      piece(i - of_outputs, of_rows, rows, 1, [&](int64_t lo, int64_t hi) { input_gradient(done, lo, hi); });
+      piece(i - of_outputs, of_rows, rows, 1, [&](int64_t lo, int64_t hi) {
+        if (dx) input_gradient(done, lo, hi);
+        if constexpr (PROGRAM) step_inputs(*this, done, lo, hi);
+      });
     });
+    if constexpr (PROGRAM) {
+      if (int(program->extras.size()) == program->steps) return;
+      const int64_t pieces = pieces_of(B);
+      spread(parallel, pieces, [&](int64_t i) {
+        piece(i, pieces, B, 1, [&](int64_t lo, int64_t hi) {
+          sequence_inputs(*this, steps, lo, hi, sequence_sums.data(), done + steps == T);
+        });
+      });
+    }
   }
 
   void allocate() {
-    if (pack_hh()) w_hh.allocate(Pp, G * (step_parts ? Hk : H), step_parts);
-    dz.allocate((chunk + 1) * B * planes * Hp);
-    if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, planes * Hk, schedule.parts);
-    if (pack_ih()) w_ih.allocate(Ip, G * (parts ? Hk : H), parts);
+    if (pack_hh()) w_hh.allocate(Pp, GR * (step_parts ? Hk : H), step_parts);
+    dz.allocate((chunk + 1) * B * planes * Hp, PROGRAM);  // planes that no section puts stay zero
+    if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, gate_planes * Hk, schedule.parts);
+    if (pack_ih()) w_ih.allocate(Ip, GX * (parts ? Hk : H), parts);
+    if constexpr (PROGRAM) {
+      gradients.allocate(call);
+      sequence_sums.allocate(int64_t(program->extras.size() - size_t(program->steps)) * B * Hp, true);
+    }
     if (call.project) w_hr.allocate(Hp, P, 0), dout.allocate((chunk + 1) * B * Pp);
     if (dweights) dweights.open();
   }
@@ -349,9 +424,9 @@ struct Backward {
 
   void start() {
     allocate();
-    if (pack_hh()) pack(w_hh, call.weight(d, 1), G, H, P);
+    if (pack_hh()) pack(w_hh, call.weight(d, call.hh()), GR, H, P);
     if (call.project) pack(w_hr, call.weight(d, call.projection()), 1, P, H);
-    if (pack_ih()) pack(w_ih, call.weight(d, 0), G, H, I);
+    if (pack_ih()) pack(w_ih, call.weight(d, 0), GX, H, I);
     carried.start();
     if (call.layer_norm) norms.open(chunk * B, schedule.row_jobs, parallel);
   }
@@ -359,10 +434,11 @@ struct Backward {
   void finish(int64_t last_slot) {
     Tiles tiles;
     const int64_t t = tape.before(tape.time(T - 1));  // the initial state is the one after that step
+    const bool through_weights = first_gates() > 0 && !(program && program->has_operand);
     for (int64_t u = 0; first_state && u < out_panels; ++u)
       for (int64_t b = 0; b < B; ++b) {
         alignas(64) A sums[WIDTH];
-        recurrent(tiles, last_slot, b, 1, u, u + 1, sums);
+        recurrent(tiles, through_weights ? last_slot : -1, b, 1, u, u + 1, sums);
         for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W)
           carried.arriving(t, b, j, load(sums + j - u * WIDTH)).store(carried.h_of(b) + j);
       }

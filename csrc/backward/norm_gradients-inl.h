@@ -2,16 +2,36 @@
 // time.
 #pragma once
 #include "../forward/norm-inl.h"
+#include "../forward/program_weights-inl.h"
 #include "../forward/weights-inl.h"
+#include "program_tape-inl.h"
 #include "tape-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
+// The weights of the forward pass; panels of a single gate are two vectors wide.
+template <class A, class Cell>
+struct NormedWeights {
+  using Type = Weights<A, Cell, (Cell::G > 1 ? 1 : 2)>;
+};
+template <class A>
+struct NormedWeights<A, Programmed> {
+  using Type = Weights<A, Programmed, 1>;
+};
+
 template <class A, class Cell>
 struct NormGradients {
   using V = Vec<A>;
-  static constexpr int G = Cell::G, FIRST = G - Cell::PHASES + 1;  // gates of the first product
-  using Own = Weights<A, Cell, (G > 1 ? 1 : 2)>;
+  using Own = typename NormedWeights<A, Cell>::Type;
+  static constexpr bool PROGRAM = is_program<Cell>;
+  static constexpr bool of_c() {
+    if constexpr (PROGRAM) return false;
+    else return Cell::STATES > 1;
+  }
+  static constexpr bool two_products() {
+    if constexpr (PROGRAM) return true;
+    else return Cell::PHASES > 1;
+  }
 
   const Tape<A, Cell>& tape;
   const Schedule& loop;
@@ -19,6 +39,9 @@ struct NormGradients {
   const LayerCall& call = tape.call;
   const Schedule schedule = in_panels_only(loop);
   const NormWeights<A> norms{call};
+  // Gates of W_ih and W_hh, of the first product with W_hh, and of the side that has more.
+  const int GX = int(call.cell->ih_gates), GR = int(call.cell->hh_gates), FIRST = GR - int(call.cell->phases) + 1;
+  const int G = int(call.cell->gates);
   const int64_t d = tape.d, B = call.B, I = call.I, H = call.H, P = call.P;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), side = G * Hp, all = 4 * side + 2 * Hp;
   std::unique_ptr<Own> weights;
@@ -33,15 +56,21 @@ struct NormGradients {
     return s;
   }
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
-  int64_t row() const { return weights->panels * Own::SUMS; }
+  // Sums of a panel and of a row, of the input or of the state; and where those of gate g of unit j are.
+  int64_t panel(bool input) const { return (input ? GX : GR) * weights->WIDTH; }
+  int64_t row(bool input) const { return weights->panels * panel(input); }
+  int64_t at(bool input, int g, int64_t j) const {
+    if constexpr (PROGRAM) return j * (input ? GX : GR) + g * V::W;
+    else return in_panels<Own>(g, j);
+  }
   A* part(int64_t i) const { return parts.data() + i * all; }
 
   void open(int64_t rows, int64_t count, bool parallel) {
     weights = std::make_unique<Own>(call, schedule);
     spread(parallel, weights->panels, [&](int64_t u) { weights->pack_panel(d, u); });
-    x.allocate(rows * row()), h.allocate(rows * row());
+    x.allocate(rows * row(true)), h.allocate(rows * row(false));
     parts.allocate(count * all), sums.allocate(all, true);
-    if (Cell::STATES > 1) dh.allocate(B * Hp), y.allocate(B * Hp), dc.allocate(B * Hp);
+    if (of_c()) dh.allocate(B * Hp), y.allocate(B * Hp), dc.allocate(B * Hp);
   }
 
   // Before a chunk of so many rows.
@@ -56,6 +85,7 @@ struct NormGradients {
     Tiles tiles;
     Scratch<A> buffer;
     SplitRows split_x, split_h;
+    [[maybe_unused]] std::conditional_t<PROGRAM, OperandsAgain<A>, Nothing> operands(tape);
     const int64_t widest = std::max(padded<A>(I), Pp);
     buffer.allocate(ROWS * widest);
     if (schedule.ih == Layout::pairs) split_x.allocate(ROWS, I, schedule.parts);
@@ -73,31 +103,43 @@ struct NormGradients {
         RowsView<A> left;
         left.a = buffer.data(), left.row = widest;
         if (split) left.take(split, 0);
-        for (int64_t u = 0; u < weights->panels; ++u) multiply(u, left, first * row() + u * Own::SUMS);
+        const bool input = &split == &split_x;
+        for (int64_t u = 0; u < weights->panels; ++u) multiply(u, left, first * row(input) + u * panel(input));
       };
-      take(
-          split_x, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); },
-          [&](int64_t u, const RowsView<A>& left, int64_t at) {
-            weights->multiply_input(tiles, d, u, n, left, x.data() + at, row());
-          });
-      take(
-          split_h, P, [&](int64_t t, int64_t b, A* to) { tape.get_h_before(t, b, to); },
-          [&](int64_t u, const RowsView<A>& left, int64_t at) {
-            weights->multiply_state(tiles, d, u, n, left, h.data() + at, row());
-          });
-      if constexpr (Cell::PHASES > 1)
+      if (GX > 0)
         take(
-            split_h, P, [&](int64_t t, int64_t b, A* to) { tape.get_second(t, b, to); },
+            split_x, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); },
             [&](int64_t u, const RowsView<A>& left, int64_t at) {
-              weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * Own::WIDTH, row());
+              weights->multiply_input(tiles, d, u, n, left, x.data() + at, row(true));
             });
+      if (FIRST > 0)
+        take(
+            split_h, P,
+            [&](int64_t t, int64_t b, A* to) {
+              if constexpr (PROGRAM) operands.get_first(t, b, to);
+              else tape.get_h_before(t, b, to);
+            },
+            [&](int64_t u, const RowsView<A>& left, int64_t at) {
+              weights->multiply_state(tiles, d, u, n, left, h.data() + at, row(false));
+            });
+      if constexpr (two_products())
+        if (FIRST < GR)
+          take(
+              split_h, P,
+              [&](int64_t t, int64_t b, A* to) {
+                if constexpr (PROGRAM) operands.get_inner(t, b, to);
+                else tape.get_second(t, b, to);
+              },
+              [&](int64_t u, const RowsView<A>& left, int64_t at) {
+                weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * weights->WIDTH, row(false));
+              });
     }
   }
 
   // Gates g0..g1 of row r of the chunk: dz [gate][Hp], from gate g0 on, becomes the gradient of the sums.
   void gates(bool input, int64_t r, int g0, int g1, A* dz, A* part) const {
-    const A* from = (input ? x : h).data() + r * row();
-    auto get = [&](int g, int64_t j, int) { return load(from + in_panels<Own>(g, j)); };
+    const A* from = (input ? x : h).data() + r * row(input);
+    auto get = [&](int g, int64_t j, int) { return load(from + at(input, g, j)); };
     A *db = part + (input ? 0 : 1) * side + g0 * Hp, *dgain = db + 2 * side;
     normal<A>(g0, g1, H, call.eps, get).back(g0, g1, H, norms.of(d, input ? 0 : 1, g0), dz, Hp, db, dgain);
   }
@@ -125,11 +167,11 @@ struct NormGradients {
       for (int64_t k = 0; k < all; ++k) sums.data()[k] += part(i)[k];
   }
   void close() const {
-    const int first = call.norm(0);
+    const int first = call.norm(0), to[] = {call.bias_ih(), call.bias_hh(), first, first + call.hh()};
     for (int k = 0; k < 4; ++k)
-      for (int g = 0; g < G && (k > 1 || call.bias); ++g)
-        stored(call.dweight(d, k > 1 ? first + k - 2 : 2 + k)).put_row(sums.data() + k * side + g * Hp, g * H, H);
-    for (int k = 0; k < 2 && Cell::STATES > 1; ++k)
+      for (int g = 0; g < (k % 2 ? GR : GX) && (k > 1 || call.bias); ++g)
+        stored(call.dweight(d, to[k])).put_row(sums.data() + k * side + g * Hp, g * H, H);
+    for (int k = 0; k < 2 && of_c(); ++k)
       stored(call.dweight(d, first + 2 + k)).put_row(sums.data() + 4 * side + k * Hp, 0, H);
   }
 };

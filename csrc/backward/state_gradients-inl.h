@@ -12,19 +12,20 @@ struct StateGradients {
   const Tape<A, Cell>& tape;
   const LayerCall& call = tape.call;
   const int64_t d = tape.d, B = call.B, H = call.H, P = call.P, Hp = padded<A>(H), Pp = padded<A>(P);
-  Scratch<A> h, c;       // [B][Pp], [B][Hp]
-  Scratch<A> dreset[2];  // the same for the states that resets put there, summed over all steps
+  const int states = int(call.cell->states);
+  Scratch<A> of[Program::kStates];      // [B][Pp], the others [B][Hp]
+  Scratch<A> dreset[Program::kStates];  // the same for the states that resets put there, summed over all steps
 
-  A* h_of(int64_t b) const { return h.data() + b * Pp; }
-  A* c_of(int64_t b) const { return c.data() + b * Hp; }
+  A* h_of(int64_t b) const { return of[0].data() + b * Pp; }
+  A* c_of(int64_t b, int k = 1) const { return of[k].data() + b * Hp; }
 
   void start() {
-    for (int k = 0; k < Cell::STATES; ++k) {
+    for (int k = 0; k < states; ++k) {
       const int64_t n = k ? H : P, row = k ? Hp : Pp;
-      (k ? c : h).allocate(B * row, true);
+      of[k].allocate(B * row, true);
       if (call.dreset_states[k]) dreset[k].allocate(B * row, true);
       for (int64_t b = 0; call.dlast[k] && b < B; ++b)
-        tape.stored(call.dlast[k]).get_row((d * B + b) * n, (k ? c : h).data() + b * row, n);
+        tape.stored(call.dlast[k]).get_row((d * B + b) * n, of[k].data() + b * row, n);
     }
   }
 
@@ -35,17 +36,18 @@ struct StateGradients {
     const V dh = sums + load(h_of(b) + j);
     return tape.reset_after(t, b) ? move(dh, dreset[0], b * Pp + j) : dh;
   }
-  // The same for c, in place.
-  INLINE void arriving_c(int64_t t, int64_t b, int64_t j) {
-    if (tape.reset_after(t, b)) move(load(c_of(b) + j), dreset[1], b * Hp + j).store(c_of(b) + j);
+  // The same for c or another state, in place.
+  INLINE void arriving_c(int64_t t, int64_t b, int64_t j, int k = 1) {
+    if (tape.reset_after(t, b)) move(load(c_of(b, k) + j), dreset[k], b * Hp + j).store(c_of(b, k) + j);
   }
 
   // With h complete: the gradients of initial and of reset states.
   void finish(int64_t t) {
-    for (int64_t b = 0; Cell::STATES > 1 && b < B; ++b)
-      for (int64_t j = 0; j < Hp; j += W) arriving_c(t, b, j);
-    for (int k = 0; k < Cell::STATES; ++k) {
-      put(call.dstates[k], k, k ? c : h);
+    for (int k = 1; k < states; ++k)
+      for (int64_t b = 0; b < B; ++b)
+        for (int64_t j = 0; j < Hp; j += W) arriving_c(t, b, j, k);
+    for (int k = 0; k < states; ++k) {
+      put(call.dstates[k], k, of[k]);
       put(call.dreset_states[k], k, dreset[k]);
     }
   }

@@ -1,6 +1,7 @@
 // The results of the forward pass that the backward pass reads, for one direction: inputs, states and gates by step t
 // and row b.
 #pragma once
+#include "../cells/run_program-inl.h"
 #include "../cells/stages-inl.h"
 #include "../forward/norm-inl.h"
 
@@ -18,6 +19,18 @@ struct Tape {
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> x = stored(call.x), y = stored(call.y), gates = stored(call.gates);
   const A* cells = static_cast<const A*>(call.cells);
+  const int64_t planes = call.planes();
+  const Scratch<A> vectors = vectors_of(call, d);  // of a program, [vector][Hp]
+
+  static Scratch<A> vectors_of(const LayerCall& call, int64_t d) {
+    Scratch<A> rows;
+    const size_t n = call.cell->program ? call.cell->program->vectors.size() : 0;
+    rows.allocate(int64_t(n) * padded<A>(call.H), true);
+    for (size_t k = 0; k < n; ++k)
+      Stored<A>(call.weight(d, call.vector(int(k))), call.storage)
+          .get_row(0, rows.data() + int64_t(k) * padded<A>(call.H), call.H);
+    return rows;
+  }
 
   int64_t time(int64_t step) const { return back ? step : T - 1 - step; }  // the backward pass goes the other way
   int64_t before(int64_t t) const { return back ? t + 1 : t - 1; }
@@ -80,6 +93,40 @@ struct Tape {
     const V above = where_positive(own * share - noise, own);
     if (call.act == Activation::relu) return above;
     return one - where_positive((one - above) * share - noise, one - above);
+  }
+
+  // Of a program: state k before step t and after it, the new one as the cell made it, and what the forward pass kept.
+  V state_before(int k, int64_t t, int64_t b, int64_t j, int n) const {
+    if (call.resets(d, t, b)) return given(call.reset_states[k], (d * B + b) * H + j, n);
+    if (first(t, b)) return given(call.states[k], (d * B + b) * H + j, n);
+    return state_after(k, before(t), b, j, n);
+  }
+  V state_after(int k, int64_t t, int64_t b, int64_t j, int n) const {
+    const int64_t history = call.cell->program->history(k);
+    if (history < 0) return y.get(y_at(t, b) + j, n);
+    return load_first(cells + history * D * T * B * H + cells_at(t, b) + j, n);
+  }
+  // Their vectors where they lie, for rows of the whole batch at once: nowhere where rows differ, are stored in another
+  // type, or end within a vector.
+  Place<A> place_of_state_before(int k, int64_t t) const {
+    if (call.reset || first(t, 0) || (call.lengths && back)) return {};
+    return place_of_state_after(k, before(t));
+  }
+  Place<A> place_of_state_after(int k, int64_t t) const {
+    const int64_t history = call.cell->program->history(k);
+    if (H % V::W != 0 || (history < 0 && !y.direct())) return {};
+    if (history < 0) return {y.at(y_at(t, 0)), D * P, V::W};
+    return {cells + history * D * T * B * H + cells_at(t, 0), H, V::W};
+  }
+  Place<A> place_of_plane(int64_t t, int k) const {
+    if (H % V::W != 0 || !gates.direct()) return {};
+    return {gates.at(((d * T + t) * B * planes + k) * H), planes * H, V::W};
+  }
+  V new_state(int k, int64_t t, int64_t b, int64_t j, int n) const {
+    return call.zone[0] ? plane_at(t, b, call.cell->program->zoned_plane(k), j, n) : state_after(k, t, b, j, n);
+  }
+  V plane_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
+    return gates.get((((d * T + t) * B + b) * planes + k) * H + j, n);
   }
 
   void get_x(int64_t t, int64_t b, A* to) const {

@@ -2,6 +2,7 @@
 // before a projection, a chunk of steps at a time. Row r of a chunk is row r % B of its step r / B.
 #pragma once
 #include "../products/packed_matrix-inl.h"
+#include "program_tape-inl.h"
 #include "tape-inl.h"
 
 namespace RNNKERNELS_SET {
@@ -9,7 +10,7 @@ namespace {
 template <class A, class Cell>
 struct WeightGradients {
   using V = Vec<A>;
-  static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT;
+  static constexpr int W = V::W;
 
   const Tape<A, Cell>& tape;
   const Schedule& schedule;
@@ -19,10 +20,14 @@ struct WeightGradients {
   const LayerCall& call = tape.call;
   const int64_t d = tape.d, B = call.B, I = call.I, H = call.H, P = call.P;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I), widest = std::max({Ip, Pp, Hp});
+  const int GX = int(call.cell->ih_gates), GR = int(call.cell->hh_gates);  // gates of W_ih and W_hh
+  const Program* const program = call.cell->program.get();
+  const Program::Planes* const at = !program ? nullptr : call.layer_norm ? &program->apart : &program->shared;
   const int parts = schedule.products == Layout::pairs ? schedule.parts : 0;
   PackedMatrix<A> x_rows, h_rows, second_rows, out_rows;  // the right factors: a chunk's rows
   GradientSum<A> dw_ih, dw_hh, dw_hr;
-  Scratch<A> db;  // [2][G * H]
+  Scratch<A> db;        // [GX * H] and [GR * H]
+  Scratch<A> dvectors;  // of a program [vector][Hp]
 
   explicit operator bool() const { return !call.dweights.empty(); }
   // Rows of a right factor for so many rows of a chunk: whole pairs, or whole blocks.
@@ -30,9 +35,11 @@ struct WeightGradients {
 
   void open() {
     const int64_t rows = rows_of_factor(most);
-    x_rows.allocate(Ip, rows, parts), h_rows.allocate(Pp, rows, parts), db.allocate(2 * G * H, true);
-    dw_ih.open(result(0), G * H, I), dw_hh.open(result(1), G * H, P);
-    if (Cell::PHASES > 1) second_rows.allocate(Pp, rows, parts);
+    db.allocate((GX + GR) * H, true);
+    if (GX > 0) x_rows.allocate(Ip, rows, parts), dw_ih.open(result(0), GX * H, I);
+    if (GR > 0) h_rows.allocate(Pp, rows, parts), dw_hh.open(result(call.hh()), GR * H, P);
+    if (call.cell->phases > 1) second_rows.allocate(Pp, rows, parts);
+    if (program) dvectors.allocate(int64_t(program->vectors.size()) * Hp, true);
     if (!call.project) return;
     out_rows.allocate(Hp, rows, 0);
     dw_hr.open(result(call.projection()), P, H);
@@ -45,6 +52,7 @@ struct WeightGradients {
     Scratch<A> buffer;
     buffer.allocate(2 * widest);
     A* two[2] = {buffer.data(), buffer.data() + widest};
+    [[maybe_unused]] std::conditional_t<is_program<Cell>, OperandsAgain<A>, Nothing> operands(tape);
     for (int64_t row = lo; row < hi; row += 2) {
       auto put = [&](PackedMatrix<A>& factor, int64_t n, auto&& get) {
         for (int64_t r = row; r < row + 2; ++r) {
@@ -54,13 +62,33 @@ struct WeightGradients {
         }
         factor.put_rows(two[0], two[1], n, row, overflow);
       };
-      put(x_rows, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); });
-      put(h_rows, P, [&](int64_t t, int64_t b, A* to) { tape.get_h_before(t, b, to); });
-      if constexpr (Cell::PHASES > 1)
-        put(second_rows, P, [&](int64_t t, int64_t b, A* to) { tape.get_second(t, b, to); });
-      if constexpr (Cell::PROJECTION)
-        if (call.project) put(out_rows, H, [&](int64_t t, int64_t b, A* to) { tape.get_output(t, b, to); });
+      if (GX > 0) put(x_rows, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); });
+      if constexpr (is_program<Cell>) {
+        if (GR > 0) put(h_rows, P, [&](int64_t t, int64_t b, A* to) { operands.get_first(t, b, to); });
+        if (program->inner) put(second_rows, P, [&](int64_t t, int64_t b, A* to) { operands.get_inner(t, b, to); });
+      } else {
+        put(h_rows, P, [&](int64_t t, int64_t b, A* to) { tape.get_h_before(t, b, to); });
+        if constexpr (Cell::PHASES > 1)
+          put(second_rows, P, [&](int64_t t, int64_t b, A* to) { tape.get_second(t, b, to); });
+        if constexpr (Cell::PROJECTION)
+          if (call.project) put(out_rows, H, [&](int64_t t, int64_t b, A* to) { tape.get_output(t, b, to); });
+      }
     }
+  }
+
+  // The gates of the input and of the state whose gradient is a plane of dz, -1 where there is none.
+  void gates_of(int plane, int& x_gate, int& r_gate) const {
+    if (program) {
+      auto gate = [&](const std::vector<int>& planes, int gates) {
+        const auto found = std::find(planes.begin(), planes.end(), plane);
+        return gates == 0 || found == planes.end() ? -1 : int(found - planes.begin());
+      };
+      x_gate = gate(at->x, GX), r_gate = gate(at->r, GR);
+      return;
+    }
+    const int G = GX, split = planes - G;
+    x_gate = plane < G ? plane : -1, r_gate = plane - split;
+    if (plane < G) r_gate = plane < G - split ? plane : -1;
   }
 
   // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi; dz [rows][planes][Hp].
@@ -69,19 +97,33 @@ struct WeightGradients {
     Columns<A> units;
     units.allocate(parts ? most : rows, parts);
     for (int plane = 0; plane < planes; ++plane) {
-      const int split = planes - G, x_gate = plane < G ? plane : -1;
-      int r_gate = plane - split;
-      if (plane < G) r_gate = plane < G - split ? plane : -1;
+      int x_gate, r_gate;
+      gates_of(plane, x_gate, r_gate);
+      if (x_gate < 0 && r_gate < 0) continue;
       for (int64_t j = lo; j < hi; j += units.most()) {
         const int64_t n = std::min(units.most(), hi - j);
         const RowsView<A> left = units.take(dz + plane * Hp + j, planes * Hp, rows, n, overflow);
         if (x_gate >= 0) dw_ih.add(start, tiles, schedule.engine, x_gate * H + j, n, left, x_rows, rows);
-        const PackedMatrix<A>& states = Cell::PHASES > 1 && r_gate == G - 1 ? second_rows : h_rows;
+        const PackedMatrix<A>& states = call.cell->phases > 1 && r_gate == GR - 1 ? second_rows : h_rows;
         if (r_gate >= 0) dw_hh.add(start, tiles, schedule.engine, r_gate * H + j, n, left, states, rows);
         for (int64_t m = 0; m < n; ++m) {
           if (x_gate >= 0) db.data()[x_gate * H + j + m] += units.total(m);
-          if (r_gate >= 0) db.data()[(G + r_gate) * H + j + m] += units.total(m);
+          if (r_gate >= 0) db.data()[(GX + r_gate) * H + j + m] += units.total(m);
         }
+      }
+    }
+    for (size_t k = 0; program && k < program->vectors.size(); ++k) {
+      const int plane = at->vector[k];
+      for (int64_t j = lo; plane >= 0 && j < hi; j += W) {
+        A* const to = dvectors.data() + int64_t(k) * Hp + j;
+        V sum(A(0));
+        for (int64_t first = 0; first < rows; first += 64) {
+          V part(A(0));  // long sums are sums of sums
+          for (int64_t r = first; r < std::min(rows, first + 64); ++r)
+            part = part + load(dz + (r * planes + plane) * Hp + j);
+          sum = sum + part;
+        }
+        (load(to) + sum).store(to);
       }
     }
   }
@@ -94,7 +136,11 @@ struct WeightGradients {
 
   void close() const {
     dw_ih.close(), dw_hh.close(), dw_hr.close();
-    for (int k = 0; call.bias && !call.layer_norm && k < 2; ++k) result(2 + k).put_row(db.data() + k * G * H, 0, G * H);
+    const bool bias = call.bias && !call.layer_norm;
+    if (bias && GX > 0) result(call.bias_ih()).put_row(db.data(), 0, GX * H);
+    if (bias && GR > 0) result(call.bias_hh()).put_row(db.data() + GX * H, 0, GR * H);
+    for (size_t k = 0; program && k < program->vectors.size(); ++k)
+      result(call.vector(int(k))).put_row(dvectors.data() + int64_t(k) * Hp, 0, H);
   }
 };
 }  // namespace

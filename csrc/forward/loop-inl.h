@@ -7,16 +7,20 @@
 #include "../cells/stages-inl.h"
 #include "norm-inl.h"
 #include "operands-inl.h"
+#include "program_weights-inl.h"
 #include "weights-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
 template <class A, class Cell, int NV>
-struct Forward {
+struct Forward : PanelSizes<A, Cell, NV> {
   using V = Vec<A>;
-  using Of = Cell;
+  using Of = PanelSizes<A, Cell, NV>;
+  using Of::STATES;
+  using Of::SUMS;
+  using Of::WIDTH;
+  using Of::X_SUMS;
   static constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, K = Cell::KEPT;
-  static constexpr int WIDTH = Weights<A, Cell, NV>::WIDTH, SUMS = Weights<A, Cell, NV>::SUMS;
   static constexpr int64_t BLOCK = 128;  // rows whose sums are kept at a time, at most
 
   const LayerCall& call;
@@ -24,9 +28,9 @@ struct Forward {
   Weights<A, Cell, NV> weights{call, schedule};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
   const int64_t panels = weights.panels, out_panels = weights.out_panels, Hp = panels * WIDTH, Pp = out_panels * WIDTH;
-  const int64_t chunk =
-      schedule.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * SUMS * sizeof(A)), std::min(T, 255 / B + 1), T)
-                       : 1;
+  const int64_t chunk = schedule.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * X_SUMS * sizeof(A)),
+                                                               std::min(T, 255 / B + 1), T)
+                                         : 1;
   // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
   const bool quads_in_tiles = schedule.hh == Layout::quads && schedule.engine == Engine::tiles;
   const bool near = (quads_in_tiles ? 1 : 2 * schedule.parts) * SUMS * panels * P <= kNearBytes;
@@ -44,7 +48,7 @@ struct Forward {
   const bool zoned = bool(call.zone[0]);
   const bool unbounded = !call.bounded() || call.project;  // else no h exceeds 1 or the first one
 
-  Forward(const LayerCall& c, const Schedule& s) : call(c), schedule(s) {}
+  Forward(const LayerCall& c, const Schedule& s) : Of(c), call(c), schedule(s) {}
 
   void start(Strip<A>& strip) const {
     allocate(strip);
@@ -53,16 +57,21 @@ struct Forward {
 
   void allocate(Strip<A>& strip) const {
     strip.h.allocate(2 * strip.rows * Pp, true);
-    if (schedule.hh == Layout::pairs && !call.h_mask) strip.h_split.allocate(2 * strip.rows, P, schedule.parts);
-    if (Cell::STATES > 1) strip.c.allocate(strip.rows * Hp, true);
-    if (call.project || (call.layer_norm && Cell::STATES > 1)) strip.cell_out.allocate(strip.rows * Hp);
-    if (call.layer_norm) strip.normed.allocate(strip.rows * panels * SUMS);
-    if (call.layer_norm && Cell::STATES > 1) strip.cell_c.allocate(strip.rows * Hp);
-    if (Cell::PHASES > 1) {
-      strip.second.allocate(strip.rows * Pp), strip.first.allocate(strip.rows * panels * SUMS);
+    if (schedule.hh == Layout::pairs && !call.h_mask && !operands.has_operand)
+      strip.h_split.allocate(2 * strip.rows, P, schedule.parts);
+    if (STATES > 1) strip.c.allocate((STATES - 1) * strip.rows * Hp, true);
+    const bool norm_of_c = call.layer_norm && STATES > 1 && !is_program<Cell>;
+    if (call.project || norm_of_c) strip.cell_out.allocate(strip.rows * Hp);
+    if (call.layer_norm) strip.normed.allocate(strip.rows * panels * std::max(SUMS, is_program<Cell> ? WIDTH : 0));
+    if (norm_of_c) strip.cell_c.allocate(strip.rows * Hp);
+    if (operands.has_operand) strip.operand.allocate(strip.rows * Pp, true);
+    if (is_program<Cell>) strip.crossing.allocate(strip.rows * call.cell->program->crossing * Hp);
+    if (call.cell->phases > 1) {
+      strip.second.allocate(strip.rows * Pp);
+      if (!is_program<Cell>) strip.first.allocate(strip.rows * panels * SUMS);
       if (schedule.hh == Layout::pairs) strip.second_split.allocate(strip.rows, P, schedule.parts);
     }
-    if (schedule.chunked) strip.pre.allocate(chunk * strip.rows * panels * SUMS);
+    if (schedule.chunked) strip.pre.allocate(chunk * strip.rows * panels * X_SUMS);
   }
 
   // Rows r..r+n of a job as a job of their own, from step t of the loop on.
@@ -71,8 +80,13 @@ struct Forward {
     allocate(part);
     std::copy_n(strip.h.data() + strip.at(t, r) * Pp, n * Pp, part.h.data() + part.at(t, 0) * Pp);
     if (strip.h_split) part.h_split.copy(strip.h_split, strip.at(t, r), n, part.at(t, 0));
-    if (Cell::STATES > 1) std::copy_n(strip.c.data() + r * Hp, n * Hp, part.c.data());
+    for (int k = 1; k < STATES; ++k) std::copy_n(state_of(strip, k, r), n * Hp, state_of(part, k, 0));
     return part;
+  }
+
+  // States from the second one on are updated in place.
+  A* state_of(const Strip<A>& strip, int k, int64_t r) const {
+    return strip.c.data() + ((k - 1) * strip.rows + r) * Hp;
   }
 
   // The state of row r, with h in `slot`, from given states or zero.
@@ -82,10 +96,11 @@ struct Forward {
     if (from[0]) stored(from[0]).get_row(row * P, h, P);
     else std::fill_n(h, P, A(0));
     if (strip.h_split) strip.h_split.put_row(h, P, strip.at(slot, r), overflow);
-    if (Cell::STATES == 1) return;
-    A* c = strip.c.data() + r * Hp;
-    if (from[1]) stored(from[1]).get_row(row * H, c, H);
-    else std::fill_n(c, H, A(0));
+    for (int k = 1; k < STATES; ++k) {
+      A* c = state_of(strip, k, r);
+      if (from[k]) stored(from[k]).get_row(row * H, c, H);
+      else std::fill_n(c, H, A(0));
+    }
   }
 
   // The state that enters step t in this member's share of the rows, where it is reset.
@@ -99,13 +114,15 @@ struct Forward {
     for (int64_t r = 0; r < strip.rows; ++r) {
       int64_t row = strip.d * B + strip.b0 + r;
       stored(call.last[0]).put_row(strip.h.data() + strip.at(T, r) * Pp, row * P, P);
-      if (Cell::STATES > 1) stored(call.last[1]).put_row(strip.c.data() + r * Hp, row * H, H);
+      for (int k = 1; k < STATES; ++k) stored(call.last[k]).put_row(state_of(strip, k, r), row * H, H);
     }
   }
 
   // Buffers of a single thread.
   struct Work {
     typename Operands<A>::Copy x, h, second;
+    std::conditional_t<is_program<Cell>, Machine<A>, Nothing> machine;
+    explicit Work(const Program* program = nullptr) : machine(program) {}
   };
 
   // The input's sums of some steps, for panels u0..u1.
@@ -113,7 +130,7 @@ struct Forward {
                      int64_t u1) const {
     const RowsView<A> x = operands.rows_of_x(strip, work.x, t0, steps);
     for (int64_t u = u0; u < u1; ++u)
-      weights.multiply_input(tiles, strip.d, u, steps * strip.rows, x, strip.pre.data() + u * SUMS, panels * SUMS);
+      weights.multiply_input(tiles, strip.d, u, steps * strip.rows, x, strip.pre.data() + u * X_SUMS, panels * X_SUMS);
   }
 
   // Gates of the first product -> operand of the second, for rows r..r+n of panel u; arguments as those of `apply`.
@@ -264,7 +281,9 @@ struct Forward {
 
   // The input's sums of some steps.
   void normalize_input(const Strip<A>& strip, int64_t steps) const {
-    normalize_rows(strip.d, strip.pre.data(), steps * strip.rows, 0, 0, G);
+    if constexpr (is_program<Cell>)
+      normalize_rows_of_program(*this, strip.d, strip.pre.data(), steps * strip.rows, this->gates_ih, 0, 0);
+    else normalize_rows(strip.d, strip.pre.data(), steps * strip.rows, 0, 0, G);
   }
 
   // The output of row r, from the output gate, which is there, and from c.
@@ -327,6 +346,12 @@ struct Forward {
       reset(strip, t, slot, member);
       if (!member.barrier()) return false;
     }
+    if constexpr (is_program<Cell>) return step_of_program(*this, strip, work, tiles, member, t, slot, pre);
+    else return step_of_cell(strip, work, tiles, member, t, slot, pre);
+  }
+
+  INLINE bool step_of_cell(const Strip<A>& strip, Work& work, Tiles& tiles, Team::Member& member, int64_t t,
+                           int64_t slot, const A* pre) const {
     if (__builtin_expect(call.layer_norm, 0)) return step_normed(strip, work, tiles, t, slot, pre);
     const RowsView<A> x = pre ? RowsView<A>{} : operands.rows_of_x(strip, work.x, t, 1),
                       h = operands.rows_of_h(strip, work.h, slot);
@@ -360,7 +385,7 @@ struct Forward {
 
   void run_strip(Strip<A>& strip, Team::Member& member, Handover<Strip<A>>& strips) const {
     const bool back = call.backwards(strip.d);
-    Work work;
+    Work work(call.cell->program.get());
     Tiles tiles;
     for (int64_t done = strip.begun; done < T; done += chunk) {
       if (schedule.unit_threads == 1 && strips.wanted() && divisible(call, strip.rows, T - done)) {
@@ -375,7 +400,7 @@ struct Forward {
       }
       for (int64_t s = done; s < done + steps; ++s) {
         const int64_t t = back ? T - 1 - s : s;
-        const A* pre = schedule.chunked ? strip.pre.data() + (t - t0) * strip.rows * panels * SUMS : nullptr;
+        const A* pre = schedule.chunked ? strip.pre.data() + (t - t0) * strip.rows * panels * X_SUMS : nullptr;
         if (!step(strip, work, tiles, member, t, s, pre)) return;
       }
     }

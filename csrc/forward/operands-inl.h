@@ -11,12 +11,16 @@ namespace {
 template <class A>
 struct Strip {
   int64_t d, b0, rows, begun = 0;
-  Scratch<A> h, c, cell_out, pre;  // h [2][rows][Pp], c and cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
-  SplitRows h_split;               // [2][rows], where W_hh is in pairs and h is not masked
+  // h [2][rows][Pp], c [state 1 and on][rows][Hp], cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
+  Scratch<A> h, c, cell_out, pre;
+  SplitRows h_split;  // [2][rows], where W_hh is in pairs and h is not masked
   // Between the two products of a step: what the second one multiplies [rows][Pp] (and in pairs), and what is there of
   // the gates [rows][panel][NB][W].
   Scratch<A> second, first;
   SplitRows second_split;
+  // Of a program: what the first product multiplies, where that is not h [rows][Pp], and the values of its section
+  // `first` [rows][value][Hp].
+  Scratch<A> operand, crossing;
   Scratch<A> normed, cell_c;  // with layer_norm: the state's sums of a step, as pre; c as the cell made it [rows][Hp]
   int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
 };
@@ -30,6 +34,7 @@ struct Operands {
   Flag& overflow;           // a number that has no bf16 parts came
   Stored<A> x{call.x, call.storage};
   const int64_t I = call.I, P = call.P;
+  const bool has_operand = call.cell->program && call.cell->program->has_operand;
   const bool h_as_it_is = !call.quantized() && schedule.hh != Layout::pairs && !call.h_mask && !sorted(schedule.hh);
 
   // Where a thread copies rows to if they cannot be read in place.
@@ -86,6 +91,7 @@ struct Operands {
   INLINE RowsView<A> rows_of_h(const Strip<A>& strip, Copy& copy, int64_t slot) const {
     RowsView<A> left;
     left.a = strip.h.data() + strip.at(slot, 0) * Pp, left.row = Pp;
+    if (has_operand) left.a = strip.operand.data();
     if (!h_as_it_is) transform(strip, copy, slot, left);
     return left;
   }
@@ -138,7 +144,7 @@ struct Operands {
         from = masked;
       }
       if (sorted(schedule.hh)) sort_for_bfloat16(from, P, to);
-      else if (copy.split) copy.split.put_row(to, P, r, overflow);
+      else if (copy.split) copy.split.put_row(from, P, r, overflow);
     }
   }
 };

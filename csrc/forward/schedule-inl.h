@@ -8,8 +8,10 @@ namespace {
 template <class A>
 Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const int64_t B = call.B, D = call.D;
-  const double recurrent = 2.0 * B * call.cell->gates * call.H * call.P,
-               step = recurrent + 2.0 * B * call.cell->gates * call.H * call.I;
+  const CellInfo& cell = *call.cell;
+  const double recurrent = 2.0 * B * cell.hh_gates * call.H * call.P,
+               instructions = cell.program ? cell.program->instructions : 0,
+               step = recurrent + 2.0 * B * cell.ih_gates * call.H * call.I + 2.0 * B * call.H * instructions;
   Schedule s{engine, Layout::panels, Layout::panels, Layout::panels, 0, false, false, 1, 1};
   s.phases = call.cell->phases, s.normed = call.layer_norm;
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
@@ -17,7 +19,7 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   if (threads > D) {
     // Parts of the batch never wait for each other, but want full tiles, and each reads all weights; units wait at
     // every step, so steps must be long.
-    const int64_t full = call.cell->gates * call.H * call.P * int64_t(sizeof(A)) > kNearBytes ? 24 : 6;
+    const int64_t full = cell.hh_gates * call.H * call.P * int64_t(sizeof(A)) > kNearBytes ? 24 : 6;
     const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / full);
     const int64_t by_units =
         std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / double(call.cell->phases) / 1e5)});
@@ -31,7 +33,8 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const int64_t rows = B / s.row_jobs;
   const bool once = call.T == 1, few_steps = once ? rows < kPassing : call.T * ((B + 5) / 6) < 4;
   s.passing = once && !few_steps;
-  s.chunked = call.layer_norm || (call.T > 1 && rows < 16);  // few rows: their tiles would be poorly filled
+  const bool projects = cell.ih_gates > 0;
+  s.chunked = projects && (call.layer_norm || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
   if (few_steps || (!once && call.T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
   if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Layout::in_place;
   // In int8 packing pays sooner, and for a single row too as long as the weights stay in the cache.
@@ -49,15 +52,15 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const bool bfloat16 = call.storage == Storage::bfloat16, tiles = engine == Engine::tiles;
   if (sizeof(A) == 8 || !(tiles || (engine == Engine::pairs && bfloat16))) return s;
   s.parts = bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3;
-  const int64_t G = call.cell->gates;
   // Weights that are used once are split for so many rows, and only by matrix registers.
   const int64_t few = once ? (bfloat16 ? 16 : 64) : bfloat16 ? 4 : 16, fewest = once ? few : 2 * few;
   // Six products a number earn the least where sums are short, and there the matrix unit of a virtual machine, which a
   // stranger may be using at the same time, is no faster than vectors.
   const bool sums = s.parts < 3 || once || call.I + call.P > kShortSums;
   const bool wide = sums && (call.H >= 64 || (bfloat16 && call.H >= 32));
-  const int64_t ih_bytes = 2 * s.parts * G * call.H * call.I, hh_bytes = 2 * s.parts * G * call.H * call.P;
-  if (tiles && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
+  const int64_t ih_bytes = 2 * s.parts * cell.ih_gates * call.H * call.I,
+                hh_bytes = 2 * s.parts * cell.hh_gates * call.H * call.P;
+  if (tiles && projects && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
   const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
   if (once && !tiles) return s;
   if (wide && rows >= few && near) s.hh = Layout::pairs;

@@ -80,7 +80,11 @@ inline std::unique_ptr<Stream> stream(const LayerCall& call, int64_t members) {
   case CellKind::name:                                                               \
     return call.storage == Storage::float64 ? stream_of<double, type>(call, members) \
                                             : stream_of<float, type>(call, members);
-  switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
+  switch (call.cell->kind) {
+    FOR_EACH_CELL(CELL)
+    case CellKind::program:
+      break;  // see python/stepper.cpp, which takes none
+  }
 #undef CELL
   return nullptr;
 }

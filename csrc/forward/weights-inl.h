@@ -7,6 +7,14 @@
 
 namespace RNNKERNELS_SET {
 namespace {
+// The sizes that loops go by, known at compile time: hidden units of a panel, their sums for one row (with the input,
+// with the state), and states.
+template <class A, class Cell, int NV>
+struct PanelSizes {
+  static constexpr int WIDTH = NV * Vec<A>::W, X_SUMS = Cell::G * WIDTH, SUMS = X_SUMS, STATES = Cell::STATES;
+  explicit PanelSizes(const LayerCall&) {}
+};
+
 template <class A, class Cell, int NV>
 struct Weights {
   static constexpr int W = Vec<A>::W, G = Cell::G, SPLIT = Cell::SPLIT, NB = G * NV;

@@ -19,6 +19,8 @@ inline __attribute__((always_inline)) __m256i first_lanes(int n) {
 #define MIN_FLOAT(a, b) _mm256_min_ps((__m256)(a), (__m256)(b))
 #define MAX_FLOAT(a, b) _mm256_max_ps((__m256)(a), (__m256)(b))
 #define ANY_NOT_BELOW(a, b) _mm256_movemask_ps(_mm256_cmp_ps((__m256)(a), (__m256)(b), _CMP_NLT_UQ))
+#define SQRT_FLOAT(a) _mm256_sqrt_ps((__m256)(a))
+#define SQRT_DOUBLE(a) _mm256_sqrt_pd((__m256d)(a))
 #define MASKED_LOAD(p, n) _mm256_maskload_ps((const float*)(p), first_lanes(n))
 #define MASKED_STORE(p, n, v) _mm256_maskstore_ps((float*)(p), first_lanes(n), (__m256)(v))
 }  // namespace avx2

@@ -18,6 +18,8 @@ constexpr int kBytes = 64, kRegisters = 32;
 #define MAGNITUDE(x) _mm512_maskz_range_ps(0xffff, (__m512)(x), (__m512)(x), 10)
 #define WITH_SIGN(x, of) _mm512_maskz_range_ps(0xffff, (__m512)(of), (__m512)(x), 2)  // for |x| up to |of|
 #define LOOK_UP(table, i) _mm512_permutex2var_ps(_mm512_load_ps(table), (__m512i)(i), _mm512_load_ps((table) + 16))
+#define SQRT_FLOAT(a) _mm512_sqrt_ps((__m512)(a))
+#define SQRT_DOUBLE(a) _mm512_sqrt_pd((__m512d)(a))
 #define MASKED_LOAD(p, n) _mm512_maskz_loadu_ps(__mmask16((1u << (n)) - 1), (const void*)(p))
 #define MASKED_STORE(p, n, v) _mm512_mask_storeu_ps((void*)(p), __mmask16((1u << (n)) - 1), (__m512)(v))
 #define HALVES_TO_FLOATS(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(p)))

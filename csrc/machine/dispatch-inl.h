@@ -1,8 +1,10 @@
 // The loops by cell and type: the entry points of an instruction set.
 #pragma once
 #include "../backward/loop-inl.h"
+#include "../backward/program-inl.h"
 #include "../cells/library-inl.h"
 #include "../forward/loop-inl.h"
+#include "../forward/program-inl.h"
 #include "../forward/schedule-inl.h"
 #include "../forward/stream-inl.h"
 
@@ -10,7 +12,8 @@ namespace RNNKERNELS_SET {
 namespace {
 template <class A, class Cell>
 bool forward(const LayerCall& call, const Schedule& s) {
-  if constexpr (Cell::G > 1) return Forward<A, Cell, 1>(call, s).run();
+  if constexpr (is_program<Cell>) return Forward<A, Cell, 1>(call, s).run();
+  else if constexpr (Cell::G > 1) return Forward<A, Cell, 1>(call, s).run();
   else return wide_panels<A>(call.H) ? Forward<A, Cell, 4>(call, s).run() : Forward<A, Cell, 2>(call, s).run();
 }
 
@@ -35,13 +38,13 @@ bool backward(const LayerCall& call, Schedule s) {
 inline void forward(const LayerCall& call, Engine engine) {
   if (call.quantized() && !takes_quads(call, engine)) return forward(Dequantized(call), engine);
 #define RUN forward
-  switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
+  switch (call.cell->kind) { FOR_EACH_CELL(CELL) CELL(program, Programmed) }
 #undef RUN
   forward(call, Engine::vectors);
 }
 inline void backward(const LayerCall& call, Engine engine) {
 #define RUN backward
-  switch (call.cell->kind) { FOR_EACH_CELL(CELL) }
+  switch (call.cell->kind) { FOR_EACH_CELL(CELL) CELL(program, Programmed) }
 #undef RUN
   backward(call, Engine::vectors);
 }

@@ -15,6 +15,6 @@ constexpr int64_t kBackwardBytes = 1024 * 1024;  // and for the gradients of a c
 
 // True if half of so many rows and steps is worth handing over to another thread.
 inline bool divisible(const LayerCall& call, int64_t rows, int64_t steps) {
-  const int64_t weights = call.cell->gates * call.H * (call.I + call.P);
+  const int64_t weights = call.H * (call.cell->ih_gates * call.I + call.cell->hh_gates * call.P);
   return rows >= kDivisible && 2.0 * double(rows) * double(steps) * double(weights) >= kDivisibleWork;
 }

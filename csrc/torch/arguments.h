@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -58,15 +59,16 @@ inline Storage storage_of(int32_t dtype) {
 }
 
 // aoti_torch_empty_strided does not go through the dispatcher, which costs more than the memory of a small output.
-inline Tensor empty(int32_t dtype, Sizes sizes) {
+inline Tensor empty_of(int32_t dtype, const int64_t* sizes, int64_t dim) {
   std::array<int64_t, 5> strides;
-  int64_t stride = 1, dim = int64_t(sizes.size());
-  for (int64_t i = dim - 1; i >= 0; --i) strides[i] = stride, stride *= std::max<int64_t>(sizes.begin()[i], 1);
+  int64_t stride = 1;
+  for (int64_t i = dim - 1; i >= 0; --i) strides[i] = stride, stride *= std::max<int64_t>(sizes[i], 1);
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
-      aoti_torch_empty_strided(dim, sizes.begin(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
+      aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
   return Tensor(handle);
 }
+inline Tensor empty(int32_t dtype, Sizes sizes) { return empty_of(dtype, sizes.begin(), int64_t(sizes.size())); }
 
 inline Tensor zeros(int32_t dtype, Sizes sizes) {
   Tensor t = empty(dtype, sizes);
@@ -77,8 +79,10 @@ inline Tensor zeros(int32_t dtype, Sizes sizes) {
 // is read by const_data_ptr, because a mutable pointer to a lazy clone makes torch copy it.
 struct Call : LayerCall {
   Tensors held;
+  std::shared_ptr<const CellInfo> owner;  // of the cell
   int32_t dtype;
-  int64_t X;  // groups of directions that have an input of their own
+  int64_t X;     // groups of directions that have an input of their own
+  bool grouped;  // X is a dimension
 
   // All but the weights and the states.
   Call(const std::string& cell_name, const Tensor& x_, Bools reverse_, bool bias_, bool project_,
@@ -86,18 +90,20 @@ struct Call : LayerCall {
        const MaybeTensor& lengths_)
       : LayerCall{}, dtype(dtype_of(x_)) {
     storage = storage_of(dtype);
-    cell = find_cell(cell_name);
+    owner = find_cell(cell_name), cell = owner.get();
     STD_TORCH_CHECK(cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
+    STD_TORCH_CHECK(!cell->program || (!activation && !recurrent_activation), "rnnkernels: the cell ", cell->name,
+                    " is a program, which has its activations in it");
     bias = bias_, project = project_, reverse = std::move(reverse_);
     if (activation) take_activation(*activation, act);
     if (recurrent_activation) take_activation(*recurrent_activation, gate);
-    STD_TORCH_CHECK(!project || cell->has_projection, "rnnkernels: ", cell_name, " has no projection");
+    STD_TORCH_CHECK(!project || cell->has_projection, "rnnkernels: ", cell->name, " has no projection");
 
     const auto sizes = x_.sizes();
     const int64_t dim = int64_t(sizes.size());
     STD_TORCH_CHECK(dim == 3 || dim == 4, "rnnkernels: x must have 3 or 4 dimensions, got ", dim);
     T = sizes[dim - 3], B = sizes[dim - 2], I = sizes[dim - 1];
-    X = dim == 4 ? sizes[0] : 1, D = X * int64_t(reverse.size());
+    grouped = dim == 4, X = grouped ? sizes[0] : 1, D = X * int64_t(reverse.size());
     const bool whole_rows = I <= 1 || x_.stride(dim - 1) == 1;
     if (!whole_rows) hold(torch::stable::contiguous(x_));
     const Tensor& xs = whole_rows ? x_ : held.back();
@@ -119,11 +125,12 @@ struct Call : LayerCall {
                     "rnnkernels: expected an activation out of tanh, relu, sigmoid, hard_sigmoid, linear, got ", name);
   }
 
-  int64_t weights_per_layer() const { return D * (norm(0) + (layer_norm ? 2 * cell->states : 0)); }
+  int64_t weights_per_layer() const { return D * (vector(0) + int64_t(vectors())); }
+  size_t vectors() const { return cell->program ? cell->program->vectors.size() : 0; }
 
   // The weights of one layer of H hidden units and P outputs.
   void take_weights(const Tensor* given, int64_t H_, int64_t P_, const Tensor* given_scales = nullptr) {
-    const int64_t G = cell->gates, n = weights_per_layer(), each = n / D;
+    const int64_t GX = cell->ih_gates, GR = cell->hh_gates, n = weights_per_layer(), each = n / D;
     H = H_, P = P_;
     STD_TORCH_CHECK(T > 0 && H > 0 && P > 0,
                     "rnnkernels: expected at least one step, hidden unit and output, got T = ", T, ", H = ", H,
@@ -132,16 +139,17 @@ struct Call : LayerCall {
     const int32_t type = given_scales ? aoti_torch_dtype_int8() : dtype;
     scales.resize(given_scales ? 2 * D : 0);
     for (size_t i = 0; i < scales.size(); ++i)
-      scales[i] = static_cast<const float*>(take(given_scales[i], {G * H}, "scale"));
+      scales[i] = static_cast<const float*>(take(given_scales[i], {(i % 2 ? GR : GX) * H}, "scale"));
     weights.resize(n);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t k = i % each;
-      weights[i] = k == 0                         ? take(given[i], {G * H, I}, "weight_ih", type)
-                   : k == 1                       ? take(given[i], {G * H, P}, "weight_hh", type)
+      weights[i] = k < hh()                       ? take(given[i], {GX * H, I}, "weight_ih", type)
+                   : k < bias_ih()                ? take(given[i], {GR * H, P}, "weight_hh", type)
+                   : k < projection()             ? take(given[i], {(k < bias_hh() ? GX : GR) * H}, "bias")
                    : project && k == projection() ? take(given[i], {P, H}, "weight_hr")
-                   : k >= norm(2)                 ? take(given[i], {H}, "weight or bias of the norm of c")
-                   : k >= norm(0)                 ? take(given[i], {G * H}, "weight of a norm")
-                                                  : take(given[i], {G * H}, "bias");
+                   : k >= vector(0)               ? take(given[i], {H}, "vector of a program")
+                   : cell->program || k < norm(2) ? take(given[i], {(k < norm(hh()) ? GX : GR) * H}, "weight of a norm")
+                                                  : take(given[i], {H}, "weight or bias of the norm of c");
     }
   }
 
@@ -153,6 +161,38 @@ struct Call : LayerCall {
     STD_TORCH_CHECK(given.empty() || int64_t(given.size()) == cell->states, "rnnkernels: expected ", cell->states, " ",
                     names, ", got ", given.size());
     for (size_t k = 0; k < given.size(); ++k) into[k] = take(given[k], {layers * D, B, k ? H : P}, k ? c : h);
+  }
+
+  // The inputs of a program besides x; after weights.
+  void take_extras(const Tensors& given) {
+    const size_t n = cell->program ? cell->program->extras.size() : 0;
+    STD_TORCH_CHECK(given.size() == n, "rnnkernels: expected ", n, " step and sequence inputs, got ", given.size());
+    for (size_t k = 0; k < n; ++k) {
+      const bool step = int(k) < cell->program->steps, narrow = cell->program->narrow[k];
+      const int64_t width = narrow ? 1 : H;
+      const std::string& name = cell->program->extras[k];
+      Tensor t = given[k];
+      check_device(t);
+      STD_TORCH_CHECK(dtype_of(t) == dtype, "rnnkernels: ", name, " and x must have the same dtype");
+      const std::vector<int64_t> sizes = extra_sizes(k);
+      const auto found = t.sizes();
+      STD_TORCH_CHECK(found.size() == sizes.size(), "rnnkernels: ", name, " must have ", sizes.size(),
+                      " dimensions, got ", found.size());
+      for (size_t i = 0; i < sizes.size(); ++i)
+        STD_TORCH_CHECK(found[i] == sizes[i], "rnnkernels: ", name, " must have size ", sizes[i], " in dimension ", i,
+                        ", got ", found[i]);
+      const int64_t last = int64_t(sizes.size()) - 1;
+      if (width > 1 && t.stride(last) != 1) t = torch::stable::contiguous(t);
+      const Extra extra{nullptr, grouped ? t.stride(0) : 0, step ? t.stride(last - 2) : 0, t.stride(last - 1), narrow};
+      extras.push_back(extra), extras.back().data = hold(std::move(t));
+    }
+  }
+  std::vector<int64_t> extra_sizes(size_t k) const {
+    std::vector<int64_t> sizes;
+    if (grouped) sizes.push_back(X);
+    if (int(k) < cell->program->steps) sizes.push_back(T);
+    sizes.push_back(B), sizes.push_back(cell->program->narrow[k] ? 1 : H);
+    return sizes;
   }
 
   // The stages of the step; after weights.
@@ -167,6 +207,7 @@ struct Call : LayerCall {
     }
     take_states(reset_states_, 1, reset_states, "reset_states", "reset h0", "reset c0");
     if (h_mask_) {
+      STD_TORCH_CHECK(cell->hh_gates > 0, "rnnkernels: ", cell->name, " has no recurrent product for h_mask");
       STD_TORCH_CHECK(h_mask_->dim() == 3, "rnnkernels: h_mask must have 3 dimensions, got ", h_mask_->dim());
       h_mask = take_coefficients(*h_mask_, P, "h_mask");
     }

@@ -40,7 +40,7 @@ uint64_t kind_of(const LayerCall& call, bool backward) {
   uint64_t hash = 14695981039346656037u;
   int64_t T = 0;  // how many bits it has: long sequences take as long a step as each other
   while (call.T >> T) ++T;
-  for (int64_t fact : {int64_t(call.cell->kind), int64_t(call.storage), T, call.B, call.I, call.H, call.P, call.D,
+  for (int64_t fact : {int64_t(call.cell->id), int64_t(call.storage), T, call.B, call.I, call.H, call.P, call.D,
                        int64_t(backward), int64_t(call.gates != nullptr), int64_t(call.layer_norm),
                        int64_t(call.lengths != nullptr), int64_t(call.quantized()), int64_t(thread_count())})
     hash = (hash ^ uint64_t(fact)) * 1099511628211u;
@@ -61,15 +61,29 @@ void run_backward(const LayerCall& call) {
 Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, const Tensors& weights,
                 const Flags& reverse, bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
                 const MaybeTensor& lengths, const MaybeTensor& reset, const MaybeTensors& reset_states,
-                const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps) {
+                const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
+                const MaybeTensors& extras) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
   Call call(cell_name, x, Bools(reverse.begin(), reverse.end()), bias, project, act, gate_name, lengths);
   call.layer_norm = layer_norm, call.eps = eps;
   const int64_t n = call.weights_per_layer();
-  STD_TORCH_CHECK(n > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
-  STD_TORCH_CHECK(weights[1].dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", weights[1].dim());
-  call.take_weights(weights.data(), weights[1].size(0) / call.cell->gates, weights[1].size(1));
+  const CellInfo& info = *call.cell;
+  STD_TORCH_CHECK(call.D > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ",
+                  weights.size());
+  int64_t H = hidden_size, P = H;
+  if (info.hh_gates > 0) {
+    const Tensor& w = weights[size_t(call.hh())];
+    STD_TORCH_CHECK(w.dim() == 2, "rnnkernels: weight_hh must have 2 dimensions, got ", w.dim());
+    if (H == 0) H = w.size(0) / info.hh_gates;
+    P = w.size(1);
+  }
+  STD_TORCH_CHECK(H > 0 && H < int64_t(1) << 40, "rnnkernels: the cell ", info.name, " needs hidden_size");
+  STD_TORCH_CHECK(!info.program || !info.program->given || call.I == int64_t(info.program->inputs.size()) * H,
+                  "rnnkernels: x must have size ", info.program ? int64_t(info.program->inputs.size()) * H : 0,
+                  " in its last dimension, got ", call.I);
+  call.take_weights(weights.data(), H, P);
+  call.take_extras(given(extras));
   call.take_states(given(states), 1);
   call.take_stages(reset, given(reset_states), h_mask, given(zone));
   return call;
@@ -80,9 +94,14 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
                                            const MaybeString& activation, const MaybeString& gate,
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const MaybeTensors& reset_states, const MaybeTensor& h_mask,
-                                           const MaybeTensors& zone, bool layer_norm, double eps, bool save) {
+                                           const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
+                                           const MaybeTensors& extras, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm, eps);
+                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras);
+  const Program* const program = call.cell->program.get();
+  STD_TORCH_CHECK(!save || !program || !program->inner || program->again_there, "rnnkernels: the cell ",
+                  call.cell->name, " cannot be trained: the operand of its inner product does not follow from states, ",
+                  "vectors, inputs and what the section first keeps");
   Tensor y = empty(call.dtype, {call.T, call.B, call.D * call.P});
   call.y = y.mutable_data_ptr();
   Tensors last, saved;
@@ -90,12 +109,12 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
     last.push_back(empty(call.dtype, {call.D, call.B, k ? call.H : call.P}));
     call.last[k] = last.back().mutable_data_ptr();
   }
-  if (save && call.cell->kept) {
-    saved.push_back(empty(call.dtype, {call.D, call.T, call.B, call.cell->kept, call.H}));
+  if (save && call.planes()) {
+    saved.push_back(empty(call.dtype, {call.D, call.T, call.B, call.planes(), call.H}));
     call.gates = saved.back().mutable_data_ptr();
   }
-  if (save && call.cell->states > 1) {
-    saved.push_back(empty(call.accumulate(), {call.D, call.T, call.B, call.H}));
+  if (save && call.histories()) {
+    saved.push_back(empty(call.accumulate(), {call.histories() * call.D, call.T, call.B, call.H}));
     call.cells = saved.back().mutable_data_ptr();
   }
   if (call.B > 0) run_forward(call);
@@ -113,6 +132,8 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
   Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
             lengths);
+  STD_TORCH_CHECK(!call.cell->program, "rnnkernels: the cell ", call.cell->name,
+                  " is a program: its layers are run one by one, not as a stack");
   const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
                 P = proj_size > 0 ? proj_size : H;
   STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
@@ -149,35 +170,38 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
   return {std::move(y), std::move(last)};
 }
 
-std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
+std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
     const Tensor& dy, const Tensors& dlast, const MaybeTensor& dcells, StringHandle cell, const Tensor& x,
     const MaybeTensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
     const MaybeTensors& reset_states, const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps,
-    const Tensor& y, const Tensors& saved, const Flags& needs) {
+    int64_t hidden_size, const MaybeTensors& extras, const Tensor& y, const Tensors& saved, const Flags& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm, eps);
+                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
                   call.cell->states, " gradients of final states, got ", dlast.size());
-  STD_TORCH_CHECK(needs.size() == 3, "rnnkernels: needs must have 3 elements, got ", needs.size());
+  STD_TORCH_CHECK(needs.size() == 4, "rnnkernels: needs must have 4 elements, got ", needs.size());
   for (size_t k = 0; k < dlast.size(); ++k)
     call.dlast[k] = call.take(dlast[k], {call.D, call.B, k ? call.H : call.P}, k ? "dc_n" : "dh_n");
-  STD_TORCH_CHECK(int64_t(saved.size()) == (call.cell->kept > 0) + (call.cell->states > 1),
+  STD_TORCH_CHECK(int64_t(saved.size()) == (call.planes() > 0) + (call.histories() > 0),
                   "rnnkernels: the forward pass was not run with save=True");
-  if (call.cell->kept)
-    call.gates = const_cast<void*>(call.take(saved[0], {call.D, call.T, call.B, call.cell->kept, call.H}, "gates"));
+  if (call.planes())
+    call.gates = const_cast<void*>(call.take(saved[0], {call.D, call.T, call.B, call.planes(), call.H}, "gates"));
   const int32_t type = call.dtype, accumulate = call.accumulate();
-  if (call.cell->states > 1)
-    call.cells = const_cast<void*>(call.take(saved.back(), {call.D, call.T, call.B, call.H}, "cells", accumulate));
+  if (call.histories())
+    call.cells = const_cast<void*>(
+        call.take(saved.back(), {call.histories() * call.D, call.T, call.B, call.H}, "cells", accumulate));
+  STD_TORCH_CHECK(!dcells || !call.cell->program, "rnnkernels: the cell ", call.cell->name,
+                  " is a program: its states have no gradients of their own");
   if (dcells) call.dcells = call.take(*dcells, {call.D, call.T, call.B, call.H}, "dcells", accumulate);
 
   Tensor dx = needs[0] ? (x.dim() == 4 ? empty(type, {x.size(0), call.T, call.B, call.I})
                                        : empty(type, {call.T, call.B, call.I}))
                        : empty(type, {0});
   if (needs[0]) call.dx = dx.mutable_data_ptr();
-  Tensors dstates, dreset_states, dweights;
+  Tensors dstates, dreset_states, dweights, dextras;
   auto like_states = [&](size_t n, Tensors& results, void** data) {
     for (size_t k = 0; needs[1] && k < n; ++k) {
       results.push_back(empty(type, {call.D, call.B, k ? call.H : call.P}));
@@ -192,8 +216,13 @@ std::tuple<Tensor, Tensors, Tensors, Tensors> layer_backward(
     dweights.push_back(w.dim() == 2 ? make(type, {w.size(0), w.size(1)}) : make(type, {w.size(0)}));
     call.dweights.push_back(dweights.back().mutable_data_ptr());
   }
+  for (size_t k = 0; needs[3] && k < call.extras.size(); ++k) {
+    const std::vector<int64_t> sizes = call.extra_sizes(k);
+    dextras.push_back(empty_of(type, sizes.data(), int64_t(sizes.size())));
+    call.dextras.push_back(dextras.back().mutable_data_ptr());
+  }
   if (call.B > 0) run_backward(call);
-  return {std::move(dx), std::move(dstates), std::move(dweights), std::move(dreset_states)};
+  return {std::move(dx), std::move(dstates), std::move(dweights), std::move(dreset_states), std::move(dextras)};
 }
 
 std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
@@ -202,8 +231,11 @@ std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int
   const std::string cell_name = text(cell);
   const bool quantized = dtype == aoti_torch_dtype_int8();
   call.storage = quantized ? Storage::float32 : storage_of(dtype);
-  call.cell = find_cell(cell_name);
+  const std::shared_ptr<const CellInfo> owner = find_cell(cell_name);
+  call.cell = owner.get();
   STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
+  STD_TORCH_CHECK(!quantized || !call.cell->program, "rnnkernels: the cell ", call.cell->name,
+                  " is a program, which is not run in int8");
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
   call.layer_norm = layer_norm;
@@ -225,12 +257,12 @@ void use(StringHandle name) { use_instruction_set(text(name)); }
 #define ARGUMENTS                                                                                                     \
   "str cell, Tensor x, Tensor[]? states, Tensor[] weights, int[] reverse, bool bias, bool project, str? activation, " \
   "str? recurrent_activation, Tensor? lengths, Tensor? reset, Tensor[]? reset_states, Tensor? h_mask, "               \
-  "Tensor[]? zone, bool layer_norm, float eps"
+  "Tensor[]? zone, bool layer_norm, float eps, int hidden_size, Tensor[]? extras"
 #define LAYER "(" ARGUMENTS ", bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)"
 #define LAYER_BACKWARD                                                                                     \
   "(Tensor dy, Tensor[] dlast, Tensor? dcells, " ARGUMENTS                                                 \
   ", Tensor y, Tensor[] saved, int[] needs) -> (Tensor dx, Tensor[] dstates, Tensor[] dweights, Tensor[] " \
-  "dreset_states)"
+  "dreset_states, Tensor[] dextras)"
 #define STACK                                                                                                \
   "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, " \
   "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "    \

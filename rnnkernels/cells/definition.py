@@ -6,9 +6,10 @@ Letters: T time, B batch, H hidden, I input.
 import inspect
 import keyword
 
-from . import derive, spec_of
+from . import derive
 from .graph import Graph
-from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, Program, parse
+from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, PLACEHOLDERS, Program, parse
+from .spec import spec_of
 from .trace import CellError, Names, Symbol, Trace, described, run
 
 
@@ -62,6 +63,10 @@ class Cell:
             raise ValueError(f"{self.program.name} came without its function; its constants cannot change any more")
         return self._retrace({**self.constants, **constants})
 
+    def text_with(self, **functions):
+        """The text with other functions in the place of those that are defaults of the function's parameters."""
+        return self._retrace(self.constants, functions)
+
 
 def _unpickled(text, constants, names):
     return Cell(parse(text), constants, names)
@@ -110,8 +115,9 @@ def cell(
             name or function.__name__, inputs, recurrent, states, vectors, step_inputs, sequence_inputs, project_input
         )
 
-        def trace(constants):
-            return _trace(function, header, constants, operand, output, keep, trace)
+        def trace(constants, functions=None):
+            text, planes = _trace(function, header, constants, functions or {}, operand, output, keep)
+            return text if functions else Cell(parse(text), constants, planes, trace)
 
         return trace(dict(constants or {}))
 
@@ -151,7 +157,8 @@ def _header(name, inputs, recurrent, states, vectors, step, sequence, project_in
     )  # fmt: skip
 
 
-def _trace(function, header, constants, operand, output, keep, retrace):
+def _trace(function, header, constants, functions, operand, output, keep):
+    """The text of the cell, and the names of its planes; ``functions`` are in the place of defaults of parameters."""
     trace = Trace(function, header.recurrent[-1] if header.recurrent else None)
 
     def loads(kind, op, names):
@@ -167,8 +174,8 @@ def _trace(function, header, constants, operand, output, keep, retrace):
     unused = set(constants) - set(inspect.signature(function).parameters)
     if unused:
         raise CellError(f"{described(function)}: expected parameters for all constants, {unused.pop()} is missing")
-    results, called = run(trace, function, values, constants)
-    results = results if isinstance(results, tuple) else (results,)
+    results, called = run(trace, function, values, constants, functions)
+    results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(header.states):
         raise CellError(
             f"{described(function)}: expected {len(header.states)} new states ({', '.join(header.states)}), "
@@ -202,17 +209,17 @@ def _trace(function, header, constants, operand, output, keep, retrace):
     graph, at = _merged(trace.graph, roots.values(), header.shared)
     roots = {what: at[n] for what, n in roots.items()}
     if keep is not None:
-        chosen = [n for what, n in roots.items() if what.startswith("keep ")]
+        chosen = list(dict.fromkeys(n for what, n in roots.items() if what.startswith("keep ")))
     try:
         text, kept = derive.write(
             graph, header, {name: roots[f"new {name}"] for name in header.states}, roots.get("output"),
             roots.get("operand"), roots.get("inner"), chosen,
         )  # fmt: skip
-    except ValueError as error:
+        parse(text, PLACEHOLDERS if functions else ())
+    except ValueError as error:  # more than a program may have
         raise CellError(f"{described(function)}: {error}") from None
     again = {at[n]: name for n, name in called.items() if n in at}
-    planes = [again.get(n, f"plane_{k}") for k, n in enumerate(kept)]
-    return Cell(parse(text), constants, planes, retrace)
+    return text, [again.get(n, f"plane_{k}") for k, n in enumerate(kept)]
 
 
 def _check_gates(function, header, graph, roots, inner):
@@ -222,6 +229,8 @@ def _check_gates(function, header, graph, roots, inner):
         ("x", header.inputs), ("r", header.recurrent[: -1 if inner is not None else None]), ("v", header.vectors),
         ("u", header.extras),
     ):  # fmt: skip
+        if op == "r" and inner is not None and ("i", None) not in used:
+            raise CellError(f"{described(function)}: product({header.recurrent[-1]!r}, ...) is made, and not used")
         for name in names:
             if (op, name) not in used:
                 raise CellError(f"{described(function)}: {op}.{name} is declared, and not used")

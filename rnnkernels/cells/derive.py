@@ -8,7 +8,7 @@ from collections import deque
 
 from .program import VERSION
 
-FREE = {"s", "v", "u", "const"}  # loads that the backward pass has anyway
+FREE = {"s", "m", "v", "u", "const"}  # loads that the backward pass has anyway
 
 
 def pullback(graph, y, d):
@@ -39,20 +39,20 @@ def pullback(graph, y, d):
         return ((a, make("div", d, make("add", a, one))),)
     if op == "expm1":
         return ((a, make("mul", d, make("add", y, one))),)
-    if op in ("sigmoid", "tanh", "relu"):
+    if op in ("sigmoid", "tanh", "relu", "act", "gate"):
         return ((a, make(f"{op}_back", d, y)),)
     if op in ("min", "max"):  # of equal ones, each has half
-        half = make("mul", d, const(0.5))
-        lower, upper = (make("where", make("eq", a, b), half, x) for x in (d, zero))
-        first, second = a, b
-        chosen = make("lt", b, a) if op == "max" else make("lt", a, b)
-        return (first, make("where", chosen, d, make("where", make("eq", a, b), half, zero))), (
-            second, make("where", chosen, zero, lower),
-        )  # fmt: skip
+        shared = make("where", make("eq", a, b), make("mul", d, const(0.5)), d)
+        less, more = make("lt", a, b), make("lt", b, a)
+        if op == "min":
+            less, more = more, less
+        return (a, make("where", less, zero, shared)), (b, make("where", more, zero, shared))
     if op == "where":
         return (b, make("where", a, d, zero)), (c, make("where", a, zero, d))
     if op == "through":
         return ((b, make("mul", d, c)),)
+    if op == "norm":
+        return ((a, make("norm_back", d, y, a)),)
     return ()  # loads, and functions that are constant almost everywhere
 
 
@@ -153,8 +153,9 @@ class Writer:
                 todo.pop()
                 continue
             what = () if node.what is None else (repr(node.what) if node.op == "const" else node.what,)
-            line = line or " ".join(map(str, (node.op, *what, *(self.at[k] for k in node.of))))
-            self.at[m] = len(self.at)
+            op = "s" if node.op == "m" else node.op
+            line = line or " ".join(map(str, (op, *what, *(self.at[k] for k in node.of))))
+            self.at[m] = len(self.lines)  # of values: one that stands for another has no line
             self.lines.append(line)
             todo.pop()
         return self.at[n]
@@ -178,21 +179,13 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
     """
     nodes = graph.nodes
     results = [*new.values(), *([] if output is None else [output])]
+    first_state = next(iter(new))
+    inner, copies = _masked(graph, inner, first_state, results)
     loads = {(nodes[n].op, nodes[n].what): n for n in range(len(nodes)) if not nodes[n].of}
-    free = {n for n in graph.ancestors(range(len(nodes))) if _free(graph, n)}
+    i = loads.get(("i", None))
 
     # the forward pass, in two sections where an inner product comes between them
-    early = set()
-    if inner is not None:
-        late = set()
-        for n in range(len(nodes)):
-            if n == loads.get(("i", None)) or any(m in late for m in nodes[n].of):
-                late.add(n)
-        early = set(graph.ancestors([*results, inner])) - late - free
-        used = {m for n in graph.ancestors(results) if n in late for m in nodes[n].of} | set(results)
-        crossing = sorted(n for n in used if n in early)
-    else:
-        crossing = []
+    crossing = [] if inner is None else _crossing(graph, first_state, results, [])
 
     # gradients: of the values that the backward pass has to give, from those of the results
     seeds = {}
@@ -200,8 +193,7 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         _add(graph, seeds, n, graph.load("g", name))
     if output is not None:
         _add(graph, seeds, output, graph.load("gy"))
-    targets = {n: (op, what) for (op, what), n in loads.items() if op in ("a", "x", "r", "s", "v", "u")}
-    i = loads.get(("i", None))
+    targets = {n: (op, what) for (op, what), n in loads.items() if op in ("a", "x", "r", "s", "m", "v", "u")}
     sections = {}
     if inner is None:
         found = gradients(graph, seeds, targets)
@@ -213,13 +205,12 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
             waiting += more
             touched = touched.union(*(gates_of(graph, n) for n in more))
         found = gradients(graph, seeds, {**targets, i: None, **dict.fromkeys(waiting)})
-        sections["backward"] = _puts(targets, found) | {"di": found.get(i, graph.const(0))}
+        now = {n: target for n, target in targets.items() if n not in waiting}
+        sections["backward"] = _puts(now, found) | {"di": found.get(i, graph.const(0))}
         later = {inner: graph.load("gi")}
         for n in waiting:
             if n in found:
                 k = crossing.index(n)
-                if n in targets:  # a load that crosses as it is
-                    del sections["backward"]["d{} {}".format(*targets[n])]
                 sections["backward"][f"dcross {k}"] = found[n]
                 _add(graph, later, n, graph.load("dcross", k))
         sections["backward_first"] = _puts(targets, gradients(graph, later, targets))
@@ -228,6 +219,7 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         sections["backward_operand"] = _puts(targets, found)
 
     # what the backward pass reads of the forward pass
+    free = _free(graph)
     own = {"g", "gy", "gi", "go", "dcross"}
     made = {n for puts in sections.values() for n in graph.ancestors(puts.values())}
     backward = set()
@@ -235,12 +227,15 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         if nodes[n].op in own or any(m in backward for m in nodes[n].of):
             backward.add(n)
     needed = {m for n in backward for m in nodes[n].of} | {n for p in sections.values() for n in p.values()}
+    needed |= {inner} - {None}  # the gradient of its weights is a product with it
     needed = {n for n in needed if n not in backward and n not in free}
     states = {n: name for name, n in new.items() if n not in free}
     if keep is None:
         keep = cheapest(graph, needed, free | set(states), lambda n: 1)
-    elif missing := _uncovered(graph, needed, free | set(states) | set(keep)):
-        raise ValueError(f"keep= does not suffice for the backward pass, which needs {missing}")
+    else:
+        keep = [copies.get(n, n) for n in keep]
+        if missing := _uncovered(graph, needed, free | set(states) | set(keep)):
+            raise ValueError(f"keep= does not suffice for the backward pass, which needs {missing}")
     have = {n: f"k {k}" for k, n in enumerate(keep)}
     have |= {n: f"n {name}" for n, name in states.items() if n not in have}
 
@@ -258,15 +253,18 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
     kept = {f"keep {k}": n for k, n in enumerate(keep)}
     puts = {f"new {name}": n for name, n in new.items()} | ({"y": output} if output is not None else {})
     if inner is not None:
+        late = _late(graph, first_state)
+        crossing = crossing + _crossing(graph, first_state, [n for n in keep if n in late], crossing)
         first = {"inner": inner} | {f"cross {k}": n for k, n in enumerate(crossing)}
-        first |= {to: n for to, n in kept.items() if n in early}
-        kept = {to: n for to, n in kept.items() if n not in early}
+        first |= {to: n for to, n in kept.items() if n not in late}
+        kept = {to: n for to, n in kept.items() if n in late}
         text += Writer(graph, {}).section("first", first)
     crossed = {n: f"cross {k}" for k, n in enumerate(crossing)}
     text += Writer(graph, crossed).section("forward", puts | kept)
     for name, stores in sections.items():
         text += Writer(graph, have, backward=True).section(name, stores)
-    return "\n".join(text), keep
+    names = {copy: n for n, copy in copies.items()}
+    return "\n".join(text), [names.get(n, n) for n in keep]
 
 
 def gates_of(graph, n):
@@ -274,9 +272,47 @@ def gates_of(graph, n):
     return {graph.nodes[m].what for m in graph.ancestors([n]) if graph.nodes[m].op in ("a", "x", "r")}
 
 
-def _free(graph, n):
-    """True if a value depends on nothing but what the backward pass has anyway."""
-    return all(graph.nodes[m].op in FREE for m in graph.ancestors([n]) if not graph.nodes[m].of)
+def _free(graph):
+    """The values that depend on nothing but what the backward pass has anyway."""
+    free = set()
+    for n, node in enumerate(graph.nodes):
+        if all(m in free for m in node.of) if node.of else node.op in FREE:
+            free.add(n)
+    return free
+
+
+def _masked(graph, inner, state, results):
+    """The inner product's operand as ``first`` computes it, where recurrent dropout has masked the first state.
+
+    Returns it and those values that have a copy, and are of no use elsewhere: ``{value: copy}``.
+    """
+    if inner is None:
+        return None, {}
+    at = {}
+    for n in graph.ancestors([inner]):
+        node = graph.nodes[n]
+        at[n] = graph.op(node.op, *(at[m] for m in node.of)) if node.of else n
+        if (node.op, node.what) == ("s", state):
+            at[n] = graph.load("m", state)
+    elsewhere = set(graph.ancestors(results))
+    return at[inner], {n: copy for n, copy in at.items() if n != copy and n not in elsewhere}
+
+
+def _late(graph, state):
+    """The values that need the inner product, or the first state as it was before recurrent dropout masked it."""
+    late = set()
+    for n, node in enumerate(graph.nodes):
+        if node.op == "i" or (node.op, node.what) == ("s", state) or any(m in late for m in node.of):
+            late.add(n)
+    return late
+
+
+def _crossing(graph, state, roots, known):
+    """The values of ``first`` from which ``forward`` computes the roots, besides those that it has already."""
+    late, free = _late(graph, state), _free(graph)
+    values = graph.ancestors(roots, known)
+    used = {m for n in values if n in late and n not in known for m in graph.nodes[n].of} | set(roots)
+    return cheapest(graph, {n for n in used if n not in late and n not in free}, free | set(known), lambda n: 1)
 
 
 def _add(graph, total, n, d):
@@ -284,8 +320,14 @@ def _add(graph, total, n, d):
 
 
 def _puts(targets, found):
-    """Where gradients go, in the order of the loads."""
-    return {f"d{op} {what}": found[n] for n, (op, what) in targets.items() if n in found}
+    """Where gradients go, in the order of the loads; one plane for both products of a gate where these are equal."""
+    at = {target: found[n] for n, target in targets.items() if n in found}
+    puts = {}
+    for (op, what), n in at.items():
+        if op in ("x", "r") and at.get(("x", what)) == at.get(("r", what)):
+            op = "a"
+        puts[f"d{'s' if op == 'm' else op} {what}"] = n
+    return puts
 
 
 def _uncovered(graph, needed, have):

@@ -13,7 +13,7 @@ EAGER = {
     "le": lambda a, b: float(a <= b), "eq": lambda a, b: float(a == b), "relu": lambda a: max(a, 0.0),
     "div": lambda a, b: a / b if b else math.nan, "exp": lambda a: math.exp(a) if a < 700 else math.inf,
     "sqrt": lambda a: math.sqrt(a) if a >= 0 else math.nan, "tanh": math.tanh,
-    "expm1": lambda a: math.expm1(min(a, 709)),
+    "expm1": lambda a: math.expm1(a) if a < 700 else math.inf,
     "log": lambda a: math.log(a) if a > 0 else math.nan, "log1p": lambda a: math.log1p(a) if a > -1 else math.nan,
     "sigmoid": lambda a: 1 / (1 + math.exp(-a)) if a > -700 else 0.0, "where": lambda c, a, b: a if c else b,
 }  # fmt: skip
@@ -76,7 +76,7 @@ class Graph:
                     return other
                 if number == -1:
                     return self.op("neg", other)
-        if op == "div" and y is not None and y and math.frexp(y)[0] in (0.5, -0.5):
+        if op == "div" and y is not None and math.frexp(y)[0] in (0.5, -0.5) and math.isfinite(1 / y):
             return self.op("mul", a, self.const(1 / y))  # exact
         if op == "neg" and self.nodes[a].op == "neg":
             return self.nodes[a].of[0]

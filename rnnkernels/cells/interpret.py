@@ -1,4 +1,4 @@
-"""A section of a program in torch operations: differentiable to any order, and slow.
+"""A program in torch operations: differentiable to any order, and slow.
 
 Values are tensors (..., H), or numbers.
 """
@@ -18,6 +18,12 @@ class Through(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(inputs[2])
+        ctx.save_for_forward(inputs[2])
+
+    @staticmethod
+    def jvp(ctx, dy, dx, dm):
+        (m,) = ctx.saved_tensors
+        return dx * m
 
     @staticmethod
     def backward(ctx, d):
@@ -55,17 +61,61 @@ OPERATIONS = {
 }  # fmt: skip
 
 
-def run(section, loads, like):
+def run(section, loads, like, functions=()):
     """The values that a section puts: ``{(to, what): tensor}``.
 
-    ``loads`` gives the tensor of a load from its kind and what it reads; ``like`` has the shape and dtype of all.
+    ``loads`` gives the tensor of a load from its kind and what it reads; ``like`` has the shape and dtype of all;
+    ``functions`` are those that a call chooses, by name.
     """
     values = []
     for op, args, what in section.code:
         if op == "const":
             values.append(what)
+        elif op in functions:
+            values.append(functions[op](values[args[0]]))
         elif args:
             values.append(OPERATIONS[op](like, *(values[n] for n in args)))
         else:
             values.append(loads(op, what))
     return {(to, what): tensor(values[n], like).expand(like.shape) for to, what, n in section.puts}
+
+
+def step(program, x, recurrent, again, old, h_mask, named, functions):
+    """One step: the new states, the output where it is not the first of them, and the kept planes.
+
+    Args:
+        x: the input pre-activations (..., G, H), or None for a cell without.
+        recurrent: gives the recurrent ones (..., G, H) of the first product from its operand.
+        again: gives that of the inner product (..., H), likewise.
+        old: the states (..., H) that enter; with a projection the first is narrower.
+        h_mask: multiplies the operand of the first product, or None.
+        named: vectors and extra inputs: ``{"v": {name: tensor}, "u": {name: tensor}}``.
+        functions: those that a call chooses, by name.
+    """
+    sections, like = program.sections, old[-1]
+    states, name = dict(zip(program.states, old, strict=True)), program.states[0]
+    crossing, r, i = {}, None, None
+
+    def load(op, what):
+        if op in ("a", "x", "r"):
+            from_x = None if op == "r" else x[..., program.inputs.index(what), :]
+            from_h = None if op == "x" else r[..., program.recurrent.index(what), :]
+            return from_h if op == "r" else from_x if op == "x" else from_x + from_h
+        if op == "i":
+            return i
+        return {"s": states, "cross": crossing, **named}[op][what]
+
+    def put_by(section):
+        return run(sections[section], load, like, functions)
+
+    operand = put_by("operand")["operand", None] if "operand" in sections else old[0]
+    r, put = recurrent(operand if h_mask is None else operand * h_mask), {}
+    if program.inner:
+        states[name] = old[0] if h_mask is None else old[0] * h_mask
+        put = put_by("first")
+        states[name] = old[0]
+        crossing.update((what, v) for (to, what), v in put.items() if to == "cross")
+        i = again(put["inner", None])
+    put |= put_by("forward")
+    new = tuple(put["new", name] for name in program.states)
+    return new, put.get(("y", None)), tuple(put["keep", k] for k in range(program.keep))

@@ -43,6 +43,10 @@ OPERATIONS = {  # name: number of values that it takes
     "tanh_back": 2, "sigmoid_back": 2, "relu_back": 2, "through": 3,
 }  # fmt: skip
 
+PLACEHOLDERS = (("act", 1), ("gate", 1), ("norm", 1), ("act_back", 2), ("gate_back", 2), ("norm_back", 3))
+"""Operations of the built-in cells that stand for what a call chooses: activations, and a layer norm over the units.
+``norm_back d y a`` is the gradient of a, where y = norm(a)."""
+
 # What a load is followed by: a name out of a list of the header, an index below a count, a number, or nothing.
 LOADS = {
     "a": "shared", "x": "inputs", "r": "recurrent", "s": "states", "v": "vectors", "u": "extras", "n": "states",
@@ -181,8 +185,8 @@ def index(token, below, what):
 
 
 @lru_cache(maxsize=256)
-def parse(text):
-    """The ``Program`` of a text.
+def parse(text, more=()):
+    """The ``Program`` of a text; ``more`` operations are allowed in it, with the number of values that they take.
 
     Raises:
         ValueError: for a text that is none, with the reason.
@@ -235,7 +239,9 @@ def parse(text):
         "vectors": program.vectors, "extras": program.extras, "keep": program.keep,
         "crossing": MOST_CROSSING,
     }  # fmt: skip
-    program = program._replace(sections={name: parse_section(name, body, lists) for name, body in bodies.items()})
+    program = program._replace(
+        sections={name: parse_section(name, body, lists, OPERATIONS | dict(more)) for name, body in bodies.items()}
+    )
     check(program)
     return program
 
@@ -258,7 +264,7 @@ def operand_of(kind, token, lists):
     return token
 
 
-def parse_section(name, body, lists):
+def parse_section(name, body, lists, operations):
     loads, puts = SECTIONS[name]
     code, stores = [], []
     for op, *tokens in body:
@@ -274,9 +280,9 @@ def parse_section(name, body, lists):
             continue
         if stores:
             refuse(f"{name} has the instruction {op} after a put")
-        if op in OPERATIONS:
-            if len(tokens) != OPERATIONS[op]:
-                refuse(f"{op} takes {OPERATIONS[op]} values, got {len(tokens)}")
+        if op in operations:
+            if len(tokens) != operations[op]:
+                refuse(f"{op} takes {operations[op]} values, got {len(tokens)}")
             code.append(Instruction(op, tuple(index(t, len(code), "an earlier value") for t in tokens)))
         elif op in loads:
             kind = LOADS[op]

@@ -1,11 +1,8 @@
-"""The definition: one eager function per cell, and the plain scan over time that every backend has to equal.
+"""The definition: the plain scan over time that every backend has to equal.
 
 Letters: T time, B batch, D directions, X input groups, G gates, H hidden, S states, I input, P output of a step,
 K planes kept for the backward pass. The arguments are those of the op ``rnnkernels::layer`` (see ``op/schema.py``).
-A built-in cell is a function of x and r, the gates' input and recurrent pre-activations (B, G, H), of the states before
-the step, and of four functions: the two activations, the norm of the output, and ``again`` for a second product inside
-the step. It gives the new states and the planes to keep. Any other cell is a program (program.py). Both consist of
-torch operations: differentiable to any order, and slow.
+Cells are programs (program.py), which interpret.py runs in torch operations: differentiable to any order, and slow.
 """
 
 from contextlib import contextmanager
@@ -25,50 +22,6 @@ ACTIVATIONS = {
     "hard_sigmoid": lambda x: (x / 6 + 0.5).clamp(0, 1),  # F.hardsigmoid: 8 digits, no second derivative
     "linear": lambda x: x,
 }
-
-
-def rnn(x_BGH, r_BGH, s, act, gate, norm, again=None):
-    """h' = act(x + r)  (Elman 1990); x = W_ih x_t + b_ih, r = W_hh h + b_hh."""
-    return (act(x_BGH[:, 0] + r_BGH[:, 0]),), ()
-
-
-def lstm(x_BGH, r_BGH, s, act, gate, norm, again=None):
-    """i, f, o = gate(x + r);  g = act(x + r);  c' = f c + i g;  h' = o act(c')
-
-    (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000; gate order i, f, g, o as in torch.)
-    """
-    c = s[1]
-    i, f, g, o = (x_BGH + r_BGH).unbind(1)
-    i, f, g, o = gate(i), gate(f), act(g), gate(o)
-    c = f * c + i * g
-    return (o * act(norm(c)), c), (i, f, g, o)
-
-
-def gru(x_BGH, r_BGH, s, act, gate, norm, again=None):
-    """r, z = gate(x + r);  n = act(x_n + r q), q = W_hn h + b_hn;  h' = (1 - z) n + z h
-
-    (Cho et al. 2014 in the variant of cuDNN and torch, which resets after the product; gate order r, z, n.)
-    """
-    h = s[0]
-    r = gate(x_BGH[:, 0] + r_BGH[:, 0])
-    z = gate(x_BGH[:, 1] + r_BGH[:, 1])
-    q = r_BGH[:, 2]
-    n = act(x_BGH[:, 2] + r * q)
-    return (n + z * (h - n),), (r, z, n, q)
-
-
-def gru_reset_before(x_BGH, r_BGH, s, act, gate, norm, again):
-    """r, z = gate(x + r);  n = act(x_n + W_hn (r h) + b_hn);  h' = (1 - z) n + z h
-
-    (Cho et al. 2014, which resets before the product; gate order r, z, n. ``r_BGH`` has r and z only.)
-    """
-    h = s[0]
-    r, z = gate(x_BGH[:, :2] + r_BGH).unbind(1)
-    n = act(x_BGH[:, 2] + again(r))
-    return (n + z * (h - n),), (r, z, n)
-
-
-CELL_FUNCTIONS = {"rnn": rnn, "lstm": lstm, "gru": gru, "gru_reset_before": gru_reset_before}
 
 
 def functions(activation, recurrent_activation):
@@ -96,8 +49,7 @@ def group(tensor, d, reverse, dims):
 def extras_of(call, d):
     """The extra inputs of direction d by name, (T, B, H or 1) or (B, H)."""
     acc, program = accumulate_dtype(call.x.dtype), call.spec.program
-    steps = 0 if program is None else len(program.step)
-    dims = [3 if k < steps else 2 for k in range(len(call.extras))]
+    dims = [3 if k < len(program.step) else 2 for k in range(len(call.extras))]
     found = [group(u.to(acc), d, call.reverse, n) for u, n in zip(call.extras, dims, strict=True)]
     return dict(zip(call.spec.extras, found, strict=True))
 
@@ -123,7 +75,7 @@ class Direction:
         self.ln_x, self.ln_h = own.get("ln_x_gain"), own.get("ln_h_gain")
         self.ln_c = [own[name] for name in ("ln_c_gain", "ln_c_bias") if name in own]
         self.vectors = {name: own[name] for name in spec.vectors}
-        self.H, self.eps, self.cell = H, call.eps, call.cell
+        self.H, self.eps = H, call.eps
         self.act, self.gate = functions(call.activation, call.recurrent_activation)
         self.first = (spec.recurrent_gates - (spec.phases > 1)) * H  # the rows of w_hh in the first product
 
@@ -158,44 +110,11 @@ class Direction:
 
         x: of ``inputs``; old: the states that enter; h_mask: for the first of them, or None; extras: by name.
         """
-        if self.spec.program is not None:
-            return self.run_program(x, old, h_mask, extras)
-        h = old[0] if h_mask is None else old[0] * h_mask
-        again = lambda r: self.again(r * h)  # noqa: E731
-        new, planes = CELL_FUNCTIONS[self.cell](x, self.recurrent(h), old, self.act, self.gate, self.norm, again)
-        return (new if self.w_hr is None else (new[0] @ self.w_hr.T, *new[1:])), None, planes
-
-    def run_program(self, x, old, h_mask, extras):
-        program, sections = self.spec.program, self.spec.program.sections
-        states, masked = dict(zip(program.states, old, strict=True)), old[0]
-        crossing, r, i = {}, None, None
-
-        def load(op, what):
-            if op in ("a", "x"):
-                sum_x = x[..., program.inputs.index(what), :]
-                return sum_x if op == "x" else sum_x + r[..., program.recurrent.index(what), :]
-            if op == "r":
-                return r[..., program.recurrent.index(what), :]
-            if op == "s":
-                return states[what]
-            if op == "i":
-                return i
-            return {"v": self.vectors, "u": extras, "cross": crossing}[op][what]
-
-        if "operand" in sections:
-            masked = interpret.run(sections["operand"], load, old[0])["operand", None]
-        masked = masked if h_mask is None else masked * h_mask
-        r, put = self.recurrent(masked), {}
-        if program.inner:
-            h = states[program.states[0]]
-            states[program.states[0]] = h if h_mask is None else h * h_mask
-            put = interpret.run(sections["first"], load, old[0])
-            states[program.states[0]] = h
-            crossing = {what: v for (to, what), v in put.items() if to == "cross"}
-            i = self.again(put["inner", None])
-        put |= interpret.run(sections["forward"], load, old[0])
-        new = tuple(put["new", name] for name in program.states)
-        return new, put.get(("y", None)), tuple(put["keep", k] for k in range(program.keep))
+        functions = {"act": self.act, "gate": self.gate, "norm": self.norm}
+        loads = {"v": self.vectors, "u": extras}
+        program = self.spec.program
+        new, y, planes = interpret.step(program, x, self.recurrent, self.again, old, h_mask, loads, functions)
+        return (new if self.w_hr is None else (new[0] @ self.w_hr.T, *new[1:])), y, planes
 
 
 def scan(call, d, x_TBI, s, lengths, reset, reset_s, h_mask, zone, extras):
@@ -230,9 +149,8 @@ def scan(call, d, x_TBI, s, lengths, reset, reset_s, h_mask, zone, extras):
 
 def renewed(spec, new):
     """The new states, as the cell made them, that a backward pass with zoneout wants to be kept."""
-    if spec.program is None:
-        return ()
-    return [n for name, n in zip(spec.program.states, new, strict=True) if name in spec.program.renewed]
+    wanted = spec.renewed(True)
+    return [n for name, n in zip(spec.program.states, new, strict=True) if name in wanted]
 
 
 def zero_past(v, lengths):

@@ -14,10 +14,10 @@ import torch
 from .graph import Graph
 
 ALLOWED = (
-    "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, "
-    "pow by 2, 3, -1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, silu, elu, "
-    "gelu(approximate='tanh'), hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, rnnkernels.product and "
-    "rnnkernels.derivative"
+    "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, pow by 2, "
+    "3, -1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, logsigmoid, silu, "
+    "gelu(approximate='tanh'), elu, hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, float, detach, "
+    "rnnkernels.product and rnnkernels.derivative"
 )
 
 
@@ -35,7 +35,7 @@ class Trace:
 
     def error(self, why):
         """The error for something that the function did, with the line where it did so."""
-        frame, code, where = sys._getframe(1), getattr(self.function, "__code__", None), ""
+        frame, code, where = sys._getframe(1), getattr(self.function, "__code__", None), f"{described(self.function)}: "
         while frame is not None:
             if frame.f_code is code:
                 where = f"{frame.f_code.co_filename}:{frame.f_lineno}: "
@@ -138,7 +138,27 @@ for name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem"):
     setattr(Symbol, f"__{name}__", in_place)
 
 
+def converted(self, *_):
+    raise self.trace.refuse("Python's or numpy's functions of values (torch's take them)")
+
+
+for name in ("float", "int", "complex", "index", "round", "trunc", "floor", "ceil", "array", "array_ufunc"):
+    setattr(Symbol, f"__{name}__", converted)
+
+
+def no_operator(self, *_):
+    raise self.trace.refuse("other operators, such as //, %, @, ^ or a value as exponent")
+
+
+for name in ("mod", "floordiv", "matmul", "xor", "lshift", "rshift", "divmod"):
+    setattr(Symbol, f"__{name}__", no_operator)
+    setattr(Symbol, f"__r{name}__", no_operator)
+Symbol.__rpow__ = no_operator
+
+
 def power(trace, x, n):
+    if not isinstance(n, numbers.Real):
+        raise trace.refuse("a value as exponent")
     if n == 2:
         return x * x
     if n == 3:
@@ -167,11 +187,16 @@ def where(trace, condition, a, b):
     return trace.op("where", condition, a, b)
 
 
+def bounded(trace, x, bound, beyond):
+    """The bound where x is beyond it, else x, whose derivative is 1 at the bound too; a bound may be NaN."""
+    y = where(trace, beyond, bound, x)
+    return where(trace, bound == bound, y, bound) if isinstance(bound, Symbol) else y
+
+
 def clamp(trace, x, min=None, max=None):
-    """As torch's, whose derivative is 1 at the bounds too."""
     if min is not None:
-        x = where(trace, trace.op("lt", x, min), min, x)
-    return x if max is None else where(trace, trace.op("lt", max, x), max, x)
+        x = bounded(trace, x, min, trace.op("lt", x, min))
+    return x if max is None else bounded(trace, x, max, trace.op("lt", max, x))
 
 
 def between(trace, x, low, high, inside):
@@ -206,6 +231,15 @@ def leaky_relu(trace, x, negative_slope=0.01, inplace=False):
     return where(trace, trace.op("lt", 0.0, x), x, x * float(negative_slope))
 
 
+def logsigmoid(trace, x):
+    return trace.op("min", x, 0.0) - trace.op("log1p", trace.op("exp", -abs(x)))
+
+
+def detach(trace, x):
+    """The value, and no gradient."""
+    return trace.op("through", x, 0.0, 0.0)
+
+
 def silu(trace, x, inplace=False):
     return x * trace.op("sigmoid", x)
 
@@ -229,20 +263,21 @@ RULES = {
     "neg negative": unary("neg"), "abs absolute": unary("abs"), "sign sgn": unary("sign"), "sqrt": unary("sqrt"),
     "exp": unary("exp"), "log": unary("log"), "log1p": unary("log1p"), "expm1": unary("expm1"),
     "sigmoid": unary("sigmoid"), "tanh": unary("tanh"), "relu": relu, "add": binary("add"),
-    "sub subtract": binary("sub"),
-    "mul multiply": binary("mul"), "div divide true_divide": binary("div"), "minimum": binary("min"),
-    "maximum": binary("max"), "lt less": binary("lt"), "le less_equal": binary("le"),
+    "sub subtract": binary("sub"), "mul multiply": binary("mul"), "div divide true_divide": binary("div"),
+    "minimum": binary("min"), "maximum": binary("max"), "lt less": binary("lt"), "le less_equal": binary("le"),
     "gt greater": binary("lt", reverse=True), "ge greater_equal": binary("le", reverse=True), "eq": binary("eq"),
     "ne not_equal": lambda trace, a, b: 1.0 - trace.op("eq", a, b), "where": where, "clamp clip": clamp,
-    "clamp_min": lambda trace, x, min: clamp(trace, x, min), 
+    "clamp_min": lambda trace, x, min: clamp(trace, x, min),
     "clamp_max": lambda trace, x, max: clamp(trace, x, None, max),
     "square": lambda trace, x: x * x, "reciprocal": lambda trace, x: 1.0 / x,
     "rsqrt": lambda trace, x: 1.0 / trace.op("sqrt", x), "pow": power, "zeros_like": like(0.0), "ones_like": like(1.0),
-    "logical_and": lambda trace, a, b: a * b, "logical_not": lambda trace, a: 1.0 - a,
+    "logical_and": lambda trace, a, b: a * b, "logical_not": lambda trace, a: 1.0 - a, "detach": detach,
+    "float": lambda trace, x: x, "type_as": lambda trace, x, other: x,  # of comparisons: a program has one dtype
 }  # fmt: skip
 OF_NN = {
     "softplus": softplus, "silu": silu, "gelu": gelu, "elu": elu, "hardsigmoid": hardsigmoid, "hardtanh": hardtanh,
     "leaky_relu": leaky_relu, "relu": relu, "sigmoid": unary("sigmoid"), "tanh": unary("tanh"),
+    "logsigmoid": logsigmoid,
 }  # fmt: skip
 METHODS = {name: rule for words, rule in RULES.items() for name in words.split()}
 METHODS["where"] = lambda trace, a, condition, b: where(trace, condition, a, b)
@@ -265,6 +300,8 @@ def product(name, value):
     if not isinstance(value, Symbol):
         raise TypeError(f"product is for values inside a cell, got {type(value).__name__}")
     trace = value.trace
+    if trace.last is None:
+        raise trace.error("product is for a cell's own function, with a recurrent product")
     if name != trace.last:
         raise trace.error(f"product is for the last gate of recurrent, {trace.last!r}, got {name!r}")
     if trace.inner not in (None, value.node):
@@ -310,7 +347,7 @@ class Names:
         raise self._trace.error(f"{self._kind} cannot be changed; return the new states")
 
 
-def run(trace, function, values, constants):
+def run(trace, function, values, constants, functions=()):
     """What the function returns, and the names that it gave to values: ``(results, {node: name})``."""
     arguments = {}
     for parameter in inspect.signature(function).parameters.values():
@@ -318,6 +355,8 @@ def run(trace, function, values, constants):
             arguments[parameter.name] = values[parameter.name]
         elif parameter.name in constants:
             arguments[parameter.name] = trace.symbol(constants[parameter.name])
+        elif parameter.name in functions:
+            arguments[parameter.name] = functions[parameter.name]
         elif parameter.default is parameter.empty or parameter.kind is parameter.VAR_POSITIONAL:
             allowed = ", ".join([*values, *constants])
             raise CellError(f"{described(function)}: expected parameters out of {allowed}, got {parameter.name}")

@@ -68,6 +68,8 @@ def checked(cell, values):
         elif not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
     options = Options(**values)
+    if options.recurrent_dropout and not spec_of(cell).recurrent_gates:
+        raise ValueError(f"recurrent_dropout is for a cell with a recurrent product: {spec_of(cell).name} has none")
     if options.heads > 1 and options.layer_norm:
         raise ValueError("layer_norm is over all gates of a layer and is not defined for heads; use one of the two")
     return None if options == PLAIN else options

@@ -290,7 +290,16 @@ class Transform(torch.autograd.Function):
     jvp = TransformBackward.jvp
 
 
-FORWARD_MODE = "rnnkernels: forward-mode automatic differentiation (jvp, jacfwd) is not implemented; use reverse mode"
+FORWARD_MODE = "rnnkernels: the raw ops have no forward-mode derivative (jvp, jacfwd); modules and functional have"
+
+
+def has_tangent(tensors):
+    """True if a tensor may have a forward-mode tangent: it has one, or a ``torch.func`` transform may hide it."""
+    if forward_ad._current_level < 0:
+        return False
+    if transforming():
+        return True
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def refuse_forward_mode(tensors):

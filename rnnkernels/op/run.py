@@ -13,11 +13,11 @@ from .autograd import (
     Transform,
     autocast_enabled,
     differentiating,
+    has_tangent,
     implementation,
     jit_tracing,
     plain,
     recording,
-    refuse_forward_mode,
     transform_in_graph,
     wants_gradient,
 )
@@ -71,8 +71,9 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
     tensors = call.flat()
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
     recorded = not transform and recording()
-    if not traced:
-        refuse_forward_mode(tensors)
+    if not traced and has_tangent(tensors):  # a tangent flows through torch's operations, and so does reverse over it
+        y, last, saved = reference.layer(*call, return_cells)
+        return (y, tuple(last), saved[-1]) if return_cells else (y, tuple(last))
     if not recorded and (transform or wants_gradient(tensors)):
         plan = Plan.of(call, backend, return_cells=return_cells, recompute=recompute, exposed=exposed)
         if transform:

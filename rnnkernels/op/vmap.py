@@ -14,29 +14,13 @@ from .flat import Plan, Pull
 
 # The dimension, from the end, into which each kind of tensor folds N: when N joins the batch, and when N joins D.
 INTO_B = {
-    "x": -2,
-    "state": -2,
-    "lengths": -1,
-    "reset": -1,
-    "zone": -2,
-    "y": -2,
-    "gates": -3,
-    "cells": -2,
-    "step": -2,
+    "x": -2, "state": -2, "lengths": -1, "reset": -1, "zone": -2, "y": -2, "gates": -3, "cells": -2, "step": -2,
     "sequence": -2,
-}
+}  # fmt: skip
 INTO_D = {
-    "x": -4,
-    "state": -3,
-    "lengths": -2,
-    "reset": -3,
-    "zone": -3,
-    "y": -1,
-    "gates": -5,
-    "cells": -4,
-    "step": -4,
+    "x": -4, "state": -3, "lengths": -2, "reset": -3, "zone": -3, "y": -1, "gates": -5, "cells": -4, "step": -4,
     "sequence": -3,
-}
+}  # fmt: skip
 
 
 def fold(tensor, dim, N, at):
@@ -68,6 +52,22 @@ def unfold(tensor, N, at, grouped=True):
     return tensor, tensor.dim() + at - 1
 
 
+def fold_cells(tensor, dim, N, at, apart):
+    """``fold`` for saved states (apart*D, T, B, H), of which each state's directions stay together."""
+    if at != INTO_D["cells"] or apart == 1:
+        return fold(tensor, dim, N, at)
+    tensor = (tensor if dim is None else tensor.movedim(dim, 0)).unflatten(at, (apart, -1))
+    return fold(tensor, None if dim is None else 0, N, at).flatten(0, 1)
+
+
+def unfold_cells(tensor, N, at, apart):
+    """The inverse of ``fold_cells``."""
+    if at != INTO_D["cells"] or apart == 1:
+        return unfold(tensor, N, at)
+    tensor = tensor.unflatten(at, (apart, N, -1))
+    return tensor.movedim(1, 0).flatten(1, 2), 0
+
+
 def fold_inputs(plan, N, dims, tensors, into_d):
     """The plan and flat list of the one call that stands for N."""
     table = INTO_D if into_d else INTO_B
@@ -96,7 +96,7 @@ def fold_inputs(plan, N, dims, tensors, into_d):
 def kinds_of_extras(plan):
     """For each extra input, the kind that says how it folds."""
     program = spec_of(plan.cell).program
-    return () if program is None else ("step",) * len(program.step) + ("sequence",) * len(program.sequence)
+    return ("step",) * len(program.step) + ("sequence",) * len(program.sequence)
 
 
 def layer(apply, N, dims, plan, tensors):
@@ -106,11 +106,12 @@ def layer(apply, N, dims, plan, tensors):
     table = INTO_D if into_d else INTO_B
     plan, flat = fold_inputs(plan, N, dims, tensors, into_d)
     results = apply(plan, *flat)
-    own = 1 + spec_of(plan.cell).states if plan.exposed else 0  # the index of the copy of y
+    spec = spec_of(plan.cell)
+    own, apart = 1 + spec.states if plan.exposed else 0, spec.apart  # own: the index of the copy of y
     out, out_dims = [], []
     for k, t in enumerate(results):
         kind = "y" if k in (0, own) else "state" if t.dim() == 3 else "gates" if t.dim() == 5 else "cells"
-        t, d = unfold(t, N, table[kind])
+        t, d = unfold_cells(t, N, table[kind], apart) if kind == "cells" else unfold(t, N, table[kind])
         out.append(t), out_dims.append(d)
     return tuple(out), tuple(out_dims)
 
@@ -132,7 +133,12 @@ def layer_backward(apply, N, dims, pull, tensors):
         *[fold(t, d, N, table["cells"]) for t, d in dcells],
         *flat,
         fold(*y, N, table["y"]),
-        *[fold(t, d, N, table["gates" if t.dim() - (d is not None) == 5 else "cells"]) for t, d in saved],
+        *[
+            fold(t, d, N, table["gates"])
+            if t.dim() - (d is not None) == 5
+            else fold_cells(t, d, N, table["cells"], spec_of(plan.cell).apart)
+            for t, d in saved
+        ],
     ]
     results = iter(apply(pull._replace(plan=folded, n_in=len(flat) - len(grads) - len(outputs)), *flat))
     out, out_dims = [], []
@@ -143,8 +149,12 @@ def layer_backward(apply, N, dims, pull, tensors):
     weights = [next(results) for _ in range(folded.n_weights if pull.needs[2] else 0)]
     stacked = [(torch.stack(weights[k :: plan.n_weights]), 0) for k in range(plan.n_weights if weights else 0)]
     reset_states = [unfold(next(results), N, table["state"]) for _ in range(plan.n_reset if pull.needs[1] else 0)]
-    kinds = kinds_of_extras(plan) if pull.needs[3] else ()
-    extras = [unfold(next(results), N, table[kind]) for kind in kinds]
+    given = reference.split(inputs, plan.sizes())[4] if pull.needs[3] else ()
+    extras = [
+        # without groups of its own before, a sample's part is a group now
+        unfold(next(results), N, table[kind], not into_d or t.dim() - (d is not None) == -table[kind])
+        for kind, (t, d) in zip(kinds_of_extras(plan), given, strict=bool(given))
+    ]
     for t, d in (*states, *stacked, *reset_states, *extras):
         out.append(t), out_dims.append(d)
     return tuple(out), tuple(out_dims)

@@ -66,7 +66,7 @@ def refuse_packed():
 def refuse(call, return_cells):
     """Raise for what ONNX's recurrent operators do not do."""
     for name, given in (
-        (f"the cell {call.spec.name}", call.spec.program is not None), ("proj_size", call.project),
+        (f"the cell {call.spec.name}", not call.spec.built_in), ("proj_size", call.project),
         ("heads", call.reverse not in DIRECTIONS), ("reset", call.reset is not None),
         ("recurrent_dropout in training", call.h_mask is not None), ("zoneout", len(call.zone) > 0),
         ("layer_norm", call.layer_norm), ("return_cell_states", return_cells),

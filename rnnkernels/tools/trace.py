@@ -56,10 +56,9 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
     lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
     options = module._options or PLAIN
     spec, D = spec_of(settings(*module._kind, options)[0]), 1 + module.bidirectional
-    own = module.cell.names if spec.program else ()  # the user's names of the planes
-    states, output = ("h", "c"), "h"
-    if spec.program:
-        states, output = spec.program.states, "y" if spec.program.own_output else spec.program.states[0]
+    own = () if spec.built_in else module.cell.names  # the user's names of the planes
+    states = spec.program.states
+    output = "y" if spec.program.own_output else states[0]
     found = {}
     for i, (y, saved) in enumerate(layers):
         planes = [p.unflatten(0, (-1, options.heads)) for p in saved]  # (D, N, T, B, ...)

@@ -177,6 +177,24 @@ def test_transforms(name):
     for k, g in per_sample(params, xs).items():
         wanted = torch.autograd.grad(layer(xs[1], **inputs)[0].square().sum(), params[k], allow_unused=True)[0]
         assert_close(f"gradient of one sample, {k}", g[1], wanted)
+    if not inputs:
+        return
+    both = torch.func.grad(lambda p, u: torch.func.functional_call(layer, p, (x,), u)[0].square().sum(), argnums=(0, 1))
+    found = torch.func.vmap(both, (None, 0))(params, {k: torch.stack([u, 2 * u]) for k, u in inputs.items()})
+    for k, g in found[1].items():
+        wanted = both(params, {name: 2 * u for name, u in inputs.items()})[1][k]
+        assert_close(f"gradient of one sample's {k}", g[1], wanted)
+
+
+@ALL
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own jvp uses it
+def test_forward_mode(name):
+    layer = layer_of(name)
+    inputs, x = inputs_of(layer, 3, 2), torch.randn(3, 2, layer.input_size, dtype=torch.float64)
+    f = lambda x: layer(x, **inputs)[0].sin()  # noqa: E731
+    assert_close("jacfwd", torch.func.jacfwd(f)(x), torch.func.jacrev(f)(x))
+    g = lambda x: f(x).sum()  # noqa: E731
+    assert_close("hessian", torch.func.hessian(g)(x), torch.func.jacrev(torch.func.jacrev(g))(x))
 
 
 def test_function():
@@ -213,6 +231,7 @@ def test_names_and_initial_values():
         (lambda: Recurrent(lstm, I, H, alpha=1), TypeError, "unexpected keyword argument 'alpha'"),
         (lambda: Recurrent(lstm, I, H, zoneout=(0.1,) * 3), ValueError, "as lstm has two states"),
         (lambda: Recurrent(CELLS["elementwise"], I, H), ValueError, "= 2 \\* hidden_size = 12, got 4"),
+        (lambda: Recurrent(CELLS["elementwise"], 2 * H, H, recurrent_dropout=0.1), ValueError, "elementwise has none"),
         (lambda: Recurrent(CELLS["decayed"], I, H, heads=2), ValueError, "heads is for a cell with a"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I), torch.zeros(1, B, H)), TypeError, "must be tuple of"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I + 1)), RuntimeError, "input_size. Expected 4"),

@@ -205,22 +205,25 @@ def test_gradients_per_sample(backend, name):
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own jvp uses it
 @pytest.mark.parametrize("cell", CELLS)
-def test_forward_mode_is_refused(backend, cell):
+def test_forward_mode(backend, cell):
+    """Forward mode, alone, over reverse mode and under vmap, equals reverse mode."""
     case = make_case(cell)
     tensors = case.detached()
     for n in range(len(tensors)):  # a tangent anywhere
-        f = lambda t, n=n: case(*tensors[:n], t, *tensors[n + 1 :])[0]  # noqa: E731
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            jvp(f, (tensors[n],), (tensors[n],))
-        with pytest.raises(NotImplementedError, match="forward-mode"):
-            jacfwd(f)(tensors[n])
+        f = lambda t, n=n: case(*tensors[:n], t, *tensors[n + 1 :])[0].sin()  # noqa: E731
+        expected = torch.func.jacrev(f)(tensors[n])
+        assert_close(f"jacfwd {n}", jacfwd(f)(tensors[n]), expected)
+        direction = torch.rand_like(tensors[n])
+        along = torch.tensordot(expected, direction, direction.dim())
+        assert_close(f"jvp {n}", jvp(f, (tensors[n],), (direction,))[1], along)
         for requires_grad in (False, True):
-            with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
-                f(forward_ad.make_dual(tensors[n].clone().requires_grad_(requires_grad), tensors[n]))
-    with pytest.raises(NotImplementedError, match="forward-mode"):
-        jvp(grad(loss_of(case)), tuple(tensors), tuple(tensors))
-    with pytest.raises(NotImplementedError, match="forward-mode"):  # forward over reverse
-        torch.func.hessian(lambda x: loss_of(case)(x, *tensors[1:]))(tensors[0])
+            with forward_ad.dual_level():
+                y = f(forward_ad.make_dual(tensors[n].clone().requires_grad_(requires_grad), direction))
+                assert_close(f"dual {n}", forward_ad.unpack_dual(y).tangent, along)
+    f = lambda x: loss_of(case)(x, *tensors[1:])  # noqa: E731
+    expected = torch.func.jacrev(torch.func.jacrev(f))(tensors[0])
+    assert_close("forward over reverse", torch.func.hessian(f)(tensors[0]), expected)
+    assert_close("reverse over forward", torch.func.jacrev(jacfwd(f))(tensors[0]), expected)
     with forward_ad.dual_level():  # no tangent of ours
         case(*tensors)
 

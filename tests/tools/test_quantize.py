@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import rnnkernels
 from rnnkernels import backends, functional
-from rnnkernels.cells import reference, spec_of
+from rnnkernels.cells import interpret, reference, spec_of
 from rnnkernels.nn.base import MODES
 from rnnkernels.tools import quantize
 
@@ -66,7 +66,10 @@ def definition(q, x, hx=None):
             for t in reversed(range(len(x))) if d else range(len(x)):
                 x_BGH = (int8_rows(x[t]) @ w_ih.T + b_ih).unflatten(-1, (G, -1))
                 r_BGH = (int8_rows(s[0]) @ w_hh.T + b_hh).unflatten(-1, (G, -1))
-                s, _ = reference.CELL_FUNCTIONS[cell](x_BGH, r_BGH, s, act, torch.sigmoid, lambda c: c)
+                functions = {"act": act, "gate": torch.sigmoid, "norm": lambda c: c}
+                named = {"v": {}, "u": {}}
+                program, first = spec_of(cell).program, lambda h, r=r_BGH: r
+                s, _, _ = interpret.step(program, x_BGH, first, None, s, None, named, functions)
                 s = (s[0] @ rest[0].T, *s[1:]) if rest else s
                 ys[t] = s[0]
             last.append(s)

@@ -226,8 +226,8 @@ def test_what_ours_would_not_carry_out_is_left_alone(kind, why):
 
 def test_a_name_that_an_instance_has():
     module = Plain(I, H)
-    module._cell = nn.Linear(H, H)
-    with pytest.warns(UserWarning, match="whose _cell rnnkernels would take for its own"):
+    module._kind = nn.Linear(H, H)
+    with pytest.warns(UserWarning, match="whose _kind rnnkernels would take for its own"):
         rnnkernels.convert(module, subclasses=True)
     assert type(module) is Plain
 

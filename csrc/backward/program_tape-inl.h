@@ -1,0 +1,90 @@
+// What a program's sections read of the forward pass, and the operands of its recurrent products, made again.
+#pragma once
+#include "../cells/run_program-inl.h"
+#include "tape-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+// Loads for step t of one direction; rows of blocks are those of the batch.
+template <class A>
+struct TapeSource {
+  using V = Vec<A>;
+  static constexpr int W = V::W;
+
+  const Tape<A, Programmed>& tape;
+  int64_t t = 0;
+  bool masked = false;  // h as the inner product's operand sees it
+  A* row = nullptr;     // where an operand goes
+  const LayerCall& call = tape.call;
+  const Program& program = *call.cell->program;
+  const int64_t d = tape.d, H = tape.H, Hp = padded<A>(H);
+
+  int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
+  V mask(int64_t b, int64_t q) const {
+    return call.h_mask ? coefficients<A>(call.h_mask, 0, d, b, q * W, lanes(q)) : V(A(1));
+  }
+
+  Place<A> place_of_new(int k) const {
+    return call.zone[0] ? tape.place_of_plane(t, program.zoned_plane(k)) : tape.place_of_state_after(k, t);
+  }
+
+  void load(Machine<A>& machine, const Instruction& each, const Run& run) {
+    const int k = each.index;
+    switch (each.op) {
+      case Op::v:
+        return machine.bind(each, {tape.vectors.data() + k * Hp, 0, W}, run);
+      case Op::u: {
+        const auto rows = extra_rows<A>(call, k, d, t, 0);
+        return machine.fill(each, run, [&](int, int64_t b, int64_t q) { return rows.get(b, q, H); });
+      }
+      case Op::k:
+        if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind(each, place, run);
+        return machine.fill(each, run,
+                            [&](int, int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
+      case Op::n:
+        if (const Place<A> place = place_of_new(k); place.at) return machine.bind(each, place, run);
+        return machine.fill(each, run,
+                            [&](int, int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
+      default:  // s
+        if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
+          return machine.bind(each, place, run);
+        return machine.fill(each, run, [&](int, int64_t b, int64_t q) {
+          const V v = tape.state_before(k, t, b, q * W, lanes(q));
+          return masked && k == 0 && call.h_mask ? v * mask(b, q) : v;
+        });
+    }
+  }
+  void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
+    run.each([&](int i, int64_t b, int64_t q) {
+      const V v = order.kind == Put::operand ? value[i] * mask(b, q) : value[i];
+      first_of(v, lanes(q)).store(row + q * W);
+    });
+  }
+};
+
+template <class A>
+class OperandsAgain {
+ public:
+  explicit OperandsAgain(const Tape<A, Programmed>& tape) : machine_(tape.call.cell->program.get()), source_{tape} {}
+
+  // Of the first product, masked where it is.
+  void get_first(int64_t t, int64_t b, A* to) {
+    if (source_.program.has_operand) return run(source_.program.operand, false, t, b, to);
+    for (int64_t j = 0; j < source_.H; j += Vec<A>::W) {
+      const V h = source_.tape.state_before(0, t, b, j, source_.lanes(j / Vec<A>::W));
+      (source_.call.h_mask ? h * source_.mask(b, j / Vec<A>::W) : h).store(to + j);
+    }
+  }
+  void get_inner(int64_t t, int64_t b, A* to) { run(source_.program.again, true, t, b, to); }
+
+ private:
+  using V = Vec<A>;
+  void run(const Section& section, bool masked, int64_t t, int64_t b, A* to) {
+    source_.t = t, source_.masked = masked, source_.row = to;
+    machine_.run(section, b, b + 1, 0, source_.Hp / Vec<A>::W, source_);
+  }
+  Machine<A> machine_;
+  TapeSource<A> source_;
+};
+}  // namespace
+}  // namespace RNNKERNELS_SET

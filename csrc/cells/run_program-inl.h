@@ -1,0 +1,214 @@
+// Runs a program's sections over blocks of vectors: each instruction goes over up to 32 vectors before the next one
+// does, so that choosing it costs little, and few enough that all registers stay in the first-level cache.
+#pragma once
+#include "../machine/functions-inl.h"
+#include "../products/gemm-inl.h"
+#include "stages-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+// The cell that the loops are given for a program; its counts are in the call.
+struct Programmed {};
+template <class Cell>
+constexpr bool is_program = std::is_same_v<Cell, Programmed>;
+// In the place of what only programs have, or only the other cells.
+struct Nothing {
+  template <class... Any>
+  explicit Nothing(const Any&...) {}
+};
+
+// Vectors of a block: the one of row m and of the units from q * W on lies at `at + m * row + q * unit`.
+template <class A>
+struct Place {
+  const A* at = nullptr;
+  int64_t row = 0, unit = 0;
+};
+
+// n vectors of a block, from row m and vector q of its units on: along the rows, or along the units.
+struct Run {
+  int64_t m, q;
+  int n;
+  bool along_rows;
+  // f(i, row, vector of units)
+  template <class F>
+  INLINE void each(const F& f) const {
+    const int64_t down = along_rows, right = !along_rows;
+    for (int i = 0; i < n; ++i) f(i, m + i * down, q + i * right);
+  }
+};
+
+template <class A>
+class Machine {
+ public:
+  using V = Vec<A>;
+  static constexpr int W = V::W;
+  struct Value {
+    const A* at;
+    int64_t step;
+    INLINE V operator[](int64_t i) const { return load(at + i * step); }
+  };
+
+  explicit Machine(const Program* of) {
+    const Program& program = *of;
+    int registers = 1;
+    for (const Section* each : {&program.operand, &program.first, &program.forward, &program.backward,
+                                &program.backward_first, &program.backward_operand, &program.again})
+      registers = std::max(registers, each->registers);
+    block_ = std::clamp<int64_t>(kBytesOfRegisters / (registers * kBytes), 4, 32);
+    registers_.allocate(registers * block_ * W);
+    constants_.allocate(int64_t(program.constants.size()) * W);
+    for (size_t k = 0; k < program.constants.size(); ++k) V(A(program.constants[k])).store(constants_.data() + k * W);
+  }
+
+  // Runs a section over rows m0..m1 and vectors q0..q1 of units. The source loads and puts: load(machine, instruction,
+  // run) by one of the functions below, put(order, value, run).
+  template <class Source>
+  void run(const Section& section, int64_t m0, int64_t m1, int64_t q0, int64_t q1, Source& source) {
+    const bool along_rows = m1 - m0 >= q1 - q0;
+    const int64_t from = along_rows ? m0 : q0, to = along_rows ? m1 : q1;
+    for (int64_t other = along_rows ? q0 : m0, end = along_rows ? q1 : m1; other < end; ++other)
+      for_even_blocks(from, to, block_, [&](int64_t first, int64_t n) {
+        const Run run{along_rows ? first : other, along_rows ? other : first, int(n), along_rows};
+        for (const Instruction& each : section.code) {
+          if (each.op >= Op::add) compute(each, run.n);
+          else if (each.op == Op::constant) values_[each.value] = {constants_.data() + each.index * W, 0};
+          else source.load(*this, each, run);
+        }
+        for (const PutOrder& put : section.puts) source.put(put, values_[put.value], run);
+      });
+  }
+
+  // A load of what can be read where it lies.
+  INLINE void bind(const Instruction& each, const Place<A>& place, const Run& run) {
+    values_[each.value] = {place.at + run.m * place.row + run.q * place.unit, run.along_rows ? place.row : place.unit};
+  }
+  // A load by f(i, row, vector of units).
+  template <class F>
+  INLINE void fill(const Instruction& each, const Run& run, const F& f) {
+    A* const to = reg(each);
+    run.each([&](int i, int64_t m, int64_t q) __attribute__((always_inline)) { f(i, m, q).store(to + i * W); });
+  }
+  // Sums of two or three that lie in places.
+  void sum(const Instruction& each, const Run& run, const Place<A>& p, const Place<A>& q) {
+    A* const to = reg(each);
+    const Value a = value(p, run), b = value(q, run);
+    for (int i = 0; i < run.n; ++i) (a[i] + b[i]).store(to + i * W);
+  }
+  void sum(const Instruction& each, const Run& run, const Place<A>& p, const Place<A>& q, const Place<A>& r) {
+    A* const to = reg(each);
+    const Value a = value(p, run), b = value(q, run), c = value(r, run);
+    for (int i = 0; i < run.n; ++i) (a[i] + b[i] + c[i]).store(to + i * W);
+  }
+
+ private:
+  static constexpr int64_t kBytesOfRegisters = 20 * 1024;
+
+  static Value value(const Place<A>& place, const Run& run) {
+    return {place.at + run.m * place.row + run.q * place.unit, run.along_rows ? place.row : place.unit};
+  }
+  // The register of a result, which it becomes.
+  INLINE A* reg(const Instruction& each) {
+    A* const to = registers_.data() + each.reg * block_ * W;
+    values_[each.value] = {to, W};
+    return to;
+  }
+
+  __attribute__((noinline)) void compute(const Instruction& each, int n) {
+    const Value a = values_[each.a], b = values_[each.b], c = values_[each.c];
+    A* const to = reg(each);
+    const V one(A(1)), zero(A(0));
+#define UNARY(f)                \
+  for (int i = 0; i < n; ++i) { \
+    const V x = a[i];           \
+    (f).store(to + i * W);      \
+  }                             \
+  break
+#define BINARY(f)               \
+  for (int i = 0; i < n; ++i) { \
+    const V x = a[i], y = b[i]; \
+    (f).store(to + i * W);      \
+  }                             \
+  break
+    switch (each.op) {
+      case Op::add:
+        BINARY(x + y);
+      case Op::sub:
+        BINARY(x - y);
+      case Op::mul:
+        BINARY(x * y);
+      case Op::div:
+        BINARY(x / y);
+      case Op::neg:
+        UNARY(V(-x.v));
+      case Op::abs:
+        UNARY(magnitude(x));
+      case Op::sign:
+        UNARY(sign(x));
+      case Op::sqrt:
+        UNARY(sqrt(x));
+      case Op::exp:
+        UNARY(exp(x));
+      case Op::log:
+        UNARY(log(x));
+      case Op::log1p:
+        UNARY(log1p(x));
+      case Op::expm1:
+        UNARY(expm1(x));
+      case Op::sigmoid:
+        UNARY(sigmoid(x));
+      case Op::tanh:
+        UNARY(tanh(x));
+      case Op::relu:
+        UNARY(max(x, zero));
+      case Op::min:
+        BINARY(least(x, y));
+      case Op::max:
+        BINARY(greatest(x, y));
+      case Op::lt:
+        BINARY(one_where<A>(x.v < y.v));
+      case Op::le:
+        BINARY(one_where<A>(x.v <= y.v));
+      case Op::eq:
+        BINARY(one_where<A>(x.v == y.v));
+      case Op::where:
+        for (int i = 0; i < n; ++i) select(a[i], b[i], c[i]).store(to + i * W);
+        break;
+      case Op::tanh_back:
+        BINARY(x * (one - y * y));
+      case Op::sigmoid_back:
+        BINARY(x * y * (one - y));
+      case Op::relu_back:
+        BINARY(where_positive(y, x));
+      default:  // through: the value of the first operand
+        UNARY(x);
+    }
+#undef UNARY
+#undef BINARY
+  }
+
+  int64_t block_;  // vectors that an instruction goes over
+  Scratch<A> registers_, constants_;
+  Value values_[Program::kInstructions] = {};
+};
+
+// A tensor of the caller's as the vectors of a block: of row m at index + m * row; one number for all units if narrow.
+template <class A>
+struct StoredRows {
+  Stored<A> from;
+  int64_t index, row;
+  bool narrow = false;
+  INLINE Vec<A> get(int64_t m, int64_t q, int64_t H) const {
+    const int64_t at = index + m * row;
+    if (narrow) return Vec<A>(from.get(at, 1).v[0]);
+    return from.get(at + q * Vec<A>::W, int(std::min<int64_t>(Vec<A>::W, H - q * Vec<A>::W)));
+  }
+};
+// Input k of a program besides x, in direction d at step t, from row b0 on.
+template <class A>
+StoredRows<A> extra_rows(const LayerCall& call, int k, int64_t d, int64_t t, int64_t b0) {
+  const Extra& extra = call.extras[size_t(k)];
+  const int64_t first = call.group(d) * extra.stride_X + t * extra.stride_T + b0 * extra.stride_B;
+  return {{extra.data, call.storage}, first, extra.stride_B, extra.narrow};
+}
+}  // namespace
+}  // namespace RNNKERNELS_SET
