@@ -43,7 +43,7 @@ examples: $(VENV)/installed
 # short suite has pairs of values (tests/pairwise.py), test-all has their products.
 OPTIONS := tests/examples tests/nn/test_option*.py tests/op/test_op_*.py
 INTERPRETED := tests/gpu/test_triton_interpreted*.py
-COMPILED := tests/gpu/test_triton_compiled.py
+COMPILED := tests/gpu/test_triton_compiled*.py
 test-all: export RNNKERNELS_TESTS = all
 test test-all: export TRITON_CACHE_DIR ?= $(CURDIR)/build/triton
 test test-all: $(VENV)/installed $(VENV)/triton

@@ -1,64 +1,17 @@
-"""Cells as functions, whose Triton kernels are generated from their programs, and calls of the op with them.
+"""Cells whose Triton kernels are generated from their programs, and calls of the op with them.
 
 Letters: T time, B batch, D directions, X input groups, GX gates of the input, H hidden, S states.
 """
 
 import torch
 
+from rnnkernels.cells import library
 from rnnkernels.cells.definition import cell
 from rnnkernels.cells.reference import zero_past
 from rnnkernels.cells.trace import product
 from rnnkernels.cells.weights import weights_of
 
 sigmoid, tanh = torch.sigmoid, torch.tanh
-
-
-@cell(inputs="h", recurrent="h")
-def rnn(x, r, s):
-    return tanh(x.h + r.h)
-
-
-@cell(inputs="i f g o", recurrent="i f g o", states="h c", keep="i f g o")
-def lstm(x, r, s):
-    i, f, g, o = sigmoid(x.i + r.i), sigmoid(x.f + r.f), tanh(x.g + r.g), sigmoid(x.o + r.o)
-    c = f * s.c + i * g
-    return o * tanh(c), c
-
-
-@cell(inputs="r z n", recurrent="r z n")
-def gru(x, r, s):
-    reset, z = sigmoid(x.r + r.r), sigmoid(x.z + r.z)
-    n = tanh(x.n + reset * r.n)
-    return n + z * (s.h - n)
-
-
-@cell(inputs="r z n", recurrent="r z n")
-def gru_reset_before(x, r, s):
-    reset, z = sigmoid(x.r + r.r), sigmoid(x.z + r.z)
-    n = tanh(x.n + product("n", reset * s.h))
-    return n + z * (s.h - n)
-
-
-@cell(inputs="i f g o", recurrent="i f g o", states="h c", vectors="p_i p_f p_o")
-def peephole(x, r, s, v):
-    i, f = sigmoid(x.i + r.i + v.p_i * s.c), sigmoid(x.f + r.f + v.p_f * s.c)
-    c = f * s.c + i * tanh(x.g + r.g)
-    return sigmoid(x.o + r.o + v.p_o * c) * tanh(c), c
-
-
-@cell(inputs="r z n", recurrent="r z n", step_inputs="gamma", operand=lambda s, u: u.gamma * s.h)
-def decay_gru(x, r, s, u):
-    """Where some inputs are missing, the state decays between them (GRU-D: Che et al. 2018)."""
-    h = u.gamma * s.h
-    reset, z = sigmoid(x.r + r.r), sigmoid(x.z + r.z)
-    n = tanh(x.n + reset * r.n)
-    return n + z * (h - n)
-
-
-@cell(inputs="h", vectors="u")
-def ind_rnn(x, s, v):
-    """Elementwise: no recurrent product (IndRNN: Li et al. 2018)."""
-    return tanh(x.h + v.u * s.h)
 
 
 @cell(inputs="h", recurrent="h", states="v", vectors="tau", operand=lambda s: tanh(s.v),
@@ -111,11 +64,10 @@ def autonomous(r, s):
     return tanh(r.a + s.m), sigmoid(r.b) * s.m + 0.1 * s.h
 
 
-CELLS = {
-    c.program.name: c.program
-    for c in (rnn, lstm, gru, gru_reset_before, peephole, decay_gru, ind_rnn, rate, mixed, crossing, every_operation,
-              running, autonomous)
-}  # fmt: skip
+LIBRARY = {name: getattr(library, name).program for name in library.__all__}
+OF_LIBRARY = ("rnn", "lstm", "gru", "gru_reset_before", "peephole_lstm", "gru_d", "ind_rnn")
+CELLS = {name: LIBRARY[name] for name in OF_LIBRARY}
+CELLS |= {c.program.name: c.program for c in (rate, mixed, crossing, every_operation, running, autonomous)}
 
 
 def arguments(

@@ -120,7 +120,7 @@ def compare(args, schedule=None, seed=0):
     random = torch.Generator().manual_seed(3)
     dy, *dlast = [torch.randn(t.shape, generator=random).to(x.dtype) for t in (y64, *last64)]
     dcells = None
-    if spec.program is None and spec.states > 1:
+    if spec.built_in and spec.states > 1:
         dcells = torch.randn(saved64[-1].shape, generator=random).to(saved64[-1].dtype)
         if x.dtype != torch.float64:
             dcells = dcells.float()
@@ -137,7 +137,7 @@ def compare(args, schedule=None, seed=0):
     assert torch.equal(y, inferred[0]) and all(map(torch.equal, last, inferred[1])) and inferred[2] == []
     assert_close("y", y, y64)
     names = names_of(call.cell, call.bias, call.project, call.layer_norm)
-    states = spec.program.states if spec.program else "hc"
+    states = spec.program.states
     compared = [
         *zip([f"{s}_n" for s in states], last, last64, strict=False),
         ("dx", grads[0], expected[0]),

@@ -176,8 +176,8 @@ def launches(
     norm = "layer_norm" in stages
     per_direction = [w.shape for w in weights_of(cell, I, H, P, project=P > 0, layer_norm=norm)]
     program = spec.program
-    width = I if program is None or not program.given else spec.gates * H
-    extras = [] if program is None else [
+    width = spec.gates * H if program.given else I
+    extras = [
         *(empty(*group, T, B, 1 if name in program.narrow else H) for name in program.step),
         *(empty(*group, B, H) for _ in program.sequence),
     ]  # fmt: skip
@@ -189,8 +189,8 @@ def launches(
     first = [empty(D, B, n) for n in widths] if states else []
     given = [empty(D, B, n) for n in widths] if "restart" in stages else []
     call = (
-        cell, empty(*group, T, B, width), first, [empty(*shape) for shape in per_direction * D], list(reverse), True, P > 0,
-        None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, H, extras,
+        cell, empty(*group, T, B, width), first, [empty(*shape) for shape in per_direction * D], list(reverse), True,
+        P > 0, None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, H, extras,
     )  # fmt: skip
     with compiling(gpu, arithmetic, tiles) as found:
         y, last, saved = launch.layer(*call, train)

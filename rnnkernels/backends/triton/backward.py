@@ -7,8 +7,8 @@ multiply at the end of step i+1; the others read them from the result at the beg
 which only the initial state needs, is then computed by the launcher.
 
 The gradients of vectors and of inputs of a whole sequence are summed over the steps, row by row; those of inputs of a
-step are results of the step. Where the product's operand is not h, its gradient at step i+1 meets at step i, in programs
-that are not resident, the states and inputs of step i+1.
+step are results of the step. Where the operand of the product is not h, programs that are not resident have the
+gradient of step i+1's operand at step i, and load what that operand was computed from again.
 """
 
 import triton

@@ -11,8 +11,8 @@ in one direction and walks the steps begin..end-1. Tiles are (units, batch).
                before, when all programs with the same rows have arrived at a barrier.
 *stepwise*     one launch per step; weights are streamed, and the vector is read from the output of the step before.
 
-A cell of its own (``cells/generated.py``) may have more: learned vectors and inputs beside x, which follow the states in
-what the cell reads; an operand of the recurrent product that is not h, and an output that is not h.
+A generated cell (``cells/generated.py``) may have more: learned vectors and inputs beside x, which follow the states
+among what the cell reads; an operand of the recurrent product that is not h, and an output that is not h.
 
 The vector of a second product and the moments of a layer norm need the units of other programs. Resident programs own
 all units, cooperative ones wait a second time, and a stepwise launch ends there: the next launch (PHASE) loads the

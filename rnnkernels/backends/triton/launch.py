@@ -37,7 +37,7 @@ def unsupported(call):
 def missing(call):
     """The stages that the kernels lack for a layer on any chip, as a reason, or None."""
     spec = spec_of(call.cell)
-    if spec.program is not None and spec.program.inner and cell_of(call.cell).inner is None:
+    if not spec.built_in and spec.program.inner and cell_of(call.cell).inner is None:
         return f"{spec.name} keeps nothing that gives the operand of its second product"
     if "project" in call.stages and not call.lacking(STAGES) and cell_of(call.cell).output is None:
         return f"{spec.name} has no projection"
@@ -73,12 +73,8 @@ def problem_of(call):
     """
     from . import problem  # imports triton
 
-    for t in (
-        *call.states,
-        *call.reset_states,
-        *call.zone,
-        *call.extras,
-    ):  # the dispatcher does not look into optional lists
+    lists = call.states, call.reset_states, call.zone, call.extras
+    for t in (tensor for each in lists for tensor in each):  # the dispatcher does not look into optional lists
         if t.device != call.x.device:
             raise RuntimeError(
                 f"rnnkernels: expected all tensors on {call.x.device}, the device of x, but got {t.device}"

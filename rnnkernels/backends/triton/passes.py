@@ -24,10 +24,9 @@ from .products import first_step, own_biases, starts_again
 
 PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts=None, OUTPUT=None, EPS=0.0)
 PLAIN_BACKWARD = dict.fromkeys(("raw", "gain", "moments", "c_gain", "c_bias", "c_moments", "dnorm", "held", "parts"))
-PLAIN_BACKWARD |= dict(OUTPUT=None, READ_NORM=False, EMITS=(), PARTS=1)
-ALONE = dict(
-    vectors=None, inputs=None, inputs_at=None, V=0, SEQUENCES=0, INPUT_J=(), OPERAND=None, Y=False, FINITE=True
-)
+PLAIN_BACKWARD |= dict.fromkeys(("OUTPUT", "dfixed", "dinputs", "doperand")) | dict(READ_NORM=False, EMITS=(), PARTS=1)
+ALONE = dict.fromkeys(("vectors", "inputs", "inputs_at", "OPERAND"))
+ALONE |= dict(V=0, SEQUENCES=0, INPUT_J=(), Y=False, FINITE=True)  # of a cell that reads states and products only
 
 
 class Gradients(NamedTuple):

@@ -154,7 +154,7 @@ def problem_of(call):
 
 def in_kernel_order(extras, spec):
     """Inputs of sequences and then those of steps, from the op's order, which is the other way round."""
-    steps = len(spec.program.step) if spec.program else 0
+    steps = len(spec.program.step)
     return [*extras[steps:], *extras[:steps]]
 
 

@@ -178,9 +178,8 @@ def state_gradients(problem, found, through=()):
     first, restarted = list(found.states), list(found.reset_states)
     if not found.whole:
         for d in range(problem.D):
-            for v, dh in enumerate(
-                through[d][: len(first)] if through else [first_product_gradient(problem, found, d)]
-            ):
+            parts = through[d][: len(first)] if through else [first_product_gradient(problem, found, d)]
+            for v, dh in enumerate(parts):
                 if problem.reset is not None:
                     again = problem.group_reset(d)[first_index(problem, d)][:, None] != 0
                     if restarted:
@@ -192,8 +191,7 @@ def state_gradients(problem, found, through=()):
 
 def beside_gradients(problem, found, through=()):
     """The gradients of the vectors, a list (H) per direction each, and of the inputs, shaped like these."""
-    cell, S, V, Q, R = problem.cell, problem.cell.states, problem.cell.vectors, problem.cell.sequences, problem.reverse
-    of_steps = found.inputs
+    S, V, Q, of_steps = problem.cell.states, problem.cell.vectors, problem.cell.sequences, found.inputs
     if found.operand is not None:
         for d, parts in enumerate(through):
             found.operand[d][first_index(problem, d)] = torch.stack(parts[S + V + Q :], 1)
@@ -209,7 +207,7 @@ def beside_gradients(problem, found, through=()):
     inputs = []
     for n, u in enumerate(problem.inputs):
         whole = fixed[V + n] if n < Q else of_steps[:, :, :, n - Q]
-        whole = whole.unflatten(0, (-1, len(R))).sum(1)
+        whole = whole.unflatten(0, (-1, len(problem.reverse))).sum(1)
         whole = whole.sum(-1, keepdim=True) if u.size(-1) < problem.H else whole
         inputs.append((whole if problem.grouped else whole[0]).to(problem.dtype))
     return vectors, inputs

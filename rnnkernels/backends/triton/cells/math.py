@@ -204,7 +204,7 @@ def expm1(v):
 
 @triton.jit
 def log(v):
-    """The natural logarithm, by the series of (m - 1) / (m + 1) for v = 2^k m, m in sqrt(1/2)..sqrt(2) (as in FDLIBM)."""
+    """The natural logarithm, as FDLIBM has it: by a series in (m - 1) / (m + 1) for v = 2^k m, m from sqrt(1/2) on."""
     if v.dtype == tl.float64:
         small = v < 2.2250738585072014e-308
         bits = tl.where(small, v * 18014398509481984.0, v).to(tl.int64, bitcast=True) + 0x95F6200000000
