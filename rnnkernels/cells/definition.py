@@ -6,6 +6,8 @@ Letters: T time, B batch, H hidden, I input.
 import inspect
 import keyword
 
+from torch import nn
+
 from . import derive
 from .graph import Graph
 from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, PLACEHOLDERS, Program, parse
@@ -128,6 +130,27 @@ def cell(
     return decorate if function is None else decorate(function)
 
 
+LAYER = (
+    "cell", "input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "device",
+    "dtype", "init", "recurrent_dropout", "zoneout", "layer_norm", "recompute", "heads", "activation",
+    "recurrent_activation", "proj_size", "reset_after", "nonlinearity",
+)  # fmt: skip
+"""Keywords of layers: no constant, and no attribute of a module that is a vector, has such a name."""
+CALL = ("self", "input", "hx", "lengths", "reset")
+"""Arguments of a layer's call: no input has such a name."""
+
+
+def _check_names(name, vectors, extras, constants):
+    """Refuse names that mean something else in a layer."""
+    attributes = {*LAYER, *dir(nn.Module()), "reset_parameters"}
+    for vector in vectors:
+        if "weight" in vector or vector.startswith(("bias", "ln_")) or vector in attributes:
+            raise CellError(f"cell {name}: {vector} cannot be the name of a vector: a module has something else of it")
+    for what, names, taken in (("an extra input", extras, CALL), ("a constant", constants, LAYER)):
+        if found := [n for n in names if n in taken]:
+            raise CellError(f"cell {name}: {found[0]} cannot be the name of {what}: layers have an argument of it")
+
+
 def _header(name, inputs, recurrent, states, vectors, step, sequence, project_input):
     """A ``Program`` without sections, of checked names."""
     fields, limits = {}, (MOST_GATES, MOST_GATES, MOST_STATES, MOST_INPUTS, MOST_INPUTS, MOST_INPUTS)
@@ -173,6 +196,7 @@ def _trace(function, header, constants, functions, operand, output, keep):
         "s": loads("s", "s", header.states), "v": loads("v", "v", header.vectors),
         "u": loads("u", "u", header.extras),
     }  # fmt: skip
+    _check_names(header.name, header.vectors, header.extras, constants)
     if taken := set(constants) & set(values):
         raise CellError(f"cell {header.name}: {taken.pop()} cannot be the name of a constant")
     unused = set(constants) - set(inspect.signature(function).parameters)

@@ -8,7 +8,7 @@ from collections import deque
 
 from .program import VERSION
 
-FREE = {"s", "m", "v", "u", "const"}  # loads that the backward pass has anyway
+FREE = {"s", "m", "v", "u", "const"}  # loads that the backward pass has anyway; m: the first state as `first` has it
 
 
 def pullback(graph, y, d):
@@ -279,7 +279,6 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
     kept = {f"keep {k}": n for k, n in enumerate(keep)}
     puts = {f"new {name}": n for name, n in new.items()} | ({"y": output} if output is not None else {})
     if inner is not None:
-        late = _late(graph, first_state)
         crossing = crossing + _crossing(graph, first_state, [n for n in keep if n in late], crossing)
         first = {"inner": inner} | {f"cross {k}": n for k, n in enumerate(crossing)}
         first |= {to: n for to, n in kept.items() if n not in late}

@@ -231,7 +231,11 @@ def layer_backward(dy, dlast, dcells, *args):
             outputs, given = [y, *last], [dy, *dlast]
         if dcells is not None:
             outputs, given = [*outputs, saved[-1]], [*given, dcells]
-        grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True, materialize_grads=True)
+        live = [k for k, v in enumerate(outputs) if v.requires_grad]  # a state of comparisons alone has no gradient
+        outputs, given = ([of[k] for k in live] for of in (outputs, given))
+        grads = [torch.zeros_like(v) for v in inputs]
+        if live:
+            grads = torch.autograd.grad(outputs, inputs, given, allow_unused=True, materialize_grads=True)
     (dx,), dstates, dweights, dreset_states, dextras = split(grads, call.sizes())
     return (
         dx.contiguous() if needs[0] else dx.new_empty(0),

@@ -70,7 +70,6 @@ class Symbol:
     """A value of a cell while its function is traced."""
 
     __slots__ = ("node", "trace")
-    __array_priority__ = 1000  # numpy's numbers leave their operators to this class
 
     def __init__(self, trace, node):
         self.trace, self.node = trace, node
@@ -142,8 +141,19 @@ def converted(self, *_):
     raise self.trace.refuse("Python's or numpy's functions of values (torch's take them)")
 
 
-for name in ("float", "int", "complex", "index", "round", "trunc", "floor", "ceil", "array", "array_ufunc"):
+for name in ("float", "int", "complex", "index", "round", "trunc", "floor", "ceil", "array"):
     setattr(Symbol, f"__{name}__", converted)
+
+
+def array_ufunc(self, ufunc, method, *values, **kwargs):
+    """An operator with a number of numpy's on its left, such as ``np.sqrt(2) * x.a``."""
+    values = [v.item() if type(v).__module__ == "numpy" and v.ndim == 0 else v for v in values]
+    if ufunc.__name__ not in NUMPY_OPERATORS or not all(isinstance(v, (Symbol, numbers.Real)) for v in values):
+        raise self.trace.refuse("Python's or numpy's functions of values (torch's take them)")
+    return NUMPY_OPERATORS[ufunc.__name__](self.trace, *values)
+
+
+Symbol.__array_ufunc__ = array_ufunc
 
 
 def no_operator(self, *_):
@@ -281,6 +291,10 @@ OF_NN = {
 }  # fmt: skip
 METHODS = {name: rule for words, rule in RULES.items() for name in words.split()}
 METHODS["where"] = lambda trace, a, condition, b: where(trace, condition, a, b)
+NUMPY_OPERATORS = {"equal": METHODS["eq"]} | {
+    name: METHODS[name]
+    for name in "add subtract multiply divide not_equal less less_equal greater greater_equal".split()
+}
 FUNCTIONS = {getattr(torch, name): rule for name, rule in METHODS.items() if name != "where" and hasattr(torch, name)}
 FUNCTIONS |= {getattr(torch.Tensor, name): rule for name, rule in METHODS.items() if hasattr(torch.Tensor, name)}
 FUNCTIONS |= {getattr(F, name): rule for name, rule in OF_NN.items()} | {torch.where: where}

@@ -1,5 +1,6 @@
 """What is no cell is refused where it is defined: one sentence, with the line, and what is allowed."""
 
+import inspect
 import math
 import re
 from pathlib import Path
@@ -8,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from rnnkernels.cells.definition import cell
+import rnnkernels
+from rnnkernels.cells.definition import CALL, LAYER, cell
 from rnnkernels.cells.trace import CellError, derivative, product
+from rnnkernels.nn.options import Options
 
 HERE = Path(__file__).name
 LINES = Path(__file__).read_text().splitlines()
@@ -309,6 +312,13 @@ SETTINGS = {
     "extras": ({"step_inputs": "e", "sequence_inputs": "e"}, "a step input and a sequence input have the same name"),
     "given": ({"inputs": "", "project_input": False}, "project_input=False is for a cell with inputs"),
     "constant": ({"constants": {"s": 1.0}}, "s cannot be the name of a constant"),
+    "vector": ({"vectors": "forward"}, "forward cannot be the name of a vector: a module has something else of it"),
+    "weight": ({"vectors": "weight_ih"}, "weight_ih cannot be the name of a vector"),
+    "bias": ({"vectors": "bias_hh"}, "bias_hh cannot be the name of a vector"),
+    "module": ({"vectors": "hidden_size"}, "hidden_size cannot be the name of a vector"),
+    "step": ({"step_inputs": "lengths"}, "lengths cannot be the name of an extra input: layers have an argument of it"),
+    "sequence": ({"sequence_inputs": "reset"}, "reset cannot be the name of an extra input"),
+    "keyword of layers": ({"constants": {"zoneout": 0.5}}, "zoneout cannot be the name of a constant: layers have"),
     "operand": ({"recurrent": "", "operand": lambda s: s.h}, "operand= is for a cell with a recurrent product"),
 }  # fmt: skip
 
@@ -318,6 +328,14 @@ def test_refused_settings(name):
     settings, why = SETTINGS[name]
     with pytest.raises(CellError, match=re.escape(why)):
         cell(**{"inputs": "a", "recurrent": "", **settings})(lambda x, s: x.a + s.h)
+
+
+def test_arguments_of_layers_are_no_names():
+    for kind in (rnnkernels.Recurrent, rnnkernels.RecurrentCell):
+        assert {n for n in inspect.signature(kind).parameters if n not in ("more", "constants")} <= set(LAYER)
+        call = {n for n in inspect.signature(kind.forward).parameters if n != "inputs"}
+        assert call <= set(CALL)
+    assert set(Options._fields) <= set(LAYER)
 
 
 def test_operand_and_output_are_functions_of_states():

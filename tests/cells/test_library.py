@@ -1,5 +1,7 @@
 """The cells of the library as layers: beside loops written from the papers, and derivatives beside numbers."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from program_cases import RandomCell, chooser
 from torch.autograd import gradcheck, gradgradcheck
 
 import rnnkernels
-from rnnkernels import cells
+from rnnkernels import backends, cells
 from rnnkernels.cells import CELLS, OF_LIBRARY
 from rnnkernels.cells.weights import weights_of
 
@@ -148,6 +150,31 @@ def test_second_derivatives_through_a_derivative_of_the_users_own():
         second.append(torch.autograd.grad(squares, layer.tensors, allow_unused=True, materialize_grads=True))
     for name, a, e in zip(layer.names(), *second, strict=True):
         assert_close(f"d {name}", a, e)
+
+
+def test_states_without_a_gradient():
+    """A state of comparisons alone, and a cell of nothing else: gradients are zeros, of the second order too."""
+
+    @rnnkernels.cell(inputs="a", states="h c")
+    def sign(x, s):
+        return torch.tanh(x.a) * s.c, (x.a > s.h) * 1.0
+
+    @rnnkernels.cell(inputs="a")
+    def spikes(x, s):
+        return (x.a > s.h) * 1.0
+
+    for cell, none in ((sign, False), (spikes, True)):
+        layer, found = rnnkernels.Recurrent(cell, 2, 3, dtype=torch.float64), []
+        x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
+        for forced in (nullcontext(), backends.force("reference")):
+            with forced:
+                y, last = layer(x)
+                total = y.sum() + sum(s.sum() for s in last)
+                first = torch.autograd.grad(total, [x, layer.weight_ih_l0], create_graph=True)
+                found.append([*first, *torch.autograd.grad(first[0].square().sum(), x)])
+        assert none == (not any(g.any() for g in found[0]))
+        for a, e in zip(*found, strict=True):
+            assert_close("a gradient", a, e)
 
 
 def options(name, T, B, H, D, states):

@@ -3,6 +3,7 @@ at kinks and infinities too. (Where a value is NaN, derivatives are some number 
 
 from pathlib import Path
 
+import numpy as np
 import program_cases
 import pytest
 import torch
@@ -55,6 +56,8 @@ BINARY = {
     "logical": lambda a, b: torch.where(torch.logical_and(a > b, torch.logical_not(b > 0)), a, b),
     "float": lambda a, b: (a > b).float() * a + (a < b).type_as(a) * b,
     "divide": lambda a, b: torch.div(a, b), "subtract": torch.subtract,
+    "numpy's numbers": lambda a, b: np.sqrt(2.0) * a - b * np.float32(0.5) + torch.where(np.float64(0.5) < b, a, b),
+    "of numpy": lambda a, b: np.float64(1.5) - a + np.float64(2) / (b * b + 1) + torch.where(a >= np.float64(1), a, b),
 }  # fmt: skip
 
 
