@@ -1,6 +1,7 @@
 """Cells as programs on the CPU: every kind of program with every option against what the text means (programs.py), in
 float64, by autograd; what the parser refuses; what it does with texts at random."""
 
+import random
 
 import pytest
 import torch
