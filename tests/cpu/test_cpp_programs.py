@@ -1,6 +1,7 @@
 """Cells as programs on the CPU: every kind of program with every option against what the text means (programs.py), in
 float64, by autograd; what the parser refuses; what it does with texts at random."""
 
+import random
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from pairwise import ALL
 from programs import CELLS, meant, split, weight_shapes
 
 from rnnkernels import backends
+from rnnkernels.cells import program
 from rnnkernels.cells.call import LayerCall
 
 if backends.EXTENSION_ERROR is not None:
@@ -273,6 +275,14 @@ def parsed(text):
     return True
 
 
+def parsed_in_python(text):
+    try:
+        program.parse(text)
+    except program.Refused:
+        return False
+    return True
+
+
 REFUSED = {
     "version": ("cell 1 ", "cell 2 "), "name": ("my_lstm", "1lstm"), "no name": ("cell 1 my_lstm", "cell 1"),
     "two spaces": ("a i", "a  i"), "space at the end": ("a i", "a i "), "tab": ("a i", "a\ti"),
@@ -347,11 +357,15 @@ def mutated(text, chance):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_texts_at_random(seed):
-    """A changed text is refused, or it is a program: it runs forward and back, and what it gives has its shape."""
+    """A changed text is refused, by both parsers, or it is a program: it runs forward and back, and the shapes are
+    right."""
     chance, taken = random.Random(seed), 0
     for n in range(200):
         text = mutated(chance.choice(list(CELLS.values())), chance)
-        if not text.startswith("cell ") or not parsed(text):
+        if not text.startswith("cell "):
+            continue
+        assert parsed(text) == parsed_in_python(text), text
+        if not parsed(text):
             continue
         taken += 1
         header, sections = split(text)
