@@ -135,7 +135,7 @@ def test_tensors_without_memory_launch_the_kernels_that_real_ones_do():
     args = (cell, x, states, weights, [False], True, False, None, None, None, None, [], None, [], False, 1e-5, 0, [])
     with triton_offline.compiling(ARCHS["sm_90"]) as real:
         y, _, saved = triton_offline.launch.layer(*args, True)
-        triton_offline.launch.layer_backward(y, [], None, *args, y, saved, [True] * 3)
+        triton_offline.launch.layer_backward(y, [], None, *args, y, saved, [True] * 4)
     found = triton_offline.launches(ARCHS["sm_90"], cell, torch.bfloat16, 3, 5, H)
     assert [launch.compiled.hash for launch in found] == [launch.compiled.hash for launch in real] and len(found) == 2
     assert [launch.backward for launch in found] == [False, True]

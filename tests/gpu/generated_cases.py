@@ -58,6 +58,12 @@ def running(x, s):
     return h, a, b, c
 
 
+@cell(inputs="a b c d e f g", recurrent="a b c d e f g")
+def many_gates(x, r, s):
+    a, b, c, d, e, f, g = (getattr(x, n) + getattr(r, n) for n in "abcdefg")
+    return sigmoid(a) * tanh(b) + sigmoid(c) * tanh(d) + sigmoid(e) * tanh(f) + sigmoid(g) * s.h
+
+
 @cell(recurrent="a b", states="h m")
 def autonomous(r, s):
     """No gates of the input: x only says how many steps there are."""
@@ -67,7 +73,7 @@ def autonomous(r, s):
 LIBRARY = {name: getattr(library, name).program for name in library.__all__}
 OF_LIBRARY = ("rnn", "lstm", "gru", "gru_reset_before", "peephole_lstm", "gru_d", "ind_rnn")
 CELLS = {name: LIBRARY[name] for name in OF_LIBRARY}
-CELLS |= {c.program.name: c.program for c in (rate, mixed, crossing, every_operation, running, autonomous)}
+CELLS |= {c.program.name: c.program for c in (rate, mixed, crossing, every_operation, running, many_gates, autonomous)}
 
 
 def arguments(

@@ -48,31 +48,37 @@ MORE = {
 }
 
 
+def rotated(first, second):
+    """Pairs: every value of the first with the next of the second, or with all of them where all cases are run."""
+    second = list(second)
+    return product(first, second) if ALL else [(v, second[n % len(second)]) for n, v in enumerate(first)]
+
+
 def check(cell, schedule=None, seed=0, **options):
     compare(arguments(CELLS[cell], **options), schedule, seed)
 
 
-@pytest.mark.parametrize("way, variant", in_turn(WAYS, VARIANTS))
+@pytest.mark.parametrize("way, variant", rotated(WAYS, VARIANTS))
 def test_equals_definition(way, variant):
     check(*way, **VARIANTS[variant])
 
 
-@pytest.mark.parametrize("cell, case", in_turn(CELLS, MORE))
+@pytest.mark.parametrize("cell, case", rotated(CELLS, MORE))
 def test_equals_definition_once(cell, case):
     check(cell, **MORE[case])
 
 
-STAGES = ["no reset", "reset", "restart"], ["no mask", "h_mask"], ["no zone", "zone"], ["no norm", "layer norm"]
+STAGES = (
+    ["reset", "zone"], ["restart", "h_mask"], ["h_mask", "zone", "layer norm"], ["restart", "layer norm"], ["reset"],
+    ["zone", "layer norm"], ["h_mask", "reset", "layer norm"],
+)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "way, reset, mask, zone, norm",
-    in_turn(WAYS, *STAGES, exists=lambda way, *stages: way[1] != "cooperative" or stages[3] == "no norm"),
-)
-def test_stages(way, reset, mask, zone, norm):
-    """With lengths and both directions."""
-    options = dict(T=3, B=3, H=20, reverse=BOTH, lengths=[3, 0, 2], layer_norm=norm == "layer norm")
-    check(*way, stages=[reset, mask, zone], **options)
+@pytest.mark.parametrize("way, stages", rotated(WAYS, STAGES))
+def test_stages(way, stages):
+    """With lengths and both directions; layer norms where the schedule has them."""
+    norm = "layer norm" in stages and way[1] != "cooperative"
+    check(*way, T=3, B=3, H=20, reverse=BOTH, lengths=[3, 0, 2], layer_norm=norm, stages=stages)
 
 
 @pytest.mark.parametrize("cell, schedule", in_turn(["crossing", "gru_d", "rate"], schedules.NAMES))

@@ -1,7 +1,7 @@
 """A cell's program → Triton source in the manner of the cells in this folder, imported, as a ``Cell`` for the loops.
 
-The source lies in Triton's cache directory, by the hash of all that it depends on: jit functions need a file. It has
-nothing of the program's text but names that are identifiers, and numbers.
+The source lies in Triton's cache directory, by its hash: jit functions need a file. It has nothing of the program's
+text but names, which are identifiers, and numbers.
 """
 
 import functools
@@ -16,7 +16,6 @@ from ....cells.program import parse
 from .layout import Cell
 from .segments import inner, inner_is_kept, operand, operand_gradients, stores_of
 
-VERSION = 1  # of the generator; triton's own cache is by the source
 OPERATIONS = {
     "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "div": "divide({}, {})", "neg": "-1.0 * {}",
     "abs": "tl.abs({})", "sign": "sign({})", "sqrt": "square_root({})", "exp": "exp({})", "log": "log({})",
@@ -211,7 +210,7 @@ def source(program):
 
 def imported(text):
     """The module of a source, from a file in Triton's cache directory."""
-    key = hashlib.sha256(f"{VERSION} {__file__}\n{text}".encode()).hexdigest()
+    key = hashlib.sha256(text.encode()).hexdigest()
     name, manager = f"rnnkernels_cell_{key[:16]}", get_cache_manager(key)
     path = manager.get_file(f"{name}.py")
     if path is None or Path(path).read_text() != text:
