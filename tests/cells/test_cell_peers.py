@@ -97,6 +97,8 @@ def test_snntorch_rleaky():
     module = peer("snntorch").RLeaky(beta=0.875, linear_features=H, spike_grad=spikes)
     case = Case(cells.lif.with_constants(beta=0.875), module)
     mix, h, ys = torch.nn.Linear(I, H, dtype=torch.float64), case.draw(B, H, size=1.5), []
+    for parameter in mix.parameters():
+        parameter.data = case.draw(*parameter.shape).detach()
     mem, spike = h, spikes(h - 1)
     for x in case.x:
         spike, mem = module(mix(x), spike, mem)
