@@ -12,7 +12,7 @@ FAR = 2**31 + 12345  # more elements than 32 bits count
 
 
 def backward(dy, dlast, call, y, saved):
-    dx, dstates, dweights, _ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 3)
+    dx, dstates, dweights, *_ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 4)
     return dx, dstates, dweights
 
 

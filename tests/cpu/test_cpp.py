@@ -118,7 +118,7 @@ def repeated():
             runs = []
             for _ in range(4):
                 y, last, saved = OPS.layer(*call, True)
-                dx, *more = OPS.layer_backward(dy, dlast, dcells, *call, y, saved, [True] * 3)
+                dx, *more = OPS.layer_backward(dy, dlast, dcells, *call, y, saved, [True] * 4)
                 runs.append([y, *last, *saved, dx.nan_to_num(), *sum(more, [])])
             if not all(torch.equal(a, b) for run in runs[1:] for a, b in zip(run, runs[0], strict=True)):
                 yield f"{threads} threads, {shape}"

@@ -36,7 +36,7 @@ def backward(cell="lstm", **changes):
     call = base(cell)
     y, last, saved = OPS.layer(*call.values(), True)
     given = dict(dy=torch.randn_like(y), dlast=list(last), dcells=None) | call
-    given |= dict(y=y, saved=saved, needs=[True] * 3)
+    given |= dict(y=y, saved=saved, needs=[True] * 4)
     return OPS.layer_backward(*(given | changes).values())
 
 
@@ -161,7 +161,7 @@ def test_lengths_beyond_the_end_are_the_whole_sequence():
         assert_close("y", y, OPS.layer(*whole.values(), False)[0], 0)
         gradients = []
         for c in (got, whole):
-            dx, dstates, dweights, _ = OPS.layer_backward(y, [], None, *c.values(), y, saved, [True] * 3)
+            dx, dstates, dweights, *_ = OPS.layer_backward(y, [], None, *c.values(), y, saved, [True] * 4)
             gradients.append([dx, *dstates, *dweights])
         for name, actual, expected in zip(["dx", "dh", "dc", "w_ih", "w_hh", "b_ih", "b_hh"], *gradients, strict=True):
             assert_close(name, actual, expected, 0)

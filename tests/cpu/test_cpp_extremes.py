@@ -40,7 +40,7 @@ def put(shape, place, value, seed=0):
 
 def results(call, dy, dlast):
     y, last, saved = OPS.layer(*call, True)
-    dx, dstates, dweights, _ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 3)
+    dx, dstates, dweights, *_ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 4)
     return [y, *last, dx, *dstates, *dweights]
 
 
@@ -106,7 +106,7 @@ def small_numbers():
         expected = [y, *last]
         for factor in (1, scale):
             given = [dy.double() * factor, [d.double() * factor for d in dlast], None]
-            dx, dstates, dweights, _ = reference.layer_backward(*given, *exact, None, None, [True] * 3)
+            dx, dstates, dweights, *_ = reference.layer_backward(*given, *exact, None, None, [True] * 4)
             expected += [dx, *dstates, *dweights] if factor == 1 else [dx, *dstates]
         for n, (a, e) in enumerate(zip(found, expected, strict=True)):
             most, wrong = e.abs().max().item(), (a - e).abs().max().item()

@@ -45,13 +45,13 @@ class Case:
         self.call, self.dy, self.dlast, _ = build(shape, 0)
         y, last, _ = reference.layer(*in_float64(self.call), False)
         given = in_float64([self.dy, self.dlast])
-        dx, dstates, dweights, _ = reference.layer_backward(*given, None, *in_float64(self.call), y, [], [True] * 3)
+        dx, dstates, dweights, *_ = reference.layer_backward(*given, None, *in_float64(self.call), y, [], [True] * 4)
         self.expected = [y, *last, dx, *dstates, *dweights]
         torch.set_num_threads(threads)
 
     def run(self):
         y, last, saved = OPS.layer(*self.call, True)
-        dx, dstates, dweights, _ = OPS.layer_backward(self.dy, self.dlast, None, *self.call, y, saved, [True] * 3)
+        dx, dstates, dweights, *_ = OPS.layer_backward(self.dy, self.dlast, None, *self.call, y, saved, [True] * 4)
         return [y, *last, dx, *dstates, *dweights]
 
     def check(self, times=1):
@@ -124,7 +124,7 @@ def same_bits():
         first = None
         for _ in range(12):
             y, last, saved = OPS.layer(*call, True)
-            dx, dstates, dweights, _ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 3)
+            dx, dstates, dweights, *_ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 4)
             run = [y, *last, dx, *dstates, *dweights]
             first = first or run
             for i, (actual, expected) in enumerate(zip(run, first, strict=True)):
