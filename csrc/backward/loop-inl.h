@@ -398,7 +398,9 @@ struct Backward {
 
   void allocate() {
     if (pack_hh()) w_hh.allocate(Pp, GR * (step_parts ? Hk : H), step_parts);
-    dz.allocate((chunk + 1) * B * planes * Hp, PROGRAM);  // planes that no section puts stay zero
+    bool gaps = false;  // planes that no section puts, which stay zero
+    if constexpr (PROGRAM) gaps = !at->empty.empty();
+    dz.allocate((chunk + 1) * B * planes * Hp, gaps);
     if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, gate_planes * Hk, schedule.parts);
     if (pack_ih()) w_ih.allocate(Ip, GX * (parts ? Hk : H), parts);
     if constexpr (PROGRAM) {

@@ -29,6 +29,7 @@ struct BackwardSource {
   TapeSource<A> tape{loop.tape, t};
   const Program& program = tape.program;
   const int64_t Hp = loop.Hp;
+  const bool whole = !tape.call.lengths && tape.H % W == 0;  // every vector is of live units
 
   Place<A> place(const Scratch<A>& rows, int64_t row) const { return {rows.data(), row, W}; }
   void load(Machine<A>& machine, const Instruction& each, const Run& run) {
@@ -65,6 +66,19 @@ struct BackwardSource {
     const int other = normed && order.x_gate >= 0 && order.r_gate >= 0 ? loop.at->r[size_t(order.r_gate)] : -1;
     const bool split = loop.step_parts && of_gate && !normed;
     const bool masked = to_state && order.index == 0 && tape.masked && tape.call.h_mask;
+    if (whole && of_gate && other < 0 && !order.add) {  // by far the most of all, without a branch but one
+      A* const to = loop.dz_of(slot, 0) + plane * Hp;
+      const int64_t row = loop.planes * Hp;
+      if (!split) {
+        return run.each([&](int64_t i, int64_t b, int64_t q)
+                            __attribute__((always_inline)) { value[i].store(to + b * row + q * W); });
+      }
+      return run.each([&](int64_t i, int64_t b, int64_t q) __attribute__((always_inline)) {
+        const V v = value[i];
+        v.store(to + b * row + q * W);
+        loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
+      });
+    }
     run.each([&](int64_t i, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
       V v = first_of(loop.tape.alive(t, b) ? value[i] : V(A(0)), n);
@@ -88,8 +102,20 @@ void arrive(Backward<A, Programmed>& loop, int64_t t, int64_t r, int64_t n, int6
   using V = Vec<A>;
   const LayerCall& call = loop.call;
   const bool zoned = bool(call.zone[0]), y_is_h = !call.cell->program->has_y;
+  const bool plain = !zoned && !call.lengths && !call.reset && !call.h_mask;
   for (int k = 0; k < int(call.cell->states); ++k)
     for (int64_t b = r; b < r + n; ++b) {
+      if (plain) {
+        A *to = loop.gradients.of_state[k].data() + b * loop.Hp, *carried = loop.carried.c_of(b, k);
+        const int64_t y = k == 0 && y_is_h ? loop.tape.y_at(t, b) : -1;
+        for (int64_t j = q0 * V::W; j < q1 * V::W; j += V::W) {
+          V d = load(carried + j);
+          if (k == 0) d = load(to + j) + d;
+          if (y >= 0) d = d + loop.dy.get(y + j, int(std::min<int64_t>(V::W, loop.H - j)));
+          d.store(to + j), V(A(0)).store(carried + j);
+        }
+        continue;
+      }
       const bool alive = loop.tape.alive(t, b);
       A *to = loop.gradients.of_state[k].data() + b * loop.Hp, *carried = loop.carried.c_of(b, k);
       for (int64_t j = q0 * V::W; j < q1 * V::W; j += V::W) {
