@@ -200,7 +200,7 @@ def first_part(program, slot):
 
 
 def backward_part(program, loads, split, c):
-    """The derivative of `forward`, and for a cell whose output may be normed the part of it on this side of the norm."""
+    """The derivative of `forward`; for a cell whose output may be normed, also the part on this side of the norm."""
     back, gates, states = program.sections["backward"], program.inputs, program.states
     G, S = len(gates), len(split)
 

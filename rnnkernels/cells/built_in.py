@@ -8,8 +8,8 @@ The op knows them by name. In a layer their activations are options, and so is a
 import torch
 
 from .definition import cell
-from .program import PLACEHOLDERS, parse
-from .spec import CELLS, CellSpec
+from .program import PLACEHOLDERS, arithmetic, parse
+from .spec import ARITHMETIC, CELLS, CellSpec
 from .trace import product
 
 
@@ -71,4 +71,5 @@ for standard, planes, functions in (
 ):
     text = standard.text_with(**{name: placeholder(name) for name in functions})
     name = standard.program.name
+    ARITHMETIC[arithmetic(standard.program)] = standard.kernel = name
     CELLS[name] = CellSpec(parse(text, PLACEHOLDERS), planes, built_in=True, has_projection=name == "lstm")

@@ -10,8 +10,8 @@ from torch import nn
 
 from . import derive
 from .graph import Graph
-from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, PLACEHOLDERS, Program, parse
-from .spec import spec_of
+from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, PLACEHOLDERS, Program, arithmetic, parse
+from .spec import ARITHMETIC, spec_of
 from .trace import CellError, Names, Symbol, Trace, described, run
 
 
@@ -28,6 +28,8 @@ class Cell:
         self.program, self.constants, self.names = program, dict(constants or {}), tuple(names)
         self._retrace = retrace
         spec_of(program.text)  # the first call of it, outside of compiled graphs
+        self.kernel = ARITHMETIC.get(arithmetic(program), program.text)
+        """What the op is given: the built-in cell that computes the same, and is compiled in, or the program."""
 
     def __str__(self):
         return self.program.text

@@ -57,7 +57,7 @@ def pullback(graph, y, d):
 
 
 def summed(graph, a, b):
-    """a + b; where both are multiples of one value, the multiple by the sum: d - z d loses digits that d (1 - z) has."""
+    """a + b; of multiples of one value, the multiple by the sum: d - z d loses digits that d (1 - z) has."""
 
     def parts(n):
         """Sign, and the possible pairs of factors."""

@@ -20,6 +20,7 @@ end say where values go. Nothing of a text is ever executed as code. csrc/cells/
 Letters: T time, B batch, D directions, G gates, H hidden, S states, K planes that training keeps.
 """
 
+import hashlib
 import math
 import re
 from functools import lru_cache
@@ -156,6 +157,42 @@ class Program(NamedTuple):
         """The states whose new value the backward pass reads."""
         read = {name for section in self.sections.values() for name in section.loads("n")}
         return tuple(s for s in self.states if s in read)
+
+
+def arithmetic(program):
+    """What a program computes, whatever its names and the order of its instructions: equal for equal cells."""
+    sections = program.sections
+    places = {
+        "inputs": program.inputs, "recurrent": program.recurrent, "states": program.states, "vectors": program.vectors,
+        "extras": program.extras, "shared": program.inputs,
+    }  # fmt: skip
+
+    def values(name, crossing=()):
+        found = []  # a digest of each value: expressions written out would be exponentially long
+        for op, args, what in sections[name].code:
+            if op == "cross":
+                found.append(crossing[what])
+                continue
+            of = [found[n] for n in args]
+            if not args:
+                names = places.get(LOADS[op], ())
+                of = [names.index(what) if what in names else what, name if op == "s" else ""]
+            text = repr((op, *(sorted(of) if op in ("add", "mul", "min", "max", "eq") else of)))
+            found.append(hashlib.blake2b(text.encode(), digest_size=16).hexdigest())
+        return {
+            (p.to, places["states"].index(p.what) if PUTS[p.to] == "states" else p.what): found[p.value]
+            for p in sections[name].puts if p.to != "keep"
+        }  # fmt: skip
+
+    results = {name: values(name) for name in ("operand", "first") if name in sections}
+    crossing = {what: v for (to, what), v in results.get("first", {}).items() if to == "cross"}
+    results["forward"] = values("forward", crossing)
+    puts = tuple((to, what, v) for found in results.values() for (to, what), v in found.items() if to != "cross")
+    shared = tuple(program.recurrent.index(g) if g in program.recurrent else None for g in program.inputs)
+    return (
+        len(program.recurrent), len(program.states), len(program.vectors), len(program.step), program.narrow,
+        len(program.sequence), program.given, shared, tuple(sorted(puts, key=repr)),
+    )  # fmt: skip
 
 
 class Refused(ValueError):

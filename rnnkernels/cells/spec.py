@@ -87,6 +87,8 @@ class CellSpec(NamedTuple):
 
 CELLS = {}
 """The built-in cells by name: filled by built_in.py."""
+ARITHMETIC = {}
+"""What the built-in cells compute with their standard activations, and their names: filled by built_in.py."""
 _PROGRAMS = {}  # TorchDynamo traces the lookup of what is here; whoever makes a cell puts it here
 
 

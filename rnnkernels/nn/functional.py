@@ -194,7 +194,9 @@ def recurrent(
     cell = take_constants(cell, more)
     options = take_options(cell.program.text, more)
     program, reverse = cell.program, BOTH if bidirectional else FORWARD
-    text, spec = program.text, spec_of(cell.program.text)
+    normed = options is not None and options.layer_norm
+    text = program.text if normed else cell.kernel
+    spec = spec_of(program.text)
     if input.is_nested:
         refuse_nested("functional.recurrent")
     if input.dim() != 3:

@@ -124,7 +124,9 @@ class Recurrent(RecurrentBase):
 
     @property
     def _kind(self):
-        return self.cell.program.text, None
+        # the built-in LSTM's layer norm is also one of c
+        normed = self._options is not None and self._options.layer_norm
+        return self.cell.program.text if normed else self.cell.kernel, None
 
     def _states(self, hx, dims=None):
         """``hx`` as a tuple of states, checked to have as many dimensions."""
@@ -235,8 +237,8 @@ class RecurrentCell(Leaf, nn.Module):
         weights = [getattr(self, name) for name in names_of(program.text, self.bias)]
         check_extras(program, extras, x, self.hidden_size)
         y, last = layers(
-            program.text, x, [s.unsqueeze(0) for s in states], weights, 1, FORWARD, self.bias, False, self.input_size,
-            self.hidden_size, self.hidden_size, extras=extras,
+            self.cell.kernel, x, [s.unsqueeze(0) for s in states], weights, 1, FORWARD, self.bias, False,
+            self.input_size, self.hidden_size, self.hidden_size, extras=extras,
         )  # fmt: skip
         y, *last = (v.squeeze(0).squeeze(0) if dims == 1 else v.squeeze(0) for v in (y, *last))
         return y, last[0] if S == 1 else tuple(last)

@@ -45,18 +45,21 @@ def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None
     layers = []
 
     def record(call, **ways):
+        if cell is not None:  # by the user's names, even where a built-in cell computes the same
+            call = call._replace(cell=cell.program.text)
         y, last, saved = reference.layer(*call, True)
         layers.append((y.detach(), saved))  # y itself is transposed in place under batch_first
         return y, last
 
-    extras = ()
-    if hasattr(module, "cell"):
-        extras = take_extras(module.cell, inputs, input, module.batch_first, input.dim())
+    extras, cell = (), getattr(module, "cell", None)
+    if cell is not None:
+        extras = take_extras(cell, inputs, input, module.batch_first, input.dim())
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record, extras))(input)
     lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
     options = module._options or PLAIN
-    spec, D = spec_of(settings(*module._kind, options)[0]), 1 + module.bidirectional
-    own = () if spec.built_in else module.cell.names  # the user's names of the planes
+    text = settings(*module._kind, options)[0] if cell is None else cell.program.text
+    spec, D = spec_of(text), 1 + module.bidirectional
+    own = () if cell is None else cell.names  # the user's names of the planes
     states = spec.program.states
     output = "y" if spec.program.own_output else states[0]
     found = {}

@@ -257,3 +257,27 @@ def test_wrong_extra_inputs():
     ):
         with pytest.raises(RuntimeError, match=words):
             layer(x, **{**good, name: bad})
+
+
+def test_a_cell_that_computes_what_a_built_in_one_does_runs_as_that():
+    @rnnkernels.cell(inputs="one two three four", recurrent="one two three four", states="out memory")
+    def mine(x, r, s):
+        forget = torch.sigmoid(r.two + x.two)
+        memory = torch.tanh(x.three + r.three) * torch.sigmoid(x.one + r.one) + s.memory * forget
+        return torch.tanh(memory) * torch.sigmoid(x.four + r.four), memory
+
+    @rnnkernels.cell(inputs="one two three four", recurrent="one two three four", states="out memory")
+    def other(x, r, s):
+        memory = torch.tanh(x.three + r.three) * torch.sigmoid(x.one + r.one) + s.memory * torch.sigmoid(x.two + r.two)
+        return torch.tanh(memory) * torch.sigmoid(x.four - r.four), memory
+
+    assert mine.kernel == "lstm" and other.kernel == str(other)
+    assert rnnkernels.cells.gru_reset_before.kernel == "gru_reset_before" and rnnkernels.cells.li_gru.kernel != "gru"
+    layer, nn = Recurrent(mine, I, H), torch.nn.LSTM(I, H)
+    nn.load_state_dict(layer.state_dict())
+    x = torch.randn(T, B, I)
+    assert_close("y", layer(x)[0], nn(x)[0], 1e-6)
+    traced = rnnkernels.trace(layer, x)
+    assert_close("forget", traced["forget_l0"], rnnkernels.trace(rnnkernels.convert(nn), x)["f_l0"], 1e-6)
+    normed = Recurrent(mine, I, H, layer_norm=True)
+    assert len(list(normed.parameters())) == 6 and normed(x)[0].shape == (T, B, H)
