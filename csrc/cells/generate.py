@@ -244,7 +244,8 @@ def backward_part(program, loads, split, c):
     return lines + [
         "// The same from y, which multiplies the output gate, and from what reaches the new c through it.",
         "template <class F, class V>",
-        "static INLINE void backward_from([[maybe_unused]] F f, const V* kept, V c, V y, V dc_output, V dh, V& dc, V* d) {",
+        "static INLINE void backward_from([[maybe_unused]] F f, const V* kept, V c, V y, V dc_output, V dh, V& dc, "
+        "V* d) {",
         *part.lines, *stores, "}", "",
     ]  # fmt: skip
 
