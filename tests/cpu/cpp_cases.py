@@ -192,7 +192,7 @@ class Built(NamedTuple):
     call: list
     given: tuple  # dy, dlast, dcells
     forward: tuple  # y and the last states of the reference
-    gradients: tuple  # dx, dstates, dweights, dreset_states of the reference
+    gradients: tuple  # dx, dstates, dweights, dreset_states, dextras of the reference
 
 
 def build_with_expectation(shape, seed):
@@ -209,7 +209,7 @@ def compare(shape, built):
     torch.set_num_threads(shape.threads)
     y, last, saved = OPS.layer(*call, True)
     plain = OPS.layer(*call, False)
-    dx, dstates, dweights, dreset_states, _ = OPS.layer_backward(*given, *call, y, saved, [*shape.needs, False])
+    dx, dstates, dweights, dreset_states, _ = OPS.layer_backward(*given, *call, y, saved, [*shape.needs, True])
     torch.set_num_threads(1)
     failures = []
     if not torch.equal(plain[0], y) or not all(map(torch.equal, plain[1], last)):
@@ -219,7 +219,7 @@ def compare(shape, built):
     if not all(s.isfinite().all() for s in saved):
         failures.append("what is saved is not finite")
     pairs = [("y", y, expected_y), *zip(["h_n", "c_n"], last, expected_last, strict=False)]
-    all_dx, all_dstates, all_dweights, all_dreset = expected_gradients
+    all_dx, all_dstates, all_dweights, all_dreset, _ = expected_gradients
     need_x, need_states, need_weights = shape.needs
     names = [["dh_0", "dc_0"][: len(all_dstates)], weight_names(shape, len(last[0])), ["dreset h", "dreset c"]]
     for need, got, want, name in ((need_states, dstates, all_dstates, names[0]),

@@ -41,7 +41,7 @@ def both_ways(shape, call, dy, dlast, dcells, fence=lambda t: t):
             fence(v) if isinstance(v, torch.Tensor) else v for v in call]  # fmt: skip
     y, last, saved = OPS.layer(*call, True)
     given = [fence(dy), [fence(d) for d in dlast], None if dcells is None else fence(dcells)]
-    found = OPS.layer_backward(*given, *call, fence(y), [fence(s) for s in saved], [*shape.needs, False])
+    found = OPS.layer_backward(*given, *call, fence(y), [fence(s) for s in saved], [*shape.needs, True])
     return [y, *last, *saved, found[0], *found[1], *found[2], *found[3]]
 
 
