@@ -114,6 +114,15 @@ struct ForwardSource {
                          : static_cast<A*>(call.cells) + (history * call.D * loop.T * loop.B + kept_row) * H;
     const int plane = loop.zoned ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
+    if (!loop.zoned && !call.lengths && H % W == 0) {  // every vector is of live units, and new
+      return run.each([&](int64_t i, int64_t m, int64_t q) __attribute__((always_inline)) {
+        const V v = value[i];
+        v.store(to + m * row + q * W);
+        if (split) strip.h_split.put(v, strip.at(slot + 1, m), q * W, loop.overflow);
+        if (cells) v.store(cells + m * H + q * W);
+        if (gives_y) put_y(m, q, v);
+      });
+    }
     run.each([&](int64_t i, int64_t m, int64_t q) __attribute__((always_inline)) {
       const int n = lanes(q);
       const bool living = alive(m);

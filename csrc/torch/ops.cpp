@@ -132,8 +132,9 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
   Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
             lengths);
-  STD_TORCH_CHECK(!call.cell->program, "rnnkernels: the cell ", call.cell->name,
-                  " is a program: its layers are run one by one, not as a stack");
+  STD_TORCH_CHECK(!call.cell->program || (call.cell->program->extras.empty() && !scales),
+                  "rnnkernels: a stack of the cell ", call.cell->name,
+                  ", which is a program, takes neither inputs besides x nor int8 weights");
   const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
                 P = proj_size > 0 ? proj_size : H;
   STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,

@@ -306,7 +306,7 @@ def layers(
     """
     D, top, refused, found = len(reverse), num_layers - 1, None, []
     spec = spec_of(cell)
-    plain = options is None and not return_cells and call is None and spec.built_in
+    plain = options is None and not return_cells and call is None and not spec.extras
     stack = op.inference_op(x, states, weights, I) if plain and H and not dropout and reset is None else None
     if stack is not None:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()

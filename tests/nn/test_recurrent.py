@@ -281,3 +281,14 @@ def test_a_cell_that_computes_what_a_built_in_one_does_runs_as_that():
     assert_close("forget", traced["forget_l0"], rnnkernels.trace(rnnkernels.convert(nn), x)["f_l0"], 1e-6)
     normed = Recurrent(mine, I, H, layer_norm=True)
     assert len(list(normed.parameters())) == 6 and normed(x)[0].shape == (T, B, H)
+
+
+@pytest.mark.parametrize("name", [name for name, cell in CELLS.items() if not cell.program.extras])
+def test_inference_of_all_layers_in_one_call(name):
+    layer = layer_of(name, 1 if name == "elementwise" else 3, torch.float32)
+    x, states = torch.randn(T, B, layer.input_size), states_of(layer, dtype=torch.float32)
+    y, hidden = layer(x, as_hx(states), [5, 0, 2])
+    with torch.no_grad():
+        again, last = layer(x, as_hx(states), [5, 0, 2])
+    for a, b in zip((again, *as_list(last)), (y, *as_list(hidden)), strict=True):
+        assert_close(name, a, b, 1e-6)
