@@ -141,7 +141,11 @@ def write(results: dict, out) -> None:
     out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     m = results["machine"]
     head = f"`{m['command']}` on {m['cpu']}; torch {m['torch']}, float32; commit {m['commit']}, {m['date']}.\n"
+    head += f"Load of the machine before the run: {m['load before']}. "
     head += "Each ratio is the time of that way over ours: above 1, ours is faster.\n"
+    measured = {(r["row"], r["mode"]) for r in results["rows"]}
+    missing = [f"{row.name} ({mode})" for row in ROWS for mode in cli.MODES if (row.name, mode) not in measured]
+    head += f"Not measured: {'; '.join(missing)}.\n" if missing else ""
     out.with_suffix(".md").write_text(f"# Cells of one's own\n\n{head}\n{table(results['rows'])}\n", encoding="utf-8")
 
 
