@@ -220,7 +220,7 @@ def test_schedule_says_why():
     assert "not cooperative" not in launch.schedule(facts) and "backward resident" in launch.schedule(facts)
 
 
-def test_source_is_as_the_hand_written_cells():
+def test_source_is_as_written_by_hand():
     """Readable, by names, and only of what the program says; the file is made again if it was changed."""
     text = generated.source(spec_of(CELLS["gru"].text))
     for line in ("a_z = x[1] + r[1]", "s_h = s[0]", "= sigmoid(a_z)", "k_0 = kept[0]", "g_h = ds[0]"):

@@ -134,10 +134,11 @@ class Function:
     """The lines of a function from a section of a program."""
 
     def __init__(self, section, loads, like):
-        self.lines, self.values, self.like = [], [], like
-        for number, (op, args, what) in enumerate(section.code):
+        self.lines, self.values, self.like = [], {}, like
+        for number in segments.order(section):
+            op, args, what = section.code[number]
             if op == "const":
-                self.values.append(float(what))
+                self.values[number] = float(what)
                 continue
             if op in OPERATIONS:
                 name, numbers = f"t{number}", op not in WITH_NUMBERS
@@ -149,7 +150,7 @@ class Function:
                 name, value = op if what is None else f"{op}_{what}", loads[op, what]
             if name != value:
                 self.lines.append(f"{name} = {value}")
-            self.values.append(name)
+            self.values[number] = name
 
     def literal(self, number):
         value = self.values[number]

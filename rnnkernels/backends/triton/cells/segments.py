@@ -12,6 +12,22 @@ def stores_of(section):
     return {(to, what): value for to, what, value in section.puts}
 
 
+def order(section):
+    """The numbers of the values that are stored and of those that they take, which come before them.
+
+    Kept planes are first, so the gates are computed in the order of the planes: with all stages, an LSTM in the order
+    of its program spills more.
+    """
+    found, todo = {}, [put.value for put in sorted(section.puts, key=lambda put: put.to != "keep")][::-1]
+    while todo:
+        missing = [n for n in section.code[todo[-1]].args if n not in found]
+        if missing:
+            todo += missing[::-1]
+        else:
+            found[todo.pop()] = None
+    return list(found)
+
+
 def beside(program, states, vectors, inputs):
     """What sections read of states, vectors and inputs (those of a whole sequence first), by kind and name."""
     loads = {("s", name): tensor for name, tensor in zip(program.states, states, strict=True)}
