@@ -109,10 +109,11 @@ def norm_of(section):
 
 
 def output_part(program):
-    """The section ``forward`` with the new h alone, from the kept planes and the last state as a norm left it."""
+    """The section ``forward`` with the new h alone, from the kept planes and the last state as it enters the output."""
     forward, (h, *_, last) = program.sections["forward"], program.states
     leaves = {n: plane(what) for to, what, n in forward.puts if to == "keep"}
-    leaves[norm_of(forward)] = Instruction("n", (), last)
+    at = norm_of(forward)
+    leaves[forward.value("new", last) if at is None else at] = Instruction("n", (), last)
     return part(forward, {("new", h): forward.value("new", h)}, leaves)
 
 
