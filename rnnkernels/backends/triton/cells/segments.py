@@ -4,7 +4,7 @@ Letters: T time, B batch, H hidden, K planes that the forward pass keeps.
 """
 
 from ....cells import interpret
-from ....cells.program import OPERATIONS, Instruction, Put, Section
+from ....cells.program import OPERATIONS, SHARED, Instruction, Put, Section
 
 
 def stores_of(section):
@@ -15,10 +15,11 @@ def stores_of(section):
 def order(section):
     """The numbers of the values that are stored and of those that they take, which come before them.
 
-    Kept planes are first, so the gates are computed in the order of the planes: with all stages, an LSTM in the order
-    of its program spills more.
+    Gates come in the order of the planes, and gradients of states last: compilers schedule by the order of the source,
+    and an LSTM in the order of its program spills where registers are short.
     """
-    found, todo = {}, [put.value for put in sorted(section.puts, key=lambda put: put.to != "keep")][::-1]
+    puts = sorted(section.puts, key=lambda put: 0 if put.to == "keep" else 2 if put.to in SHARED else 1)
+    found, todo = {}, [put.value for put in reversed(puts)]
     while todo:
         missing = [n for n in section.code[todo[-1]].args if n not in found]
         if missing:
