@@ -1,4 +1,4 @@
-"""Generated cells compiled for a GPU that is not here: as good as the hand-written ones, and others without spills.
+"""Generated cells compiled for a GPU that is not here: as good as hand-written ones, and others without spills.
 
 Runs without TRITON_INTERPRET (an interpreted kernel cannot be compiled).
 """
@@ -17,9 +17,12 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton_offline
 from generated_cases import CELLS
+from hand_written import hand_written
 from machine_code import facts, resources
 from pairwise import in_turn
 from triton_offline import ARCHS
+
+from rnnkernels.backends.triton import problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 
@@ -35,16 +38,19 @@ def compiled(cell, H, stages=(), arch="sm_90", dtype=torch.bfloat16, arithmetic=
 
 
 @pytest.mark.parametrize("cell, size", in_turn(["lstm", "gru"], SIZES))
-def test_as_good_as_hand_written(cell, size):
-    """The same schedule, the same number of launches, no stack, and no more instructions in the loop, but for the order
-    of the arithmetic, which is that of the derivation: a gradient d - d z takes 4 % more than d (1 - z) in a GRU."""
-    ours, theirs = (compiled(name, SIZES[size]) for name in (CELLS[cell].text, cell))
-    assert len(ours) == len(theirs) > 1
-    for own, other in zip(ours, theirs, strict=True):
-        assert own.tiles == other.tiles and own.backward == other.backward
-        own, other = facts(own.compiled), facts(other.compiled)
-        assert own["stack"] <= other["stack"] and own["shared"] <= ARCHS["sm_90"].chip.shared
-        assert own["instructions"] <= other["instructions"] * 1.04 and own["tensor"] == other["tensor"]
+def test_as_good_as_hand_written(cell, size, monkeypatch):
+    """The built-in cells, and programs that compute the same: the same schedule, the same number of launches, no more
+    stack, and no more instructions in the loop, but for how the compiler orders them."""
+    found = [compiled(name, SIZES[size]) for name in (cell, CELLS[cell].text)]
+    monkeypatch.setattr(problem, "cell_of", hand_written)
+    theirs = compiled(cell, SIZES[size])
+    for ours in found:
+        assert len(ours) == len(theirs) > 1
+        for own, other in zip(ours, theirs, strict=True):
+            assert own.tiles == other.tiles and own.backward == other.backward
+            own, other = facts(own.compiled), facts(other.compiled)
+            assert own["stack"] <= other["stack"] and own["shared"] <= other["shared"]
+            assert own["instructions"] <= other["instructions"] * 1.01 and own["tensor"] == other["tensor"]
 
 
 MOST_STACK = 32  # bytes of a thread

@@ -240,7 +240,7 @@ def scan_backward(
             c = (new[S - 1],)
             mean, scale = load_moments(c_moments, row, b < B)
             output = (c[0] - mean) * scale * c_gains[0] + c_biases[0]
-            dc = (OUTPUT(arriving[0], kept, output, ACTIVATION),)
+            dc = (OUTPUT(arriving[0], kept, output, ACTIVATION, GATE),)
             if PHASE == 2:
                 total, products = add_parts(more_parts, PARTS, b, B)
             else:

@@ -184,7 +184,7 @@ def scan_forward(
         new, kept = CELL(xs, r, old + given, ACTIVATION, GATE)
         if c_gain is not None:
             c = normed((new[S - 1],), c_gains, more_parts, 1, H, BH, j, b, B, EPS, PHASE, 2)[0] + c_biases[0]
-            new = replaced(new, 0, OUTPUT(kept, c, ACTIVATION), S)
+            new = replaced(new, 0, OUTPUT(kept, c, ACTIVATION, GATE), S)
         for v in tl.static_range(len(OWN)):
             kept = kept + (new[OWN[v]],)
         out = new[S] if Y else new[0]

@@ -37,7 +37,7 @@ def unsupported(call):
 def missing(call):
     """The stages that the kernels lack for a layer on any chip, as a reason, or None."""
     spec = spec_of(call.cell)
-    if not spec.built_in and spec.program.inner and cell_of(call.cell).inner is None:
+    if spec.program.inner and cell_of(call.cell).inner is None:
         return f"{spec.name} keeps nothing that gives the operand of its second product"
     if "project" in call.stages and not call.lacking(STAGES) and cell_of(call.cell).output is None:
         return f"{spec.name} has no projection"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...cells import accumulate_dtype, spec_of
+from ...cells import accumulate_dtype, reference, spec_of
 from . import schedules
 from .cells import Cell, cell_of
 
@@ -61,6 +61,11 @@ class Problem(NamedTuple):
     def norm(self):
         """True with layer norms."""
         return bool(self.ln_x) or bool(self.ln_h)
+
+    @property
+    def functions(self):
+        """In torch, those of built-in cells that the call chooses, by the names that programs have for them."""
+        return dict(zip(("act", "gate"), reference.functions(self.activation, self.recurrent_activation), strict=True))
 
     @property
     def kept(self):

@@ -246,7 +246,7 @@ def weight_gradients(problem, y, gates, cells, found, dvectors=None, dbiases=Non
             if problem.ln_c:
                 gain, bias = (v[d].to(c.dtype) for v in problem.ln_c)
                 c = F.layer_norm(c, c.shape[2:], gain, bias, problem.eps)
-            hidden = problem.cell.output(gates[d], c, problem.activation)
+            hidden = problem.cell.output(gates[d], c, problem.functions)
             out.append(torch.mm(found.projected[d].view(-1, problem.P).t(), hidden.view(-1, problem.H)))
         out += dgains[d] if dgains else []
         out += dvectors[d] if dvectors else []

@@ -1,4 +1,4 @@
-"""A cell's program → Triton source in the manner of the cells in this folder, imported, as a ``Cell`` for the loops.
+"""A cell's program → Triton source, imported, as a ``Cell`` for the loops: of the built-in cells as of all others.
 
 The source lies in Triton's cache directory, by its hash: jit functions need a file. It has nothing of the program's
 text but names, which are identifiers, and numbers.
@@ -12,9 +12,10 @@ from pathlib import Path
 
 from triton.runtime.cache import get_cache_manager
 
-from ....cells.program import parse
+from ....cells import spec_of
+from . import segments
 from .layout import Cell
-from .segments import inner, inner_is_kept, operand, operand_gradients, stores_of
+from .segments import stores_of
 
 OPERATIONS = {
     "add": "{} + {}", "sub": "{} - {}", "mul": "{} * {}", "div": "divide({}, {})", "neg": "-1.0 * {}",
@@ -24,9 +25,15 @@ OPERATIONS = {
     "lt": "({0} < {1}).to({type})", "le": "({0} <= {1}).to({type})", "eq": "({0} == {1}).to({type})",
     "where": "tl.where({} != 0, {}, {})", "tanh_back": "{0} * (1 - {1} * {1})",
     "sigmoid_back": "{0} * ({1} * (1 - {1}))", "relu_back": "tl.where({1} > 0, {0}, 0.0)", "through": "{0}",
+    "act": "activate({}, ACTIVATION)", "act_back": "{0} * slope({1}, ACTIVATION)", "gate": "activate({}, GATE)",
+    "gate_back": "{0} * slope({1}, GATE)", "norm": "{0}", "norm_back": "{0}",  # the loops call what is beyond a norm
 }  # fmt: skip
 WITH_NUMBERS = {"add", "sub", "mul", "lt", "le", "eq"}  # all other instructions take a number as a tile of it
-MATH = ("divide", "exp", "expm1", "larger", "log", "log1p", "sigmoid", "sign", "smaller", "square_root", "tanh")
+MATH = (
+    "activate", "divide", "exp", "expm1", "larger", "log", "log1p", "sigmoid", "sign", "slope", "smaller",
+    "square_root", "tanh",
+)  # fmt: skip
+SETTINGS = "ACTIVATION: tl.constexpr, GATE: tl.constexpr"
 HEAD = '''"""The cell {name}, generated from its program. Tuples of tiles (units, batch):
 
 x  {inputs}
@@ -43,7 +50,8 @@ import triton.language as tl
 class Layout:
     """The places of what a program names in the tuples of tiles that its functions take and give."""
 
-    def __init__(self, program):
+    def __init__(self, spec):
+        program = spec.program
         self.program, self.sections = program, program.sections
         self.stores = {name: stores_of(section) for name, section in self.sections.items()}
         self.beside = [("s", name) for name in program.states] + [("v", name) for name in program.vectors]
@@ -53,6 +61,7 @@ class Layout:
         self.dcross = [what for op, what in self.loads("backward_first") if op == "dcross"]
         self.new = [n for n, name in enumerate(program.states) if self.reads(("n", name))]
         self.old = [n for n, name in enumerate(program.states) if self.reads(("s", name))]
+        self.own = [program.states.index(name) for name in spec.renewed(zoned=True)]
         self.planes, self.recurrent = [], []
         for gate in program.inputs:
             self.planes.append(self.place(("da", gate)) or self.place(("dx", gate)))
@@ -87,13 +96,31 @@ class Layout:
     def merged(self):
         """Pairs of an input and a recurrent gate that are only read as a sum."""
         program, apart = self.program, self.loads("first", "forward")
-        last = program.recurrent[-1] if program.inner else None
         return tuple(
             (program.inputs.index(gate), n)
             for n, gate in enumerate(program.recurrent)
-            if gate in program.inputs and gate != last and not program.given
-            and ("x", gate) not in apart and ("r", gate) not in apart
+            if gate in program.inputs and not program.given
+            and (self.added_to_inner(gate) if program.inner and n + 1 == len(program.recurrent)
+                 else ("x", gate) not in apart and ("r", gate) not in apart)
         )  # fmt: skip
+
+    def added_to_inner(self, gate):
+        """True if the gate's input pre-activation is only read where ``forward`` adds it to the inner product."""
+        first, forward = self.sections["first"], self.sections["forward"]
+        x = [n for n, i in enumerate(first.code) if (i.op, i.what) == ("x", gate)]
+        crossing = [what for to, what, n in first.puts if to == "cross" and n in x]
+        read = [n for n, i in enumerate(forward.code) if i.op == "i" or i.op == "cross" and i.what in crossing]
+        users = [i for i in forward.code if set(i.args) & set(read)]
+        return (
+            not any(set(i.args) & set(x) for i in first.code)
+            and [to for to, _, n in first.puts if n in x] == ["cross"]
+            and [(i.op, sorted(i.args)) for i in users] == [("add", sorted(read))]
+            and not any(n in read for *_, n in forward.puts)
+        )
+
+    def renewal(self, spec):
+        """The section that gives a built-in cell's new states again, where ``backward`` reads them; or None."""
+        return segments.renewal(self.program, [self.program.states[n] for n in self.new]) if spec.built_in else None
 
     def kept(self, forward):
         """The expressions of the kept planes, from those of the values of ``forward``."""
@@ -107,21 +134,23 @@ class Function:
     """The lines of a function from a section of a program."""
 
     def __init__(self, section, loads, like):
-        self.lines, self.values, self.like = [], [], like
-        for number, (op, args, what) in enumerate(section.code):
+        self.lines, self.values, self.like = [], {}, like
+        for number in segments.order(section):
+            op, args, what = section.code[number]
             if op == "const":
-                self.values.append(float(what))
+                self.values[number] = float(what)
                 continue
             if op in OPERATIONS:
                 name, numbers = f"t{number}", op not in WITH_NUMBERS
                 numbers = numbers or all(isinstance(self.values[a], float) for a in args)
                 given = [self.tile(a) if numbers else self.literal(a) for a in args]
                 value = OPERATIONS[op].format(*given, type=f"{like}.dtype")
+                name = value if value in given else name
             else:
                 name, value = op if what is None else f"{op}_{what}", loads[op, what]
             if name != value:
                 self.lines.append(f"{name} = {value}")
-            self.values.append(name)
+            self.values[number] = name
 
     def literal(self, number):
         value = self.values[number]
@@ -147,9 +176,10 @@ def function(name, arguments, lines, *results):
     return head + "".join(f"    {line}\n" for line in (*lines, f"return {', '.join(results)}"))
 
 
-def source(program):
+def source(spec):
     """The source of the cell's functions."""
-    layout, S = Layout(program), len(program.states)
+    program, layout = spec.program, Layout(spec)
+    S = len(program.states)
     loads = {load: f"s[{n}]" for n, load in enumerate(layout.beside)}
     loads |= {("x", gate): f"x[{n}]" for n, gate in enumerate(program.inputs)}
     loads |= {("r", gate): f"r[{n}]" for n, gate in enumerate(program.recurrent)}
@@ -163,7 +193,6 @@ def source(program):
     at = len(layout.beside)
     loads |= {store: f"s[{at + n}]" for n, store in enumerate(layout.crossing) if store[0] == "cross"}
     loads |= {("dcross", what): f"crossing[{n}]" for n, what in enumerate(layout.dcross)}
-    settings = "ACTIVATION: tl.constexpr, GATE: tl.constexpr"
     out = ""
 
     def section(name, like):
@@ -178,27 +207,41 @@ def source(program):
     if program.inner:
         body, stores = section("first", "s[0]")
         crossing = tuple_of([body.of(stores, store) for store in layout.crossing])
-        out += function("first", f"x, r, s, {settings}", body.lines, body.of(stores, ("inner", None)), crossing)
+        out += function("first", f"x, r, s, {SETTINGS}", body.lines, body.of(stores, ("inner", None)), crossing)
     body, stores = section("forward", "s[0]")
     new = [body.of(stores, ("new", name)) for name in program.states]
     new += [body.of(stores, ("y", None))] if program.own_output else []
-    out += function("forward", f"x, r, s, {settings}", body.lines, tuple_of(new), tuple_of(layout.kept(body.tile)))
+    out += function("forward", f"x, r, s, {SETTINGS}", body.lines, tuple_of(new), tuple_of(layout.kept(body.tile)))
     body, stores = section("backward", "ds[0]")
     planes = [body.tile(place[1]) if place and place[0] == "backward" else "tl.zeros_like(ds[0])"
               for place in layout.planes]  # fmt: skip
     rest = more(body, stores) + [body.of(stores, ("dcross", what)) for what in layout.dcross]
-    out += function("backward", f"ds, new, s, kept, {settings}", body.lines, tuple_of(planes), tuple_of(rest))
+    out += function("backward", f"ds, new, s, kept, {SETTINGS}", body.lines, tuple_of(planes), tuple_of(rest))
     if program.inner:
         body, stores = section("backward_first", "gi")
         planes = [body.tile(place[1]) for place in layout.planes if place and place[0] == "backward_first"]
-        arguments = f"gi, crossing, new, s, kept, {settings}"
+        arguments = f"gi, crossing, new, s, kept, {SETTINGS}"
         out += function("backward_first", arguments, body.lines, tuple_of(planes), tuple_of(more(body, stores)))
     if "operand" in program.sections:
         body, stores = section("backward_operand", "go")
         out += function("backward_operand", "go, s", body.lines, tuple_of(more(body, stores)))
-    if layout.new:
-        states = [f"kept[{program.keep + layout.new.index(n)}]" if n in layout.new else f"old[{n}]" for n in range(S)]
+    if layout.own:
+        states = [f"kept[{program.keep + layout.own.index(n)}]" if n in layout.own else f"old[{n}]" for n in range(S)]
         out += function("renew", "old, kept", [], tuple_of(states))
+    elif renewal := layout.renewal(spec):
+        body = Function(renewal, loads | {("s", name): f"old[{n}]" for n, name in enumerate(program.states)}, "old[0]")
+        stores = stores_of(renewal)
+        states = [body.tile(stores["new", name]) if ("new", name) in stores else f"old[{n}]"
+                  for n, name in enumerate(program.states)]  # fmt: skip
+        out += function("renew", "old, kept", body.lines, tuple_of(states))
+    if spec.output_norm:
+        normed = loads | {("n", program.states[-1]): "c", ("g", program.states[0]): "dh"}
+        for name, arguments, cut in (
+            ("hidden", "kept, c", segments.output_part(program)),
+            ("backward_hidden", "dh, kept, c", segments.backward_output_part(program)),
+        ):
+            body = Function(cut, normed, "c")
+            out += function(name, f"{arguments}, {SETTINGS}", body.lines, body.tile(cut.puts[0].value))
     used = ", ".join(name for name in MATH if f"{name}(" in out)
     beside = "".join(f" {name}" for _, name in layout.beside[S:])
     return HEAD.format(
@@ -223,24 +266,29 @@ def imported(text):
 
 
 @functools.cache
-def cell_of(text):
-    """The ``Cell`` of a program."""
-    program = parse(text)
-    layout, module = Layout(program), imported(source(program))
+def cell_of(name):
+    """The ``Cell`` of the op's ``cell``: the name of a built-in cell, or the text of a program."""
+    spec = spec_of(name)
+    program, layout, module = spec.program, Layout(spec), imported(source(spec))
     second, other = program.inner, "operand" in program.sections
     early = [n for n, place in enumerate(layout.planes) if place and place[0] == "backward_first"]
+
+    def in_torch(function, there):
+        return functools.partial(function, program) if there else None
+
     return Cell(
         module.forward, module.backward, len(program.inputs), len(program.states), program.keep, len(layout.planes),
         tuple(layout.recurrent), tuple(n in layout.new for n in range(len(program.states))),
         tuple(n in layout.old for n in range(len(program.states))), merged=layout.merged,
         first=module.first if second else None, backward_first=module.backward_first if second else None,
-        first_planes=tuple(early.index(n) if n in early else -1 for n in range(len(layout.planes))),
-        cross=len(layout.dcross),
-        inner=functools.partial(inner, program) if second and inner_is_kept(program) else None,
-        renew=module.renew if layout.new else None, vectors=len(program.vectors), sequences=len(program.sequence),
-        steps=len(program.step), operand=module.operand if other else None,
-        backward_operand=module.backward_operand if other else None,
-        operands=functools.partial(operand, program) if other else None,
-        operand_gradients=functools.partial(operand_gradients, program) if other else None,
-        y=program.own_output, own=tuple(layout.new), finite=False, text=text,
+        first_planes=tuple(early.index(n) if n in early else -1 for n in range(len(layout.planes))) if second else (),
+        cross=len(layout.dcross), inner=in_torch(segments.inner, second and segments.inner_is_kept(program)),
+        hidden=module.hidden if spec.output_norm else None,
+        backward_hidden=module.backward_hidden if spec.output_norm else None, renew=getattr(module, "renew", None),
+        new_cells=in_torch(segments.new_cells, spec.has_projection or spec.output_norm),
+        output=in_torch(segments.output, spec.has_projection), vectors=len(program.vectors),
+        sequences=len(program.sequence), steps=len(program.step), operand=module.operand if other else None,
+        backward_operand=module.backward_operand if other else None, operands=in_torch(segments.operand, other),
+        operand_gradients=in_torch(segments.operand_gradients, other), y=program.own_output, own=tuple(layout.own),
+        finite=spec.built_in, text="" if spec.built_in else program.text,
     )  # fmt: skip

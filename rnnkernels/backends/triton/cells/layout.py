@@ -47,13 +47,15 @@ class Cell(NamedTuple):
     """``backward_hidden(dh, kept, c)``: the gradient of that, which ``backward`` adds to the last state's."""
 
     renew: Any = None
-    """``renew(old, kept)`` gives the new states that zoneout has overwritten; None: they are not needed."""
+    """``renew(old, kept)`` gives the new states that zoneout has overwritten; None: they are not needed, or the loop
+    computes them from the states after zoneout."""
 
     new_cells: Any = None
     """``new_cells(gates, old)``: the same for the last state, of all steps at once and in torch."""
 
     output: Any = None
-    """``output(gates, cells, activation)``: h before a projection, from the kept planes; None: no projection."""
+    """``output(gates, cells, functions)``: h before a projection, from the kept planes and the last state, at all steps
+    and in torch, with the functions that the call chooses by name; None: no projection."""
 
     vectors: int = 0
     """V learned vectors (H), which follow the states among what the functions read and give gradients of."""
@@ -86,7 +88,7 @@ class Cell(NamedTuple):
     """Where all that the functions read is zero they give numbers, not infinities."""
 
     text: str = ""
-    """The program that it was generated from."""
+    """The program, if the op's ``cell`` is that; built-in cells have names."""
 
     def __hash__(self):
         """Of its numbers only: the hash of a jit function is that of its source."""

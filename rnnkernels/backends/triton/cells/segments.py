@@ -4,12 +4,29 @@ Letters: T time, B batch, H hidden, K planes that the forward pass keeps.
 """
 
 from ....cells import interpret
-from ....cells.program import OPERATIONS, Instruction, Section
+from ....cells.program import OPERATIONS, SHARED, Instruction, Put, Section
 
 
 def stores_of(section):
     """The number of the value of every store, by what it stores and its name."""
     return {(to, what): value for to, what, value in section.puts}
+
+
+def order(section):
+    """The numbers of the values that are stored and of those that they take, which come before them.
+
+    Gates come in the order of the planes, and gradients of states last: compilers schedule by the order of the source,
+    and an LSTM in the order of its program spills where registers are short.
+    """
+    puts = sorted(section.puts, key=lambda put: 0 if put.to == "keep" else 2 if put.to in SHARED else 1)
+    found, todo = {}, [put.value for put in reversed(puts)]
+    while todo:
+        missing = [n for n in section.code[todo[-1]].args if n not in found]
+        if missing:
+            todo += missing[::-1]
+        else:
+            found[todo.pop()] = None
+    return list(found)
 
 
 def beside(program, states, vectors, inputs):
@@ -20,9 +37,9 @@ def beside(program, states, vectors, inputs):
     return loads | {("u", name): tensor for name, tensor in zip(names, inputs, strict=True)}
 
 
-def run(section, loads, like):
-    """What a section stores, by kind and name, from what it loads."""
-    return interpret.run(section, lambda op, what: loads[op, what], like)
+def run(section, loads, like, functions=()):
+    """What a section stores, by kind and name, from what it loads; ``functions`` are those that a call chooses."""
+    return interpret.run(section, lambda op, what: loads[op, what], like, functions)
 
 
 def operand(program, states, vectors, inputs):
@@ -49,22 +66,64 @@ def kept_values(program):
     return kept
 
 
+def part(section, values, leaves):
+    """The section with the named values alone: their numbers by what they are stored as.
+
+    ``leaves`` are instructions that load values, by their numbers, in place of those that compute them.
+    """
+    code, numbers, needed = [], {}, set(values.values())
+    for n in range(max(needed), -1, -1):
+        if n in needed and n not in leaves:
+            needed.update(section.code[n].args)
+    for n in sorted(needed):
+        numbers[n] = len(code)
+        op, args, what = leaves.get(n, section.code[n])
+        code.append(Instruction(op, tuple(numbers[a] for a in args), what))
+    return Section(tuple(code), tuple(Put(*store, numbers[n]) for store, n in values.items()))
+
+
+def plane(number):
+    return Instruction("k", (), number)
+
+
 def from_planes(program):
     """The section ``first`` with the operand of the second product alone, from what is kept."""
     first, kept = program.sections["first"], kept_values(program)
-    value, code, numbers = first.value("inner"), [], {}
-    needed = {value}
-    for n in range(value, -1, -1):
-        if n in needed and n not in kept:
-            needed.update(first.code[n].args)
-    for n in sorted(needed):
-        op, args, what = first.code[n]
-        numbers[n] = len(code)
-        if n in kept:
-            code.append(Instruction("k", (), kept[n]))
-        else:
-            code.append(Instruction(op, tuple(numbers[a] for a in args), what))
-    return Section(tuple(code), (("inner", None, numbers[value]),))
+    leaves = {n: plane(what) for n, what in kept.items()}
+    return part(first, {("inner", None): first.value("inner")}, leaves)
+
+
+def renewal(program, states):
+    """The section ``forward`` with the new values of these states alone, from the kept planes and the old states; None
+    where these do not tell them, or where there are none of these states."""
+    forward = program.sections["forward"]
+    leaves = {n: plane(what) for to, what, n in forward.puts if to == "keep"}
+    if not states:
+        return None
+    found = part(forward, {("new", name): forward.value("new", name) for name in states}, leaves)
+    return found if all(i.args or i.op in ("k", "s", "const") for i in found.code) else None
+
+
+def norm_of(section):
+    """The number of the norm of the last state on its way to the output, or None."""
+    return next((n for n, i in enumerate(section.code) if i.op == "norm"), None)
+
+
+def output_part(program):
+    """The section ``forward`` with the new h alone, from the kept planes and the last state as it enters the output."""
+    forward, (h, *_, last) = program.sections["forward"], program.states
+    leaves = {n: plane(what) for to, what, n in forward.puts if to == "keep"}
+    at = norm_of(forward)
+    leaves[forward.value("new", last) if at is None else at] = Instruction("n", (), last)
+    return part(forward, {("new", h): forward.value("new", h)}, leaves)
+
+
+def backward_output_part(program):
+    """The section ``backward`` with the gradient of the normed last state alone."""
+    backward = program.sections["backward"]
+    (gradient,) = (i.args[0] for i in backward.code if i.op == "norm_back")
+    leaves = {norm_of(backward): Instruction("n", (), program.states[-1])}
+    return part(backward, {("g", program.states[-1]): gradient}, leaves)
 
 
 def inner_is_kept(program):
@@ -75,5 +134,23 @@ def inner_is_kept(program):
 def inner(program, states, gates, vectors, inputs):
     """The operand of the second product from the kept planes (T, B, K, H)."""
     loads = beside(program, states, vectors, inputs)
-    loads |= {("k", plane): gates[:, :, plane] for plane in range(program.keep)}
+    loads |= planes_of(program, gates)
     return run(from_planes(program), loads, states[0])["inner", None]
+
+
+def planes_of(program, gates):
+    """The kept planes (T, B, K, H) as what sections load."""
+    return {("k", n): gates[:, :, n] for n in range(program.keep)}
+
+
+def new_cells(program, gates, old):
+    """The last state after every step (T, B, H) from the kept planes and from the one that entered."""
+    last = program.states[-1]
+    loads = planes_of(program, gates) | {("s", last): old}
+    return run(renewal(program, (last,)), loads, old)["new", last]
+
+
+def output(program, gates, cells, functions):
+    """h of every step (T, B, H), in the dtype of the kept planes, from these and from the new last state."""
+    loads = planes_of(program, gates) | {("n", program.states[-1]): cells}
+    return run(output_part(program), loads, cells, functions)["new", program.states[0]].to(gates.dtype)
