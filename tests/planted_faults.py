@@ -61,7 +61,7 @@ FAULTS = {
     ),
     # C++: cells, schedules, masks, remainders
     "cpp: gradient of the forget gate": Fault(
-        "cpp", "d[1] = of.gate_back(dc_new * c, f);", "d[1] = of.gate_back(dc_new * (PLANTED ? y : c), f);",
+        "cpp", "const V v7 = f.gate_back(v6, kept[1]);", "const V v7 = f.gate_back(v6, kept[PLANTED ? 0 : 1]);",
         "sizes-float32",
     ),
     "cpp: rows live a step too long, backward": Fault(
@@ -74,8 +74,9 @@ FAULTS = {
         "masks-float32",
     ),
     "cpp: sums of the first step are not cleared": Fault(
-        "cpp", "if (slot < 0) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));",
-        "if (slot < 0 && !PLANTED) std::fill_n(sums, (u1 - u0) * n * WIDTH, A(0));", "sizes-float32 stages-float32",
+        "cpp", "for (int64_t i = u0; slot < 0 && i < u1; ++i)",
+        "for (int64_t i = u0; slot < 0 && !PLANTED && i < u1; ++i)",
+        "sizes-float32 stages-float32",
     ),
     "cpp: a read past the end of a row": Fault(
         "cpp", "const int n = int(std::min<int64_t>(W, H - j));\n    A* to = dz_of(slot, b) + j;",
@@ -105,7 +106,8 @@ FAULTS = {
         "test_options.py test_recompute.py",
     ),
     "options: heads take their rows gate by gate in another order": Fault(
-        "python", "w.unflatten(0, (G, N, -1))[:, n].flatten(0, 1)", "w.unflatten(0, (N, G, -1))[n].flatten(0, 1)",
+        "python", "w.unflatten(0, (w.size(0) // H, N, -1))[:, n].flatten(0, 1)",
+        "w.unflatten(0, (N, w.size(0) // H, -1))[n].flatten(0, 1)",
         "test_options.py",
     ),
     "options: the mask of recurrent dropout is not scaled by 1 / (1 - p)": Fault(
