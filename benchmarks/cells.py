@@ -21,7 +21,7 @@ from benchmarks import cli, machine
 from benchmarks.measure import alternate, wall_time
 from benchmarks.providers.cell_loop import loop_of
 from benchmarks.rows import summed_up
-from rnnkernels.cells import OF_LIBRARY as LIBRARY
+from rnnkernels.cells.library import __all__ as LIBRARY
 
 EQUAL = 2e-4  # largest difference of outputs over the largest output: loops round otherwise
 

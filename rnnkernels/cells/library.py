@@ -9,14 +9,9 @@ import math
 import torch
 import torch.nn.functional as F
 
-from .built_in import gru, gru_reset_before, lstm, rnn
-from .definition import cell
+from .built_in import gru, gru_reset_before, lstm, rnn  # noqa: F401 - cells of the library too
+from .definition import Cell, cell
 from .trace import derivative, product
-
-__all__ = [
-    "augru", "cfc", "cifg_lstm", "ea_lstm", "gru", "gru_d", "gru_reset_before", "ind_rnn", "janet", "leaky_rnn",
-    "li_gru", "lif", "lstm", "mgu", "min_gru", "min_lstm", "peephole_lstm", "rnn", "slstm", "sru",
-]  # fmt: skip
 
 
 @cell(inputs="i f g o", recurrent="i f g o", states="h c", vectors="p_i p_f p_o")
@@ -232,3 +227,6 @@ def lif(x, r, s, beta, threshold):
     1 / (1 + (pi (v - threshold))^2), and lets none through the reset. Constants: beta, 0.9, and threshold, 1.
     """
     return beta * s.v + x.v + r.v - threshold * spikes(s, threshold).detach()
+
+
+__all__ = sorted(name for name, value in list(globals().items()) if isinstance(value, Cell))

@@ -14,7 +14,8 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import rnnkernels
 from rnnkernels import backends, cells
-from rnnkernels.cells import CELLS, OF_LIBRARY
+from rnnkernels.cells import CELLS
+from rnnkernels.cells.library import __all__ as OF_LIBRARY
 from rnnkernels.cells.weights import weights_of
 
 BOTH = (False, True)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rnnkernels import cells
-from rnnkernels.cells import OF_LIBRARY, spec_of
+from rnnkernels.cells import spec_of
+from rnnkernels.cells.library import __all__ as OF_LIBRARY
 from rnnkernels.cells.program import LOADS, PUTS, Program, Refused, parse
 
 DECAY = """cell 1 decay
