@@ -3,6 +3,7 @@
 Letters: G gates, H hidden, I input, P output of a step, N heads.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -45,21 +46,26 @@ def weights_of(cell, I, H, P=None, *, bias=True, project=False, layer_norm=False
     return tuple(table + [Weight(name, "vector", (H,)) for name in spec.vectors])
 
 
-_NAMES = {}
-
-
 def names_of(cell, bias=True, project=False, layer_norm=False):
     """The names of a direction's weights, in the order of the op."""
-    key = cell, bool(bias), bool(project), bool(layer_norm)
-    found = _NAMES.get(key)
-    if found is None:
-        found = tuple(w.name for w in weights_of(cell, 1, 1, bias=key[1], project=key[2], layer_norm=key[3]))
-        if not torch.compiler.is_compiling():  # a graph does not write into dictionaries
-            _NAMES[key] = found
-    return found
+    compute = _names_of if torch.compiler.is_compiling() else _known_names_of
+    return compute(cell, bool(bias), bool(project), bool(layer_norm))
+
+
+def _names_of(cell, bias, project, layer_norm):
+    return tuple(w.name for w in weights_of(cell, 1, 1, bias=bias, project=project, layer_norm=layer_norm))
 
 
 def shapes_of(cell, num_layers, D, I, H, P, **settings):  # noqa: E741
     """The shapes of all weights of layers on top of each other, layer by layer and in it direction by direction."""
+    compute = _shapes_of if torch.compiler.is_compiling() else _known_shapes_of
+    return compute(cell, num_layers, D, I, H, P, **settings)
+
+
+def _shapes_of(cell, num_layers, D, I, H, P, **settings):  # noqa: E741
     first, others = ([w.shape for w in weights_of(cell, width, H, P, **settings)] for width in (I, D * P))
     return first * D + others * (D * (num_layers - 1))
+
+
+# TorchDynamo traces no lru_cache
+_known_names_of, _known_shapes_of = (lru_cache(maxsize=1024)(f) for f in (_names_of, _shapes_of))
