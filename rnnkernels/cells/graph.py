@@ -20,7 +20,7 @@ EAGER = {
 
 
 class Node(NamedTuple):
-    """One value. ``of`` are the numbers of the nodes that it is computed from; ``line`` is where the user wrote it."""
+    """One value. ``of`` are the numbers of the nodes that it is computed from."""
 
     op: str
     of: tuple[int, ...]
