@@ -18,7 +18,7 @@ from ..op.schema import over_layers
 from . import masks
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import PLAIN, check_heads, take_options
-from .own_cells import check_cell, check_extras, take_constants, take_extras
+from .own_cells import check_cell, check_extras, check_heads_of, take_constants, take_extras
 
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
 
@@ -197,19 +197,13 @@ def recurrent(
     normed = options is not None and options.layer_norm
     text = program.text if normed else cell.kernel
     spec = spec_of(program.text)
-    if input.is_nested:
-        refuse_nested("functional.recurrent")
-    if input.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
+    check_batched("recurrent", input)
     states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
     if len(states) not in (0, spec.states):
         raise RuntimeError(f"{program.name} expects {spec.states} hidden states, got {len(states)}")
     names = names_of(text, has_biases, False, options is not None and options.layer_norm)
     if len(params) != len(names) * num_layers * len(reverse):
-        raise RuntimeError(
-            f"got an incorrect number of RNN parameters: {len(params)} for num_layers={num_layers}, "
-            f"bidirectional={bidirectional}, has_biases={has_biases}"
-        )
+        raise wrong_count(params, num_layers, bidirectional, has_biases)
     own = dict(zip(names, params, strict=False))
     heads = 1 if options is None else options.heads
     if "weight_hh" in own:
@@ -224,12 +218,9 @@ def recurrent(
     x = input.transpose(0, 1) if batch_first else input
     extras = take_extras(cell, more, input, batch_first, 3)
     check_extras(program, extras, x, H)
-    lengths, restart = None if lengths is None else check_lengths(lengths, x), ()
-    if reset is not None:
-        reset, restart = check_reset(reset, input, batch_first, bidirectional)
-        restart = (restart,) if isinstance(restart, Tensor) else restart
-        if len(restart) not in (0, spec.states):
-            raise RuntimeError(f"{program.name} expects {spec.states} states to restart from, got {len(restart)}")
+    check_heads_of(program, heads, H)
+    lengths = None if lengths is None else check_lengths(lengths, x)
+    reset, restart = restarts(reset, input, batch_first, bidirectional, spec)
     I = own["weight_ih"].size(1) if "weight_ih" in own else input.size(2)  # noqa: E741
     y, last = layers(
         text, x, states, params, num_layers, reverse, has_biases, False, I, H, H, None, dropout if train else 0.0,
@@ -247,29 +238,19 @@ def _run(
     options = take_options(cell, given) if given else None
     if given:
         raise TypeError(f"{cell}() got an unexpected keyword argument {next(iter(given))!r}")
-    if input.is_nested:
-        refuse_nested(f"functional.{cell}")
-    if input.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
+    check_batched(cell, input)
     if len(states) not in (0, spec.states) or isinstance(states, Tensor):
         raise RuntimeError(f"{cell} expects {('one hidden state', 'two hidden states')[spec.states - 1]}")
     per_direction, odd = divmod(len(params), num_layers * len(reverse))
     norms = options is not None and options.layer_norm
     project = spec.has_projection and per_direction == len(names_of(cell, bias, True, norms))
     if odd or per_direction != len(names_of(cell, bias, project, norms)):
-        raise RuntimeError(
-            f"got an incorrect number of RNN parameters: {len(params)} for num_layers={num_layers}, "
-            f"bidirectional={bidirectional}, has_biases={bias}"
-        )
+        raise wrong_count(params, num_layers, bidirectional, bias)
     x = input.transpose(0, 1) if batch_first else input
-    w_hh, restart = params[1], ()
+    w_hh = params[1]
     H, P = (w_hh.size(0) // spec.gates, w_hh.size(1)) if w_hh.dim() != 3 else (w_hh.size(0) * w_hh.size(2),) * 2
     lengths = None if lengths is None else check_lengths(lengths, x)
-    if reset is not None:
-        reset, restart = check_reset(reset, input, batch_first, bidirectional)
-        restart = (restart,) if isinstance(restart, Tensor) else restart
-        if len(restart) not in (0, spec.states):
-            raise RuntimeError(f"{cell} expects {spec.states} states to restart from, got {len(restart)}")
+    reset, restart = restarts(reset, input, batch_first, bidirectional, spec)
     I, P, dropout = params[0].size(1), P if project else H, dropout if train else 0.0  # noqa: E741
     if options is not None:
         check_heads(options.heads, H, project)
@@ -278,6 +259,33 @@ def _run(
         options=options, train=train, reset_states=restart,
     )  # fmt: skip
     return batch_major(y) if batch_first else y, *last
+
+
+def check_batched(name, input):
+    """Check that the input of a function has three dimensions."""
+    if input.is_nested:
+        refuse_nested(f"functional.{name}")
+    if input.dim() != 3:
+        raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
+
+
+def wrong_count(params, num_layers, bidirectional, bias):
+    """torch's error for a wrong number of parameters."""
+    return RuntimeError(
+        f"got an incorrect number of RNN parameters: {len(params)} for num_layers={num_layers}, "
+        f"bidirectional={bidirectional}, has_biases={bias}"
+    )
+
+
+def restarts(reset, input, batch_first, bidirectional, spec):
+    """``reset`` as a mask (T, B) or None, and the S states to restart from, none for zeros."""
+    if reset is None:
+        return None, ()
+    reset, restart = check_reset(reset, input, batch_first, bidirectional)
+    restart = (restart,) if isinstance(restart, Tensor) else restart
+    if len(restart) not in (0, spec.states):
+        raise RuntimeError(f"{spec.name} expects {spec.states} states to restart from, got {len(restart)}")
+    return reset, restart
 
 
 def layers(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..cells.definition import Cell
 from .checks import aside
+from .options import check_heads
 
 
 def check_cell(cell):
@@ -14,6 +15,13 @@ def check_cell(cell):
     if not isinstance(cell, Cell):
         hint = "; decorate it with rnnkernels.cell" if callable(cell) else ""
         raise TypeError(f"cell should be a cell of rnnkernels, got: {type(cell).__name__}{hint}")
+
+
+def check_heads_of(program, heads, H):
+    """Check that a layer of a cell of one's own can be cut into so many heads."""
+    check_heads(heads, H, False)
+    if heads > 1 and (program.extras or not program.recurrent):
+        raise ValueError("heads is for a cell with a recurrent product and without extra inputs")
 
 
 def take_constants(cell, keywords):

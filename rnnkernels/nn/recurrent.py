@@ -12,8 +12,8 @@ from ..recorders.tracers import LEAF, Leaf
 from .base import RecurrentBase
 from .checks import refuse_nested
 from .functional import FORWARD, layers
-from .options import check_heads, take_options
-from .own_cells import check_cell, check_extras, refuse_unknown, take_constants, take_extras
+from .options import take_options
+from .own_cells import check_cell, check_extras, check_heads_of, refuse_unknown, take_constants, take_extras
 
 
 def check_size(name, value):
@@ -87,9 +87,7 @@ class Recurrent(RecurrentBase):
         if program.given and num_layers > 1 and D != gates:
             raise ValueError(f"{program.name} has project_input=False, its output cannot be the input of another layer")
         heads = 1 if options is None else options.heads
-        check_heads(heads, hidden_size, False)
-        if heads > 1 and (program.extras or not program.recurrent):
-            raise ValueError("heads is for a cell with a recurrent product and without extra inputs")
+        check_heads_of(program, heads, hidden_size)
         self.cell, self.init, self._options = cell, init, options
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), D == 2

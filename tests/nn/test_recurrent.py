@@ -209,6 +209,14 @@ def test_function():
     assert_close("constant", y, layer_of("rates", alpha=0.5)(x)[0])
 
 
+def test_function_refuses_heads_beside_extra_inputs():
+    layer = layer_of("decayed")
+    x, params = torch.randn(T, B, I, dtype=torch.float64), list(layer.parameters())
+    params[1] = torch.randn(2, H, H // 2, dtype=torch.float64)
+    with pytest.raises(ValueError, match="heads is for a cell with a recurrent product and without extra inputs"):
+        functional.recurrent(layer.cell, x, None, params, heads=2, **inputs_of(layer))
+
+
 def test_names_and_initial_values():
     layer = Recurrent(CELLS["peephole"], I, H, 2, bidirectional=True, layer_norm=True, init=lambda name, p: p.zero_())
     assert list(dict(layer.named_parameters()))[:9] == [
