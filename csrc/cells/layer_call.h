@@ -65,6 +65,7 @@ struct LayerCall {
   int64_t T, B, I, H, P, D;
   bool bias, project, layer_norm;
   double eps;                                                     // of layer_norm
+  int parts;  // bf16 parts of a float32 number in products, at most; 0: all three
   Activation act = Activation::tanh, gate = Activation::sigmoid;  // of candidates and outputs; of gates
   std::vector<bool> reverse;                                      // per direction of a group
 

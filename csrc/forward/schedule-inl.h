@@ -47,17 +47,19 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
     s.chunked = call.T > 1 && rows < 32;
     return s;
   }
-  // Pairs in vectors pay for bf16 itself. Matrix registers take a float in three parts and still win, if there are rows
+  // Pairs in vectors pay for a single part. Matrix registers take a float in three parts and still win, if there are rows
   // and columns to fill them, and if the weights, half as large again, still fit the cache or are used by many rows.
-  const bool bfloat16 = call.storage == Storage::bfloat16, tiles = engine == Engine::tiles;
-  if (sizeof(A) == 8 || !(tiles || (engine == Engine::pairs && bfloat16))) return s;
-  s.parts = bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3;
+  const int all = call.storage == Storage::bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3,
+            parts = call.parts && all == 3 ? call.parts : all;
+  const bool single = parts == 1, tiles = engine == Engine::tiles;
+  if (sizeof(A) == 8 || !(tiles || (engine == Engine::pairs && single))) return s;
+  s.parts = parts;
   // Weights that are used once are split for so many rows, and only by matrix registers.
-  const int64_t few = once ? (bfloat16 ? 16 : 64) : bfloat16 ? 4 : 16, fewest = once ? few : 2 * few;
+  const int64_t few = once ? (single ? 16 : 64) : single ? 4 : 16, fewest = once ? few : 2 * few;
   // Six products a number earn the least where sums are short, and there the matrix unit of a virtual machine, which a
   // stranger may be using at the same time, is no faster than vectors.
   const bool sums = s.parts < 3 || once || call.I + call.P > kShortSums;
-  const bool wide = sums && (call.H >= 64 || (bfloat16 && call.H >= 32));
+  const bool wide = sums && (call.H >= 64 || (single && call.H >= 32));
   const int64_t ih_bytes = 2 * s.parts * cell.ih_gates * call.H * call.I,
                 hh_bytes = 2 * s.parts * cell.hh_gates * call.H * call.P;
   if (tiles && projects && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;

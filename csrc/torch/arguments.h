@@ -120,6 +120,10 @@ struct Call : LayerCall {
       lengths_stride_X = each ? B : 0;
     }
   }
+  void take_parts(int64_t n) {
+    STD_TORCH_CHECK(n >= 0 && n <= 3, "rnnkernels: expected parts from 0 to 3, got ", n);
+    parts = int(n);
+  }
   static void take_activation(const std::string& name, Activation& to) {
     STD_TORCH_CHECK(find_activation(name, to),
                     "rnnkernels: expected an activation out of tanh, relu, sigmoid, hard_sigmoid, linear, got ", name);

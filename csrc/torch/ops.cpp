@@ -42,7 +42,7 @@ uint64_t kind_of(const LayerCall& call, bool backward) {
   while (call.T >> T) ++T;
   for (int64_t fact : {int64_t(call.cell->id), int64_t(call.storage), T, call.B, call.I, call.H, call.P, call.D,
                        int64_t(backward), int64_t(call.gates != nullptr), int64_t(call.layer_norm),
-                       int64_t(call.lengths != nullptr), int64_t(call.quantized()), int64_t(thread_count())})
+                       int64_t(call.lengths != nullptr), int64_t(call.quantized()), int64_t(call.parts), int64_t(thread_count())})
     hash = (hash ^ uint64_t(fact)) * 1099511628211u;
   return hash;
 }
@@ -62,11 +62,12 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
                 const Flags& reverse, bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
                 const MaybeTensor& lengths, const MaybeTensor& reset, const MaybeTensors& reset_states,
                 const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
-                const MaybeTensors& extras) {
+                const MaybeTensors& extras, int64_t parts) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
   Call call(cell_name, x, Bools(reverse.begin(), reverse.end()), bias, project, act, gate_name, lengths);
   call.layer_norm = layer_norm, call.eps = eps;
+  call.take_parts(parts);
   const int64_t n = call.weights_per_layer();
   const CellInfo& info = *call.cell;
   STD_TORCH_CHECK(call.D > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ",
@@ -95,9 +96,9 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const MaybeTensors& reset_states, const MaybeTensor& h_mask,
                                            const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
-                                           const MaybeTensors& extras, bool save) {
+                                           const MaybeTensors& extras, int64_t parts, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras);
+                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts);
   const Program* const program = call.cell->program.get();
   STD_TORCH_CHECK(!save || !program || !program->inner || program->again_there, "rnnkernels: the cell ",
                   call.cell->name, " cannot be trained: the operand of its inner product does not follow from states, ",
@@ -126,7 +127,7 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
 std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, const Tensors& weights,
                                   StringHandle cell, int64_t layers, bool bidirectional, bool bias, int64_t hidden_size,
                                   int64_t proj_size, const MaybeString& activation, const MaybeTensor& lengths,
-                                  const std::optional<Tensors>& scales, bool float_rows) {
+                                  const std::optional<Tensors>& scales, bool float_rows, int64_t parts) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
@@ -143,6 +144,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
                   "rnnkernels: int8 weights want x in float32 and ", layers * 2 * D, " scales");
   const Tensor* const scale = scales ? scales->data() : nullptr;
   call.float_rows = float_rows;
+  call.take_parts(parts);
   call.take_weights(weights.data(), H, P, scale);
   call.take_states(given(states), layers);
 
@@ -176,9 +178,9 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
     const MaybeTensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
     const MaybeTensors& reset_states, const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps,
-    int64_t hidden_size, const MaybeTensors& extras, const Tensor& y, const Tensors& saved, const Flags& needs) {
+    int64_t hidden_size, const MaybeTensors& extras, int64_t parts, const Tensor& y, const Tensors& saved, const Flags& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras);
+                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
@@ -227,7 +229,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
 }
 
 std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                     bool, bool layer_norm) {
+                     bool, bool layer_norm, int64_t parts) {
   LayerCall call{};
   const std::string cell_name = text(cell);
   const bool quantized = dtype == aoti_torch_dtype_int8();
@@ -239,7 +241,7 @@ std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int
                   " is a program, which is not run in int8");
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
-  call.layer_norm = layer_norm;
+  call.layer_norm = layer_norm, call.parts = int(parts);
   if (quantized) call.scales.resize(2 * D);
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }
@@ -258,7 +260,7 @@ void use(StringHandle name) { use_instruction_set(text(name)); }
 #define ARGUMENTS                                                                                                     \
   "str cell, Tensor x, Tensor[]? states, Tensor[] weights, int[] reverse, bool bias, bool project, str? activation, " \
   "str? recurrent_activation, Tensor? lengths, Tensor? reset, Tensor[]? reset_states, Tensor? h_mask, "               \
-  "Tensor[]? zone, bool layer_norm, float eps, int hidden_size, Tensor[]? extras"
+  "Tensor[]? zone, bool layer_norm, float eps, int hidden_size, Tensor[]? extras, int parts"
 #define LAYER "(" ARGUMENTS ", bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)"
 #define LAYER_BACKWARD                                                                                     \
   "(Tensor dy, Tensor[] dlast, Tensor? dcells, " ARGUMENTS                                                 \
@@ -267,14 +269,14 @@ void use(StringHandle name) { use_instruction_set(text(name)); }
 #define STACK                                                                                                \
   "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, " \
   "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "    \
-  "bool float_rows=False) -> (Tensor y, Tensor[] last)"
+  "bool float_rows=False, int parts=0) -> (Tensor y, Tensor[] last)"
 STABLE_TORCH_LIBRARY(rnnkernels, m) {
   m.def("layer" LAYER), m.def("plain_layer" LAYER);
   m.def("layer_backward" LAYER_BACKWARD), m.def("plain_layer_backward" LAYER_BACKWARD);
   m.def("stack" STACK), m.def("plain_stack" STACK);
   m.def(
       "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
-      "bool layer_norm=False) -> str");
+      "bool layer_norm=False, int parts=0) -> str");
   m.def("instruction_sets() -> str");
   m.def("use_instruction_set(str name) -> ()");  // for tests: for the whole process, "" for the default
 }

@@ -42,6 +42,8 @@ class LayerCall(NamedTuple):
     hidden_size: int = 0
     """H; 0: read it off ``weight_hh``."""
     extras: list[Tensor] | None = ()
+    parts: int = 0
+    """The bf16 parts of a float32 number in products on the CPU: 3, 2 or 1; 0: 3."""
 
     @classmethod
     def of(cls, *arguments):
@@ -98,18 +100,18 @@ class LayerCall(NamedTuple):
         """All that is no tensor, by name; given to ``from_flat`` together with what ``flat`` gives."""
         return (
             self.cell, tuple(map(bool, self.reverse)), self.bias, self.project, self.activation,
-            self.recurrent_activation, self.layer_norm, self.eps, self.hidden_size,
+            self.recurrent_activation, self.layer_norm, self.eps, self.hidden_size, self.parts,
         )  # fmt: skip
 
     @classmethod
     def from_flat(cls, settings, sizes, flat):
         """The call of some ``settings``, ``sizes`` and ``flat`` tensors."""
-        cell, reverse, bias, project, activation, recurrent_activation, layer_norm, eps, hidden_size = settings
+        cell, reverse, bias, project, activation, recurrent_activation, layer_norm, eps, hidden_size, parts = settings
         states, weights, reset, n = sizes[0] + sizes[1], sum(sizes[:3]), sum(sizes[:4]), sum(sizes)
         return cls(
             cell, flat[0], flat[1:states], flat[states:weights], reverse, bias, project, activation,
             recurrent_activation, flat[n], flat[n + 1], flat[weights:reset], flat[n + 2], flat[n + 3 :],
-            layer_norm, eps, hidden_size, flat[reset:n],
+            layer_norm, eps, hidden_size, flat[reset:n], parts,
         )  # fmt: skip
 
     def cast(self, dtype):
@@ -134,7 +136,7 @@ class LayerCall(NamedTuple):
         return Facts(
             self.cell, x.device, x.dtype, x.size(-3), x.size(-2), x.size(-1), self.H, self.P, self.D, training,
             frozenset(name for name, used in stages.items() if used), self.activation or "tanh",
-            self.recurrent_activation or "sigmoid",
+            self.recurrent_activation or "sigmoid", self.parts,
         )  # fmt: skip
 
 
@@ -154,6 +156,7 @@ class Facts(NamedTuple):
     stages: frozenset = frozenset()
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
+    parts: int = 0
 
     def lacking(self, stages):
         """The reason why a backend with these stages cannot run the call, or None."""

@@ -12,6 +12,7 @@ from .. import backends
 from ..cells import spec_of
 from ..cells.call import LayerCall
 from ..cells.weights import names_of
+from ..op import precision
 from ..op import run as op
 from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
 from ..recorders.tracers import Leaf
@@ -55,17 +56,20 @@ class CellBase(Leaf, nn.RNNCellBase):
             new = TORCH_CELLS[cell, activation](input, states if cell == "lstm" else states[0], *weights)
             return new if cell == "lstm" else (new,)
         x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
+        parts = precision.parts(x)
         stack = op.inference_op(x, states, weights, weights[0].size(1)) if H else None
         if stack is not None:
+            rare = (0, activation) if activation else ()
+            more = {"parts": parts} if parts else {}  # short calls cost less
             try:  # the op checks the same as `check_step`, which has torch's error messages
-                y, last = stack(x, states, weights, cell, 1, False, bias, H, *((0, activation) if activation else ()))
+                y, last = stack(x, states, weights, cell, 1, False, bias, H, *rare, **more)
             except RuntimeError as error:
                 refused, stack = error, None
         if stack is None:
             check_step(cell, input, hx, weights, bias, H)
             if refused is not None:
                 raise refused
-            y, last = op.layer(LayerCall(cell, x, states, weights, bias=bias, activation=activation))
+            y, last = op.layer(LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts))
         new = (y, *last[1:])
         if torch.compiler.is_compiling() or jit_tracing():
             return [s.squeeze(0) for s in new]

@@ -12,6 +12,7 @@ from ..cells.call import LayerCall
 from ..cells.definition import Cell
 from ..cells.reference import zero_past
 from ..cells.weights import names_of
+from ..op import precision
 from ..op import run as op
 from ..op.autograd import jit_tracing
 from ..op.schema import over_layers
@@ -315,11 +316,13 @@ def layers(
     D, top, refused, found = len(reverse), num_layers - 1, None, []
     spec = spec_of(cell)
     plain = options is None and not return_cells and call is None and not spec.extras
+    parts = precision.parts(x)
     stack = op.inference_op(x, states, weights, I) if plain and H and not dropout and reset is None else None
     if stack is not None:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
+        more = {"parts": parts} if parts else {}  # short calls cost less
         try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
-            return stack(x, states, weights, cell, num_layers, D == 2, bias, H, *rare)
+            return stack(x, states, weights, cell, num_layers, D == 2, bias, H, *rare, **more)
         except RuntimeError as error:
             refused = error
     if return_cells and spec.states < 2:
@@ -334,7 +337,7 @@ def layers(
         x = drop(x, dropout, True) if dropout and i else x
         layer = LayerCall(
             cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart, hidden_size=H,
-            extras=extras,
+            extras=extras, parts=parts,
         )  # fmt: skip
         ways = {"return_cells": return_cells and i == top, "exposed": i == top}
         if options is not None:

@@ -20,6 +20,7 @@ from ..nn.functional import BOTH, FORWARD
 from ..nn.masks import split_weights
 from ..nn.options import PLAIN, settings
 from ..nn.recurrent import Recurrent
+from ..op import precision
 from ..op.autograd import autocast_enabled
 from .convert import TO_OURS
 
@@ -127,7 +128,7 @@ def cell_calls(module, x, hx):
     activation = "relu" if getattr(module, "nonlinearity", None) == "relu" else None
     weights = [getattr(module, f"{kind}_{at}") for kind in ("weight", "bias") for at in ("ih", "hh")]
     x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
-    call = LayerCall(cell, x_1BI, [], weights, FORWARD, activation=activation).facts()
+    call = LayerCall(cell, x_1BI, [], weights, FORWARD, activation=activation, parts=precision.parts(x)).facts()
     return calls_of(call, x_1BI, hx, weights, 1, 1)
 
 
@@ -152,6 +153,7 @@ def layer_calls(module, x, hx, lengths, reset):
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
         h_mask=True if module.training and options.recurrent_dropout else None,
         zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm, hidden_size=module.hidden_size // N,
+        parts=precision.parts(x_TBI),
     ).facts()  # fmt: skip
     return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)
 

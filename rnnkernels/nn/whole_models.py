@@ -1,0 +1,211 @@
+"""Layers that are more than a cell: GRU-D's decays, EA-LSTM's static gate, Li-GRU's batch norm, in torch.nn's modules
+around ``Recurrent``.
+
+Letters: T time, B batch, D directions, H hidden, I input, A attributes, L layers.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ..cells import library
+from ..cells.definition import cell
+from .recurrent import Recurrent
+
+
+class GRUD(nn.Module):
+    """A GRU for series with gaps: inputs that are not there, and the state, decay with the time since the last value.
+
+    ``delta`` is the time since an input was last there; ``gamma_x = exp(-relu(w delta + b))`` for each input, and
+    ``gamma_h = exp(-relu(W delta + b))`` for the state. What is missing becomes ``gamma_x * last value + (1 - gamma_x) *
+    mean``; that and the mask are the input of ``rnnkernels.cells.gru_d``.
+
+    Z. Che, S. Purushotham, K. Cho, D. Sontag, Y. Liu (2018), Recurrent neural networks for multivariate time series with
+    missing values. The reset comes after the product, as in ``torch.nn.GRU``.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        mean: the mean of each input (I,), which it decays to; a buffer. Default: zeros, for standardised inputs.
+        batch_first: tensors are (B, T, ...) instead of (T, B, ...). Default: False
+        device, dtype: of the parameters.
+        **options: of :class:`rnnkernels.Recurrent` (``bias``, ``recurrent_dropout``, ``zoneout``, ``layer_norm``, ...).
+
+    ``forward(values, mask, times=None, hx=None, lengths=None, reset=None)``:
+
+    * values (T, B, I); those that are missing may be anything, NaN too.
+    * mask, bool (T, B, I): true where a value is there.
+    * times (T, B), increasing, in any unit: when the steps were. Default: 0, 1, 2, ...
+    * hx (1, B, H), lengths, reset: as for :class:`rnnkernels.GRU`. ``reset`` concerns the state, not the last values.
+
+    Returns:
+        ``output`` (T, B, H) and ``h_n`` (1, B, H).
+    """
+
+    def __init__(self, input_size, hidden_size, mean=None, batch_first=False, device=None, dtype=None, **options):
+        super().__init__()
+        kind = {"device": device, "dtype": dtype}
+        self.batch_first = batch_first
+        self.register_buffer("mean", torch.zeros(input_size, **kind) if mean is None else torch.as_tensor(mean, **kind))
+        if self.mean.shape != (input_size,):
+            raise ValueError(f"mean should have shape ({input_size},), got {tuple(self.mean.shape)}")
+        self.weight_decay_x = nn.Parameter(torch.empty(input_size, **kind))
+        self.bias_decay_x = nn.Parameter(torch.empty(input_size, **kind))
+        self.decay_h = nn.Linear(input_size, hidden_size, **kind)
+        self.gru = Recurrent(library.gru_d, 2 * input_size, hidden_size, **kind, **options)
+        bound = input_size**-0.5
+        for parameter in (self.weight_decay_x, self.bias_decay_x):
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def filled(self, values, mask, times=None):
+        """The values with what is missing put in (T, B, I), and gamma_h (T, B, H); arguments as for ``forward``."""
+        if values.dim() != 3 or mask.shape != values.shape:
+            raise ValueError(
+                f"expected values and mask of the same three dimensions, got {tuple(values.shape)} and "
+                f"{tuple(mask.shape)}"
+            )
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask should be a bool tensor, got {mask.dtype}")
+        time = 1 if self.batch_first else 0
+        T = values.size(time)
+        steps = torch.arange(T, device=values.device).view((1, T, 1) if self.batch_first else (T, 1, 1))
+        seen = torch.where(mask, steps, -1).cummax(time).values
+        before = torch.cat([seen.new_full(seen.narrow(time, 0, 1).shape, -1), seen.narrow(time, 0, T - 1)], time)
+        since = before.clamp(min=0)  # without a value yet, the time since the start
+        if times is None:
+            delta = (steps - since).to(values.dtype)
+        else:
+            if times.shape != values.shape[:2]:
+                raise ValueError(f"times should have shape {tuple(values.shape[:2])}, got {tuple(times.shape)}")
+            times = times.to(values.dtype).unsqueeze(2).expand(values.shape)
+            delta = times - times.gather(time, since)
+        known = torch.where(mask, values, 0.0)
+        last = torch.where(before < 0, self.mean, known.gather(time, since))
+        gamma_x = torch.exp(-torch.relu(self.weight_decay_x * delta + self.bias_decay_x))
+        x = torch.where(mask, values, gamma_x * last + (1 - gamma_x) * self.mean)
+        return x, torch.exp(-torch.relu(self.decay_h(delta)))
+
+    def forward(self, values, mask, times=None, hx=None, lengths=None, reset=None):
+        """Run over a sequence; see the class."""
+        x, gamma = self.filled(values, mask, times)
+        x = torch.cat([x, mask.to(x.dtype)], 2)
+        if not self.batch_first:
+            return self.gru(x, hx, lengths, reset, gamma=gamma)
+        reset = None if reset is None else reset.transpose(0, 1)
+        y, h = self.gru(x.transpose(0, 1), hx, lengths, reset, gamma=gamma.transpose(0, 1))
+        return y.transpose(0, 1), h
+
+
+class EALSTM(nn.Module):
+    """An LSTM whose input gate is made of what does not change in a sequence: ``i = sigmoid(W a + b)``.
+
+    F. Kratzert, D. Klotz, G. Shalev, G. Klambauer, S. Hochreiter, G. Nearing (2019), Towards learning universal,
+    regional, and local hydrological behaviors via machine learning applied to large-sample datasets. The cell is
+    ``rnnkernels.cells.ea_lstm``.
+
+    Args:
+        input_size: I, the size of the input of a step.
+        static_size: A, the number of attributes of a sequence.
+        hidden_size: H.
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...). Default: False
+        device, dtype: of the parameters.
+        **options: of :class:`rnnkernels.Recurrent`; layers on top of each other share the gate.
+
+    ``forward(input, static, hx=None, lengths=None, reset=None)``: input (T, B, I), static (B, A), the others as for
+    :class:`rnnkernels.LSTM`. Returns ``output`` (T, B, D*H) and ``(h_n, c_n)``.
+    """
+
+    def __init__(
+        self, input_size, static_size, hidden_size, batch_first=False, device=None, dtype=None, **options
+    ):  # fmt: skip
+        super().__init__()
+        self.input_gate = nn.Linear(static_size, hidden_size, device=device, dtype=dtype)
+        self.lstm = Recurrent(
+            library.ea_lstm, input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype, **options
+        )
+
+    def forward(self, input, static, hx=None, lengths=None, reset=None):
+        """Run over a sequence; see the class."""
+        return self.lstm(input, hx, lengths, reset, i=torch.sigmoid(self.input_gate(static)))
+
+
+@cell(inputs="z n", recurrent="z n", project_input=False)
+def normed_li_gru(x, r, s):
+    """``rnnkernels.cells.li_gru`` for an input whose product is there already."""
+    z, n = torch.sigmoid(x.z + r.z), torch.relu(x.n + r.n)
+    return n + z * (s.h - n)
+
+
+class LiGRU(nn.Module):
+    """Li-GRU with the norm of the input's product that its relu needs: ``z = sigmoid(N(W_z x) + U_z h)``,
+    ``n = relu(N(W_n x) + U_n h)``, ``h' = z h + (1 - z) n``.
+
+    M. Ravanelli, P. Brakel, M. Omologo, Y. Bengio (2018), Light gated recurrent units for speech recognition. Without
+    biases and with batch norm over all steps of a batch, as in the paper.
+
+    Args:
+        input_size: I.
+        hidden_size: H.
+        num_layers: L. Default: 1
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...). Default: False
+        dropout: probability of zeroing an element of the output of every layer but the last, in training. Default: 0
+        bidirectional: D = 2 directions, each with weights and a norm of its own. Default: False
+        norm: "batch" (``nn.BatchNorm1d``), "layer" (``nn.LayerNorm``), of all 2*H products at once, or None. Default:
+            "batch"
+        device, dtype: of the parameters.
+        **options: of :class:`rnnkernels.Recurrent` (``recurrent_dropout``, ``zoneout``, ``recompute``, ``heads``).
+
+    ``forward(input, hx=None, lengths=None)``: input (T, B, I), hx (L*D, B, H), lengths (B,). Padding past ``lengths``
+    does not enter the norm. Returns ``output`` (T, B, D*H) and ``h_n`` (L*D, B, H).
+    """
+
+    def __init__(
+        self, input_size, hidden_size, num_layers=1, batch_first=False, dropout=0.0, bidirectional=False, norm="batch",
+        device=None, dtype=None, **options,
+    ):  # fmt: skip
+        super().__init__()
+        if norm not in ("batch", "layer", None):
+            raise ValueError(f"norm should be 'batch', 'layer' or None, got {norm!r}")
+        kind = {"device": device, "dtype": dtype}
+        self.hidden_size, self.num_layers, self.batch_first = hidden_size, num_layers, batch_first
+        self.D, self.dropout = 1 + bool(bidirectional), nn.Dropout(dropout)
+        norms = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
+        self.products, self.norms, self.layers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for n in range(num_layers * self.D):
+            size = input_size if n < self.D else self.D * hidden_size
+            self.products.append(nn.Linear(size, 2 * hidden_size, bias=False, **kind))
+            self.norms.append(norms[norm](2 * hidden_size, **kind) if norm else nn.Identity())
+            self.layers.append(Recurrent(normed_li_gru, 2 * hidden_size, hidden_size, bias=False, **kind, **options))
+
+    def forward(self, input, hx=None, lengths=None):
+        """Run over a sequence; see the class."""
+        if input.dim() != 3:
+            raise ValueError(f"LiGRU: Expected input to be 3D, got {input.dim()}D instead")
+        x, last = input.transpose(0, 1) if self.batch_first else input, []
+        T, B, _ = x.shape
+        steps = torch.arange(T, device=x.device)[:, None]
+        inside = None if lengths is None else steps < lengths.to(x.device)
+        for n, (product, norm, layer) in enumerate(zip(self.products, self.norms, self.layers, strict=True)):
+            if n % self.D == 0:
+                given, ys = self.dropout(x) if n else x, []
+            wx = self.normed(norm, product(given), inside)
+            h = None if hx is None else hx[n : n + 1]
+            if n % self.D:  # the second direction: rows turned round, up to their lengths
+                turned = T - 1 - steps if lengths is None else (lengths.to(x.device) - 1 - steps) % T
+                turn = lambda v, at=turned.expand(T, B)[..., None]: v.gather(0, at.expand(-1, -1, v.size(2)))  # noqa: E731
+                y, h = layer(turn(wx), h, lengths)
+                y = turn(y)
+            else:
+                y, h = layer(wx, h, lengths)
+            ys.append(y), last.append(h)
+            if len(ys) == self.D:
+                x = torch.cat(ys, 2) if self.D > 1 else y
+        return x.transpose(0, 1) if self.batch_first else x, torch.cat(last)
+
+    @staticmethod
+    def normed(norm: nn.Module, wx: Tensor, inside: Tensor | None) -> Tensor:
+        """The norm of products (T, B, 2*H), of the rows that are ``inside`` (T, B), or of all."""
+        if not isinstance(norm, nn.BatchNorm1d):
+            return norm(wx)
+        if inside is None:
+            return norm(wx.flatten(0, 1)).view_as(wx)
+        return torch.zeros_like(wx).masked_scatter(inside[..., None], norm(wx[inside]))
