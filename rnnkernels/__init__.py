@@ -7,6 +7,7 @@ from ._version import __version__
 from .cells.definition import cell
 from .cells.trace import derivative, product
 from .nn import checks, functional
+from .nn.composed import EALSTM, GRUD, LiGRU
 from .nn.layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 from .nn.recurrent import Recurrent, RecurrentCell
 from .recorders import onnx
@@ -18,7 +19,7 @@ from .tools.stepper import Stepper
 from .tools.trace import trace
 
 # Pickles name classes by where users import them from, and so survive moves of files.
-for _class in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Recurrent, RecurrentCell, Stepper):
+for _class in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell, Recurrent, RecurrentCell, EALSTM, GRUD, LiGRU, Stepper):
     _class.__module__ = __name__
 
 # Public modules by the names that users know them by.
@@ -26,10 +27,13 @@ for _module in (checks, counters, functional, keras, onnx):
     sys.modules[f"{__name__}.{_module.__name__.rpartition('.')[2]}"] = _module
 
 __all__ = [
+    "EALSTM",
     "GRU",
     "GRUCell",
+    "GRUD",
     "LSTM",
     "LSTMCell",
+    "LiGRU",
     "RNN",
     "RNNCell",
     "Recurrent",

@@ -148,6 +148,31 @@ def test_speechbrain_ligru():
         assert_close("a gradient", a, e)
 
 
+def test_speechbrain_ligru_with_batch_norm():
+    """The whole layer, in training: batch norm over all steps, the same running statistics."""
+    module = peer("speechbrain.nnet.RNN").LiGRU_Layer(
+        I, H, num_layers=1, batch_size=B, dropout=0.0, nonlinearity="relu", normalization="batchnorm"
+    ).double()  # fmt: skip
+    layer = rnnkernels.LiGRU(I, H, batch_first=True, dtype=torch.float64)
+    norm = layer.norms[0]
+    norm.momentum = module.norm.momentum
+    with torch.no_grad():
+        for parameter in module.norm.parameters():
+            parameter.normal_()
+        layer.products[0].weight.copy_(swapped(module.w.weight, 1, 0))
+        layer.layers[0].weight_hh_l0.copy_(swapped(module.u.weight, 1, 0))
+        norm.weight.copy_(swapped(module.norm.weight, 1, 0)), norm.bias.copy_(swapped(module.norm.bias, 1, 0))
+    x = torch.randn(B, T, I, dtype=torch.float64, requires_grad=True)
+    expected, (y, _) = module(x), layer(x)
+    assert_close("y", y, expected)
+    d = torch.randn_like(y)
+    for ours, theirs in ((layer.products[0].weight, module.w.weight), (norm.weight, module.norm.weight)):
+        (a,), (e,) = torch.autograd.grad(y, ours, d, True), torch.autograd.grad(expected, theirs, d, True)
+        assert_close("a gradient", a, swapped(e, 1, 0))
+    assert_close("dx", torch.autograd.grad(y, x, d)[0], torch.autograd.grad(expected, x, d)[0])
+    assert_close("running mean", norm.running_mean, swapped(module.norm.running_mean, 1, 0))
+
+
 def test_xlstm_slstm():
     pointwise = peer("xlstm.blocks.slstm.src.vanilla.slstm").slstm_forward_pointwise
     case = Case(cells.slstm, torch.nn.LSTMCell(I, H))  # for its four gates of weights

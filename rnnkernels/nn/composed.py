@@ -16,11 +16,11 @@ class GRUD(nn.Module):
     """A GRU for series with gaps: inputs that are not there, and the state, decay with the time since the last value.
 
     ``delta`` is the time since an input was last there; ``gamma_x = exp(-relu(w delta + b))`` for each input, and
-    ``gamma_h = exp(-relu(W delta + b))`` for the state. What is missing becomes ``gamma_x * last value + (1 - gamma_x) *
-    mean``; that and the mask are the input of ``rnnkernels.cells.gru_d``.
+    ``gamma_h = exp(-relu(W delta + b))`` for the state. What is missing becomes
+    ``gamma_x * last value + (1 - gamma_x) * mean``; that and the mask are the input of ``rnnkernels.cells.gru_d``.
 
-    Z. Che, S. Purushotham, K. Cho, D. Sontag, Y. Liu (2018), Recurrent neural networks for multivariate time series with
-    missing values. The reset comes after the product, as in ``torch.nn.GRU``.
+    Z. Che, S. Purushotham, K. Cho, D. Sontag, Y. Liu (2018), Recurrent neural networks for multivariate time series
+    with missing values. The reset comes after the product, as in ``torch.nn.GRU``.
 
     Args:
         input_size: I.
@@ -182,23 +182,20 @@ class LiGRU(nn.Module):
             raise ValueError(f"LiGRU: Expected input to be 3D, got {input.dim()}D instead")
         x, last = input.transpose(0, 1) if self.batch_first else input, []
         T, B, _ = x.shape
-        steps = torch.arange(T, device=x.device)[:, None]
-        inside = None if lengths is None else steps < lengths.to(x.device)
+        steps, ends = torch.arange(T, device=x.device)[:, None], T if lengths is None else lengths.to(x.device)
+        inside = None if lengths is None else steps < ends
+        turned = ((ends - 1 - steps) % T).expand(T, B)[..., None]  # rows turned round, up to their lengths
         for n, (product, norm, layer) in enumerate(zip(self.products, self.norms, self.layers, strict=True)):
             if n % self.D == 0:
                 given, ys = self.dropout(x) if n else x, []
-            wx = self.normed(norm, product(given), inside)
-            h = None if hx is None else hx[n : n + 1]
-            if n % self.D:  # the second direction: rows turned round, up to their lengths
-                turned = T - 1 - steps if lengths is None else (lengths.to(x.device) - 1 - steps) % T
-                turn = lambda v, at=turned.expand(T, B)[..., None]: v.gather(0, at.expand(-1, -1, v.size(2)))  # noqa: E731
-                y, h = layer(turn(wx), h, lengths)
-                y = turn(y)
+            wx, h = self.normed(norm, product(given), inside), None if hx is None else hx[n : n + 1]
+            if n % self.D:
+                y, h = layer(wx.gather(0, turned.expand_as(wx)), h, lengths)
+                y = y.gather(0, turned.expand_as(y))
             else:
                 y, h = layer(wx, h, lengths)
             ys.append(y), last.append(h)
-            if len(ys) == self.D:
-                x = torch.cat(ys, 2) if self.D > 1 else y
+            x = torch.cat(ys, 2) if self.D > 1 else y
         return x.transpose(0, 1) if self.batch_first else x, torch.cat(last)
 
     @staticmethod

@@ -1,0 +1,184 @@
+"""GRU-D, EA-LSTM and Li-GRU as whole layers, beside loops after their papers."""
+
+import pytest
+import torch
+from common import assert_close
+from torch.nn import functional as F
+
+import rnnkernels
+
+T, B, I, H = 7, 4, 3, 5  # noqa: E741
+double = {"dtype": torch.float64}
+
+
+def grud_loop(layer, values, mask, times):
+    """GRU-D step by step, (T, B, I), after section 2.4 of the paper, with torch.nn's reset."""
+    gru = layer.gru
+    h, last, since, ys = values.new_zeros(B, H), layer.mean.expand(B, I), torch.zeros(B, I, **double), []
+    for t in range(T):
+        if t:
+            step = (times[t] - times[t - 1])[:, None]
+            since = torch.where(mask[t - 1], step, step + since)
+        gamma_x = torch.exp(-F.relu(layer.weight_decay_x * since + layer.bias_decay_x))
+        x = torch.where(mask[t], values[t], gamma_x * last + (1 - gamma_x) * layer.mean)
+        last = torch.where(mask[t], values[t], last)
+        h = torch.exp(-F.relu(layer.decay_h(since))) * h
+        given = torch.cat([x, mask[t].double()], 1)
+        h = torch.gru_cell(given, h, gru.weight_ih_l0, gru.weight_hh_l0, gru.bias_ih_l0, gru.bias_hh_l0)
+        ys.append(h)
+    return torch.stack(ys)
+
+
+def gradients(y, module, *leaves):
+    """By name, for a sum of y with different weights."""
+    weights = torch.linspace(-1, 1, y.numel(), **double).view_as(y)
+    names = [name for name, _ in module.named_parameters()]
+    grads = torch.autograd.grad(y, [*module.parameters(), *leaves], weights)
+    return dict(zip([*names, *range(len(leaves))], grads, strict=True))
+
+
+@pytest.mark.parametrize("batch_first", (False, True))
+@pytest.mark.parametrize("timed", (False, True))
+def test_grud(batch_first, timed):
+    torch.manual_seed(0)
+    layer = rnnkernels.GRUD(I, H, mean=torch.randn(I), batch_first=batch_first, **double)
+    values, mask = torch.randn(T, B, I, **double, requires_grad=True), torch.rand(T, B, I) < 0.4
+    mask[:, 0], mask[:, 1] = False, True
+    times = torch.rand(T, B, **double).cumsum(0) if timed else torch.arange(T, **double)[:, None].expand(T, B)
+    expected = grud_loop(layer, values, mask, times)
+    turn = (lambda v: v.transpose(0, 1)) if batch_first else (lambda v: v)
+    with_gaps = torch.where(mask, values, torch.nan)
+    y, h = layer(turn(with_gaps), turn(mask), turn(times) if timed else None)
+    assert_close("y", turn(y), expected)
+    assert torch.equal(h[0], turn(y)[-1])
+    got, wanted = gradients(turn(y), layer, values), gradients(expected, layer, values)
+    for name, value in got.items():
+        assert_close(f"gradient of {name}", value, wanted[name])
+
+
+def test_grud_takes_lengths_resets_and_states():
+    """As ``Recurrent`` does: rows that end, and a state that begins anew."""
+    layer = rnnkernels.GRUD(I, H, batch_first=True, zoneout=0.3).eval()
+    values, mask = torch.randn(B, T, I), torch.rand(B, T, I) < 0.5
+    lengths, reset = torch.tensor([T, 2, 0, 5]), torch.zeros(B, T, dtype=torch.bool)
+    reset[0, 3] = True
+    y, h = layer(values, mask, lengths=lengths, reset=reset)
+    assert not y[1, 2:].any() and not y[2].any() and torch.equal(h[0, 1], y[1, 1])
+    x, gamma = layer.filled(values, mask)
+    rest, _ = layer.gru(
+        torch.cat([x, mask.float()], 2)[:1, 3:].transpose(0, 1), gamma=gamma[:1, 3:].transpose(0, 1)
+    )  # fmt: skip
+    assert_close("after a reset", y[0, 3:], rest[:, 0])
+    again, _ = layer(values[:, :3], mask[:, :3])
+    assert_close("before a reset", y[0, :3], again[0])
+
+
+@pytest.mark.parametrize("call, message", (
+    (lambda layer, v, m: layer(v, m.float()), "mask should be a bool tensor, got torch.float32"),
+    (lambda layer, v, m: layer(v, m[:2]), "expected values and mask of the same three dimensions"),
+    (lambda layer, v, m: layer(v, m, torch.zeros(2)), r"times should have shape \(7, 4\), got \(2,\)"),
+    (lambda layer, v, m: rnnkernels.GRUD(I, H, mean=[0.0]), r"mean should have shape \(3,\), got \(1,\)"),
+    (lambda layer, v, m: rnnkernels.LiGRU(I, H, norm="group"), "norm should be 'batch', 'layer' or None, got 'group'"),
+    (lambda layer, v, m: rnnkernels.LiGRU(I, H)(v[0]), "Expected input to be 3D, got 2D"),
+))  # fmt: skip
+def test_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(rnnkernels.GRUD(I, H), torch.randn(T, B, I), torch.ones(T, B, I, dtype=torch.bool))
+
+
+def test_ealstm():
+    """Against a loop; the attributes get their gradients."""
+    torch.manual_seed(0)
+    layer = rnnkernels.EALSTM(I, 6, H, batch_first=True, num_layers=2, **double)
+    x, static = torch.randn(B, T, I, **double), torch.randn(B, 6, **double, requires_grad=True)
+    gate, seen = torch.sigmoid(layer.input_gate(static)), x.transpose(0, 1)
+    for at in ("l0", "l1"):
+        w_ih, w_hh, b_ih, b_hh = (
+            getattr(layer.lstm, f"{name}_{at}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        )
+        h = c = torch.zeros(B, H, **double)
+        ys = []
+        for step in seen:
+            f, g, o = (F.linear(step, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(3, 1)
+            c = f.sigmoid() * c + gate * g.tanh()
+            h = o.sigmoid() * c.tanh()
+            ys.append(h)
+        seen = torch.stack(ys)
+    y, (h_n, c_n) = layer(x, static)
+    assert_close("y", y, seen.transpose(0, 1))
+    assert_close("h_n", h_n[1], h)
+    assert_close("c_n", c_n[1], c)
+    got, wanted = gradients(y, layer, static), gradients(seen.transpose(0, 1), layer, static)
+    for name, value in got.items():
+        assert_close(f"gradient of {name}", value, wanted[name])
+
+
+def ligru_loop(layer, x, lengths):
+    """Li-GRU step by step and row by row, (T, B, I), after section III of the paper."""
+    inside = torch.arange(T)[:, None] < lengths
+    last = []
+    for n in range(0, len(layer.layers), layer.D):
+        ys = []
+        for k in range(layer.D):
+            wx = layer.products[n + k](x)
+            at = wx[inside]
+            if isinstance(layer.norms[n + k], torch.nn.BatchNorm1d):
+                at = (at - at.mean(0)) / torch.sqrt(at.var(0, correction=0) + 1e-5)
+            elif isinstance(layer.norms[n + k], torch.nn.LayerNorm):
+                at = F.layer_norm(at, at.shape[-1:])
+            wx = torch.zeros_like(wx).masked_scatter(inside[..., None], at)
+            rows, h_n = [], []
+            for b, length in enumerate(lengths.tolist()):
+                h, steps = x.new_zeros(H), {}
+                for t in reversed(range(length)) if k else range(length):
+                    z, n_ = (wx[t, b] + layer.layers[n + k].weight_hh_l0 @ h).chunk(2)
+                    h = z.sigmoid() * h + (1 - z.sigmoid()) * n_.relu()
+                    steps[t] = h
+                rows.append(torch.stack([steps.get(t, x.new_zeros(H)) for t in range(T)]))
+                h_n.append(h)
+            ys.append(torch.stack(rows, 1)), last.append(torch.stack(h_n))
+        x = torch.cat(ys, 2)
+    return x, torch.stack(last)
+
+
+@pytest.mark.parametrize("norm", ("batch", "layer", None))
+@pytest.mark.parametrize("ragged", (False, True))
+def test_ligru(norm, ragged):
+    torch.manual_seed(1)
+    layer = rnnkernels.LiGRU(I, H, 2, bidirectional=True, batch_first=True, norm=norm, **double)
+    x = torch.randn(B, T, I, **double, requires_grad=True)
+    lengths = torch.tensor([T, 3, 0, 5]) if ragged else torch.full((B,), T)
+    expected, expected_h = ligru_loop(layer, x.transpose(0, 1), lengths)
+    y, h = layer(x, lengths=lengths if ragged else None)
+    assert_close("y", y, expected.transpose(0, 1))
+    assert_close("h_n", h, expected_h)
+    used = torch.nn.ModuleList([layer.products, layer.layers])
+    got, wanted = gradients(y, used, x), gradients(expected.transpose(0, 1), used, x)
+    for name, value in got.items():
+        assert_close(f"gradient of {name}", value, wanted[name])
+
+
+def test_ligru_in_pieces():
+    """With the state handed on, in evaluation, which normalises by running statistics."""
+    layer = rnnkernels.LiGRU(I, H, 2)
+    x = torch.randn(T, B, I)
+    layer(x)
+    layer.eval()
+    y, h = layer(x)
+    first, middle = layer(x[:3])
+    second, last = layer(x[3:], middle)
+    assert_close("y", torch.cat([first, second]), y)
+    assert_close("h_n", last, h)
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # Dynamo does
+def test_they_compile_and_pickle(tmp_path):
+    layer = rnnkernels.EALSTM(I, 2, H)
+    x, static = torch.randn(T, B, I), torch.randn(B, 2)
+    y = layer(x, static)[0]
+    assert_close("compiled", torch.compile(layer, fullgraph=True, backend="eager")(x, static)[0], y)
+    torch.save(layer, tmp_path / "layer.pt")
+    assert torch.equal(torch.load(tmp_path / "layer.pt", weights_only=False)(x, static)[0], y)
+    grud = rnnkernels.GRUD(I, H)
+    mask = torch.rand(T, B, I) < 0.5
+    assert_close("compiled", torch.compile(grud, fullgraph=True, backend="eager")(x, mask)[0], grud(x, mask)[0])
