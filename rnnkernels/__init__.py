@@ -14,6 +14,7 @@ from .recorders import onnx
 from .tools import counters, keras
 from .tools.convert import convert, revert
 from .tools.explain import explain
+from .tools.freeze import freeze
 from .tools.quantize import quantize_dynamic
 from .tools.stepper import Stepper
 from .tools.trace import trace
@@ -48,6 +49,7 @@ __all__ = [
     "counters",
     "derivative",
     "explain",
+    "freeze",
     "functional",
     "keras",
     "onnx",

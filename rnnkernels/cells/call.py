@@ -44,6 +44,8 @@ class LayerCall(NamedTuple):
     extras: list[Tensor] | None = ()
     parts: int = 0
     """The bf16 parts of a float32 number in products on the CPU: 3, 2 or 1; 0: 3."""
+    packed: int = 0
+    """The number of the weights that ``freeze`` keeps packed on the CPU; 0: none."""
 
     @classmethod
     def of(cls, *arguments):
@@ -101,17 +103,18 @@ class LayerCall(NamedTuple):
         return (
             self.cell, tuple(map(bool, self.reverse)), self.bias, self.project, self.activation,
             self.recurrent_activation, self.layer_norm, self.eps, self.hidden_size, self.parts,
+            self.packed,
         )  # fmt: skip
 
     @classmethod
     def from_flat(cls, settings, sizes, flat):
         """The call of some ``settings``, ``sizes`` and ``flat`` tensors."""
-        cell, reverse, bias, project, activation, recurrent_activation, layer_norm, eps, hidden_size, parts = settings
+        cell, reverse, bias, project, activation, recurrent_activation, layer_norm, eps, H, parts, packed = settings
         states, weights, reset, n = sizes[0] + sizes[1], sum(sizes[:3]), sum(sizes[:4]), sum(sizes)
         return cls(
             cell, flat[0], flat[1:states], flat[states:weights], reverse, bias, project, activation,
             recurrent_activation, flat[n], flat[n + 1], flat[weights:reset], flat[n + 2], flat[n + 3 :],
-            layer_norm, eps, hidden_size, flat[reset:n], parts,
+            layer_norm, eps, H, flat[reset:n], parts, packed,
         )  # fmt: skip
 
     def cast(self, dtype):

@@ -33,6 +33,7 @@ class RecurrentBase(Leaf, nn.RNNBase):
 
     _wrong_input: str  # torch.nn's message for an input with a wrong number of dimensions
     _options = None  # ``Options``, or None for a plain layer, which costs it one lookup
+    _packed = None  # of a frozen module: see tools/freeze.py
 
     recurrent_dropout, zoneout, recompute = Option(), Option(), Option()
     layer_norm, heads = Option(fixed=True), Option(fixed=True)
@@ -198,7 +199,7 @@ class RecurrentBase(Leaf, nn.RNNBase):
         return layers(
             cell, x, states, weights, self.num_layers, BOTH if self.bidirectional else FORWARD, self.bias, P > 0,
             self.input_size, H, P or H, activation, self.dropout if self.training else 0.0, lengths, reset, drop,
-            self._options, self.training, **(more or {}),
+            self._options, self.training, packed=self._packed.of(weights) if self._packed else 0, **(more or {}),
         )  # fmt: skip
 
     @staticmethod

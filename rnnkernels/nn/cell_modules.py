@@ -38,6 +38,8 @@ def torchs_step(cell, dtype, training):
 class CellBase(Leaf, nn.RNNCellBase):
     """The base class of the three cells: one step from x (B, I) and the states (B, H), all of them checked."""
 
+    _packed = None  # see tools/freeze.py
+
     def _step(self, cell, activation, input, hx):
         """The states after one step, each (B, H), or (H,) for an input without a batch.
 
@@ -56,11 +58,11 @@ class CellBase(Leaf, nn.RNNCellBase):
             new = TORCH_CELLS[cell, activation](input, states if cell == "lstm" else states[0], *weights)
             return new if cell == "lstm" else (new,)
         x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
-        parts = precision.parts(x)
+        parts, packed = precision.parts(x), 0 if self._packed is None else self._packed.of(weights)
         stack = op.inference_op(x, states, weights, weights[0].size(1)) if H else None
         if stack is not None:
             rare = (0, activation) if activation else ()
-            more = {"parts": parts} if parts else {}  # short calls cost less
+            more = op.rare(parts, packed)
             try:  # the op checks the same as `check_step`, which has torch's error messages
                 y, last = stack(x, states, weights, cell, 1, False, bias, H, *rare, **more)
             except RuntimeError as error:
@@ -69,7 +71,9 @@ class CellBase(Leaf, nn.RNNCellBase):
             check_step(cell, input, hx, weights, bias, H)
             if refused is not None:
                 raise refused
-            y, last = op.layer(LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts))
+            y, last = op.layer(
+                LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts, packed=packed)
+            )
         new = (y, *last[1:])
         if torch.compiler.is_compiling() or jit_tracing():
             return [s.squeeze(0) for s in new]

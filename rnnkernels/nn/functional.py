@@ -292,7 +292,7 @@ def restarts(reset, input, batch_first, bidirectional, spec):
 def layers(
     cell, x, states, weights, num_layers, reverse, bias, project, I, H, P, activation=None, dropout=0.0,  # noqa: E741
     lengths=None, reset=None, drop=torch.dropout, options=None, train=False, reset_states=(), return_cells=False,
-    call=None, extras=(),
+    call=None, extras=(), packed=0,
 ):  # fmt: skip
     """Check that all tensors fit together, and run the layers.
 
@@ -309,6 +309,7 @@ def layers(
         return_cells: True returns the cell states of the last layer too.
         call: runs a ``LayerCall``; called as ``op.layer``, the default.
         extras: the inputs of steps (T, B, H or 1), then those of sequences (B, H), for every layer.
+        packed: the number of the packed weights of a frozen module (tools/freeze.py), or 0.
 
     Returns:
         ``y`` (T, B, D*P) and the S final states (L*D, B, H or P); with ``return_cells`` also c (T, B, D*H).
@@ -320,7 +321,7 @@ def layers(
     stack = op.inference_op(x, states, weights, I) if plain and H and not dropout and reset is None else None
     if stack is not None:
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
-        more = {"parts": parts} if parts else {}  # short calls cost less
+        more = op.rare(parts, packed)
         try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
             return stack(x, states, weights, cell, num_layers, D == 2, bias, H, *rare, **more)
         except RuntimeError as error:
@@ -337,7 +338,7 @@ def layers(
         x = drop(x, dropout, True) if dropout and i else x
         layer = LayerCall(
             cell, x, states, weights, reverse, bias, project, activation, None, lengths, reset, restart, hidden_size=H,
-            extras=extras, parts=parts,
+            extras=extras, parts=parts, packed=packed,
         )  # fmt: skip
         ways = {"return_cells": return_cells and i == top, "exposed": i == top}
         if options is not None:

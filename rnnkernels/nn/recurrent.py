@@ -184,6 +184,8 @@ class RecurrentCell(Leaf, nn.Module):
     zeros; the cell's step and sequence inputs by name, (B, H or 1). Returns the output and the states, like hx.
     """
 
+    _packed = None  # see tools/freeze.py
+
     def __init__(
         self, cell, input_size, hidden_size, bias=True, device=None, dtype=None, *, init=None, **constants
     ):  # fmt: skip
@@ -237,6 +239,7 @@ class RecurrentCell(Leaf, nn.Module):
         y, last = layers(
             self.cell.kernel, x, [s.unsqueeze(0) for s in states], weights, 1, FORWARD, self.bias, False,
             self.input_size, self.hidden_size, self.hidden_size, extras=extras,
+            packed=self._packed.of(weights) if self._packed else 0,
         )  # fmt: skip
         y, *last = (v.squeeze(0).squeeze(0) if dims == 1 else v.squeeze(0) for v in (y, *last))
         return y, last[0] if S == 1 else tuple(last)

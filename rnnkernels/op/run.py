@@ -42,6 +42,14 @@ def inference_op(x, states, weights, I):  # noqa: E741
     return None
 
 
+def rare(parts, packed):
+    """The last arguments of a ``stack``, by name: most calls have none, which costs less."""
+    given = {"parts": parts} if parts else {}
+    if packed:
+        given["packed"] = packed
+    return given
+
+
 def layer(call, *, return_cells=False, recompute=False, exposed=True):
     """One layer through the backend that fits, with autograd, vmap and autocast.
 

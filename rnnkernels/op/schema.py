@@ -19,6 +19,7 @@ G gates, H hidden, S states, I input, L layers, P output of a step, K planes kep
     hidden_size   H; 0: read it off w_hh
     extras        inputs of steps (T, B, H) or (T, B, 1), then of sequences (B, H), for a cell that has them
     parts         bf16 parts of a float32 number in products on the CPU: 3, 2 or 1; 0: 3
+    packed        the number of weights that ``freeze`` keeps in the form that the C++ kernels read; 0: none
     y             (T, B, D*P), directions side by side
     last          the final states, shaped like states
     saved         with save: gates (D, T, B, K, H) in x's dtype if K > 0, cells (D, T, B, H) in the accumulate dtype if
@@ -54,7 +55,7 @@ SCHEMAS = {
     # arguments with defaults are rarely given: leaving one out makes a call 0.1 to 0.2 microseconds shorter
     "stack": "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
     "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "
-    "bool float_rows=False, int parts=0)"
+    "bool float_rows=False, int parts=0, int packed=0)"
     " -> (Tensor y, Tensor[] last)",
     "layer": f"({LayerCall.schema()}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
@@ -95,7 +96,7 @@ def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidd
 
 def stack_of_layers(
     x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None,
-    scales=None, float_rows=False, parts=0,
+    scales=None, float_rows=False, parts=0, packed=0,
 ):  # fmt: skip
     """``stack`` on devices without a kernel for it: a call of ``layer`` per layer, with weights in float."""
     states = states or []
@@ -107,7 +108,7 @@ def stack_of_layers(
     def run(i, x, states, weights):
         call = LayerCall(
             cell, x, states, weights, reverse, bias, proj_size > 0, activation, None, lengths, None, [], None, [],
-            hidden_size=hidden_size, extras=[], parts=parts,
+            hidden_size=hidden_size, extras=[], parts=parts, packed=packed,
         )  # fmt: skip
         return OPS["layer"](*call, False)[:2]
 

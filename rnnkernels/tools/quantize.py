@@ -31,6 +31,7 @@ from ..op import run as op
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
 from .convert import TO_OURS
+from .freeze import Packed, pack_anew
 
 
 def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Module:
@@ -117,6 +118,8 @@ class Quantized(Leaf, nn.Module):
                 self._scales.append(f"{name}_scale")
                 self.register_buffer(self._scales[-1], scale)
             self.register_buffer(name, weight.clone())
+        self._packed = Packed()
+        self.register_load_state_dict_post_hook(pack_anew)
         self.train(module.training)
 
     def __prepare_scriptable__(self):
@@ -146,8 +149,10 @@ class Quantized(Leaf, nn.Module):
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         if own and not (graph and onnx.exporting()):
             float_rows = (True,) if self.activations == "float" else ()
+            packed = op.rare(0, self._packed.of(weights))
             return op.plain("stack")(
-                x, states, weights, cell, L, bidirectional, self.bias, H, P, activation, lengths, scales, *float_rows
+                x, states, weights, cell, L, bidirectional, self.bias, H, P, activation, lengths, scales, *float_rows,
+                **packed,
             )  # fmt: skip
         return layers(  # the forced backend or ONNX, in floats
             cell, x, states, dequantized(weights, scales), L, BOTH if bidirectional else FORWARD, self.bias, P > 0,

@@ -132,7 +132,28 @@ def test_tensors_without_memory_launch_the_kernels_that_real_ones_do():
     cell, H = "lstm", 200
     case = make_case(cell, T=3, B=5, I=16, H=H, states=False, dtype=torch.bfloat16)
     x, states, weights = case.split(case.detached())
-    args = (cell, x, states, weights, [False], True, False, None, None, None, None, [], None, [], False, 1e-5, 0, [], 0)
+    args = (
+        cell,
+        x,
+        states,
+        weights,
+        [False],
+        True,
+        False,
+        None,
+        None,
+        None,
+        None,
+        [],
+        None,
+        [],
+        False,
+        1e-5,
+        0,
+        [],
+        0,
+        0,
+    )
     with triton_offline.compiling(ARCHS["sm_90"]) as real:
         y, _, saved = triton_offline.launch.layer(*args, True)
         triton_offline.launch.layer_backward(y, [], None, *args, y, saved, [True] * 4)

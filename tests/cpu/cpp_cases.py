@@ -141,7 +141,7 @@ def build(shape, seed):
         if dcells is not None:
             dcells[ends] = 0
     call = [shape.cell, x, states, weights, list(shape.reverse), shape.bias, shape.P > 0, shape.activation,
-            shape.gate, lengths, *build_stages(shape, g, new), norm, 1e-5, 0, [], 0]  # fmt: skip
+            shape.gate, lengths, *build_stages(shape, g, new), norm, 1e-5, 0, [], 0, 0]  # fmt: skip
     return call, dy, dlast, dcells
 
 

@@ -55,6 +55,7 @@ def op(cell, x, weights, save=False, activation=None):
         0,
         [],
         0,
+        0,
         save,
     )
 
@@ -88,7 +89,7 @@ def not_finite():
                 y = op(cell, x, weights, activation=activation)[0]
                 expected = reference.layer(
                     cell, x.double(), [], [w.double() for w in weights], [False], False, False, activation, None,
-                    None, None, [], None, [], False, 1e-5, 0, [], 0, False,
+                    None, None, [], None, [], False, 1e-5, 0, [], 0, 0, False,
                 )[0]  # fmt: skip
                 if not torch.equal(y.isnan(), expected.isnan()):
                     yield f"{cell} {activation} {dtype}: NaN in {y.isnan().sum()} places, not {expected.isnan().sum()}"

@@ -24,7 +24,7 @@ def base(cell="lstm"):
         cell=cell, x=torch.randn(3, 2, 3), states=[torch.randn(1, 2, 4) for _ in range(S)],
         weights=[torch.randn(s) for s in ((G * 4, 3), (G * 4, 4), (G * 4,), (G * 4,))], reverse=[False], bias=True,
         project=False, activation=None, recurrent_activation=None, lengths=None, reset=None, reset_states=[],
-        h_mask=None, zone=[], layer_norm=False, eps=1e-5, hidden_size=0, extras=[], parts=0,
+        h_mask=None, zone=[], layer_norm=False, eps=1e-5, hidden_size=0, extras=[], parts=0, packed=0,
     )  # fmt: skip
 
 

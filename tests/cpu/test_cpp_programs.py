@@ -70,7 +70,7 @@ class Case:
             extras = [e.transpose(0, 1).contiguous().transpose(0, 1) for e in extras]
         return (
             self.text, x, to(self.states), to(self.weights), self.reverse, self.bias, False, None, None, self.lengths,
-            self.reset, to(self.reset_states), self.h_mask, self.zone, self.norm, 1e-5, self.H, extras, 0,
+            self.reset, to(self.reset_states), self.h_mask, self.zone, self.norm, 1e-5, self.H, extras, 0, 0,
         )  # fmt: skip
 
     def run(self):
@@ -238,7 +238,7 @@ def test_functions(dtype, instruction_set):
         text = "cell 1 f\ninputs a\nstates h\ngiven\nforward\nx a\n" + f"{name} 0\nput new h 1\nbackward"
         y = OPS.plain_layer(
             text, x[None, None], [], [], [False], False, False, None, None, None, None, [], None, [], False, 1e-5,
-            x.numel(), [], 0, False,
+            x.numel(), [], 0, 0, False,
         )[0].flatten()  # fmt: skip
         expected = {"abs": torch.abs, "neg": torch.neg, "sign": torch.sign, "relu": torch.relu}.get(name)
         if expected is not None:
@@ -260,7 +260,7 @@ def test_two_operands(dtype, instruction_set):
         text += f"{name} 0 1{' 5' if name == 'where' else ''}\nput new h 6\nbackward"
         y = OPS.plain_layer(
             text, torch.cat([a, b])[None, None], [], [], [False], False, False, None, None, None, None, [], None, [],
-            False, 1e-5, a.numel(), [], 0, False,
+            False, 1e-5, a.numel(), [], 0, 0, False,
         )[0].flatten()  # fmt: skip
         assert torch.equal(y.nan_to_num(nan=7.0), expected(a, b).to(dtype).nan_to_num(nan=7.0)), name
 

@@ -88,7 +88,7 @@ def arguments(
         cell, x, states, weights, list(settings["reverse"]), settings["bias"], settings["project"], activation,
         recurrent_activation,
         lengths if lengths is None else torch.tensor(lengths), reset, given, h_mask, zone, settings["layer_norm"], 1e-5,
-        0, [], 0,
+        0, [], 0, 0,
     ]  # fmt: skip
 
 

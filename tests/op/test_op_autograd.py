@@ -18,7 +18,7 @@ def call_of(case, tensors, **more):
     settings = case.settings | more
     return (
         case.cell, *case.split(tensors), settings["reverse"], settings["bias"], settings["project"], None, None,
-        settings.get("lengths"), None, [], None, [], settings["layer_norm"], 1e-5, 0, [], 0,
+        settings.get("lengths"), None, [], None, [], settings["layer_norm"], 1e-5, 0, [], 0, 0,
     )  # fmt: skip
 
 

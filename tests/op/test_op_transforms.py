@@ -136,7 +136,7 @@ def test_vmap_of_the_ops_themselves(cell, which):
 
     def call(tensors):
         x, states, weights = case.split(tensors)
-        return cell, x, states, weights, BOTH, True, cell == "lstm", *[None] * 4, [], None, [], False, 1e-5, 0, [], 0
+        return cell, x, states, weights, BOTH, True, cell == "lstm", *[None] * 4, [], None, [], False, 1e-5, 0, [], 0, 0
 
     def forward(*tensors):
         y, last, saved = OPS.layer(*call(tensors), True)

@@ -231,7 +231,7 @@ def test_the_other_devices_implementation(cell):
 @pytest.mark.parametrize("run", [
     lambda given, cell="rnn": OPS.stack(**given),
     lambda given: OPS.layer("rnn", given["x"], [], given["weights"][:4], [False], True, False, "relu", "sigmoid",
-                            None, None, [], None, [], False, 0.0, 0, [], 0, False),
+                            None, None, [], None, [], False, 0.0, 0, [], 0, 0, False),
 ], ids=("stack", "layer"))  # fmt: skip
 def test_calls_leak_nothing(run):
     """Torch's own conversion of a string argument leaks it."""
