@@ -25,10 +25,10 @@ def freeze(model: nn.Module) -> nn.Module:
     time of a short one (a single step, a row or two). In the copy this is done once, at the first call of its kind, for
     any T and B: small batches and short sequences get faster, and results have the same numbers up to rounding.
 
-    It is a snapshot: the copy has weights of its own, which must not be changed in place. ``load_state_dict``, ``.to()``
-    and new tensors in their place are noticed, and packed anew. The packed weights take about as much memory as the
-    weights, one and a half times as much where they are held in bf16 parts, for each of the one to three forms that
-    different T and B want.
+    It is a snapshot: the copy has weights of its own, which must not be changed in place. ``load_state_dict``,
+    ``.to()`` and new tensors in their place are noticed, and packed anew. The packed weights take about as much memory
+    as the weights, one and a half times as much where they are held in bf16 parts, for each of the one to three forms
+    that different T and B want.
 
     The copy is in evaluation mode, its modules are rnnkernels' own, with the names in ``state_dict`` as before, and its
     parameters require no gradient (an input may). It can be copied, pickled, compiled and exported; exported programs,

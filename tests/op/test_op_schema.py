@@ -28,7 +28,8 @@ def test_opcheck(cell, variant):
     x, states, weights = case.split(case.detached())
     project = variant == "projected"
     call = (
-        cell, x, states, weights, BOTH, True, project, None, None, lengths, None, [], None, [], False, 1e-5, 0, [], 0, 0,
+        cell, x, states, weights, BOTH, True, project, None, None, lengths, None, [], None, [], False, 1e-5, 0, [],
+        0, 0,
     )  # fmt: skip
     plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")  # no autograd: see autograd.py
     for prefix, checks in (("", ALL_CHECKS), ("plain_", plain)):
