@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "../threads/sharing.h"
+#include "kept_weights.h"
 #include "program.h"
 
 // Every cell once: its name, and its struct in cells/. Enumeration, table and choosers are made from this list.
@@ -64,8 +65,8 @@ struct LayerCall {
   Storage storage;
   int64_t T, B, I, H, P, D;
   bool bias, project, layer_norm;
-  double eps;                                                     // of layer_norm
-  int parts;  // bf16 parts of a float32 number in products, at most; 0: all three
+  double eps;  // of layer_norm
+  int parts;   // bf16 parts of a float32 number in products, at most; 0: all three
   Activation act = Activation::tanh, gate = Activation::sigmoid;  // of candidates and outputs; of gates
   std::vector<bool> reverse;                                      // per direction of a group
 
@@ -74,6 +75,8 @@ struct LayerCall {
   const void* states[Program::kStates];  // (D, B, P), the others (D, B, H)
   // Per direction: w_ih, w_hh, [b_ih, b_hh], [w_hr], [norms: x, h, those of c], [vectors]; see the positions below.
   std::vector<const void*> weights;
+  KeptWeights* kept = nullptr;  // those that stay packed between calls, and where these are among them
+  int64_t kept_place = -1;
   std::vector<const float*> scales;  // per direction, of the rows of w_ih and w_hh where these are int8; else empty
   bool float_rows;                   // rows of x and h stay floats where weights are int8
   const int64_t* lengths;            // (X, B), or (B,) with stride 0

@@ -80,6 +80,7 @@ inline Tensor zeros(int32_t dtype, Sizes sizes) {
 struct Call : LayerCall {
   Tensors held;
   std::shared_ptr<const CellInfo> owner;  // of the cell
+  std::shared_ptr<KeptWeights> kept_owner;
   int32_t dtype;
   int64_t X;     // groups of directions that have an input of their own
   bool grouped;  // X is a dimension
@@ -155,6 +156,13 @@ struct Call : LayerCall {
                    : cell->program || k < norm(2) ? take(given[i], {(k < norm(hh()) ? GX : GR) * H}, "weight of a norm")
                                                   : take(given[i], {H}, "weight or bias of the norm of c");
     }
+  }
+
+  // Those that stay packed, if they are the weights of this call; after weights.
+  void take_kept(const std::shared_ptr<KeptWeights>& given) {
+    kept_place = given ? given->find(weights) : -1;
+    kept = kept_place < 0 ? nullptr : given.get();
+    kept_owner = given;
   }
 
   // The states of one layer or, where they are stacked, of several.

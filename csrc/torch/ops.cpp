@@ -40,9 +40,10 @@ uint64_t kind_of(const LayerCall& call, bool backward) {
   uint64_t hash = 14695981039346656037u;
   int64_t T = 0;  // how many bits it has: long sequences take as long a step as each other
   while (call.T >> T) ++T;
-  for (int64_t fact : {int64_t(call.cell->id), int64_t(call.storage), T, call.B, call.I, call.H, call.P, call.D,
-                       int64_t(backward), int64_t(call.gates != nullptr), int64_t(call.layer_norm),
-                       int64_t(call.lengths != nullptr), int64_t(call.quantized()), int64_t(call.parts), int64_t(thread_count())})
+  for (int64_t fact :
+       {int64_t(call.cell->id), int64_t(call.storage), T, call.B, call.I, call.H, call.P, call.D, int64_t(backward),
+        int64_t(call.gates != nullptr), int64_t(call.layer_norm), int64_t(call.lengths != nullptr),
+        int64_t(call.quantized()), int64_t(call.parts), int64_t(thread_count())})
     hash = (hash ^ uint64_t(fact)) * 1099511628211u;
   return hash;
 }
@@ -62,7 +63,7 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
                 const Flags& reverse, bool bias, bool project, const MaybeString& activation, const MaybeString& gate,
                 const MaybeTensor& lengths, const MaybeTensor& reset, const MaybeTensors& reset_states,
                 const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
-                const MaybeTensors& extras, int64_t parts) {
+                const MaybeTensors& extras, int64_t parts, int64_t packed) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
   Call call(cell_name, x, Bools(reverse.begin(), reverse.end()), bias, project, act, gate_name, lengths);
@@ -84,6 +85,7 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
                   "rnnkernels: x must have size ", info.program ? int64_t(info.program->inputs.size()) * H : 0,
                   " in its last dimension, got ", call.I);
   call.take_weights(weights.data(), H, P);
+  call.take_kept(kept_weights(packed));
   call.take_extras(given(extras));
   call.take_states(given(states), 1);
   call.take_stages(reset, given(reset_states), h_mask, given(zone));
@@ -96,9 +98,9 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
                                            const MaybeTensor& lengths, const MaybeTensor& reset,
                                            const MaybeTensors& reset_states, const MaybeTensor& h_mask,
                                            const MaybeTensors& zone, bool layer_norm, double eps, int64_t hidden_size,
-                                           const MaybeTensors& extras, int64_t parts, bool save) {
+                                           const MaybeTensors& extras, int64_t parts, int64_t packed, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts);
+                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts, packed);
   const Program* const program = call.cell->program.get();
   STD_TORCH_CHECK(!save || !program || !program->inner || program->again_there, "rnnkernels: the cell ",
                   call.cell->name, " cannot be trained: the operand of its inner product does not follow from states, ",
@@ -127,7 +129,8 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
 std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, const Tensors& weights,
                                   StringHandle cell, int64_t layers, bool bidirectional, bool bias, int64_t hidden_size,
                                   int64_t proj_size, const MaybeString& activation, const MaybeTensor& lengths,
-                                  const std::optional<Tensors>& scales, bool float_rows, int64_t parts) {
+                                  const std::optional<Tensors>& scales, bool float_rows, int64_t parts,
+                                  int64_t packed) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
@@ -146,6 +149,8 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
   call.float_rows = float_rows;
   call.take_parts(parts);
   call.take_weights(weights.data(), H, P, scale);
+  const std::shared_ptr<KeptWeights> kept = kept_weights(packed);
+  call.take_kept(kept);
   call.take_states(given(states), layers);
 
   Tensor y = empty(call.dtype, {T, B, D * P});
@@ -164,6 +169,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
     if (++i == layers) break;
     call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
     call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * 2 * D : nullptr);
+    call.take_kept(kept);
     for (int k = 0; k < call.cell->states; ++k) {
       const int64_t step = D * B * (k ? H : P) * bytes;
       if (call.states[k]) call.states[k] = static_cast<const char*>(call.states[k]) + step;
@@ -178,9 +184,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
     const MaybeTensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
     const MaybeTensors& reset_states, const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps,
-    int64_t hidden_size, const MaybeTensors& extras, int64_t parts, const Tensor& y, const Tensors& saved, const Flags& needs) {
+    int64_t hidden_size, const MaybeTensors& extras, int64_t parts, int64_t packed, const Tensor& y,
+    const Tensors& saved, const Flags& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts);
+                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts, packed);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
@@ -253,6 +260,13 @@ std::string names() {
   return all;
 }
 
+int64_t freeze(const Tensors& weights) {
+  std::vector<const void*> data;
+  for (const Tensor& w : weights) data.push_back(w.const_data_ptr());
+  return keep_weights(std::move(data));
+}
+void unfreeze(int64_t number) { forget_weights(number); }
+
 void use(StringHandle name) { use_instruction_set(text(name)); }
 }  // namespace
 
@@ -260,7 +274,7 @@ void use(StringHandle name) { use_instruction_set(text(name)); }
 #define ARGUMENTS                                                                                                     \
   "str cell, Tensor x, Tensor[]? states, Tensor[] weights, int[] reverse, bool bias, bool project, str? activation, " \
   "str? recurrent_activation, Tensor? lengths, Tensor? reset, Tensor[]? reset_states, Tensor? h_mask, "               \
-  "Tensor[]? zone, bool layer_norm, float eps, int hidden_size, Tensor[]? extras, int parts"
+  "Tensor[]? zone, bool layer_norm, float eps, int hidden_size, Tensor[]? extras, int parts, int packed"
 #define LAYER "(" ARGUMENTS ", bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)"
 #define LAYER_BACKWARD                                                                                     \
   "(Tensor dy, Tensor[] dlast, Tensor? dcells, " ARGUMENTS                                                 \
@@ -269,7 +283,7 @@ void use(StringHandle name) { use_instruction_set(text(name)); }
 #define STACK                                                                                                \
   "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, " \
   "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "    \
-  "bool float_rows=False, int parts=0) -> (Tensor y, Tensor[] last)"
+  "bool float_rows=False, int parts=0, int packed=0) -> (Tensor y, Tensor[] last)"
 STABLE_TORCH_LIBRARY(rnnkernels, m) {
   m.def("layer" LAYER), m.def("plain_layer" LAYER);
   m.def("layer_backward" LAYER_BACKWARD), m.def("plain_layer_backward" LAYER_BACKWARD);
@@ -277,6 +291,8 @@ STABLE_TORCH_LIBRARY(rnnkernels, m) {
   m.def(
       "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
       "bool layer_norm=False, int parts=0) -> str");
+  m.def("freeze(Tensor[] weights) -> int");  // a number for `packed`; the weights stay where they are until unfreeze
+  m.def("unfreeze(int packed) -> ()");
   m.def("instruction_sets() -> str");
   m.def("use_instruction_set(str name) -> ()");  // for tests: for the whole process, "" for the default
 }
@@ -291,6 +307,8 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
   m.impl("schedule", TORCH_BOX(&schedule));
+  m.impl("freeze", TORCH_BOX(&freeze));
+  m.impl("unfreeze", TORCH_BOX(&unfreeze));
   m.impl("instruction_sets", TORCH_BOX(&names));
   m.impl("use_instruction_set", TORCH_BOX(&use));
 }

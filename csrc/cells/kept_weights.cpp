@@ -1,0 +1,54 @@
+// Weights that stay packed between calls: the table of them.
+#include "kept_weights.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+namespace {
+struct Table {
+  std::mutex busy;
+  std::unordered_map<int64_t, std::shared_ptr<KeptWeights>> weights;
+  int64_t last = 0;
+};
+Table& table() {
+  static Table* const all = new Table;  // stays: threads may still be in a call when the process ends
+  return *all;
+}
+}  // namespace
+
+int64_t KeptWeights::find(const std::vector<const void*>& weights) const {
+  const auto at = std::search(weights_.begin(), weights_.end(), weights.begin(), weights.end());
+  return at == weights_.end() ? -1 : at - weights_.begin();
+}
+
+std::shared_ptr<void> KeptWeights::get(const Form& form, const std::function<std::shared_ptr<void>()>& make) {
+  const std::lock_guard<std::mutex> lock(making_);
+  std::shared_ptr<void>& made = made_[form];
+  if (!made) made = make();
+  return made;
+}
+
+int64_t keep_weights(std::vector<const void*> weights) {
+  Table& all = table();
+  const std::lock_guard<std::mutex> lock(all.busy);
+  all.weights.emplace(++all.last, std::make_shared<KeptWeights>(std::move(weights)));
+  return all.last;
+}
+
+void forget_weights(int64_t number) {
+  Table& all = table();
+  std::shared_ptr<KeptWeights> last_use;  // freed after the lock
+  const std::lock_guard<std::mutex> lock(all.busy);
+  if (const auto at = all.weights.find(number); at != all.weights.end()) {
+    last_use = std::move(at->second);
+    all.weights.erase(at);
+  }
+}
+
+std::shared_ptr<KeptWeights> kept_weights(int64_t number) {
+  if (number == 0) return nullptr;
+  Table& all = table();
+  const std::lock_guard<std::mutex> lock(all.busy);
+  const auto at = all.weights.find(number);
+  return at == all.weights.end() ? nullptr : at->second;
+}
