@@ -74,13 +74,13 @@ FAULTS = {
         "masks-float32",
     ),
     "cpp: sums of the first step are not cleared": Fault(
-        "cpp", "for (int64_t i = u0; slot < 0 && i < u1; ++i)",
-        "for (int64_t i = u0; slot < 0 && !PLANTED && i < u1; ++i)",
+        "cpp", "for (int64_t m = 0; slot < 0 && m < n; ++m)",
+        "for (int64_t m = 0; slot < 0 && !PLANTED && m < n; ++m)",
         "sizes-float32 stages-float32",
     ),
     "cpp: a read past the end of a row": Fault(
-        "cpp", "const int n = int(std::min<int64_t>(W, H - j));\n    A* to = dz_of(slot, b) + j;",
-        "const int n = PLANTED ? W : int(std::min<int64_t>(W, H - j));\n    A* to = dz_of(slot, b) + j;",
+        "cpp", "const int n = int(std::min<int64_t>(W, loop.H - j));\n  A* const to = loop.dz_of(of.slot, b) + j;",
+        "const int n = PLANTED ? W : int(std::min<int64_t>(W, loop.H - j));\n  A* const to = loop.dz_of(of.slot, b) + j;",
         "cpp_guard.inputs",
     ),
     "cpp: two parts of a float instead of three": Fault(

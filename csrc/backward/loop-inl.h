@@ -1,42 +1,42 @@
 // The backward loop over time, for every cell, in chunks of steps: first the recurrence of the chunk, which leaves the
 // gradients of its pre-activations in a buffer, then their products with weights, inputs and states, while it is warm.
 //
-// planes: pre-activation gradients per hidden unit; a split gate has one for the input's share and one of its own, and
-// with layer norms every gate has.
+// planes: pre-activation gradients per hidden unit, see planes_of.
 #pragma once
-#include "../cells/activations-inl.h"
+#include "cell-inl.h"
 #include "norm_gradients-inl.h"
 #include "state_gradients-inl.h"
 #include "weight_gradients-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
-template <class A>
-struct ProgramGradients;
+// The planes of gradients that a step leaves. A gate of a built-in cell has one, but one of its own for each of the
+// input and the state where their sums stay apart: for its last gates, so many, and for all with layer norms.
+inline Program::Planes planes_of(const LayerCall& call, int split) {
+  if (const Program* const program = call.cell->program.get()) return call.layer_norm ? program->apart : program->shared;
+  Program::Planes at;
+  const int G = int(call.cell->gates);
+  if (call.layer_norm) split = G;
+  for (int g = 0; g < G; ++g) at.x.push_back(g), at.r.push_back(g < G - split ? g : g + split);
+  at.gates = at.all = G + split;
+  return at;
+}
 
-template <class A, class Cell>
+template <class A>
 struct Backward {
   using V = Vec<A>;
-  using Of = Cell;
-  using Number = A;
-  static constexpr bool LATE = Cell::STATES > 1;  // with layer norms, cells wait for the norm of a whole row of c
-  static constexpr int W = V::W, WIDTH = 4 * W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
-  static constexpr bool PROGRAM = is_program<Cell>;
-  static constexpr int split_gates() {
-    if constexpr (PROGRAM) return 0;
-    else return SPLIT;
-  }
+  static constexpr int W = V::W, WIDTH = 4 * W;
 
   const LayerCall& call;
   const Schedule schedule;
+  const BackwardCell<A>& cell;
   const int64_t d;
-  const Tape<A, Cell> tape{call, d};
+  const Tape<A> tape{call, d};
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P;
   const Program* const program = call.cell->program.get();
-  const Program::Planes* const at = !program ? nullptr : call.layer_norm ? &program->apart : &program->shared;
+  const Program::Planes at = planes_of(call, cell.split);
+  const int planes = at.all;
   const int GX = int(call.cell->ih_gates), GR = int(call.cell->hh_gates);  // gates of W_ih and W_hh
-  const int split = call.layer_norm ? GX : split_gates(), planes = program ? at->all : GX + split;
-  const int gate_planes = program ? at->gates : planes;
   const bool parallel = schedule.row_jobs > 1 || schedule.unit_threads > 1;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I);
@@ -56,16 +56,17 @@ struct Backward {
   const A* dcells = static_cast<const A*>(call.dcells);
 
   PackedMatrix<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
-  std::conditional_t<PROGRAM, ProgramGradients<A>, Nothing> gradients;
+  StepGradients<A> gradients{call};
   Scratch<A> sequence_sums;  // of a program: gradients of sequence inputs [input][B][Hp]
   Scratch<A> dz, dout;       // [slot][B][planes][Hp], [slot][B][Pp]; slot 0 is the step before the chunk
   SplitRows dz_split;        // [slot][B] rows of [planes][Hk]
   Flag overflow;             // a number that has no bf16 parts came
-  StateGradients<A, Cell> carried{tape};
-  WeightGradients<A, Cell> dweights{tape, schedule, planes, chunk * B, overflow};
-  NormGradients<A, Cell> norms{tape, schedule, overflow};
+  StateGradients<A> carried{tape};
+  WeightGradients<A> dweights{tape, cell, at, schedule, chunk * B, overflow};
+  NormGradients<A> norms{tape, cell, schedule, overflow};
 
-  Backward(const LayerCall& c, const Schedule& s, int64_t direction) : call(c), schedule(s), d(direction) {}
+  Backward(const LayerCall& c, const Schedule& s, const BackwardCell<A>& of, int64_t direction)
+      : call(c), schedule(s), cell(of), d(direction) {}
 
   // A few rows, or a single step, do not earn the packing back: weights whose rows are whole vectors are then read
   // where they lie.
@@ -74,39 +75,27 @@ struct Backward {
   const bool first_state = call.dstates[0] || call.dreset_states[0];
 
   bool pack_hh() const {
-    const bool within = call.cell->phases > 1 || (program && program->has_operand);  // a product within the step
-    return !hh_in_place && GR > 0 && (T > 1 || within || first_state);
+    return !hh_in_place && GR > 0 && (T > 1 || cell.first || cell.operand || first_state);
   }
   bool pack_ih() const { return !ih_in_place && GX > 0 && dx; }
-  int x_plane(int g) const { return program ? at->x[size_t(g)] : g; }
-  int r_plane(int g) const { return program ? at->r[size_t(g)] : g < GX - split ? g : g + split; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * planes * Hp; }
   A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
-  // sums [u0..u1][n][WIDTH]: what reaches the h that entered the step in `slot` through the gates g0..g1 of W_hh, rows
-  // r..: dz W_hh. A gate after the other, so that its rows stay in the cache for all panels; panels up and down in
-  // turn, as in the forward loop.
-  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int g0,
-                 int g1) const {
-    recurrent(tiles, slot, r, n, u0, u1, sums, g0, g1, n * WIDTH, WIDTH);
-  }
-  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums) const {
-    recurrent(tiles, slot, r, n, u0, u1, sums, 0, first_gates());
-  }
-  int first_gates() const { return GR - int(call.cell->phases) + 1; }  // of the first product of a step
-  // The same, with panels and rows of the sums so far apart.
-  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int g0, int g1,
-                 int64_t panel, int64_t row) const {
-    for (int64_t i = u0; slot < 0 && i < u1; ++i)
-      for (int64_t m = 0; m < n; ++m)
-        std::fill_n(sums + (i - u0) * panel + m * row, std::min<int64_t>(WIDTH, Pp - i * WIDTH), A(0));
+  // Rows r.. of sums, panels u0..u1 of them: what reaches the h that entered the step in `slot` through the gates g0..g1
+  // of W_hh: dz W_hh; zeros if there was no such step (-1). A gate after the other, so that its rows stay in the cache
+  // for all panels; panels up and down in turn, as in the forward loop.
+  void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int64_t sums_row,
+                 int g0, int g1) const {
+    for (int64_t m = 0; slot < 0 && m < n; ++m)
+      std::fill(sums + m * sums_row + u0 * WIDTH, sums + m * sums_row + std::min(Pp, u1 * WIDTH), A(0));
     for (int g = g0; slot >= 0 && g < g1; ++g)
       for (int64_t i = u0; i < u1; ++i) {
         const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
-        multiply(tiles, w_hh, hh_in_place ? call.weight(d, call.hh()) : nullptr, n, dz_rows(slot, r, r_plane(g)), g,
-                 u * WIDTH, std::min(P, (u + 1) * WIDTH), P, sums + (u - u0) * panel, row, g > g0);
+        multiply(tiles, w_hh, hh_in_place ? call.weight(d, call.hh()) : nullptr, n, dz_rows(slot, r, at.r[size_t(g)]), g,
+                 u * WIDTH, std::min(P, (u + 1) * WIDTH), P, sums + u * WIDTH, sums_row, g > g0);
       }
   }
+  int first_gates() const { return GR - int(call.cell->phases) + 1; }  // of the first product of a step
 
   // sums [n][sums_row] = or += left times columns c0..c1 of gate g of weights with `columns` columns, packed or as they
   // lie.
@@ -129,130 +118,103 @@ struct Backward {
     return left;
   }
 
-  // The cell's derivative at units j.., given the gradient of its output.
-  template <class F>
-  INLINE void cell(F functions, int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
-    const int n = int(std::min<int64_t>(W, H - j));
-    A* to = dz_of(slot, b) + j;
-    auto put = [&](int p, V v) {
-      v.store(to + p * Hp);
-      if (step_parts && !call.layer_norm) dz_split.put(v, slot * B + b, p * Hk + j, overflow);
-    };
-    if constexpr (Cell::STATES > 1) carried.arriving_c(t, b, j);
-    if (!tape.alive(t, b)) {
-      for (int p = 0; p < planes; ++p) put(p, V(A(0)));
-      return;
+  // The gradient of the new h, or of a projection's output, of row b at j: what arrives from the step after it, of which
+  // the sums of W_hh are there, and that of y. What zoneout or the end of a sequence lets pass stays with the old h.
+  template <bool STAGED>
+  INLINE V arrive(int64_t t, int64_t b, int64_t j, bool alive, V sums) {
+    const bool zoned = STAGED && call.zone[0];
+    const int lanes = int(std::min<int64_t>(W, P - j));
+    V dh = carried.arriving(t, b, j, sums), old = dh;
+    if (alive) {
+      dh = dh + dy.get(tape.y_at(t, b) + j, lanes), old = V(A(0));
+      if (zoned) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
     }
-    V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero,
-                                              dc_old = zero, direct;
-    tape.kept_at(t, b, j, n, kept);
-    if constexpr (Cell::MIXES) h = tape.h_before(t, b, j, n);
-    if constexpr (K == 0) h_new = tape.h_new(t, b, j, n);
-    if constexpr (Cell::STATES > 1) {
-      c = tape.c_before(t, b, j, n), c_new = tape.c_new(t, b, j, n, kept), dc_new = load(carried.c_of(b) + j);
-      if (dcells) dc_new = dc_new + load_first(dcells + tape.cells_at(t, b) + j, n);
-      if (F::STAGED && call.zone[1])
-        dc_old = coefficients<A>(call.zone[1], t, d, b, j, n) * dc_new, dc_new = dc_new - dc_old;
-    }
-    bool normed = false;
-    if constexpr (F::STAGED && Cell::STATES > 1) normed = call.layer_norm;
-    if constexpr (Cell::STATES > 1) {
-      if (normed) {
-        const V y = load(norms.y.data() + b * Hp + j), dc_output = load(norms.dc.data() + b * Hp + j);
-        Cell::backward_from(functions, kept, c, y, dc_output, dh, dc_new, delta);
-        direct = zero;
+    if (!alive || call.project || zoned) old.store(carried.h_of(b) + j);
+    return dh;
+  }
+
+  // With a projection: the gradient of its output.
+  void arrive_at_output(const BackwardBlock<A>& of) {
+    for (int64_t b = of.r; b < of.r + of.n; ++b) {
+      const bool alive = tape.alive(of.t, b);
+      for (int64_t j = of.q0 * W; j < of.q1 * W; j += W) {
+        const V dh = arrive<true>(of.t, b, j, alive, load(gradients.of_state[0].data() + b * gradients.row + j));
+        (alive ? dh : V(A(0))).store(dout_of(of.slot, b) + j);
       }
     }
-    if (!normed) Cell::backward(functions, kept, h_new, h, c, c_new, dh, dc_new, delta, direct);
-    for (int p = 0; p < PLANES; ++p) put(p, delta[p]);
-    for (int g = 0; F::STAGED && call.layer_norm && g < G; ++g) put(G + g, delta[g < G - SPLIT ? g : g + SPLIT]);
-    if constexpr (Cell::STATES > 1) (F::STAGED && call.zone[1] ? dc_new + dc_old : dc_new).store(carried.c_of(b) + j);
-    const bool zoned = F::STAGED && call.zone[0];
-    if (!call.project) (zoned ? direct + load(carried.h_of(b) + j) : direct).store(carried.h_of(b) + j);
   }
 
-  // To the cell; but before that a norm of c wants its whole row.
-  template <class F>
-  INLINE void deliver(F functions, int64_t slot, int64_t t, int64_t b, int64_t j, V dh) {
-    if (F::STAGED && LATE && call.layer_norm) dh.store(norms.dh.data() + b * Hp + j);
-    else cell(functions, slot, t, b, j, dh);
+  // With layer norms, rows of a step, of which all is there: dz of the norms becomes that of the products. first: of all
+  // gates; else, of a cell with two products, of the second one's.
+  void norm_rows(const BackwardBlock<A>& of, bool first) {
+    for (int64_t b = of.r; call.layer_norm && b < of.r + of.n; ++b) {
+      for (const int plane : at.empty)
+        if (first || plane == at.r.back()) std::fill_n(dz_of(of.slot, b) + plane * Hp, Hp, A(0));
+      const int one = first_gates();
+      const bool alive = tape.alive(of.t, b);
+      const int64_t row = (of.slot - 1) * B + b;
+      A *x = dz_of(of.slot, b), *h = x + int64_t(at.x.size()) * Hp;
+      if (alive && first && GX > 0) norms.gates(true, row, 0, GX, x, of.part);
+      if (alive && first && one > 0) norms.gates(false, row, 0, one, h, of.part);
+      if (alive && !first) norms.gates(false, row, one, GR, h + one * Hp, of.part);
+      auto split = [&](int p) {
+        for (int64_t j = 0; j < Hp; j += W) dz_split.put(load(x + p * Hp + j), of.slot * B + b, p * Hk + j, overflow);
+      };
+      for (int p = 0; step_parts && first && p < at.gates; ++p) split(p);
+      for (int g = one; step_parts && !first && g < GR; ++g) split(at.r[size_t(g)]);  // the others are not there yet
+    }
   }
 
-  // One step of panel u of h for rows r..r+n: dh = dy + recurrent, then the cell (with a projection: see
-  // step_projected).
-  template <class F>
-  void step(F functions, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, const A* sums) {
-    const bool zoned = F::STAGED && call.zone[0];
-    for (int64_t b = r; b < r + n; ++b)
-      for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W) {
-        const bool alive = tape.alive(t, b);
-        const int lanes = int(std::min<int64_t>(W, P - j));
-        V dh = carried.arriving(t, b, j, load(sums + (b - r) * WIDTH + j - u * WIDTH)),
-          old = dh;  // dead: passed through
-        if (alive) {
-          dh = dh + dy.get(tape.y_at(t, b) + j, lanes), old = V(A(0));
-          if (zoned) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
-        }
-        if (!alive || call.project || zoned) old.store(carried.h_of(b) + j);
-        if (!call.project) deliver(functions, slot, t, b, j, dh);
-        else (alive ? dh : V(A(0))).store(dout_of(slot, b) + j);
-      }
-  }
-
-  // The gradient of what the second product multiplied, for rows r..r+n and panel u, and from
-  // there those of the first gate and of h.
-  void step_second(Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
-    recurrent(tiles, slot, r, n, u, u + 1, sums, G - 1, G);
-    for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
-      for (int64_t j = u * WIDTH; tape.alive(t, b) && j < std::min(Pp, (u + 1) * WIDTH); j += W) {
-        const int lanes = int(std::min<int64_t>(W, H - j));
-        const V gate = tape.gate_at(t, b, 0, j, lanes), h = tape.h_before(t, b, j, lanes),
-                mask = call.h_mask ? coefficients<A>(call.h_mask, 0, d, b, j, lanes) : V(A(1));
-        V dh = load(sums + j - u * WIDTH);
-        const V delta =
-            with_functions(call, [&](auto functions) { return Cell::backward_first(functions, gate, h * mask, dh); });
-        A *to = dz_of(slot, b) + j, *direct = carried.h_of(b) + j;
-        delta.store(to);
-        if (call.layer_norm) delta.store(to + G * Hp);
-        else if (step_parts) dz_split.put(delta, slot * B + b, j, overflow);
-        (load(direct) + dh * mask).store(direct);
-      }
-  }
-
-  // The gradient before the projection, dout W_hr, and then the cell.
-  void step_projected(Tiles& tiles, int64_t slot, int64_t t, int64_t u, int64_t r, int64_t n, A* sums) {
-    RowsView<A> left;
-    left.a = dout_of(slot, r), left.row = Pp;
-    w_hr.multiply_all(tiles, schedule.engine, n, left, 0, P, u * WIDTH, std::min<int64_t>(WIDTH, H - u * WIDTH), sums,
-                      WIDTH, Sum::put);
-    with_functions(call, [&](auto functions) {
-      for (int64_t b = r; b < r + n; ++b, sums += WIDTH)
-        for (int64_t j = u * WIDTH; j < std::min(Hp, (u + 1) * WIDTH); j += W)
-          deliver(functions, slot, t, b, j, load(sums + j - u * WIDTH));
-    });
-  }
-
-  // With layer norms, rows r..r+n of a step, of which all is there: dz of the norms becomes
-  // that of the products. first: of all gates; else, of a cell with two products, of the second one's.
-  void norm_rows(int64_t slot, int64_t t, int64_t r, int64_t n, bool first, A* part) {
-    for (int64_t b = r; b < r + n; ++b) {
-      const int64_t row = (slot - 1) * B + b;
-      const bool alive = tape.alive(t, b);
-      with_stages(call, [&](auto functions) {
-        if (alive) norms.output(functions, t, b, part);
-        for (int64_t j = 0; LATE && j < Hp; j += W) cell(functions, slot, t, b, j, load(norms.dh.data() + b * Hp + j));
+  // One member's part of step t, whose gradients of pre-activations go to `slot`, for rows b0..b1; begun: it is not the
+  // first one. False: it has left the team.
+  bool step(Machine<A>* machine, Tiles& tiles, Team::Member& member, int64_t b0, int64_t b1, int64_t slot, bool begun,
+            int64_t t, A* part) {
+    // f(block, panels u0..u1) of so many panels, or units.
+    auto for_blocks = [&](int64_t all, int64_t units, auto&& f) {
+      const auto [u0, u1] = member.share(all);
+      const int64_t q0 = u0 * WIDTH / W, q1 = std::min(u1 * WIDTH, units) / W;
+      for_even_blocks(b0, b1, block, [&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
+        f(BackwardBlock<A>{machine, part, slot, t, r, n, q0, q1}, u0, u1);
       });
-      norm_gates(slot, b, row, alive, first, part);
+    };
+    auto product = [&](int64_t from, const Scratch<A>& to, const BackwardBlock<A>& of, int64_t u0, int64_t u1, int g0,
+                       int g1) {
+      recurrent(tiles, from, of.r, of.n, u0, u1, to.data() + of.r * gradients.row, gradients.row, g0, g1);
+    };
+    const Scratch<A>&dh = gradients.of_state[0], &doperand = gradients.of_operand;
+    const int one = first_gates();
+    for_blocks(out_panels, Pp, [&](const BackwardBlock<A>& of, int64_t u0, int64_t u1) {
+      product(begun && !cell.operand && one > 0 ? slot - 1 : -1, dh, of, u0, u1, 0, one);
+      if (call.project) return arrive_at_output(of);
+      cell.last(*this, of);
+      norm_rows(of, !cell.first);
+    });
+    if (!member.barrier()) return false;
+    if (cell.first) {
+      for_blocks(out_panels, Pp, [&](const BackwardBlock<A>& of, int64_t u0, int64_t u1) {
+        product(slot, doperand, of, u0, u1, one, GR);
+        cell.first(*this, of);
+        norm_rows(of, true);
+      });
+      if (!member.barrier()) return false;
     }
-  }
-  void norm_gates(int64_t slot, int64_t b, int64_t row, bool alive, bool first, A* part) {
-    const int one = first_gates(), all = program ? int(program->inputs.size()) : GX;
-    A *x = dz_of(slot, b), *h = x + all * Hp;
-    if (alive && first && GX > 0) norms.gates(true, row, 0, GX, x, part);
-    if (alive && first && one > 0) norms.gates(false, row, 0, one, h, part);
-    if (alive && !first) norms.gates(false, row, one, GR, h + one * Hp, part);
-    for (int p = 0; step_parts && p < gate_planes; ++p)
-      for (int64_t j = 0; j < Hp; j += W) dz_split.put(load(x + p * Hp + j), slot * B + b, p * Hk + j, overflow);
+    if (call.project) {
+      for_blocks(panels, Hp, [&](const BackwardBlock<A>& of, int64_t u0, int64_t u1) {
+        RowsView<A> left;
+        left.a = dout_of(slot, of.r), left.row = Pp;
+        w_hr.multiply_all(tiles, schedule.engine, of.n, left, 0, P, u0 * WIDTH, std::min(H, u1 * WIDTH) - u0 * WIDTH,
+                          dh.data() + of.r * gradients.row + u0 * WIDTH, gradients.row, Sum::put);
+        cell.last(*this, of);
+        norm_rows(of, true);
+      });
+      if (!member.barrier()) return false;
+    }
+    if (cell.operand)
+      for_blocks(out_panels, Pp, [&](const BackwardBlock<A>& of, int64_t u0, int64_t u1) {
+        product(one > 0 ? slot : -1, doperand, of, u0, u1, 0, one);
+        cell.operand(*this, of);
+      });
+    return true;
   }
 
   void recurrence(int64_t done, int64_t steps) {
@@ -266,12 +228,9 @@ struct Backward {
     shares.run(schedule.unit_threads == 1, [&](Rows& rows) {
       Team::run(schedule.unit_threads, [&](Team::Member& member) {
         Tiles tiles;
-        Scratch<A> sums;
-        [[maybe_unused]] std::conditional_t<PROGRAM, Machine<A>, Nothing> machine(program);
-        auto for_blocks = [&](auto&& f) {
-          for_even_blocks(rows.first, rows.last, block, f);
-          return member.barrier();
-        };
+        std::optional<Machine<A>> machine;
+        if (program) machine.emplace(program);
+        A* const part = call.layer_norm ? norms.part(rows.part) : nullptr;
         for (int64_t s = rows.step; s <= steps; ++s) {
           const int64_t n = rows.last - rows.first;
           // Norms sum the gradients of their gains part by part.
@@ -279,34 +238,9 @@ struct Backward {
             shares.give({rows.first + n / 2, rows.last, s, rows.part});
             rows.last = rows.first + n / 2;
           }
-          const int64_t t = tape.time(done + s - 1);
-          if constexpr (PROGRAM) {
-            A* const part = call.layer_norm ? norms.part(rows.part) : nullptr;
-            if (!step_of_program(*this, machine, tiles, member, rows.first, rows.last, s, done + s > 1, t, part))
-              return;
-            continue;
-          } else {
-            const auto [u0, u1] = member.share(out_panels);
-            sums.allocate((u1 - u0) * std::min(block, n) * WIDTH);
-            const bool go_on = for_blocks([&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
-              recurrent(tiles, done + s > 1 ? s - 1 : -1, r, n, u0, u1, sums.data());
-              with_functions(call, [&](auto functions) {
-                for (int64_t u = u0; u < u1; ++u) step(functions, s, t, u, r, n, sums.data() + (u - u0) * n * WIDTH);
-              });
-              if (call.layer_norm && !call.project) norm_rows(s, t, r, n, Cell::PHASES == 1, norms.part(rows.part));
-            });
-            if (!go_on) return;
-            if (Cell::PHASES == 1 && !call.project) continue;
-            const auto [p0, p1] = member.share(panels);
-            sums.allocate(std::min(block, n) * WIDTH);
-            auto second = [&, p0 = p0, p1 = p1](int64_t r, int64_t n) {
-              for (int64_t u = p0; u < p1; ++u)
-                if constexpr (Cell::PHASES > 1) step_second(tiles, s, t, u, r, n, sums.data());
-                else step_projected(tiles, s, t, u, r, n, sums.data());
-              if (call.layer_norm) norm_rows(s, t, r, n, true, norms.part(rows.part));
-            };
-            if (!for_blocks(second)) return;
-          }
+          if (!step(machine ? &*machine : nullptr, tiles, member, rows.first, rows.last, s, done + s > 1,
+                    tape.time(done + s - 1), part))
+            return;
         }
       });
     });
@@ -320,9 +254,9 @@ struct Backward {
     if (GX == 0) return gradient_of_given(done, lo, hi, add);
     if (parts && !step_parts)  // in pairs for this product only
       for (int64_t r = lo; r < hi; ++r)
-        for (int p = 0; p < (program ? gate_planes : GX); ++p)
-          for (int64_t j = 0; j < call.H; j += Vec<A>::W)
-            dz_split.put(load(dz_of(1, r) + p * Hp + j), call.B + r, p * Hk + j, overflow);
+        for (int g = 0; g < GX; ++g)
+          for (int64_t j = 0, p = at.x[size_t(g)]; j < H; j += W)
+            dz_split.put(load(dz_of(1, r) + p * Hp + j), B + r, p * Hk + j, overflow);
     Tiles tiles;
     Scratch<A> sums;
     sums.allocate(ROWS * Ip);
@@ -333,7 +267,7 @@ struct Backward {
       const int64_t n = std::min(ROWS, hi - first);
       for (int64_t m = 0; add && m < n; ++m) dx.get_row(dx_at(first + m), sums.data() + m * Ip, I);
       for (int g = 0; g < GX; ++g)
-        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, x_plane(g)), g, 0, I, I,
+        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, at.x[size_t(g)]), g, 0, I, I,
                  sums.data(), Ip, add || g > 0);
       for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(first + m), I);
     }
@@ -342,15 +276,55 @@ struct Backward {
   // The same where x is the pre-activation itself, or is not read at all.
   void gradient_of_given(int64_t done, int64_t lo, int64_t hi, bool add) {
     for (int64_t r = lo; r < hi; ++r) {
-      const int64_t at = ((call.group(d) * T + tape.time(done + r / B)) * B + r % B) * I;
-      auto put = [&](int64_t i, int n, V v) { dx.put(add ? dx.get(at + i, n) + v : v, at + i, n); };
+      const int64_t first = ((call.group(d) * T + tape.time(done + r / B)) * B + r % B) * I;
+      auto put = [&](int64_t i, int n, V v) { dx.put(add ? dx.get(first + i, n) + v : v, first + i, n); };
       if (program->inputs.empty()) {
         for (int64_t i = 0; i < I; i += W) put(i, int(std::min<int64_t>(W, I - i)), V(A(0)));
         continue;
       }
       for (int g = 0; g < int(program->inputs.size()); ++g)
         for (int64_t j = 0; j < H; j += W)
-          put(g * H + j, int(std::min<int64_t>(W, H - j)), load(dz_of(1, r) + x_plane(g) * Hp + j));
+          put(g * H + j, int(std::min<int64_t>(W, H - j)), load(dz_of(1, r) + at.x[size_t(g)] * Hp + j));
+    }
+  }
+
+  // The gradients of a program's inputs besides x, from their planes, added to what other directions of the group have
+  // left there. Those of steps: rows lo..hi of a chunk that begins after `done` steps.
+  void step_inputs(int64_t done, int64_t lo, int64_t hi) const {
+    const bool add = d % int64_t(call.reverse.size()) != 0;
+    for (int k = 0; program && k < program->steps && !call.dextras.empty(); ++k) {
+      const Stored<A> to = stored(call.dextras[size_t(k)]);
+      const int plane = at.extra[size_t(k)];
+      const bool narrow = program->narrow[size_t(k)];
+      auto put = [&](int64_t i, int n, V v) { to.put(add ? to.get(i, n) + v : v, i, n); };
+      for (int64_t r = lo; r < hi; ++r) {
+        const int64_t row = (call.group(d) * T + tape.time(done + r / B)) * B + r % B;
+        V sum(A(0));
+        for (int64_t j = 0; j < H; j += W) {
+          const V v = plane < 0 ? V(A(0)) : load(dz_of(1, r) + plane * Hp + j);
+          if (narrow) sum = sum + v;
+          else put(row * H + j, int(std::min<int64_t>(W, H - j)), v);
+        }
+        if (narrow) put(row, 1, V(total(sum)));
+      }
+    }
+  }
+  // Those of sequences, which are summed up for all steps: rows lo..hi of the batch, and at the end to where they go.
+  void sequence_inputs(int64_t steps, int64_t lo, int64_t hi, bool end) const {
+    const bool add = d % int64_t(call.reverse.size()) != 0;
+    A* sums = sequence_sums.data();
+    for (int k = program->steps; k < int(program->extras.size()) && !call.dextras.empty(); ++k, sums += B * Hp) {
+      const Stored<A> to = stored(call.dextras[size_t(k)]);
+      const int plane = at.extra[size_t(k)];
+      for (int64_t b = lo; b < hi; ++b)
+        for (int64_t j = 0; j < H; j += W) {
+          A* const sum = sums + b * Hp + j;
+          for (int64_t s = 0; s < steps && plane >= 0; ++s)
+            (load(sum) + load(dz_of(1, s * B + b) + plane * Hp + j)).store(sum);
+          const int n = int(std::min<int64_t>(W, H - j));
+          const int64_t i = (call.group(d) * B + b) * H + j;
+          if (end) to.put(add ? to.get(i, n) + load(sum) : load(sum), i, n);
+        }
     }
   }
 
@@ -382,31 +356,23 @@ struct Backward {
                      [&](int64_t lo, int64_t hi) { dweights.add_projection(done == 0, dout_of(1, 0), rows, lo, hi); });
       piece(i - of_outputs, of_rows, rows, 1, [&](int64_t lo, int64_t hi) {
         if (dx) input_gradient(done, lo, hi);
-        if constexpr (PROGRAM) step_inputs(*this, done, lo, hi);
+        step_inputs(done, lo, hi);
       });
     });
-    if constexpr (PROGRAM) {
-      if (int(program->extras.size()) == program->steps) return;
-      const int64_t pieces = pieces_of(B);
-      spread(parallel, pieces, [&](int64_t i) {
-        piece(i, pieces, B, 1, [&](int64_t lo, int64_t hi) {
-          sequence_inputs(*this, steps, lo, hi, sequence_sums.data(), done + steps == T);
-        });
-      });
-    }
+    if (!program || int(program->extras.size()) == program->steps) return;
+    const int64_t pieces = pieces_of(B);
+    spread(parallel, pieces, [&](int64_t i) {
+      piece(i, pieces, B, 1, [&](int64_t lo, int64_t hi) { sequence_inputs(steps, lo, hi, done + steps == T); });
+    });
   }
 
   void allocate() {
     if (pack_hh()) w_hh.allocate(Pp, GR * (step_parts ? Hk : H), step_parts);
-    bool gaps = false;  // planes that no section puts, which stay zero
-    if constexpr (PROGRAM) gaps = !at->empty.empty();
-    dz.allocate((chunk + 1) * B * planes * Hp, gaps);
-    if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, gate_planes * Hk, schedule.parts);
+    dz.allocate((chunk + 1) * B * planes * Hp, !at.empty.empty());  // planes that no section puts stay zero
+    if (step_parts || (parts && dx)) dz_split.allocate((chunk + 1) * B, at.gates * Hk, schedule.parts);
     if (pack_ih()) w_ih.allocate(Ip, GX * (parts ? Hk : H), parts);
-    if constexpr (PROGRAM) {
-      gradients.allocate(call);
-      sequence_sums.allocate(int64_t(program->extras.size() - size_t(program->steps)) * B * Hp, true);
-    }
+    gradients.allocate(call);
+    if (program) sequence_sums.allocate((int64_t(program->extras.size()) - program->steps) * B * Hp, true);
     if (call.project) w_hr.allocate(Hp, P, 0), dout.allocate((chunk + 1) * B * Pp);
     if (dweights) dweights.open();
   }
@@ -436,14 +402,13 @@ struct Backward {
   void finish(int64_t last_slot) {
     Tiles tiles;
     const int64_t t = tape.before(tape.time(T - 1));  // the initial state is the one after that step
-    const bool through_weights = first_gates() > 0 && !(program && program->has_operand);
-    for (int64_t u = 0; first_state && u < out_panels; ++u)
-      for (int64_t b = 0; b < B; ++b) {
-        alignas(64) A sums[WIDTH];
-        recurrent(tiles, through_weights ? last_slot : -1, b, 1, u, u + 1, sums);
-        for (int64_t j = u * WIDTH; j < std::min(Pp, (u + 1) * WIDTH); j += W)
-          carried.arriving(t, b, j, load(sums + j - u * WIDTH)).store(carried.h_of(b) + j);
-      }
+    const bool through_weights = first_gates() > 0 && !cell.operand;
+    A* const sums = gradients.of_state[0].data();
+    for (int64_t b = 0; first_state && b < B; ++b) {
+      recurrent(tiles, through_weights ? last_slot : -1, b, 1, 0, out_panels, sums, gradients.row, 0, first_gates());
+      for (int64_t j = 0; j < Pp; j += W)
+        carried.arriving(t, b, j, load(sums + j)).store(carried.h_of(b) + j);
+    }
     carried.finish(t);
     if (dweights) dweights.close();
     if (dweights && call.layer_norm) norms.close();

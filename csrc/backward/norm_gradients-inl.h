@@ -2,38 +2,17 @@
 // time.
 #pragma once
 #include "../forward/norm-inl.h"
-#include "../forward/program_weights-inl.h"
 #include "../forward/weights-inl.h"
-#include "program_tape-inl.h"
-#include "tape-inl.h"
+#include "cell-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
-// The weights of the forward pass; panels of a single gate are two vectors wide.
-template <class A, class Cell>
-struct NormedWeights {
-  using Type = Weights<A, Cell, (Cell::G > 1 ? 1 : 2)>;
-};
 template <class A>
-struct NormedWeights<A, Programmed> {
-  using Type = Weights<A, Programmed, 1>;
-};
-
-template <class A, class Cell>
 struct NormGradients {
   using V = Vec<A>;
-  using Own = typename NormedWeights<A, Cell>::Type;
-  static constexpr bool PROGRAM = is_program<Cell>;
-  static constexpr bool of_c() {
-    if constexpr (PROGRAM) return false;
-    else return Cell::STATES > 1;
-  }
-  static constexpr bool two_products() {
-    if constexpr (PROGRAM) return true;
-    else return Cell::PHASES > 1;
-  }
 
-  const Tape<A, Cell>& tape;
+  const Tape<A>& tape;
+  const BackwardCell<A>& cell;
   const Schedule& loop;
   Flag& overflow;  // a number that has no bf16 parts came
   const LayerCall& call = tape.call;
@@ -44,9 +23,9 @@ struct NormGradients {
   const int G = int(call.cell->gates);
   const int64_t d = tape.d, B = call.B, I = call.I, H = call.H, P = call.P;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), side = G * Hp, all = 4 * side + 2 * Hp;
-  std::unique_ptr<Own> weights;
-  Scratch<A> x, h;       // [row of a chunk][panel][G][WIDTH]: the sums of input and state
-  Scratch<A> dh, y, dc;  // [B][Hp]: of a step: gradient of the output, act(norm of c), what reaches c through the norm
+  std::unique_ptr<Weights<A>> weights;
+  Scratch<A> x, h;   // [row of a chunk][panel][gate][WIDTH]: the sums of input and state
+  Scratch<A> c, y, dc;  // [B][Hp], of a step: c as the cell made it, act(its norm), and what reaches it through that
   Scratch<A> parts, sums;  // [part][all], [all]: gradients of b_ih, b_hh and both gains, and of those of c
 
   static Schedule in_panels_only(Schedule s) {  // of numbers, or of pairs: there are many rows
@@ -59,18 +38,16 @@ struct NormGradients {
   // Sums of a panel and of a row, of the input or of the state; and where those of gate g of unit j are.
   int64_t panel(bool input) const { return (input ? GX : GR) * weights->WIDTH; }
   int64_t row(bool input) const { return weights->panels * panel(input); }
-  int64_t at(bool input, int g, int64_t j) const {
-    if constexpr (PROGRAM) return j * (input ? GX : GR) + g * V::W;
-    else return in_panels<Own>(g, j);
-  }
+  int64_t at(bool input, int g, int64_t j) const { return j * (input ? GX : GR) + g * V::W; }
+  bool of_c() const { return call.cell->states > 1 && !call.cell->program; }
   A* part(int64_t i) const { return parts.data() + i * all; }
 
   void open(int64_t rows, int64_t count, bool parallel) {
-    weights = std::make_unique<Own>(call, schedule);
+    weights = std::make_unique<Weights<A>>(call, schedule);
     spread(parallel, weights->panels, [&](int64_t u) { weights->pack_panel(d, u); });
     x.allocate(rows * row(true)), h.allocate(rows * row(false));
     parts.allocate(count * all), sums.allocate(all, true);
-    if (of_c()) dh.allocate(B * Hp), y.allocate(B * Hp), dc.allocate(B * Hp);
+    if (of_c()) c.allocate(B * Hp), y.allocate(B * Hp), dc.allocate(B * Hp);
   }
 
   // Before a chunk of so many rows.
@@ -85,7 +62,7 @@ struct NormGradients {
     Tiles tiles;
     Scratch<A> buffer;
     SplitRows split_x, split_h;
-    [[maybe_unused]] std::conditional_t<PROGRAM, OperandsAgain<A>, Nothing> operands(tape);
+    OperandsAgain<A> again{tape, cell};
     const int64_t widest = std::max(padded<A>(I), Pp);
     buffer.allocate(ROWS * widest);
     if (schedule.ih == Layout::pairs) split_x.allocate(ROWS, I, schedule.parts);
@@ -114,25 +91,16 @@ struct NormGradients {
             });
       if (FIRST > 0)
         take(
-            split_h, P,
-            [&](int64_t t, int64_t b, A* to) {
-              if constexpr (PROGRAM) operands.get_first(t, b, to);
-              else tape.get_h_before(t, b, to);
-            },
+            split_h, P, [&](int64_t t, int64_t b, A* to) { again.first(t, b, to); },
             [&](int64_t u, const RowsView<A>& left, int64_t at) {
               weights->multiply_state(tiles, d, u, n, left, h.data() + at, row(false));
             });
-      if constexpr (two_products())
-        if (FIRST < GR)
-          take(
-              split_h, P,
-              [&](int64_t t, int64_t b, A* to) {
-                if constexpr (PROGRAM) operands.get_inner(t, b, to);
-                else tape.get_second(t, b, to);
-              },
-              [&](int64_t u, const RowsView<A>& left, int64_t at) {
-                weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * weights->WIDTH, row(false));
-              });
+      if (FIRST < GR)
+        take(
+            split_h, P, [&](int64_t t, int64_t b, A* to) { again.second(t, b, to); },
+            [&](int64_t u, const RowsView<A>& left, int64_t at) {
+              weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * weights->WIDTH, row(false));
+            });
     }
   }
 
@@ -142,23 +110,6 @@ struct NormGradients {
     auto get = [&](int g, int64_t j, int) { return load(from + at(input, g, j)); };
     A *db = part + (input ? 0 : 1) * side + g0 * Hp, *dgain = db + 2 * side;
     normal<A>(g0, g1, H, call.eps, get).back(g0, g1, H, norms.of(d, input ? 0 : 1, g0), dz, Hp, db, dgain);
-  }
-
-  // The same for c in the output: y and dc of row b, from dh.
-  template <class F>
-  void output(F f, int64_t t, int64_t b, A* part) const {
-    if constexpr (Cell::STATES > 1) {
-      auto get = [&](int, int64_t j, int lanes) { return tape.c_cell(t, b, j, lanes); };
-      const auto norm = normal<A>(0, 1, H, call.eps, get);
-      for_row<A>(0, 1, H, [&](int, int64_t j, int lanes) {
-        const V n = norm.at(0, j, lanes) * load(norms.of(d, 2) + j) + load(norms.of(d, 3) + j);
-        const V o = tape.gate_at(t, b, Cell::OUTPUT, j, lanes), in = load(dh.data() + b * Hp + j);
-        const V out = f.act(n);
-        out.store(y.data() + b * Hp + j), f.act_back(in * o, out).store(dc.data() + b * Hp + j);
-      });
-      A* to = part + 4 * side;
-      norm.back(0, 1, H, norms.of(d, 2), dc.data() + b * Hp, Hp, to + Hp, to);
-    }
   }
 
   // After a chunk: what the parts have added up, which begins anew.

@@ -11,7 +11,7 @@ struct TapeSource {
   using V = Vec<A>;
   static constexpr int W = V::W;
 
-  const Tape<A, Programmed>& tape;
+  const Tape<A>& tape;
   int64_t t = 0;
   bool masked = false;  // h as the inner product's operand sees it
   A* row = nullptr;     // where an operand goes
@@ -62,29 +62,19 @@ struct TapeSource {
   }
 };
 
+// The operand of a product of row b in step t, as the section that made it makes it again.
 template <class A>
-class OperandsAgain {
- public:
-  explicit OperandsAgain(const Tape<A, Programmed>& tape) : machine_(tape.call.cell->program.get()), source_{tape} {}
-
-  // Of the first product, masked where it is.
-  void get_first(int64_t t, int64_t b, A* to) {
-    if (source_.program.has_operand) return run(source_.program.operand, false, t, b, to);
-    for (int64_t j = 0; j < source_.H; j += Vec<A>::W) {
-      const V h = source_.tape.state_before(0, t, b, j, source_.lanes(j / Vec<A>::W));
-      (source_.call.h_mask ? h * source_.mask(b, j / Vec<A>::W) : h).store(to + j);
-    }
-  }
-  void get_inner(int64_t t, int64_t b, A* to) { run(source_.program.again, true, t, b, to); }
-
- private:
-  using V = Vec<A>;
-  void run(const Section& section, bool masked, int64_t t, int64_t b, A* to) {
-    source_.t = t, source_.masked = masked, source_.row = to;
-    machine_.run(section, b, b + 1, 0, source_.Hp / Vec<A>::W, source_);
-  }
-  Machine<A> machine_;
-  TapeSource<A> source_;
-};
+void again(const Section& section, bool masked, const Tape<A>& tape, Machine<A>* machine, int64_t t, int64_t b, A* to) {
+  TapeSource<A> source{tape, t, masked, to};
+  machine->run(section, b, b + 1, 0, source.Hp / Vec<A>::W, source);
+}
+template <class A>
+void program_operand_again(const Tape<A>& tape, Machine<A>* machine, int64_t t, int64_t b, A* to) {
+  again(tape.call.cell->program->operand, false, tape, machine, t, b, to);
+}
+template <class A>
+void program_second_again(const Tape<A>& tape, Machine<A>* machine, int64_t t, int64_t b, A* to) {
+  again(tape.call.cell->program->again, true, tape, machine, t, b, to);
+}
 }  // namespace
 }  // namespace RNNKERNELS_SET

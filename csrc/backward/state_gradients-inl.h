@@ -5,11 +5,11 @@
 
 namespace RNNKERNELS_SET {
 namespace {
-template <class A, class Cell>
+template <class A>
 struct StateGradients {
   using V = Vec<A>;
   static constexpr int W = V::W;
-  const Tape<A, Cell>& tape;
+  const Tape<A>& tape;
   const LayerCall& call = tape.call;
   const int64_t d = tape.d, B = call.B, H = call.H, P = call.P, Hp = padded<A>(H), Pp = padded<A>(P);
   const int states = int(call.cell->states);
@@ -60,6 +60,24 @@ struct StateGradients {
   void put(void* to, int k, const Scratch<A>& rows) const {
     const int64_t n = k ? H : P;
     for (int64_t b = 0; to && b < B; ++b) tape.stored(to).put_row(rows.data() + b * (k ? Hp : Pp), (d * B + b) * n, n);
+  }
+};
+
+// Gradients that come and go within a step, by row of the batch: of the new states as the cell made them (of h, before
+// that, what arrives through W_hh), and of the operand of a product within the step, [B][row]; of the values that cross
+// from the first product to the second one, [B][value][Hp].
+template <class A>
+struct StepGradients {
+  int64_t row;
+  Scratch<A> of_state[Program::kStates], of_operand, crossing;
+
+  explicit StepGradients(const LayerCall& call) : row(std::max(padded<A>(call.H), padded<A>(call.P))) {}
+  void allocate(const LayerCall& call) {
+    const Program* const program = call.cell->program.get();
+    of_state[0].allocate(call.B * row);
+    for (int64_t k = 1; program && k < call.cell->states; ++k) of_state[k].allocate(call.B * row);
+    if (call.cell->phases > 1 || (program && program->has_operand)) of_operand.allocate(call.B * row);
+    if (program) crossing.allocate(call.B * row * program->crossing, true);
   }
 };
 }  // namespace

@@ -3,14 +3,12 @@
 #pragma once
 #include "../cells/run_program-inl.h"
 #include "../cells/stages-inl.h"
-#include "../forward/norm-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
-template <class A, class Cell>
+template <class A>
 struct Tape {
   using V = Vec<A>;
-  static constexpr int K = Cell::KEPT;
 
   const LayerCall& call;
   const int64_t d;
@@ -47,40 +45,35 @@ struct Tape {
   int64_t y_at(int64_t t, int64_t b) const { return ((t * B + b) * D + d) * P; }
   int64_t cells_at(int64_t t, int64_t b) const { return ((d * T + t) * B + b) * H; }
 
-  // The states that entered step t of row b, from unit j on.
-  V h_before(int64_t t, int64_t b, int64_t j, int n) const {
-    if (call.resets(d, t, b)) return given(call.reset_states[0], (d * B + b) * P + j, n);
-    if (first(t, b)) return given(call.states[0], (d * B + b) * P + j, n);
-    return y.get(y_at(before(t), b) + j, n);
+  // State k (0: h) that entered step t of row b, and the one after it, from unit j on.
+  V state_before(int k, int64_t t, int64_t b, int64_t j, int n) const {
+    if (call.resets(d, t, b)) return given(call.reset_states[k], k, b, j, n);
+    if (first(t, b)) return given(call.states[k], k, b, j, n);
+    return state_after(k, before(t), b, j, n);
   }
-  V c_before(int64_t t, int64_t b, int64_t j, int n) const {
-    if (call.resets(d, t, b)) return given(call.reset_states[1], (d * B + b) * H + j, n);
-    if (first(t, b)) return given(call.states[1], (d * B + b) * H + j, n);
-    return load_first(cells + cells_at(before(t), b) + j, n);
+  V given(const void* state, int k, int64_t b, int64_t j, int n) const {
+    return state ? stored(state).get((d * B + b) * (k ? H : P) + j, n) : V(A(0));
   }
-  V given(const void* state, int64_t at, int n) const { return state ? stored(state).get(at, n) : V(A(0)); }
-  void kept_at(int64_t t, int64_t b, int64_t j, int n, V* kept) const {
-    for (int k = 0; k < K; ++k) kept[k] = gate_at(t, b, k, j, n);
+  V state_after(int k, int64_t t, int64_t b, int64_t j, int n) const {
+    const int64_t history = call.history(k);
+    if (history < 0) return y.get(y_at(t, b) + j, n);
+    return load_first(cells + history * D * T * B * H + cells_at(t, b) + j, n);
   }
-  V gate_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
-    return gates.get((((d * T + t) * B + b) * K + k) * H + j, n);
+  // A plane that the forward pass kept.
+  V plane_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
+    return gates.get((((d * T + t) * B + b) * planes + k) * H + j, n);
   }
 
-  // The new state as the cell itself made it. Where zoneout has mixed it with the old one, c' comes from the gates (it
-  // matters to h' even where none of it stays), and h' from what is left of it: where nothing is, it has no gradient.
-  V c_new(int64_t t, int64_t b, int64_t j, int n, const V* kept) const {
-    if (call.zone[1]) return Cell::new_c(kept, c_before(t, b, j, n));
-    return load_first(cells + cells_at(t, b) + j, n);
+  // Of a program, the new state as the cell itself made it.
+  V new_state(int k, int64_t t, int64_t b, int64_t j, int n) const {
+    return call.zone[0] ? plane_at(t, b, call.cell->program->zoned_plane(k), j, n) : state_after(k, t, b, j, n);
   }
-  V c_cell(int64_t t, int64_t b, int64_t j, int n) const {
-    V kept[K];
-    if (call.zone[1]) kept_at(t, b, j, n, kept);
-    return c_new(t, b, j, n, kept);
-  }
+  // Of a built-in cell that keeps no planes, the same for h. Where zoneout has mixed it with the old one, it comes from
+  // what is left of it: where nothing is, it has no gradient.
   V h_new(int64_t t, int64_t b, int64_t j, int n) const {
     const V h = y.get(y_at(t, b) + j, n);
     if (!call.zone[0]) return h;
-    const V one(1), zone = coefficients<A>(call.zone[0], t, d, b, j, n), old = zone * h_before(t, b, j, n),
+    const V one(1), zone = coefficients<A>(call.zone[0], t, d, b, j, n), old = zone * state_before(0, t, b, j, n),
                     share = one - zone, own = where_positive(share * share, (h - old) / share);
     if (call.act != Activation::relu && call.act != Activation::hard_sigmoid) return own;
     // At a corner, rounding must not make a gradient: y and the old h are each rounded, and so are their products.
@@ -95,25 +88,14 @@ struct Tape {
     return one - where_positive((one - above) * share - noise, one - above);
   }
 
-  // Of a program: state k before step t and after it, the new one as the cell made it, and what the forward pass kept.
-  V state_before(int k, int64_t t, int64_t b, int64_t j, int n) const {
-    if (call.resets(d, t, b)) return given(call.reset_states[k], (d * B + b) * H + j, n);
-    if (first(t, b)) return given(call.states[k], (d * B + b) * H + j, n);
-    return state_after(k, before(t), b, j, n);
-  }
-  V state_after(int k, int64_t t, int64_t b, int64_t j, int n) const {
-    const int64_t history = call.cell->program->history(k);
-    if (history < 0) return y.get(y_at(t, b) + j, n);
-    return load_first(cells + history * D * T * B * H + cells_at(t, b) + j, n);
-  }
-  // Their vectors where they lie, for rows of the whole batch at once: nowhere where rows differ, are stored in another
+  // Vectors of states and planes where they lie, for rows of the whole batch at once: nowhere where rows differ, are stored in another
   // type, or end within a vector.
   Place<A> place_of_state_before(int k, int64_t t) const {
     if (call.reset || first(t, 0) || (call.lengths && back)) return {};
     return place_of_state_after(k, before(t));
   }
   Place<A> place_of_state_after(int k, int64_t t) const {
-    const int64_t history = call.cell->program->history(k);
+    const int64_t history = call.history(k);
     if (H % V::W != 0 || (history < 0 && !y.direct())) return {};
     if (history < 0) return {y.at(y_at(t, 0)), D * P, V::W};
     return {cells + history * D * T * B * H + cells_at(t, 0), H, V::W};
@@ -122,44 +104,17 @@ struct Tape {
     if (H % V::W != 0 || !gates.direct()) return {};
     return {gates.at(((d * T + t) * B * planes + k) * H), planes * H, V::W};
   }
-  V new_state(int k, int64_t t, int64_t b, int64_t j, int n) const {
-    return call.zone[0] ? plane_at(t, b, call.cell->program->zoned_plane(k), j, n) : state_after(k, t, b, j, n);
-  }
-  V plane_at(int64_t t, int64_t b, int k, int64_t j, int n) const {
-    return gates.get((((d * T + t) * B + b) * planes + k) * H + j, n);
-  }
 
   void get_x(int64_t t, int64_t b, A* to) const {
     x.get_row(call.group(d) * call.x_stride_X + t * call.x_stride_T + b * call.x_stride_B, to, I);
   }
-  // Rows in whole vectors: h that entered the recurrent product, and the output before a projection.
+  // In whole vectors: h that entered the recurrent product.
   void get_h_before(int64_t t, int64_t b, A* to) const {
     for (int64_t j = 0; j < P; j += V::W) {
       const int n = int(std::min<int64_t>(V::W, P - j));
-      const V h = h_before(t, b, j, n);
+      const V h = state_before(0, t, b, j, n);
       (call.h_mask ? h * coefficients<A>(call.h_mask, 0, d, b, j, n) : h).store(to + j);
     }
-  }
-  // Operand of the second product of a step.
-  void get_second(int64_t t, int64_t b, A* to) const {
-    get_h_before(t, b, to);
-    for (int64_t j = 0; j < P; j += V::W)
-      (load(to + j) * gate_at(t, b, 0, j, int(std::min<int64_t>(V::W, P - j)))).store(to + j);
-  }
-  void get_output(int64_t t, int64_t b, A* to) const {
-    auto put = [&](auto&& c_in_output) {
-      for_row<A>(0, 1, H, [&](int, int64_t j, int n) {
-        V kept[K];
-        kept_at(t, b, j, n, kept);
-        const V c = c_in_output(j, n);
-        with_functions(call, [&](auto f) { return Cell::output(f, kept, c); }).store(to + j);
-      });
-    };
-    auto get = [&](int, int64_t j, int n) { return c_cell(t, b, j, n); };
-    if (!call.layer_norm) return put([&](int64_t j, int n) { return get(0, j, n); });
-    const Stored<A> gain = stored(call.weight(d, call.norm(2))), bias = stored(call.weight(d, call.norm(3)));
-    const auto norm = normal<A>(0, 1, H, call.eps, get);
-    put([&](int64_t j, int n) { return norm.at(0, j, n) * gain.get(j, n) + bias.get(j, n); });
   }
 };
 }  // namespace

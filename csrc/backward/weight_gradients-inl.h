@@ -2,19 +2,19 @@
 // before a projection, a chunk of steps at a time. Row r of a chunk is row r % B of its step r / B.
 #pragma once
 #include "../products/packed_matrix-inl.h"
-#include "program_tape-inl.h"
-#include "tape-inl.h"
+#include "cell-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
-template <class A, class Cell>
+template <class A>
 struct WeightGradients {
   using V = Vec<A>;
   static constexpr int W = V::W;
 
-  const Tape<A, Cell>& tape;
+  const Tape<A>& tape;
+  const BackwardCell<A>& cell;
+  const Program::Planes& at;  // of dz
   const Schedule& schedule;
-  const int planes;    // in dz: as in Backward
   const int64_t most;  // rows of a chunk
   Flag& overflow;      // a number that has no bf16 parts came
   const LayerCall& call = tape.call;
@@ -22,7 +22,6 @@ struct WeightGradients {
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), Ip = padded<A>(I), widest = std::max({Ip, Pp, Hp});
   const int GX = int(call.cell->ih_gates), GR = int(call.cell->hh_gates);  // gates of W_ih and W_hh
   const Program* const program = call.cell->program.get();
-  const Program::Planes* const at = !program ? nullptr : call.layer_norm ? &program->apart : &program->shared;
   const int parts = schedule.products == Layout::pairs ? schedule.parts : 0;
   PackedMatrix<A> x_rows, h_rows, second_rows, out_rows;  // the right factors: a chunk's rows
   GradientSum<A> dw_ih, dw_hh, dw_hr;
@@ -38,7 +37,7 @@ struct WeightGradients {
     db.allocate((GX + GR) * H, true);
     if (GX > 0) x_rows.allocate(Ip, rows, parts), dw_ih.open(result(0), GX * H, I);
     if (GR > 0) h_rows.allocate(Pp, rows, parts), dw_hh.open(result(call.hh()), GR * H, P);
-    if (call.cell->phases > 1) second_rows.allocate(Pp, rows, parts);
+    if (cell.second_again) second_rows.allocate(Pp, rows, parts);
     if (program) dvectors.allocate(int64_t(program->vectors.size()) * Hp, true);
     if (!call.project) return;
     out_rows.allocate(Hp, rows, 0);
@@ -52,7 +51,7 @@ struct WeightGradients {
     Scratch<A> buffer;
     buffer.allocate(2 * widest);
     A* two[2] = {buffer.data(), buffer.data() + widest};
-    [[maybe_unused]] std::conditional_t<is_program<Cell>, OperandsAgain<A>, Nothing> operands(tape);
+    OperandsAgain<A> again{tape, cell};
     for (int64_t row = lo; row < hi; row += 2) {
       auto put = [&](PackedMatrix<A>& factor, int64_t n, auto&& get) {
         for (int64_t r = row; r < row + 2; ++r) {
@@ -63,32 +62,16 @@ struct WeightGradients {
         factor.put_rows(two[0], two[1], n, row, overflow);
       };
       if (GX > 0) put(x_rows, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); });
-      if constexpr (is_program<Cell>) {
-        if (GR > 0) put(h_rows, P, [&](int64_t t, int64_t b, A* to) { operands.get_first(t, b, to); });
-        if (program->inner) put(second_rows, P, [&](int64_t t, int64_t b, A* to) { operands.get_inner(t, b, to); });
-      } else {
-        put(h_rows, P, [&](int64_t t, int64_t b, A* to) { tape.get_h_before(t, b, to); });
-        if constexpr (Cell::PHASES > 1)
-          put(second_rows, P, [&](int64_t t, int64_t b, A* to) { tape.get_second(t, b, to); });
-        if constexpr (Cell::PROJECTION)
-          if (call.project) put(out_rows, H, [&](int64_t t, int64_t b, A* to) { tape.get_output(t, b, to); });
-      }
+      if (GR > 0) put(h_rows, P, [&](int64_t t, int64_t b, A* to) { again.first(t, b, to); });
+      if (cell.second_again) put(second_rows, P, [&](int64_t t, int64_t b, A* to) { again.second(t, b, to); });
+      if (call.project) put(out_rows, H, [&](int64_t t, int64_t b, A* to) { again.output(t, b, to); });
     }
   }
 
-  // The gates of the input and of the state whose gradient is a plane of dz, -1 where there is none.
-  void gates_of(int plane, int& x_gate, int& r_gate) const {
-    if (program) {
-      auto gate = [&](const std::vector<int>& planes, int gates) {
-        const auto found = std::find(planes.begin(), planes.end(), plane);
-        return gates == 0 || found == planes.end() ? -1 : int(found - planes.begin());
-      };
-      x_gate = gate(at->x, GX), r_gate = gate(at->r, GR);
-      return;
-    }
-    const int G = GX, split = planes - G;
-    x_gate = plane < G ? plane : -1, r_gate = plane - split;
-    if (plane < G) r_gate = plane < G - split ? plane : -1;
+  // The gate whose gradient is a plane of dz, of so many gates that have these planes; -1 where there is none.
+  static int gate_of(int plane, const std::vector<int>& planes, int gates) {
+    const auto found = std::find(planes.begin(), planes.end(), plane);
+    return gates == 0 || found == planes.end() ? -1 : int(found - planes.begin());
   }
 
   // The chunk's share of the gradients of weights and biases that belong to hidden units lo..hi; dz [rows][planes][Hp].
@@ -96,15 +79,14 @@ struct WeightGradients {
     Tiles tiles;
     Columns<A> units;
     units.allocate(parts ? most : rows, parts);
-    for (int plane = 0; plane < planes; ++plane) {
-      int x_gate, r_gate;
-      gates_of(plane, x_gate, r_gate);
+    for (int plane = 0; plane < at.all; ++plane) {
+      const int x_gate = gate_of(plane, at.x, GX), r_gate = gate_of(plane, at.r, GR);
       if (x_gate < 0 && r_gate < 0) continue;
       for (int64_t j = lo; j < hi; j += units.most()) {
         const int64_t n = std::min(units.most(), hi - j);
-        const RowsView<A> left = units.take(dz + plane * Hp + j, planes * Hp, rows, n, overflow);
+        const RowsView<A> left = units.take(dz + plane * Hp + j, at.all * Hp, rows, n, overflow);
         if (x_gate >= 0) dw_ih.add(start, tiles, schedule.engine, x_gate * H + j, n, left, x_rows, rows);
-        const PackedMatrix<A>& states = call.cell->phases > 1 && r_gate == GR - 1 ? second_rows : h_rows;
+        const PackedMatrix<A>& states = cell.second_again && r_gate == GR - 1 ? second_rows : h_rows;
         if (r_gate >= 0) dw_hh.add(start, tiles, schedule.engine, r_gate * H + j, n, left, states, rows);
         for (int64_t m = 0; m < n; ++m) {
           if (x_gate >= 0) db.data()[x_gate * H + j + m] += units.total(m);
@@ -113,14 +95,14 @@ struct WeightGradients {
       }
     }
     for (size_t k = 0; program && k < program->vectors.size(); ++k) {
-      const int plane = at->vector[k];
+      const int plane = at.vector[k];
       for (int64_t j = lo; plane >= 0 && j < hi; j += W) {
         A* const to = dvectors.data() + int64_t(k) * Hp + j;
         V sum(A(0));
         for (int64_t first = 0; first < rows; first += 64) {
           V part(A(0));  // long sums are sums of sums
           for (int64_t r = first; r < std::min(rows, first + 64); ++r)
-            part = part + load(dz + (r * planes + plane) * Hp + j);
+            part = part + load(dz + (r * at.all + plane) * Hp + j);
           sum = sum + part;
         }
         (load(to) + sum).store(to);

@@ -13,6 +13,7 @@ INLINE V relu(V x) {
 // Those of torch.nn's cells, and neither zoneout nor layer norm: what tiles are written for.
 struct Standard {
   static constexpr bool STAGED = false;
+  static Standard of(const LayerCall&) { return {}; }
   template <class V>
   static INLINE V act(V x) {
     return tanh(x);
@@ -68,12 +69,14 @@ __attribute__((noinline)) V activate_back(Activation kind, V d, V y) {
 // The same ones, with zoneout and layer norm or without.
 struct StandardStaged : Standard {
   static constexpr bool STAGED = true;
+  static StandardStaged of(const LayerCall&) { return {}; }
 };
 
 // Any of them, likewise.
 struct Chosen {
   static constexpr bool STAGED = true;
   Activation act_kind, gate_kind;
+  static Chosen of(const LayerCall& call) { return {call.act, call.gate}; }
   template <class V>
   INLINE V act(V x) const {
     return act_kind == Activation::relu ? relu(x) : activate(act_kind, x);
@@ -92,17 +95,13 @@ struct Chosen {
   }
 };
 
-// f(the functions of a call): for whole tiles, so that those that are not chosen cost no register.
-template <class F>
-INLINE auto with_stages(const LayerCall& call, const F& f) {
-  if (call.act == Activation::tanh && call.gate == Activation::sigmoid) return f(StandardStaged{});
-  return f(Chosen{call.act, call.gate});
-}
+// f(what the functions of a call are): a cell's loops are compiled for each, so that those that are not chosen cost no
+// register.
 template <class F>
 INLINE auto with_functions(const LayerCall& call, const F& f) {
-  const bool standard = call.act == Activation::tanh && call.gate == Activation::sigmoid;
-  if (__builtin_expect(standard && !call.zone[0] && !call.layer_norm, 1)) return f(Standard{});
-  return with_stages(call, f);
+  if (call.act != Activation::tanh || call.gate != Activation::sigmoid) return f(Chosen::of(call));
+  if (call.zone[0] || call.layer_norm) return f(StandardStaged::of(call));
+  return f(Standard::of(call));
 }
 }  // namespace
 }  // namespace RNNKERNELS_SET

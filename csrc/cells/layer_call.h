@@ -116,6 +116,8 @@ struct LayerCall {
   }
   // States that training stores for all steps, and planes that it keeps.
   int64_t histories() const { return cell->program ? cell->program->histories() : cell->states - 1; }
+  // The place of state k among them, -1 if it is the output.
+  int64_t history(int k) const { return cell->program ? cell->program->history(k) : k - 1; }
   int64_t planes() const { return cell->kept + (cell->program && zone[0] ? int64_t(cell->program->zoned.size()) : 0); }
   bool quantized() const { return !scales.empty(); }
   // True if a cell makes no h larger than 1 or than the one before.

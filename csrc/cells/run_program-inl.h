@@ -7,16 +7,6 @@
 
 namespace RNNKERNELS_SET {
 namespace {
-// The cell that the loops are given for a program; its counts are in the call.
-struct Programmed {};
-template <class Cell>
-constexpr bool is_program = std::is_same_v<Cell, Programmed>;
-// In the place of what only programs have, or only the other cells.
-struct Nothing {
-  template <class... Any>
-  explicit Nothing(const Any&...) {}
-};
-
 // Vectors of a block: the one of row m and of the units from q * W on lies at `at + m * row + q * unit`.
 template <class A>
 struct Place {

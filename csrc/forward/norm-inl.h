@@ -108,11 +108,5 @@ template <class A, class Get>
 Normal<A, Get> normal(int g0, int g1, int64_t H, double eps, const Get& get) {
   return {g0, g1, H, eps, get};
 }
-
-// Where gate g of unit j lies in a row of sums in panels.
-template <class Weights>
-INLINE int64_t in_panels(int g, int64_t j) {
-  return j / Weights::WIDTH * Weights::SUMS + g * Weights::WIDTH + j % Weights::WIDTH;
-}
 }  // namespace
 }  // namespace RNNKERNELS_SET

@@ -11,16 +11,14 @@ namespace {
 template <class A>
 struct Strip {
   int64_t d, b0, rows, begun = 0;
-  // h [2][rows][Pp], c [state 1 and on][rows][Hp], cell_out [rows][Hp], pre [rows of a chunk][panel][NB][W]
+  // h [2][rows][Pp], c [state 1 and on][rows][Hp], cell_out [rows][Hp], pre [rows of a chunk][panel][gate][WIDTH]
   Scratch<A> h, c, cell_out, pre;
   SplitRows h_split;  // [2][rows], where W_hh is in pairs and h is not masked
-  // Between the two products of a step: what the second one multiplies [rows][Pp] (and in pairs), and what is there of
-  // the gates [rows][panel][NB][W].
-  Scratch<A> second, first;
+  // Between the two products of a step: what the second one multiplies [rows][Pp] (and in pairs), and the values that
+  // are there by then [rows][value][Hp].
+  Scratch<A> second, crossing;
   SplitRows second_split;
-  // Of a program: what the first product multiplies, where that is not h [rows][Pp], and the values of its section
-  // `first` [rows][value][Hp].
-  Scratch<A> operand, crossing;
+  Scratch<A> operand;         // what the first product multiplies, where that is not h [rows][Pp]
   Scratch<A> normed, cell_c;  // with layer_norm: the state's sums of a step, as pre; c as the cell made it [rows][Hp]
   int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
 };

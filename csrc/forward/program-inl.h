@@ -1,26 +1,23 @@
-// A step of the forward loop for a cell that is a program: the products of some panels and rows, then the program's
-// sections on their sums. Few rows take several panels at a time, so that instructions go over enough vectors.
+// A cell that is a program in the forward loop: what its sections read and put, and how they are run over a block.
 #pragma once
 #include "loop-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
-// What the sections read and put, for rows of a strip in step t.
 template <class A>
 struct ForwardSource {
   using V = Vec<A>;
-  using Loop = Forward<A, Programmed, 1>;
   static constexpr int W = V::W;
 
-  const Loop& loop;
-  const Strip<A>& strip;
-  const int64_t t, slot;
-  bool masked;  // h as the inner product's operand sees it
+  const Forward<A>& loop;
+  const Block<A>& of;
+  const bool masked;  // h as the inner product's operand sees it
+  const Strip<A>& strip = of.strip;
+  const int64_t t = of.t, slot = of.slot;
   const LayerCall& call = loop.call;
   const Program& program = *call.cell->program;
   const int64_t d = strip.d, H = loop.H, Hp = loop.Hp, Pp = loop.Pp;
   const int64_t kept_row = (d * loop.T + t) * loop.B + strip.b0, planes = call.planes();
-  Place<A> x{}, r{}, inner{};  // sums of gate 0
 
   // The sums of a gate in panels.
   Place<A> gate(const Place<A>& sums, int g) const { return {sums.at + g * W, sums.row, sums.unit}; }
@@ -34,18 +31,18 @@ struct ForwardSource {
     switch (each.op) {
       case Op::a:
         if (!program.given)
-          return machine.sum(each, run, gate(r, each.other), loop.weights.bias_of_both(d, k), gate(x, k));
+          return machine.sum(each, run, gate(of.state, each.other), loop.weights.bias_of_both(d, k), gate(of.x, k));
         return machine.sum_of(each, run,
-                              [&, rows = given(k), r = gate(r, each.other), b = loop.weights.bias_hh(d, each.other)](
+                              [&, rows = given(k), r = gate(of.state, each.other), b = loop.weights.bias_hh(d, each.other)](
                                   int64_t m, int64_t q) { return rows.get(m, q, H) + (r.get(m, q) + b.get(m, q)); });
       case Op::x:
-        if (!program.given) return machine.sum(each, run, gate(x, k), loop.weights.bias_ih(d, k));
+        if (!program.given) return machine.sum(each, run, gate(of.x, k), loop.weights.bias_ih(d, k));
         return machine.fill(each, run,
                             [&, rows = given(k)](int64_t, int64_t m, int64_t q) { return rows.get(m, q, H); });
       case Op::r:
-        return machine.sum(each, run, gate(r, k), loop.weights.bias_hh(d, k));
+        return machine.sum(each, run, gate(of.state, k), loop.weights.bias_hh(d, k));
       case Op::i:
-        return machine.sum(each, run, inner, loop.weights.bias_hh(d, loop.weights.gates_first));
+        return machine.sum(each, run, of.second, loop.weights.bias_hh(d, loop.weights.gates_first));
       case Op::v:
         return machine.bind(each, loop.weights.vector(d, k), run);
       case Op::cross:
@@ -142,102 +139,34 @@ struct ForwardSource {
   }
 };
 
-// Layer norms of rows of sums in panels of so many gates, with gain k (0: of the input, 1: of the state) from gate g0
-// on.
 template <class A>
-void normalize_rows_of_program(const Forward<A, Programmed, 1>& loop, int64_t d, A* sums, int64_t rows, int gates,
-                               int k, int g0) {
-  constexpr int W = Vec<A>::W;
-  for (int64_t r = 0; r < rows && gates > 0; ++r, sums += loop.panels * gates * loop.WIDTH) {
-    auto at = [&](int g, int64_t j) { return sums + j * gates + g * W; };
-    auto get = [&](int g, int64_t j, int) { return load(at(g, j)); };
-    const auto norm = normal<A>(0, gates, loop.H, loop.call.eps, get);
-    for_row<A>(0, gates, loop.H, [&](int g, int64_t j, int lanes) {
-      (norm.at(g, j, lanes) * load(loop.norms.of(d, k, g0 + g) + j)).store(at(g, j));
-    });
-  }
+void run_section(const Section& section, const Forward<A>& loop, const Block<A>& of, bool masked) {
+  ForwardSource<A> source{loop, of, masked};
+  of.work.machine->run(section, of.r, of.r + of.n, of.q0, of.q1, source);
+}
+template <class A>
+void program_operand(const Forward<A>& loop, const Block<A>& of) {
+  run_section(loop.call.cell->program->operand, loop, of, false);
+}
+template <class A>
+void program_first(const Forward<A>& loop, const Block<A>& of) {
+  run_section(loop.call.cell->program->first, loop, of, true);
+}
+template <class A>
+void program_last(const Forward<A>& loop, const Block<A>& of) {
+  run_section(loop.call.cell->program->forward, loop, of, false);
 }
 
-// One member's part of step t, as Forward::step.
 template <class A>
-bool step_of_program(const Forward<A, Programmed, 1>& loop, const Strip<A>& strip,
-                     typename Forward<A, Programmed, 1>::Work& work, Tiles& tiles, Team::Member& member, int64_t t,
-                     int64_t slot, const A* pre) {
-  constexpr int W = Vec<A>::W;
-  constexpr int64_t MOST = Forward<A, Programmed, 1>::BLOCK * Program::kGates * W;
-  const Program& program = *loop.call.cell->program;
-  const auto& weights = loop.weights;
-  const int64_t panels = weights.panels, vectors = padded<A>(loop.H) / W, NV = weights.NV;
-  Machine<A>& machine = work.machine;
-  ForwardSource<A> source{loop, strip, t, slot, false};
-  if (program.has_operand) {
-    const auto [q0, q1] = member.share(vectors);
-    machine.run(program.operand, 0, strip.rows, q0, q1, source);
-    if (!member.barrier()) return false;
-  }
-  const bool inner = program.inner, input = weights.gates_ih > 0 && !pre;
-  const RowsView<A> x = input ? loop.operands.rows_of_x(strip, work.x, t, 1) : RowsView<A>{},
-                    h = weights.gates_first > 0 ? loop.operands.rows_of_h(strip, work.h, slot) : RowsView<A>{};
-  alignas(64) A x_block[MOST], r_block[MOST];
-  // f(panels u0..u1, rows r..r+n): this member's share.
-  auto for_blocks = [&](auto&& f) {
-    const auto [lo, hi] = member.share(panels);
-    const int64_t group = std::max<int64_t>(1, 32 / (std::min(loop.block, strip.rows) * NV));
-    for (int64_t i = lo; i < hi; i += group) {
-      const int64_t n = std::min(group, hi - i), u0 = slot & 1 ? lo + hi - i - n : i;
-      for_even_blocks(0, strip.rows, loop.block, [&](int64_t r, int64_t rows) { f(u0, u0 + n, r, rows); });
-    }
-  };
-  // Sums of gates in panels, from row r and panel u0 on, as the vectors of a block.
-  auto place = [&](const A* at, int64_t row, int gates, int64_t r, int64_t u0) {
-    return Place<A>{at - r * row - u0 * NV * gates * W, row, gates * W};
-  };
-  auto run = [&](const Section& section, int64_t u0, int64_t u1, int64_t r, int64_t n) {
-    machine.run(section, r, r + n, u0 * NV, std::min(u1 * NV, vectors), source);
-  };
-  source.masked = inner;
-  if (pre) source.x = place(pre, panels * loop.X_SUMS, weights.gates_ih, 0, 0);
-  if (loop.call.layer_norm) {  // of all units of a row
-    A* const sums = strip.normed.data();
-    const int64_t row = panels * loop.SUMS;
-    for (int64_t u = 0; u < panels && weights.gates_first > 0; ++u)
-      weights.multiply_state(tiles, strip.d, u, strip.rows, h, sums + u * loop.SUMS, row);
-    normalize_rows_of_program(loop, strip.d, sums, strip.rows, weights.gates_first, 1, 0);
-    source.r = place(sums, row, weights.gates_first, 0, 0);
-    run(inner ? program.first : program.forward, 0, panels, 0, strip.rows);
-    if (!inner) return true;
-    source.masked = false;
-    const RowsView<A> second = loop.operands.rows_of_second(strip, work.second);
-    for (int64_t u = 0; u < panels; ++u)
-      weights.multiply_second(tiles, strip.d, u, strip.rows, second, sums + u * loop.WIDTH, panels * loop.WIDTH);
-    normalize_rows_of_program(loop, strip.d, sums, strip.rows, 1, 1, weights.gates_first);
-    source.inner = place(sums, panels * loop.WIDTH, 1, 0, 0);
-    run(program.forward, 0, panels, 0, strip.rows);
-    return true;
-  }
-  for_blocks([&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
-    const int64_t x_row = (u1 - u0) * loop.X_SUMS, r_row = (u1 - u0) * loop.SUMS;
-    for (int64_t u = u0; u < u1; ++u) {
-      if (input) weights.multiply_input(tiles, strip.d, u, n, x.from(r), x_block + (u - u0) * loop.X_SUMS, x_row);
-      if (weights.gates_first > 0)
-        weights.multiply_state(tiles, strip.d, u, n, h.from(r), r_block + (u - u0) * loop.SUMS, r_row);
-    }
-    source.r = place(r_block, r_row, weights.gates_first, r, u0);
-    if (input) source.x = place(x_block, x_row, weights.gates_ih, r, u0);
-    run(inner ? program.first : program.forward, u0, u1, r, n);
-  });
-  if (!member.barrier()) return false;
-  if (!inner) return true;
-  source.masked = false;
-  const RowsView<A> second = loop.operands.rows_of_second(strip, work.second);
-  for_blocks([&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
-    const int64_t row = (u1 - u0) * loop.WIDTH;
-    for (int64_t u = u0; u < u1; ++u)
-      weights.multiply_second(tiles, strip.d, u, n, second.from(r), r_block + (u - u0) * loop.WIDTH, row);
-    source.inner = place(r_block, row, 1, r, u0);
-    run(program.forward, u0, u1, r, n);
-  });
-  return member.barrier();
+constexpr ForwardCell<A> program_forward(bool has_operand, bool inner) {
+  ForwardCell<A> cell{};
+  cell.last = program_last<A>;
+  if (inner) cell.first = program_first<A>;
+  if (has_operand) cell.operand = program_operand<A>;
+  return cell;
 }
+template <class A>
+constexpr ForwardCell<A> kProgramForward[2][2] = {{program_forward<A>(false, false), program_forward<A>(false, true)},
+                                                  {program_forward<A>(true, false), program_forward<A>(true, true)}};
 }  // namespace
 }  // namespace RNNKERNELS_SET

@@ -1,8 +1,7 @@
 // A layer that is run a few steps at a time and keeps its weights and its state in between: Forward's parts under a
 // schedule that does not depend on how many steps come, so that every cut of a sequence gives the same bits.
 #pragma once
-#include "../cells/built_in-inl.h"
-#include "loop-inl.h"
+#include "choose_cell-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
@@ -13,11 +12,14 @@ inline Schedule stream_schedule(const LayerCall& call) {
   return {Engine::vectors, layout, layout, Layout::panels, 0, false, false, 1, 1};
 }
 
-template <class A, class Cell, int NV>
+template <class A>
 class StreamOf final : public Stream {
  public:
   StreamOf(const LayerCall& given, int64_t members)
-      : call_(endless(given)), loop_(call_, stream_schedule(call_)), job_{0, 0, call_.B}, works_(members) {
+      : call_(endless(given)),
+        loop_(call_, stream_schedule(call_), forward_cell<A>(call_)),
+        job_{0, 0, call_.B},
+        works_(members) {
     loop_.weights.pack(false);
     loop_.start(job_);
     for (auto& work : works_) work.x.rows.allocate(call_.B * call_.I);
@@ -38,7 +40,7 @@ class StreamOf final : public Stream {
 
   void reset(int64_t row) override {
     std::fill_n(h(row), loop_.Pp, A(0));
-    if (Cell::STATES > 1) std::fill_n(c(row), loop_.Hp, A(0));
+    if (loop_.states > 1) std::fill_n(c(row), loop_.Hp, A(0));
   }
   void get_state(int k, void* to) const override {
     for (int64_t r = 0; r < call_.B; ++r) std::copy_n(state(k, r), width(k), static_cast<A*>(to) + r * width(k));
@@ -49,8 +51,6 @@ class StreamOf final : public Stream {
   }
 
  private:
-  using Loop = Forward<A, Cell, NV>;
-
   static LayerCall endless(LayerCall call) {
     call.T = INT64_MAX;
     return call;
@@ -62,31 +62,16 @@ class StreamOf final : public Stream {
   int64_t width(int k) const { return k ? call_.H : call_.P; }
 
   LayerCall call_;
-  Loop loop_;
+  Forward<A> loop_;
   Strip<A> job_;
-  std::vector<typename Loop::Work> works_;  // of each member
-  int64_t now_ = 0;                         // the slot of h that holds the state
+  std::vector<Work<A>> works_;  // of each member
+  int64_t now_ = 0;             // the slot of h that holds the state
 };
 
-template <class A, class Cell>
-std::unique_ptr<Stream> stream_of(const LayerCall& call, int64_t members) {
-  if constexpr (Cell::G > 1) return std::make_unique<StreamOf<A, Cell, 1>>(call, members);
-  else if (wide_panels<A>(call.H)) return std::make_unique<StreamOf<A, Cell, 4>>(call, members);
-  else return std::make_unique<StreamOf<A, Cell, 2>>(call, members);
-}
-
 inline std::unique_ptr<Stream> stream(const LayerCall& call, int64_t members) {
-#define CELL(name, type)                                                             \
-  case CellKind::name:                                                               \
-    return call.storage == Storage::float64 ? stream_of<double, type>(call, members) \
-                                            : stream_of<float, type>(call, members);
-  switch (call.cell->kind) {
-    FOR_EACH_CELL(CELL)
-    case CellKind::program:
-      break;  // see python/stepper.cpp, which takes none
-  }
-#undef CELL
-  return nullptr;
+  if (call.cell->program) return nullptr;  // see python/stepper.cpp, which takes none
+  if (call.storage == Storage::float64) return std::make_unique<StreamOf<double>>(call, members);
+  return std::make_unique<StreamOf<float>>(call, members);
 }
 }  // namespace
 }  // namespace RNNKERNELS_SET

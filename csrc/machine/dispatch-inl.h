@@ -1,53 +1,36 @@
-// The loops by cell and type: the entry points of an instruction set.
+// The loops by type: the entry points of an instruction set.
 #pragma once
-#include "../backward/loop-inl.h"
-#include "../backward/program-inl.h"
-#include "../cells/built_in-inl.h"
-#include "../forward/loop-inl.h"
-#include "../forward/program-inl.h"
+#include "../backward/choose_cell-inl.h"
+#include "../forward/choose_cell-inl.h"
 #include "../forward/schedule-inl.h"
 #include "../forward/stream-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
-template <class A, class Cell>
-bool forward(const LayerCall& call, const Schedule& s) {
-  if constexpr (is_program<Cell>) return Forward<A, Cell, 1>(call, s).run();
-  else if constexpr (Cell::G > 1) return Forward<A, Cell, 1>(call, s).run();
-  else return wide_panels<A>(call.H) ? Forward<A, Cell, 4>(call, s).run() : Forward<A, Cell, 2>(call, s).run();
+template <class A>
+bool run_forward(const LayerCall& call, Engine engine) {
+  return Forward<A>(call, choose_schedule<A>(call, engine), forward_cell<A>(call)).run();
 }
 
-template <class A, class Cell>
-bool backward(const LayerCall& call, Schedule s) {
+template <class A>
+bool run_backward(const LayerCall& call, Engine engine) {
+  Schedule s = choose_schedule<A>(call, engine);
   if (s.threaded && s.unit_threads == 1) s.row_jobs = std::clamp<int64_t>(call.B / 6, 1, thread_count());
   bool fine = true;
   for (int64_t d = 0; d < call.D && fine; ++d)  // a direction at a time
-    fine = Backward<A, Cell>(call, s, d).run();
+    fine = Backward<A>(call, s, backward_cell<A>(call), d).run();
   return fine;
 }
 
 // Numbers that have no bf16 parts (infinities) are rare, and found on the way: then all is done again in vectors.
-#define CELL(name, type)                                                          \
-  case CellKind::name:                                                            \
-    if (call.storage == Storage::float64) {                                       \
-      if (RUN<double, type>(call, choose_schedule<double>(call, engine))) return; \
-    } else if (RUN<float, type>(call, choose_schedule<float>(call, engine))) {    \
-      return;                                                                     \
-    }                                                                             \
-    break;
 inline void forward(const LayerCall& call, Engine engine) {
   if (call.quantized() && !takes_quads(call, engine)) return forward(Dequantized(call), engine);
-#define RUN forward
-  switch (call.cell->kind) { FOR_EACH_CELL(CELL) CELL(program, Programmed) }
-#undef RUN
-  forward(call, Engine::vectors);
+  const bool wide = call.storage == Storage::float64;
+  if (!(wide ? run_forward<double>(call, engine) : run_forward<float>(call, engine))) forward(call, Engine::vectors);
 }
 inline void backward(const LayerCall& call, Engine engine) {
-#define RUN backward
-  switch (call.cell->kind) { FOR_EACH_CELL(CELL) CELL(program, Programmed) }
-#undef RUN
-  backward(call, Engine::vectors);
+  const bool wide = call.storage == Storage::float64;
+  if (!(wide ? run_backward<double>(call, engine) : run_backward<float>(call, engine))) backward(call, Engine::vectors);
 }
-#undef CELL
 }  // namespace
 }  // namespace RNNKERNELS_SET

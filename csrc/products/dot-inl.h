@@ -32,7 +32,8 @@ struct Brain {
 // sums[m * sums_row + j] = product of row m with row j of the weights, for MR rows and n <= W / MR weight rows from
 // number `first` on.
 template <int MR, class A, class Get>
-void dot_tile(const A* a, int64_t row, const Get& get, int64_t first, int n, int64_t K, A* sums, int64_t sums_row) {
+__attribute__((noinline)) void dot_tile(const A* a, int64_t row, const Get& get, int64_t first, int n, int64_t K,
+                                        A* sums, int64_t sums_row) {
   using V = Vec<A>;
   constexpr int W = V::W, U = W / MR;
   int64_t rows[U];

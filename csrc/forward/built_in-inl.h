@@ -1,0 +1,131 @@
+// The built-in cells in the forward loop: their arithmetic (cells/built_in-inl.h) over the vectors of a block, from sums
+// that lie there to new states, output, and what training keeps. F: the functions of a call, see activations-inl.h.
+#pragma once
+#include "../cells/built_in-inl.h"
+#include "loop-inl.h"
+
+namespace RNNKERNELS_SET {
+namespace {
+// Gates of the first product -> operand of the second; what the gates have by then crosses to `built_in_last`.
+template <class A, class Cell, class F>
+void built_in_first(const Forward<A>& loop, const Block<A>& of) {
+  using V = Vec<A>;
+  constexpr int W = V::W, G = Cell::G;
+  const LayerCall& call = loop.call;
+  const Strip<A>& strip = of.strip;
+  const F functions = F::of(call);
+  const int64_t H = loop.H, Hp = loop.Hp, Pp = loop.Pp;
+  const A* const bias = loop.weights.bias_of_both(strip.d, 0).at;
+  for (int64_t m = of.r; m < of.r + of.n; ++m)
+    for (int64_t q = of.q0; q < of.q1; ++q) {
+      const int64_t j = q * W;
+      const A *x = of.x.at + m * of.x.row + q * G * W, *sums = of.state.at + m * of.state.row + q * (G - 1) * W;
+      V s[G], h = load(strip.h.data() + strip.at(of.slot, m) * Pp + j);
+      for (int g = 0; g < G; ++g) {
+        s[g] = load(x + g * W) + load(bias + g * Hp + j);
+        if (g < G - 1) s[g] = s[g] + load(sums + g * W);
+      }
+      const int lanes = int(std::min<int64_t>(W, H - j));
+      if (call.h_mask) h = h * coefficients<A>(call.h_mask, 0, strip.d, strip.b0 + m, j, lanes);
+      const V product = Cell::first(functions, s, h);
+      for (int g = 0; g < G; ++g) s[g].store(strip.crossing.data() + (m * G + g) * Hp + j);
+      product.store(strip.second.data() + m * Pp + j);
+      if (strip.second_split) strip.second_split.put(product, m, j, loop.overflow);
+    }
+}
+
+// The cell, from the sums of the input and of the state; with two products, from what crossed and the sums of the
+// second one.
+template <class A, class Cell, class F>
+void built_in_last(const Forward<A>& loop, const Block<A>& of) {
+  using V = Vec<A>;
+  constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, K = Cell::KEPT;
+  const LayerCall& call = loop.call;
+  const Strip<A>& strip = of.strip;
+  const F functions = F::of(call);
+  const int64_t H = loop.H, Hp = loop.Hp;
+  // A norm of c wants its whole row: until then, the output gate is what is left.
+  const bool norm_of_c = F::STAGED && Cell::STATES > 1 && call.layer_norm, to_cell_out = norm_of_c || call.project;
+  // Of the gates that are sums, and of the others' sums with the state and with the input.
+  const A *const bias = loop.weights.bias_of_both(strip.d, 0).at,
+                *const split_hh = loop.weights.bias_hh(strip.d, G - SPLIT).at,
+                *const split_ih = loop.weights.bias_ih(strip.d, G - SPLIT).at;
+  const bool keeps = K > 0 && loop.gates;
+  A* const cells = Cell::STATES > 1 ? static_cast<A*>(call.cells) : nullptr;
+  typename Forward<A>::Row row(loop, of);
+  const A* x_row = of.x.at + of.r * of.x.row + of.q0 * G * W;
+  const A* sums_row = of.state.at + of.r * of.state.row + of.q0 * G * W;
+  for (int64_t m = of.r; m < of.r + of.n; ++m, x_row += of.x.row, sums_row += of.state.row, row.next()) {
+    const bool alive = !call.lengths || of.t < call.length(strip.d, strip.b0 + m);
+    const A *x_sums = x_row, *sums = sums_row;
+    for (int64_t q = of.q0; q < of.q1; ++q, x_sums += G * W, sums += G * W) {
+      const int64_t j = q * W;
+      const int lanes = int(std::min<int64_t>(W, H - j));
+      V s[G], x[SPLIT + 1], kept[K + 1], c(A(0)), out(A(0));
+      for (int g = 0; g < G; ++g) {
+        if constexpr (Cell::PHASES > 1) {
+          s[g] = load(strip.crossing.data() + (m * G + g) * Hp + j);
+          if (g == G - 1) s[g] = s[g] + of.second.get(m, q);
+        } else if (g < G - SPLIT) {
+          s[g] = load(sums + g * W) + load(bias + g * Hp + j);
+          s[g] = s[g] + load(x_sums + g * W);
+        } else {
+          const int64_t i = g - G + SPLIT;
+          s[g] = load(sums + g * W) + load(split_hh + i * Hp + j);
+          x[i] = load(x_sums + g * W) + load(split_ih + i * Hp + j);
+        }
+      }
+      if constexpr (Cell::MIXES) out = load(row.h_old + j);
+      if constexpr (Cell::STATES > 1) c = load(row.c + j);
+      V c_new = c;
+      Cell::forward(functions, s, x, out, c_new, kept);
+      if constexpr (Cell::STATES > 1) {
+        if (norm_of_c) c_new.store(strip.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
+        if (F::STAGED && loop.zoned) c_new = zoneout(loop.zone(1, of, row, j, lanes), c, c_new);
+        if (!alive) c_new = c;
+        c_new.store(row.c + j);
+        if (cells) store_first(c_new, cells + row.kept * H + j, lanes);
+      }
+      if (keeps)
+        for (int k = 0; k < K; ++k) loop.gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
+      if (to_cell_out) out.store(strip.cell_out.data() + m * Hp + j);
+      else loop.template put<F::STAGED>(of, row, j, lanes, alive, out);
+    }
+  }
+}
+
+// The output of whole rows, from the output gate, which is there, and from the norm of c.
+template <class A, class Cell, class F>
+void output_of_norm(const Forward<A>& loop, const Block<A>& of) {
+  using V = Vec<A>;
+  const LayerCall& call = loop.call;
+  const F functions = F::of(call);
+  const A *gain = loop.norms.of(of.strip.d, 2), *bias = loop.norms.of(of.strip.d, 3);
+  typename Forward<A>::Row row(loop, of);
+  for (int64_t m = of.r; m < of.r + of.n; ++m, row.next()) {
+    A* const out = of.strip.cell_out.data() + m * loop.Hp;
+    auto get = [&](int, int64_t j, int) { return load(of.strip.cell_c.data() + m * loop.Hp + j); };
+    const auto norm = normal<A>(0, 1, loop.H, call.eps, get);
+    for_row<A>(0, 1, loop.H, [&](int, int64_t j, int lanes) {
+      V kept[Cell::KEPT];
+      kept[Cell::OUTPUT] = load(out + j);
+      const V c = norm.at(0, j, lanes) * load(gain + j) + load(bias + j);
+      const V h = Cell::output(functions, kept, c);
+      if (call.project) h.store(out + j);
+      else loop.template put<true>(of, row, j, lanes, of.t < call.length(of.strip.d, of.strip.b0 + m), h);
+    });
+  }
+}
+
+template <class A, class Cell, class F>
+constexpr ForwardCell<A> built_in_forward() {
+  ForwardCell<A> cell{};
+  cell.last = built_in_last<A, Cell, F>;
+  if constexpr (Cell::PHASES > 1) cell.first = built_in_first<A, Cell, F>;
+  if constexpr (Cell::STATES > 1 && F::STAGED) cell.output = output_of_norm<A, Cell, F>;
+  return cell;
+}
+template <class A, class Cell, class F>
+constexpr ForwardCell<A> kBuiltInForward = built_in_forward<A, Cell, F>();
+}  // namespace
+}  // namespace RNNKERNELS_SET
