@@ -8,7 +8,6 @@
 #include <mutex>
 #include <vector>
 
-#include "../machine/standard.h"
 
 class KeptWeights {
  public:

@@ -31,25 +31,35 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
   // need it, because it reads every weight once a step anyway.
   const int64_t rows = B / s.row_jobs;
-  const bool once = call.T == 1, few_steps = once ? rows < kPassing : call.T * ((B + 5) / 6) < 4;
+  // Weights that are kept have been packed before.
+  const bool kept = call.kept_place >= 0, once = call.T == 1 && !kept,
+             few_steps = !kept && (once ? rows < kPassing : call.T * ((B + 5) / 6) < 4);
   s.passing = once && !few_steps;
   const bool projects = cell.ih_gates > 0;
   s.chunked = projects && (call.layer_norm || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
-  if (few_steps || (!once && call.T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
-  if (few_steps || (rows == 1 && call.P >= 128)) s.hh = Layout::in_place;
+  if (few_steps || (!kept && !once && call.T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
+  if (few_steps || (!kept && rows == 1 && call.P >= 128)) s.hh = Layout::in_place;
+  // Few rows read weights of 16 bits as they are; more would widen them more than once.
+  const bool narrow = kept && rows <= 4 && (call.storage == Storage::bfloat16 || call.storage == Storage::float16);
+  if (narrow) s.hh = Layout::narrow;
+  if (narrow && call.T * B <= 4) s.ih = Layout::narrow;
   // In int8 packing pays sooner, and for a single row too as long as the weights stay in the cache.
   if (takes_quads(call, engine)) {
     static const bool has_tiles = has_amx_int8();
     const int64_t row = call.cell->gates * call.H, few = row * (call.I + call.P) > kNearBytes ? 8 : 3;
     s.engine = engine == Engine::tiles && has_tiles ? Engine::tiles : Engine::bytes;
-    s.ih = call.T * B <= few ? Layout::in_place : Layout::quads;
-    s.hh = call.T * rows <= few || (rows == 1 && row * call.P > kNearBytes) ? Layout::in_place : Layout::quads;
+    s.ih = !kept && call.T * B <= few ? Layout::in_place : Layout::quads;
+    s.hh =
+        !kept && (call.T * rows <= few || (rows == 1 && row * call.P > kNearBytes)) ? Layout::in_place : Layout::quads;
     s.chunked = call.T > 1 && rows < 32;
     return s;
   }
-  // Pairs in vectors pay for a single part. Matrix registers take a float in three parts and still win, if there are rows
-  // and columns to fill them, and if the weights, half as large again, still fit the cache or are used by many rows.
-  const int all = call.storage == Storage::bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3,
+  // Pairs in vectors pay for a single part. Matrix registers take a float in three parts and still win, if there are
+  // rows and columns to fill them, and if the weights, half as large again, still fit the cache or are used by many
+  // rows.
+  const int all = call.storage == Storage::bfloat16  ? 1
+                  : call.storage == Storage::float16 ? 2
+                                                     : 3,
             parts = call.parts && all == 3 ? call.parts : all;
   const bool single = parts == 1, tiles = engine == Engine::tiles;
   if (sizeof(A) == 8 || !(tiles || (engine == Engine::pairs && single))) return s;

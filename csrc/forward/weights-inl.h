@@ -29,6 +29,17 @@ struct PanelSizes {
                                          : 2) {}
 };
 
+// The weights of all directions in a packed form, which calls may share: see cells/kept_weights.h.
+template <class A>
+struct PackedWeights {
+  PackedMatrix<A> ih, hh, hr;  // panel after panel, direction after direction
+  PackedMatrix<A> second;      // the last gate of W_hh, where it has a product of its own
+  // [D] rows of Hp: b_ih by gate of the input, b_hh by recurrent gate, and the sums of both by gate of the input; and
+  // the learned vectors.
+  Scratch<A> rows;
+  bool fine = true;  // no number came that the form cannot take
+};
+
 template <class A>
 struct Weights : PanelSizes<A> {
   using Of = PanelSizes<A>;
@@ -44,22 +55,12 @@ struct Weights : PanelSizes<A> {
   const Program* const program = call.cell->program.get();
   const int64_t I = call.I, H = call.H, P = call.P, D = call.D;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
-  PackedMatrix<A> w_ih, w_hh, w_hr;  // panel after panel, direction after direction
-  PackedMatrix<A> w_second;          // the last gate of W_hh, where it has a product of its own
-  // [D] rows of Hp: b_ih by gate of the input, b_hh by recurrent gate, and the sums of both by gate of the input; and
-  // the learned vectors.
-  Scratch<A> rows;
+  std::shared_ptr<PackedWeights<A>> packed;
   const int inputs = program ? int(program->inputs.size()) : gates_ih,
             learned = program ? int(program->vectors.size()) : 0, row_count = 2 * inputs + gates_hh + learned;
   mutable Flag overflow;  // a number that has no bf16 parts came
 
-  Weights(const LayerCall& c, const Schedule& s) : Of(c), call(c), schedule(s) {
-    rows.allocate(D * row_count * Hp, true);
-    allocate(w_ih, schedule.ih, I, gates_ih);
-    allocate(w_hh, schedule.hh, P, gates_first);
-    allocate(w_second, schedule.hh, P, gates_hh - gates_first);
-    if (call.project) w_hr.allocate(D * out_panels * WIDTH, H, 0);
-  }
+  Weights(const LayerCall& c, const Schedule& s) : Of(c), call(c), schedule(s) {}
 
   void allocate(PackedMatrix<A>& w, Layout layout, int64_t K, int gates) const {
     if (gates == 0 || !kept(layout)) return;
@@ -79,7 +80,7 @@ struct Weights : PanelSizes<A> {
   const T* weight(int64_t d, int k) const {
     return static_cast<const T*>(call.weight(d, k));
   }
-  A* row(int64_t d, int64_t k) const { return rows.data() + (d * row_count + k) * Hp; }
+  A* row(int64_t d, int64_t k) const { return packed->rows.data() + (d * row_count + k) * Hp; }
   // As the vectors of a block.
   Place<A> bias_ih(int64_t d, int g) const { return {row(d, g), 0, W}; }
   Place<A> bias_hh(int64_t d, int g) const { return {row(d, inputs + g), 0, W}; }
@@ -88,11 +89,31 @@ struct Weights : PanelSizes<A> {
 
   // All of them; false if a number came that the form cannot take.
   bool pack(bool parallel) {
+    auto make = [&] {
+      make_packed(parallel);
+      return packed;
+    };
+    if (!call.kept) make();
+    else packed = std::static_pointer_cast<PackedWeights<A>>(call.kept->get(form(), make));
+    return packed->fine;
+  }
+  KeptWeights::Form form() const {
+    return {call.kept_place,      kBytes,         sizeof(A),       int64_t(schedule.ih),
+            int64_t(schedule.hh), schedule.parts, schedule.passing};
+  }
+
+  void make_packed(bool parallel) {
+    packed = std::make_shared<PackedWeights<A>>();
+    packed->rows.allocate(D * row_count * Hp, true);
+    allocate(packed->ih, schedule.ih, I, gates_ih);
+    allocate(packed->hh, schedule.hh, P, gates_first);
+    allocate(packed->second, schedule.hh, P, gates_hh - gates_first);
+    if (call.project) packed->hr.allocate(D * out_panels * WIDTH, H, 0);
     for (int64_t d = 0; d < D; ++d) pack_rows(d);
     spread(parallel, D * panels, [&](int64_t i) { pack_panel(i / panels, i % panels); });
     if (call.project)
       spread(parallel, D * out_panels, [&](int64_t i) { pack_projection(i / out_panels, i % out_panels); });
-    return !overflow;
+    packed->fine = !overflow;
   }
 
   void pack_rows(int64_t d) {
@@ -149,9 +170,9 @@ struct Weights : PanelSizes<A> {
         pack_group(n, w, layout, k, K, first + g0, d, u, column(d, u, gates, g0));
       });
     };
-    pack(w_ih, schedule.ih, 0, I, 0, gates_ih);
-    pack(w_hh, schedule.hh, call.hh(), P, 0, gates_first);
-    pack(w_second, schedule.hh, call.hh(), P, gates_first, gates_hh - gates_first);
+    pack(packed->ih, schedule.ih, 0, I, 0, gates_ih);
+    pack(packed->hh, schedule.hh, call.hh(), P, 0, gates_first);
+    pack(packed->second, schedule.hh, call.hh(), P, gates_first, gates_hh - gates_first);
   }
   // Panel u of weights k of K columns, gates g0.. that are N vectors, to column c of w.
   void pack_group(int N, PackedMatrix<A>& w, Layout layout, int k, int64_t K, int g0, int64_t d, int64_t u,
@@ -168,8 +189,8 @@ struct Weights : PanelSizes<A> {
     for (int v = 0; v < vectors; ++v) {
       const int64_t p = u * WIDTH + v * W;
       const int n = int(std::clamp<int64_t>(P - p, 0, W));
-      w_hr.pack_columns(stored(call.weight(d, call.projection())), p * H, H, n, H, (d * out_panels + u) * WIDTH,
-                        vectors, v, overflow);
+      packed->hr.pack_columns(stored(call.weight(d, call.projection())), p * H, H, n, H, (d * out_panels + u) * WIDTH,
+                              vectors, v, overflow);
     }
   }
 
@@ -177,15 +198,15 @@ struct Weights : PanelSizes<A> {
   // panel u.
   void multiply_input(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
                       int64_t sums_row) const {
-    multiply(w_ih, schedule.ih, 0, I, 0, gates_ih, tiles, d, u, n, left, sums, sums_row);
+    multiply(packed->ih, schedule.ih, 0, I, 0, gates_ih, tiles, d, u, n, left, sums, sums_row);
   }
   void multiply_state(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
                       int64_t sums_row) const {
-    multiply(w_hh, schedule.hh, call.hh(), P, 0, gates_first, tiles, d, u, n, left, sums, sums_row);
+    multiply(packed->hh, schedule.hh, call.hh(), P, 0, gates_first, tiles, d, u, n, left, sums, sums_row);
   }
   void multiply_second(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
                        int64_t sums_row) const {
-    multiply(w_second, schedule.hh, call.hh(), P, gates_first, gates_hh - gates_first, tiles, d, u, n, left, sums,
+    multiply(packed->second, schedule.hh, call.hh(), P, gates_first, gates_hh - gates_first, tiles, d, u, n, left, sums,
              sums_row);
   }
   // The same with weights k of K columns, of which so many gates from `first` on are in w.
@@ -225,8 +246,8 @@ struct Weights : PanelSizes<A> {
     with_vectors(
         vectors,
         [&](auto N, int, int) {
-          w_hr.template multiply<N>(tiles, schedule.engine, n, left, 0, H, (d * out_panels + u) * WIDTH, sums, WIDTH,
-                                    Sum::put);
+          packed->hr.template multiply<N>(tiles, schedule.engine, n, left, 0, H, (d * out_panels + u) * WIDTH, sums,
+                                          WIDTH, Sum::put);
         },
         0, 1);
   }

@@ -145,7 +145,7 @@ inline bool takes_quads(const LayerCall& call, Engine engine) {
 // A call with int8 weights as one with floats.
 struct Dequantized : LayerCall {
   explicit Dequantized(const LayerCall& call) : LayerCall(call) {
-    scales.clear();
+    scales.clear(), kept = nullptr, kept_place = -1;  // floats are made for each call
     for (int64_t d = 0; d < D; ++d)
       for (int k = 0; k < 2; ++k) {
         const int64_t rows = cell->gates * H, width = k ? P : I;

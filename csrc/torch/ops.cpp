@@ -184,10 +184,10 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
     const MaybeTensors& states, const Tensors& weights, const Flags& reverse, bool bias, bool project,
     const MaybeString& activation, const MaybeString& gate, const MaybeTensor& lengths, const MaybeTensor& reset,
     const MaybeTensors& reset_states, const MaybeTensor& h_mask, const MaybeTensors& zone, bool layer_norm, double eps,
-    int64_t hidden_size, const MaybeTensors& extras, int64_t parts, int64_t packed, const Tensor& y,
-    const Tensors& saved, const Flags& needs) {
+    int64_t hidden_size, const MaybeTensors& extras, int64_t parts, int64_t, const Tensor& y, const Tensors& saved,
+    const Flags& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
-                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts, packed);
+                         reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts, 0);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
@@ -236,7 +236,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
 }
 
 std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int64_t I, int64_t H, int64_t P, int64_t D,
-                     bool, bool layer_norm, int64_t parts) {
+                     bool, bool layer_norm, int64_t parts, bool packed) {
   LayerCall call{};
   const std::string cell_name = text(cell);
   const bool quantized = dtype == aoti_torch_dtype_int8();
@@ -248,7 +248,7 @@ std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int
                   " is a program, which is not run in int8");
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
-  call.layer_norm = layer_norm, call.parts = int(parts);
+  call.layer_norm = layer_norm, call.parts = int(parts), call.kept_place = packed ? 0 : -1;
   if (quantized) call.scales.resize(2 * D);
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }
@@ -290,7 +290,7 @@ STABLE_TORCH_LIBRARY(rnnkernels, m) {
   m.def("stack" STACK), m.def("plain_stack" STACK);
   m.def(
       "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
-      "bool layer_norm=False, int parts=0) -> str");
+      "bool layer_norm=False, int parts=0, bool packed=False) -> str");
   m.def("freeze(Tensor[] weights) -> int");  // a number for `packed`; the weights stay where they are until unfreeze
   m.def("unfreeze(int packed) -> ()");
   m.def("instruction_sets() -> str");

@@ -64,7 +64,7 @@ class Cpp:
     def schedule(call):
         return torch.ops.rnnkernels.schedule(
             call.cell, call.dtype, call.T, call.B, call.I, call.H, call.P, call.D, call.training,
-            "layer_norm" in call.stages, call.parts,
+            "layer_norm" in call.stages, call.parts, call.packed > 0,
         )  # fmt: skip
 
 

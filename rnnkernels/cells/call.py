@@ -139,7 +139,7 @@ class LayerCall(NamedTuple):
         return Facts(
             self.cell, x.device, x.dtype, x.size(-3), x.size(-2), x.size(-1), self.H, self.P, self.D, training,
             frozenset(name for name, used in stages.items() if used), self.activation or "tanh",
-            self.recurrent_activation or "sigmoid", self.parts,
+            self.recurrent_activation or "sigmoid", self.parts, self.packed,
         )  # fmt: skip
 
 
@@ -160,6 +160,7 @@ class Facts(NamedTuple):
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
     parts: int = 0
+    packed: int = 0
 
     def lacking(self, stages):
         """The reason why a backend with these stages cannot run the call, or None."""

@@ -127,8 +127,11 @@ def cell_calls(module, x, hx):
     cell = next(cell for kind, cell in CELL_MODES.items() if isinstance(module, kind))
     activation = "relu" if getattr(module, "nonlinearity", None) == "relu" else None
     weights = [getattr(module, f"{kind}_{at}") for kind in ("weight", "bias") for at in ("ih", "hh")]
+    packed = module._packed.of(weights) if module._packed else 0
     x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
-    call = LayerCall(cell, x_1BI, [], weights, FORWARD, activation=activation, parts=precision.parts(x)).facts()
+    call = LayerCall(
+        cell, x_1BI, [], weights, FORWARD, activation=activation, parts=precision.parts(x), packed=packed
+    ).facts()
     return calls_of(call, x_1BI, hx, weights, 1, 1)
 
 
@@ -153,7 +156,7 @@ def layer_calls(module, x, hx, lengths, reset):
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
         h_mask=True if module.training and options.recurrent_dropout else None,
         zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm, hidden_size=module.hidden_size // N,
-        parts=precision.parts(x_TBI),
+        parts=precision.parts(x_TBI), packed=module._packed.of(weights) if module._packed else 0,
     ).facts()  # fmt: skip
     return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)
 

@@ -116,9 +116,9 @@ def test_memory_is_freed():
         frozen(x)
         return frozen._packed.number
 
-    numbers, start = [use()], resident()
-    numbers += [use() for _ in range(6)]  # 32 MB of weights, and as much or more packed, at each
-    assert resident() - start < 100e6 and len(set(numbers)) == 7
+    numbers, start = [use() for _ in range(4)], resident()
+    numbers += [use() for _ in range(8)]  # 32 MB of weights, and as much or more packed, at each
+    assert resident() - start < 200e6 and len(set(numbers)) == 12
 
 
 def test_gradients_of_the_input():
@@ -129,7 +129,7 @@ def test_gradients_of_the_input():
     assert_close("dx", got, expected, 1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # Dynamo does
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:.*torch.jit.trace")
 def test_graphs():
     """Compiled graphs use the packed weights, exported ones have none."""
     torch.manual_seed(0)
@@ -171,3 +171,10 @@ def test_int8():
     y = quantized(x)[0]
     assert quantized[0]._packed.number and torch.equal(quantized(x)[0], y)
     assert torch.equal(copy.deepcopy(quantized)(x)[0], y)
+
+
+def test_explain_tells_what_runs():
+    """Weights that are packed already are never read in place."""
+    model, x = rnnkernels.GRU(I, 200), torch.randn(1, 1, I)
+    assert "W_hh in place" in str(rnnkernels.explain(model, x))
+    assert "in place" not in str(rnnkernels.explain(rnnkernels.freeze(model), x))
