@@ -18,8 +18,9 @@ class StreamOf final : public Stream {
   StreamOf(const LayerCall& given, int64_t members)
       : call_(endless(given)),
         loop_(call_, stream_schedule(call_), forward_cell<A>(call_)),
-        job_{0, 0, call_.B},
-        works_(members) {
+        job_{0, 0, call_.B} {
+    works_.reserve(size_t(members));
+    for (int64_t i = 0; i < members; ++i) works_.emplace_back(call_.cell->program.get());
     loop_.weights.pack(false);
     loop_.start(job_);
     for (auto& work : works_) work.x.rows.allocate(call_.B * call_.I);
@@ -40,7 +41,7 @@ class StreamOf final : public Stream {
 
   void reset(int64_t row) override {
     std::fill_n(h(row), loop_.Pp, A(0));
-    if (loop_.states > 1) std::fill_n(c(row), loop_.Hp, A(0));
+    for (int k = 1; k < loop_.states; ++k) std::fill_n(state(k, row), loop_.Hp, A(0));
   }
   void get_state(int k, void* to) const override {
     for (int64_t r = 0; r < call_.B; ++r) std::copy_n(state(k, r), width(k), static_cast<A*>(to) + r * width(k));
@@ -57,8 +58,7 @@ class StreamOf final : public Stream {
   }
 
   A* h(int64_t row) const { return job_.h.data() + job_.at(now_, row) * loop_.Pp; }
-  A* c(int64_t row) const { return job_.c.data() + row * loop_.Hp; }
-  A* state(int k, int64_t row) const { return k ? c(row) : h(row); }
+  A* state(int k, int64_t row) const { return k ? loop_.state_of(job_, k, row) : h(row); }
   int64_t width(int k) const { return k ? call_.H : call_.P; }
 
   LayerCall call_;
@@ -69,7 +69,6 @@ class StreamOf final : public Stream {
 };
 
 inline std::unique_ptr<Stream> stream(const LayerCall& call, int64_t members) {
-  if (call.cell->program) return nullptr;  // see python/stepper.cpp, which takes none
   if (call.storage == Storage::float64) return std::make_unique<StreamOf<double>>(call, members);
   return std::make_unique<StreamOf<float>>(call, members);
 }

@@ -43,7 +43,7 @@ class Stream {
   virtual bool step(int64_t t, Team::Member& member) = 0;
   virtual void advance(int64_t steps) = 0;  // after the steps 0..steps
   virtual void reset(int64_t row) = 0;
-  // State k (0: h, 1: c), rows (B, P) or (B, H) in the type computed in.
+  // State k, the first one h: rows (B, P), the others (B, H), in the type computed in.
   virtual void get_state(int k, void* to) const = 0;
   virtual void set_state(int k, const void* from) = 0;
 };

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -22,6 +21,7 @@ constexpr double kPerBarrier = 1e5;  // and those of a member between two barrie
 constexpr int64_t kMaxMembers = 64;
 
 struct Stepper {
+  const std::shared_ptr<const CellInfo> cell;
   std::vector<std::unique_ptr<Stream>> layers;
   std::vector<Scratch<char>> between;  // the output of every layer but the last
   int64_t B, I, P, bytes;              // bytes: of an element
@@ -29,16 +29,19 @@ struct Stepper {
   int64_t members = 1;                 // at most
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
-  Stepper(LayerCall call, int64_t count, const std::vector<const void*>& weights)
-      : B(call.B),
+  Stepper(std::shared_ptr<const CellInfo> owner, LayerCall call, int64_t count,
+          const std::vector<const void*>& weights)
+      : cell(std::move(owner)),
+        B(call.B),
         I(call.I),
         P(call.P),
         bytes(call.storage == Storage::float64   ? 8
               : call.storage == Storage::float32 ? 4
                                                  : 2) {
-    operations = 2.0 * B * call.cell->gates * call.H * (I + P + (count - 1) * 2 * P);
+    const double ih = double(cell->ih_gates) * call.H, hh = double(cell->hh_gates) * call.H;
+    operations = 2.0 * B * (ih * I + hh * P * count + ih * P * (count - 1));
     members =
-        std::clamp<int64_t>(int64_t(operations / double(count * call.cell->phases) / kPerBarrier), 1, kMaxMembers);
+        std::clamp<int64_t>(int64_t(operations / double(count * cell->phases) / kPerBarrier), 1, kMaxMembers);
     const size_t n = weights.size() / size_t(count);
     for (int64_t i = 0; i < count; ++i, call.I = P) {
       call.weights.assign(weights.begin() + i * n, weights.begin() + (i + 1) * n);
@@ -93,17 +96,18 @@ PyObject* make(PyObject*, PyObject* args) {
     weights.push_back(PyLong_AsVoidPtr(PyList_GetItem(list, i)));
   if (PyErr_Occurred()) return nullptr;
   LayerCall call{};
-  call.cell = std::strncmp(cell, "cell ", 5) ? find_cell(cell).get() : nullptr;  // one of a table that stays
-  if (!call.cell) {
-    PyErr_Format(PyExc_ValueError, "a Stepper runs the built-in cells, not %.60s", cell);
-    return nullptr;
-  }
   call.storage = Storage(storage);
   call.B = B, call.I = I, call.H = H, call.P = P, call.D = 1;
   call.bias = bias, call.project = project, call.reverse = {false};
   if (relu) call.act = Activation::relu;
   try {
-    auto stepper = std::make_unique<Stepper>(call, layers, weights);
+    const std::shared_ptr<const CellInfo> owner = find_cell(cell);
+    if (!owner || (owner->program && !owner->program->extras.empty())) {
+      PyErr_Format(PyExc_ValueError, "a Stepper runs cells whose only input is x, not %.60s", cell);
+      return nullptr;
+    }
+    call.cell = owner.get();
+    auto stepper = std::make_unique<Stepper>(owner, call, layers, weights);
     PyObject* capsule = PyCapsule_New(stepper.get(), kName, [](PyObject* self) { delete stepper_of(self); });
     if (capsule) stepper.release();
     return capsule;

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
+from torch.utils._pytree import tree_map
 
 from .. import backends
 from ..cells import accumulate_dtype, spec_of
@@ -17,7 +18,7 @@ from ..nn.base import MODES
 from ..nn.cell_modules import kind_of_cell
 from ..nn.checks import check_inference, check_weights
 from ..nn.options import refuse_options
-from ..nn.recurrent import refuse_own_cell
+from ..nn.recurrent import Recurrent, RecurrentCell
 from .stepper_runners import Cpp, Reference, run_cpp
 
 
@@ -32,9 +33,9 @@ class Stepper:
     of the module have no effect. Make a new one, and hand ``state`` over with ``load_state``.
 
     Args:
-        module: RNN, LSTM, GRU or one of their cells, of ``rnnkernels`` or ``torch.nn``, on the CPU: any number of
-            layers, with or without bias and projection, float32, float64, bfloat16 or float16. ``batch_first`` has no
-            effect here.
+        module: RNN, LSTM, GRU or one of their cells, of ``rnnkernels`` or ``torch.nn``, or a ``Recurrent`` or
+            ``RecurrentCell`` of a cell without step and sequence inputs, on the CPU: any number of layers, with or
+            without bias and projection, float32, float64, bfloat16 or float16. ``batch_first`` has no effect here.
         batch_size: B, the number of streams that advance together.
 
     A Stepper is not for several threads at once: a call while another is running raises RuntimeError. It can be used
@@ -44,7 +45,7 @@ class Stepper:
     is written step by step runs on it unchanged: ``model.cell.forward = Stepper(model.cell, batch_size=1)``.
 
     Raises:
-        TypeError: for a module of another kind.
+        TypeError: for a module of another kind, and for a cell with step or sequence inputs.
         ValueError: for a bidirectional module, one without hidden units, one with an option that torch.nn does not have
             and that counts in inference, a device or dtype other than those above, a batch size below 1.
         RuntimeError: for weights whose shapes do not fit the module, and if a backend is forced that cannot do this.
@@ -52,16 +53,16 @@ class Stepper:
 
     __slots__ = (
         "_B", "_I", "_P", "_acc", "_dtype", "_handle", "_is_cell", "_name", "_out", "_out_shape", "_runner", "_shapes",
-        "_x_shape",
+        "_own", "_x_shape",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, batch_size: int):
-        refuse_own_cell("a Stepper", module)
-        kind = MODES.get(module.mode) if isinstance(module, nn.RNNBase) else kind_of_cell(module)
+        kind = kind_of(module)
         if kind is None:
             raise TypeError(
                 f"Expected an RNN, LSTM or GRU of rnnkernels or torch.nn, or a cell, but got {type(module).__name__}"
             )
+        self._own = module.cell.program.name if isinstance(module, (Recurrent, RecurrentCell)) else None
         self._is_cell = not isinstance(module, nn.RNNBase)
         if not self._is_cell and module.bidirectional:
             raise ValueError(
@@ -93,7 +94,7 @@ class Stepper:
             cell, weights[0].device, dtype, 1, B, I, H, P, 1,
             stages=frozenset({"project"} if project else ()), activation=activation or "tanh",
         )  # fmt: skip
-        self._shapes = [(L, B, P), (L, B, H)][: spec_of(cell).states]
+        self._shapes = [(L, B, P), *[(L, B, H)] * (spec_of(cell).states - 1)]
         self._out = torch.empty(B, P, dtype=dtype, device="cpu")  # the template of ``step``'s results
         self._x_shape, self._out_shape, self._handle = None, (B, P), None
         chosen = backends.choose(facts)
@@ -173,7 +174,8 @@ class Stepper:
             hx: what the last call returned: h (B, H), or (h, c) for an LSTMCell, (H,) with (I,). Default: zeros
 
         Returns:
-            h' (B, H), or (h', c') for an LSTMCell, in the dtype of the weights.
+            h' (B, H), or (h', c') for an LSTMCell, in the dtype of the weights; of a RecurrentCell the output and the
+            states, as its call does.
 
         Raises:
             TypeError: for a Stepper of layers, which has :meth:`step`.
@@ -191,7 +193,7 @@ class Stepper:
         if isinstance(input, Tensor) and input.dim() == 1 and self._B == 1:
             rows = [s[None] if isinstance(s, Tensor) and s.dim() == 1 else s for s in states]
             new = self._call(input[None], None if hx is None else rows if len(rows) != 1 else rows[0])
-            return new.squeeze(0) if isinstance(new, Tensor) else tuple(s.squeeze(0) for s in new)
+            return tree_map(lambda s: s.squeeze(0), new)
         if isinstance(input, Tensor) and input.dim() > 2:
             raise ValueError(f"Stepper: Expected input to be 1D or 2D, got {input.dim()}D instead")
         x = self._checked(input)
@@ -202,8 +204,11 @@ class Stepper:
             self._runner.reset(None)
         else:
             self.load_state(hx)
-        h = self.step(x)
-        return h if len(self._shapes) == 1 else (h, self.state[1].to(self._dtype))
+        y = self.step(x)
+        if self._own is None and len(self._shapes) == 1:
+            return y
+        states = tree_map(lambda s: s.to(self._dtype), self.state)
+        return (y, states[1]) if self._own is None else (y, states)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Set the state to zero: of the rows where ``mask``, bool (B,) on the CPU, is true; of all without a mask.
@@ -248,7 +253,9 @@ class Stepper:
         if not isinstance(states, (tuple, list)) or not all(isinstance(s, Tensor) for s in states):
             raise TypeError(f"Expected hx to be a Tensor or a tuple of Tensors, but got {type(hx).__name__}")
         if len(states) != len(expected):
-            many = ("one hidden state", "two hidden states")[len(expected) - 1]
+            many = ("one hidden state", "two hidden states", "three hidden states", "four hidden states")[
+                len(expected) - 1
+            ]
             raise RuntimeError(f"{self._name} expects {many}, but got {len(states)}")
         for k, (s, e) in enumerate(zip(states, expected, strict=True)):
             shape = e.shape[1:] if self._is_cell else e.shape
@@ -337,6 +344,19 @@ class Stepper:
             x, out = x.unsqueeze(0), out.unsqueeze(0)
         if not self._runner.run(x, out):
             raise RuntimeError("Expected out and x to have memory of their own, but they overlap or have none")
+
+
+def kind_of(module):
+    """The cell of a module and its activation; None for a module of another kind."""
+    if not isinstance(module, (Recurrent, RecurrentCell)):
+        return MODES.get(module.mode) if isinstance(module, nn.RNNBase) else kind_of_cell(module)
+    program = module.cell.program
+    if program.extras:
+        raise TypeError(
+            f"a Stepper takes cells whose only input is x, but {program.name} has {', '.join(program.extras)}: step a "
+            "RecurrentCell instead"
+        )
+    return module.cell.kernel, None
 
 
 def outside(stepper, x, out=None):

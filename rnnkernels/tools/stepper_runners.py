@@ -65,7 +65,8 @@ class Reference:
 
     def layer(self, i, x, states, weights):
         """Layer i for one step."""
-        return reference.layer(*LayerCall(self.cell, x, states, weights, *self.settings), False)[:2]
+        H = states[-1].size(-1)
+        return reference.layer(*LayerCall(self.cell, x, states, weights, *self.settings, hidden_size=H), False)[:2]
 
     def reset(self, mask):
         """Zeros where mask, or everywhere."""
