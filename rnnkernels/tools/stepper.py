@@ -253,9 +253,7 @@ class Stepper:
         if not isinstance(states, (tuple, list)) or not all(isinstance(s, Tensor) for s in states):
             raise TypeError(f"Expected hx to be a Tensor or a tuple of Tensors, but got {type(hx).__name__}")
         if len(states) != len(expected):
-            many = ("one hidden state", "two hidden states", "three hidden states", "four hidden states")[
-                len(expected) - 1
-            ]
+            many = ("one hidden state", *(f"{n} hidden states" for n in ("two", "three", "four")))[len(expected) - 1]
             raise RuntimeError(f"{self._name} expects {many}, but got {len(states)}")
         for k, (s, e) in enumerate(zip(states, expected, strict=True)):
             shape = e.shape[1:] if self._is_cell else e.shape
