@@ -16,8 +16,8 @@ void built_in_first(const Forward<A>& loop, const Block<A>& of) {
   const F functions = F::of(call);
   const int64_t H = loop.H, Hp = loop.Hp, Pp = loop.Pp;
   const A* const bias = loop.weights.bias_of_both(strip.d, 0).at;
-  for (int64_t m = of.r; m < of.r + of.n; ++m)
-    for (int64_t q = of.q0; q < of.q1; ++q) {
+  for (int64_t q = of.q0; q < of.q1; ++q)
+    for (int64_t m = of.r; m < of.r + of.n; ++m) {
       const int64_t j = q * W;
       const A *x = of.x.at + m * of.x.row + q * G * W, *sums = of.state.at + m * of.state.row + q * (G - 1) * W;
       V s[G], h = load(strip.h.data() + strip.at(of.slot, m) * Pp + j);
@@ -46,33 +46,30 @@ void built_in_last(const Forward<A>& loop, const Block<A>& of) {
   const int64_t H = loop.H, Hp = loop.Hp;
   // A norm of c wants its whole row: until then, the output gate is what is left.
   const bool norm_of_c = F::STAGED && Cell::STATES > 1 && call.layer_norm, to_cell_out = norm_of_c || call.project;
-  // Of the gates that are sums, and of the others' sums with the state and with the input.
-  const A *const bias = loop.weights.bias_of_both(strip.d, 0).at,
-                *const split_hh = loop.weights.bias_hh(strip.d, G - SPLIT).at,
-                *const split_ih = loop.weights.bias_ih(strip.d, G - SPLIT).at;
-  const bool keeps = K > 0 && loop.gates;
+  const bool keeps = K > 0 && loop.gates, ends = call.lengths;
   A* const cells = Cell::STATES > 1 ? static_cast<A*>(call.cells) : nullptr;
-  typename Forward<A>::Row row(loop, of);
-  const A* x_row = of.x.at + of.r * of.x.row + of.q0 * G * W;
-  const A* sums_row = of.state.at + of.r * of.state.row + of.q0 * G * W;
-  for (int64_t m = of.r; m < of.r + of.n; ++m, x_row += of.x.row, sums_row += of.state.row, row.next()) {
-    const bool alive = !call.lengths || of.t < call.length(strip.d, strip.b0 + m);
-    const A *x_sums = x_row, *sums = sums_row;
-    for (int64_t q = of.q0; q < of.q1; ++q, x_sums += G * W, sums += G * W) {
-      const int64_t j = q * W;
-      const int lanes = int(std::min<int64_t>(W, H - j));
+  const int64_t t = of.t, end = of.r + of.n, x_row = of.x.row, sums_row = of.state.row;
+  for (int64_t q = of.q0; q < of.q1; ++q) {  // rows inside, for there are more of them: constants stay in registers
+    const int64_t j = q * W;
+    const int lanes = int(std::min<int64_t>(W, H - j));
+    V bias[G + SPLIT];  // of the sums; of a split gate its sum with the state, and then the one with the input
+    for (int g = 0; g < G && Cell::PHASES == 1; ++g)
+      bias[g] = (g < G - SPLIT ? loop.weights.bias_of_both(strip.d, g) : loop.weights.bias_hh(strip.d, g)).get(0, q);
+    for (int g = G; g < G + SPLIT; ++g) bias[g] = loop.weights.bias_ih(strip.d, g - SPLIT).get(0, q);
+    typename Forward<A>::Row row(loop, of);
+    const A* x_sums = of.x.at + of.r * x_row + j * G;
+    const A* sums = of.state.at + of.r * sums_row + j * G;
+    for (int64_t m = of.r; m < end; ++m, x_sums += x_row, sums += sums_row, row.next()) {
+      const bool alive = !ends || t < call.length(strip.d, strip.b0 + m);
       V s[G], x[SPLIT + 1], kept[K + 1], c(A(0)), out(A(0));
       for (int g = 0; g < G; ++g) {
         if constexpr (Cell::PHASES > 1) {
           s[g] = load(strip.crossing.data() + (m * G + g) * Hp + j);
           if (g == G - 1) s[g] = s[g] + of.second.get(m, q);
-        } else if (g < G - SPLIT) {
-          s[g] = load(sums + g * W) + load(bias + g * Hp + j);
-          s[g] = s[g] + load(x_sums + g * W);
         } else {
-          const int64_t i = g - G + SPLIT;
-          s[g] = load(sums + g * W) + load(split_hh + i * Hp + j);
-          x[i] = load(x_sums + g * W) + load(split_ih + i * Hp + j);
+          s[g] = load(sums + g * W) + bias[g];
+          if (g < G - SPLIT) s[g] = s[g] + load(x_sums + g * W);
+          else x[g - G + SPLIT] = load(x_sums + g * W) + bias[g + SPLIT];
         }
       }
       if constexpr (Cell::MIXES) out = load(row.h_old + j);
