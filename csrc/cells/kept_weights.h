@@ -8,7 +8,6 @@
 #include <mutex>
 #include <vector>
 
-
 class KeptWeights {
  public:
   // What a packed form depends on besides the weights themselves: see forward/weights-inl.h.

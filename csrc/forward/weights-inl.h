@@ -102,13 +102,18 @@ struct Weights : PanelSizes<A> {
             int64_t(schedule.hh), schedule.parts, schedule.passing};
   }
 
-  void make_packed(bool parallel) {
+  // Room for all of them.
+  void allocate() {
     packed = std::make_shared<PackedWeights<A>>();
     packed->rows.allocate(D * row_count * Hp, true);
     allocate(packed->ih, schedule.ih, I, gates_ih);
     allocate(packed->hh, schedule.hh, P, gates_first);
     allocate(packed->second, schedule.hh, P, gates_hh - gates_first);
     if (call.project) packed->hr.allocate(D * out_panels * WIDTH, H, 0);
+  }
+
+  void make_packed(bool parallel) {
+    allocate();
     for (int64_t d = 0; d < D; ++d) pack_rows(d);
     spread(parallel, D * panels, [&](int64_t i) { pack_panel(i / panels, i % panels); });
     if (call.project)

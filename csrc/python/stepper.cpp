@@ -29,8 +29,7 @@ struct Stepper {
   int64_t members = 1;                 // at most
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
 
-  Stepper(std::shared_ptr<const CellInfo> owner, LayerCall call, int64_t count,
-          const std::vector<const void*>& weights)
+  Stepper(std::shared_ptr<const CellInfo> owner, LayerCall call, int64_t count, const std::vector<const void*>& weights)
       : cell(std::move(owner)),
         B(call.B),
         I(call.I),
@@ -40,8 +39,7 @@ struct Stepper {
                                                  : 2) {
     const double ih = double(cell->ih_gates) * call.H, hh = double(cell->hh_gates) * call.H;
     operations = 2.0 * B * (ih * I + hh * P * count + ih * P * (count - 1));
-    members =
-        std::clamp<int64_t>(int64_t(operations / double(count * cell->phases) / kPerBarrier), 1, kMaxMembers);
+    members = std::clamp<int64_t>(int64_t(operations / double(count * cell->phases) / kPerBarrier), 1, kMaxMembers);
     const size_t n = weights.size() / size_t(count);
     for (int64_t i = 0; i < count; ++i, call.I = P) {
       call.weights.assign(weights.begin() + i * n, weights.begin() + (i + 1) * n);
