@@ -1,7 +1,7 @@
 """An extension of griffe: docstrings of the package as Markdown.
 
-They name objects by roles (:class:`LSTM`), give examples after `::`, and have lists under headings that griffe does not
-know (the arguments of forward). These become links, blocks and lists.
+They name objects by roles (:class:`LSTM`), give examples after `::`, and have lists of names under headings, also under
+such as no style of docstrings knows (the arguments of forward). These become links, blocks and lists.
 """
 
 import re
@@ -14,7 +14,8 @@ DOCUMENTED = re.findall(r"^::: (\S+)$", API.read_text("utf-8"), re.MULTILINE)
 
 ROLE = re.compile(r":(?:class|func|meth|attr):`~?([\w.]+)`")
 ITEM = re.compile(r"^    (\*{0,2}\w[\w, *]*): (.*)$")
-KNOWN = ("Args:", "Returns:", "Raises:", "Attributes:")
+STAR = re.compile(r"(?<=[\w)])\*(?=[\w(])(?=(?:[^`]*`[^`]*`)*[^`]*$)")  # of a product, outside code
+BOLD = ("Args:", "Attributes:", "Returns:", "Raises:")
 
 
 def target(name, obj):
@@ -32,42 +33,37 @@ def link(name, obj):
     return f"[`{name}`][{found}]" if found else f"`{name}`"
 
 
-def listed(lines):
-    """Lists of names under a heading that griffe does not know, as lists of Markdown; examples as blocks."""
+def markdown(lines):
+    """Markdown of a docstring's lines."""
     found, kind = [], None  # kind of the part that a line belongs to
-    for n, line in enumerate(lines):
-        indented = lines[n + 1].startswith("    ") if n + 1 < len(lines) else False
+    for n, line in enumerate([*lines, "end"]):
+        if kind == "example" and line and not line.startswith(" "):
+            found += ["```", ""]
+        if n == len(lines):
+            break
         if line and not line.startswith(" "):
+            indented = lines[n + 1].startswith("    ") if n + 1 < len(lines) else False
+            kind = "example" if line.endswith("::") else "list" if line.endswith(":") and indented else None
             if kind == "example":
-                found += ["```", ""]
-            kind = None
-            if line.endswith("::"):
-                kind = "example"
                 found += [line[:-1], "", "```python"]
-                continue
-            if line.endswith(":") and line not in KNOWN and indented:
-                kind = "list"
-                found += [line, ""]
-                continue
-            kind = "known" if line in KNOWN else None
-        if kind == "example":
+            else:
+                found += [f"**{line}**" if line in BOLD else STAR.sub(r"\\*", line), *([""] if kind else [])]
+            if line == "Returns:":
+                kind = "text"
+        elif kind == "example":
             if line or found[-1] != "```python":
                 found.append(line.removeprefix("    "))
-            continue
-        item = ITEM.match(line) if kind == "list" else None
-        if item:
-            found.append(f"- **`{item[1]}`**: {item[2]}")
         elif kind == "list":
-            found.append(f"    {line.strip()}" if line else "")
+            item = ITEM.match(line)
+            text = f"- **`{item[1]}`**: {item[2]}" if item else f"    {line.strip()}" if line else ""
+            found.append(STAR.sub(r"\\*", text))
         else:
-            found.append(line)
-    if kind == "example":
-        found.append("```")
-    return found
+            found.append(STAR.sub(r"\\*", line.removeprefix("    ") if kind else line))
+    return "\n".join(found)
 
 
 class Docstrings(griffe.Extension):
     def on_object(self, *, obj, loader, **kwargs):
         if obj.docstring:
-            text = "\n".join(listed(obj.docstring.value.splitlines()))
+            text = markdown(obj.docstring.value.splitlines())
             obj.docstring.value = ROLE.sub(lambda role: link(role[1], obj), text)

@@ -7,10 +7,12 @@ that use it. Folders outside are boxes of their own at the bottom.
 import ast
 import html
 import re
+import statistics
 from pathlib import Path
 
 INCLUDE = re.compile(r'^\s*#\s*include "(.+)"', re.MULTILINE)
-UNIT, HEIGHT, GAP, LEVEL, MARGIN = 7.6, 30, 16, 74, 8  # of a letter, a box, between boxes, between rows, around
+UNIT, HEIGHT, GAP, LEVEL, MARGIN = 7.8, 28, 14, 70, 8  # of a letter, a box, between boxes, between rows, around
+NARROW, WIDTH = 420, 680  # of a drawing at least, of a row at most: that of a page's text
 
 
 def python_uses(path, root):
@@ -128,25 +130,32 @@ def rows_of(arrows):
         if "/" in box and not arrows[box]:
             level[box] = last  # folders outside
     rows = [sorted(box for box in arrows if level[box] == n) for n in range(last + 1)]
-    for down in (True, False) * 4:
-        place = {box: (k + 0.5) / len(row) for row in rows for k, box in enumerate(row)}
+    above = {box: [other for other, targets in arrows.items() if box in targets] for box in arrows}
+    place = {box: (k + 0.5) / len(row) for row in rows for k, box in enumerate(row)}
+    for ties in (above, arrows) * 4:
         for row in rows:
-            def middle(box):
-                ties = [b for b, targets in arrows.items() if box in targets] if down else list(arrows[box])
-                return (sum(place[b] for b in ties) / len(ties) if ties else place[box], box)  # noqa: B023
-
-            row.sort(key=middle)
+            middles = {box: statistics.fmean(place[b] for b in ties[box]) if ties[box] else place[box] for box in row}
+            row.sort(key=lambda box, middles=middles: (middles[box], box))
             place |= {box: (k + 0.5) / len(row) for k, box in enumerate(row)}
     return rows
+
+
+def broken(row, width_of):
+    """A row in as many as it takes, of about the same number of boxes."""
+    for count in range(1, len(row) + 1):
+        parts = [row[len(row) * n // count : len(row) * (n + 1) // count] for n in range(count)]
+        if all(sum(width_of[box] + GAP for box in part) <= WIDTH for part in parts):
+            break
+    return parts
 
 
 def svg(arrows, title):
     """Boxes in rows with arrows between them; colours come from the page (site.css)."""
     straight, back = acyclic(arrows)
     straight = reduced(straight)
-    rows = rows_of(straight)
-    width_of = {box: UNIT * len(box) + 20 for box in arrows}
-    total = max(sum(width_of[box] for box in row) + GAP * (len(row) - 1) for row in rows) + 2 * MARGIN
+    width_of = {box: UNIT * len(box) + 16 for box in arrows}
+    rows = [part for row in rows_of(straight) for part in broken(row, width_of)]
+    total = max(NARROW, *(sum(width_of[box] + GAP for box in row) for row in rows)) + 2 * MARGIN
     at = {}
     for n, row in enumerate(rows):
         space = (total - 2 * MARGIN - sum(width_of[box] for box in row)) / (len(row) + 1)
@@ -156,13 +165,13 @@ def svg(arrows, title):
             x += width_of[box] + space
     height = MARGIN * 2 + LEVEL * (len(rows) - 1) + HEIGHT
     parts = []
-    for kind, pairs in (("arrow", [(a, b) for a in straight for b in sorted(straight[a])]), ("arrow back", sorted(back))):
-        for a, b in pairs:
-            x, y, u, v = at[a][0] + width_of[a] / 2, at[a][1], at[b][0] + width_of[b] / 2, at[b][1]
-            start, end = (y + HEIGHT, v - 4) if v > y else (y, v + HEIGHT + 4)
-            half = (end - start) / 2
-            path = f"M{x:.0f},{start:.0f} C{x:.0f},{start + half:.0f} {u:.0f},{end - half:.0f} {u:.0f},{end:.0f}"
-            parts.append(f'<path class="{kind}" d="{path}" marker-end="url(#tip)"/>')
+    for a, b in [*((box, target) for box in straight for target in sorted(straight[box])), *sorted(back)]:
+        x, y, u, v = at[a][0] + width_of[a] / 2, at[a][1], at[b][0] + width_of[b] / 2, at[b][1]
+        start, end = (y + HEIGHT, v - 4) if v > y else (y, v + HEIGHT + 4)
+        half = (end - start) / 2
+        path = f"M{x:.0f},{start:.0f} C{x:.0f},{start + half:.0f} {u:.0f},{end - half:.0f} {u:.0f},{end:.0f}"
+        kind = "arrow back" if (a, b) in back else "arrow"
+        parts.append(f'<path class="{kind}" d="{path}" marker-end="url(#tip)"/>')
     for box, (x, y) in at.items():
         kind = "box outside" if "/" in box else "box"
         parts.append(f'<rect class="{kind}" x="{x:.0f}" y="{y}" width="{width_of[box]:.0f}" height="{HEIGHT}" rx="4"/>')

@@ -60,9 +60,9 @@ def files(page, *folders):
     lines = []
     for path in found:
         said = FIRST[path.suffix].match(path.read_text("utf-8"))[1]
-        sentence = re.match(r".*?[.:](?=\s|$)", " ".join(re.sub(r"^// ?", "", said, flags=re.MULTILINE).split()))
+        sentence = re.match(r".*?\.(?=\s|$)", " ".join(re.sub(r"^// ?", "", said, flags=re.MULTILINE).split()))
         name = path.relative_to(ROOT).as_posix()
-        lines.append(f"| `{name}` | {sentence[0].rstrip('.:').replace('``', '`').replace('|', chr(92) + '|')} |\n")
+        lines.append(f"| `{name}` | {sentence[0].rstrip('.').replace('``', '`').replace('|', chr(92) + '|')} |\n")
     return "| file | what it is |\n|---|---|\n" + "".join(lines)
 
 
@@ -78,7 +78,8 @@ def table(kind):
     return show
 
 
-SHOWN = {"section": section, "source": source, "files": files, "drawing": drawing} | {name: table(kind) for name, kind in results.KINDS.items()}
+SHOWN = {"section": section, "source": source, "files": files, "drawing": drawing}
+SHOWN |= {name: table(kind) for name, kind in results.KINDS.items()}
 
 
 def filled(page, text):
@@ -91,11 +92,11 @@ def site_path(path):
     return "index.md" if path == "README.md" else path.removeprefix("docs/")
 
 
-def linked(path):
-    """The files outside docs/ that a page, or a page that it links to, links to."""
-    found, text = set(), filled(path, (ROOT / path).read_text("utf-8"))
-    relinked(text, path, lambda target: found.add(target) or target)
-    return {target for target in found if not target.startswith("docs/") and target != "README.md"}
+def leads_to(path):
+    """The files of the repository that a page, with all that it shows, links to."""
+    found = set()
+    relinked(filled(path, (ROOT / path).read_text("utf-8")), path, lambda target: found.add(target) or target)
+    return found
 
 
 def on_files(files, config):
@@ -105,10 +106,10 @@ def on_files(files, config):
     seen = set(waiting)
     while waiting:
         path = waiting.pop()
-        new = linked(path) - seen if path.endswith(".md") else set()
+        new = leads_to(path) - seen - {"README.md"} if path.endswith(".md") else set()
         seen |= new
         waiting |= new
-        if not path.startswith("docs/"):
+        if not path.startswith("docs/"):  # mkdocs has those already
             files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 

@@ -34,10 +34,10 @@ def ours(row):
     return row["providers"].get("rnnkernels", {})
 
 
-def duration(row):
-    """Our time, in microseconds for single steps and in milliseconds for sequences."""
-    scale, unit = (1e6, "µs") if row["T"] == 1 else (1e3, "ms")
-    return f"{scale * ours(row)['seconds']:#.3g}".rstrip(".") + f" {unit}"
+def duration(row, seconds):
+    """In microseconds for single steps and in milliseconds for sequences, three digits at least."""
+    value, unit = (1e6 * seconds, "µs") if row["T"] == 1 else (1e3 * seconds, "ms")
+    return (f"{value:.0f}" if value >= 100 else f"{value:#.3g}") + f" {unit}"
 
 
 def columns(rows):
@@ -71,7 +71,7 @@ def workloads(results, link):
         if row["dtype"] != "float32" or "seconds" not in ours(row):
             continue
         shape = f"{row['kind']}, T {row['T']}, B {row['B']}, {row['I']}→{row['H']}, L {row['L']}"
-        said = [duration(row), ratio(ours(row)["ratio"])]
+        said = [duration(row, ours(row)["seconds"]), ratio(ours(row)["ratio"])]
         if row["best_peer"] not in ("torch", None):
             said.append(f"{row['best_peer']} {ratio(ours(row)['ratio_best'])}")
         found = lines.setdefault((row["workload"], shape), {})
@@ -91,7 +91,7 @@ def steps(results, link):
         mine = [times.pop(name, None) for name in ("torch", "rnnkernels", "stepper")]
         best = min(times, key=times.get, default=None)
         shape = f"{row['kind']}, B {row['B']}, {row['I']}→{row['H']}, L {row['L']}, {row['dtype']}"
-        texts = [f"{1e6 * value:#.3g}".rstrip(".") + " µs" if value else "–" for value in (*mine, times.get(best))]
+        texts = [duration(row, value) if value else "–" for value in (*mine, times.get(best))]
         lines.append([row["workload"], shape, *texts[:3], f"{texts[3]} ({best})" if best else "–"])
     return table(lines) + "\n" + came_from(results, link)
 
