@@ -48,7 +48,7 @@ def columns(rows):
 
 def means(results, link):
     """Geometric mean and least of torch's time over ours, and of the best peer's where there is one."""
-    lines = [["dtype", "mode", "workloads", "torch's time over ours", "least", "best peer's", "least"]]
+    lines = [["dtype", "mode", "workloads", "torch's time over ours", "least", "the best other's", "least"]]
     dtypes = dict.fromkeys(row["dtype"] for row in results["rows"])
     for dtype in dtypes:
         for (mode, threads), text in columns(results["rows"]).items():
