@@ -183,14 +183,14 @@ def test_drawings_are_of_the_imports(tmp_path):
     }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
-    arrows = drawings.graph(tmp_path, ["p/w"])
+    arrows = drawings.graph(tmp_path, "p/w")
     assert arrows == {"a.py": {"b.py", "c.py", "p/v"}, "b.py": {"c.py", "p/v"}, "c.py": set(), "p/v": set()}
     assert drawings.reduced(arrows)["a.py"] == {"b.py"}
     assert drawings.rows_of(drawings.reduced(arrows)) == [["a.py"], ["b.py"], ["c.py", "p/v"]]
-    assert drawings.wings(tmp_path, "p") == {"w": {"v"}, "v": set()}
-    straight, back = drawings.acyclic(drawings.wings(tmp_path, "q"))
+    assert drawings.folders(tmp_path, "p") == {"w": {"v"}, "v": set()}
+    straight, back = drawings.acyclic(drawings.folders(tmp_path, "q"))
     assert len(back) == 1 and sum(map(len, straight.values())) == 1
-    drawn = drawings.drawing(tmp_path, "q/")
+    drawn = drawings.drawing(tmp_path, "q")
     assert drawn.count('class="arrow"') == 1 and drawn.count('class="arrow back"') == 1 and ">e</text>" in drawn
 
 

@@ -6,9 +6,9 @@ that use it. Folders outside are boxes of their own at the bottom.
 
 import ast
 import html
+import posixpath
 import re
 import statistics
-from pathlib import Path
 
 INCLUDE = re.compile(r'^\s*#\s*include "(.+)"', re.MULTILINE)
 UNIT, HEIGHT, GAP, LEVEL, MARGIN = 7.8, 28, 14, 70, 8  # of a letter, a box, between boxes, between rows, around
@@ -50,39 +50,28 @@ def uses(root, folder):
     }
 
 
-def place(path, folders):
-    """The box of a file: itself in a folder that is drawn, the subfolder below one, or the folder that it is in."""
-    for folder in folders:
-        if path.startswith(f"{folder}/"):
-            inside = path.removeprefix(f"{folder}/")
-            return inside.split("/")[0] if "/" in inside else Path(path).name
-    return Path(path).parent.as_posix()
+def graph(root, folder):
+    """Boxes and arrows of a folder: its files, its subfolders, and the folders outside that they use."""
 
+    def box(path):
+        inside = path.removeprefix(f"{folder}/")
+        return inside.split("/")[0] if inside != path else posixpath.dirname(path)
 
-def graph(root, folders):
-    """Boxes and arrows of folders whose files are drawn; arrows leave for folders outside, and none come from there."""
     arrows = {}
-    for folder in folders:
-        for path, used in uses(root, folder).items():
-            if path == f"{folder}/__init__.py":
-                continue
-            box = place(path, folders)
-            targets = {place(file, folders) for file in used if not file.endswith("rnnkernels/__init__.py")}
-            arrows.setdefault(box, set()).update(targets - {box})
-    for targets in list(arrows.values()):
-        for target in targets:
-            arrows.setdefault(target, set())
-    arrows.pop("__init__.py", None)
-    return {box: targets - {"__init__.py"} for box, targets in arrows.items()}
+    for path, used in uses(root, folder).items():
+        arrows.setdefault(box(path), set()).update(box(file) for file in used)
+    for target in set().union(*arrows.values()) - set(arrows):
+        arrows[target] = set()
+    left_out = {"__init__.py", folder.split("/")[0]}  # of the folder and of the package: they import everything
+    return {name: targets - {name} - left_out for name, targets in arrows.items() if name not in left_out}
 
 
-def wings(root, package, parts=1):
+def folders(root, package):
     """Boxes and arrows of the folders of a package."""
     arrows = {}
     for path, used in uses(root, package).items():
-        box = "/".join(path.split("/")[1 : 1 + parts])
-        if path.count("/") > parts:
-            targets = {"/".join(file.split("/")[1 : 1 + parts]) for file in used if file.count("/") > parts}
+        if path.count("/") > 1:
+            box, targets = path.split("/")[1], {file.split("/")[1] for file in used if file.count("/") > 1}
             arrows.setdefault(box, set()).update(targets - {box})
     return arrows
 
@@ -185,8 +174,6 @@ def svg(arrows, title):
     )
 
 
-def drawing(root, *folders):
-    """The drawing of one or more folders; of a whole package by its folders, where it is named with a slash."""
-    if folders[0].endswith("/"):
-        return svg(wings(root, folders[0].rstrip("/")), f"folders of {folders[0]}")
-    return svg(graph(root, folders), f"files of {', '.join(folders)}")
+def drawing(root, folder):
+    """The drawing of a folder's files; of a whole package by its folders."""
+    return svg(graph(root, folder) if "/" in folder else folders(root, folder), folder)

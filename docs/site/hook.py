@@ -32,7 +32,7 @@ def relinked(text, source, target):
 
 
 def section(page, file, *words):
-    """What a Markdown file of the repository says under a heading, up to the next one of its rank or above."""
+    """What a Markdown file of the repository says under a heading, up to the next one."""
     title, text = " ".join(words), (ROOT / file).read_text("utf-8")
     found = re.search(rf"^(#+) {re.escape(title)}\n(.*?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
     if not found:
@@ -60,14 +60,14 @@ def files(page, *folders):
     lines = []
     for path in found:
         said = FIRST[path.suffix].match(path.read_text("utf-8"))[1]
-        sentence = re.match(r".*?\.(?=\s|$)", " ".join(re.sub(r"^// ?", "", said, flags=re.MULTILINE).split()))
-        name = path.relative_to(ROOT).as_posix()
-        lines.append(f"| `{name}` | {sentence[0].rstrip('.').replace('``', '`').replace('|', chr(92) + '|')} |\n")
-    return "| file | what it is |\n|---|---|\n" + "".join(lines)
+        said = " ".join(re.sub(r"^// ?|:\w+:(?=`)", "", said, flags=re.MULTILINE).replace("``", "`").split())
+        sentence = re.match(r"(.*?)\.?(?:$|(?<=\.) )", said)[1]
+        lines.append([f"`{path.relative_to(ROOT).as_posix()}`", sentence.replace("|", "\\|")])
+    return results.table([["file", "what it is"], *lines])
 
 
-def drawing(page, *folders):
-    return drawings.drawing(ROOT, *folders)
+def drawing(page, folder):
+    return drawings.drawing(ROOT, folder)
 
 
 def table(kind):
