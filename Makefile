@@ -101,7 +101,7 @@ bench: $(VENV)/installed
 # It reads the sources and the results, and runs nothing of ours. mkdocs ends with an error where it would warn.
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -f docs/site/mkdocs.yml
-	$(VENV)/bin/linkchecker --no-warnings --ignore-url=404.html $(if $(LINKS),--check-extern) build/site/index.html
+	$(VENV)/bin/linkchecker --no-warnings --ignore-url='404.html|sitemap' $(if $(LINKS),--check-extern) build/site/index.html
 
 # The C++ arithmetic of the built-in cells, from rnnkernels/cells/built_in.py; a test compares the two.
 generate: $(VENV)/installed
