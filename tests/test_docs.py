@@ -41,6 +41,11 @@ def anchor(heading):
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_of_a_language_that_is_tried(page):
+    assert set(re.findall(r"^```(.*)\n(?:.*\n)*?```$", TEXTS[page], re.MULTILINE)) <= {"python", "pycon", "sh"}
+
+
 # torch's own, in its exporter to ONNX
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:# The axis name")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
