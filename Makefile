@@ -4,6 +4,7 @@
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
+# make docs: the site of docs/, into build/site; LINKS=1 checks the links to other sites too
 # All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 
 SHELL := /bin/bash
@@ -16,6 +17,7 @@ BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
 SB3_CONTRIB ?=
 TORCHRL ?=
+LINKS ?=
 ASAN_CHECKS ?= sizes-float32 stages-float32 masks-float32 masks-bfloat16 activations-float32 arguments-float32 \
   arguments-bfloat16 large-float32 random-float64 random-bfloat16 random-float16 tiles-float32 tiles-bfloat16 \
   norms-float32 norms-bfloat16
@@ -29,7 +31,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples test test-all clients asan bench generate lint format wheel clean distclean
+.PHONY: demo examples test test-all clients asan bench docs generate lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -96,6 +98,11 @@ asan: $(VENV)/installed
 bench: $(VENV)/installed
 	$(PY) -m benchmarks.run $(BENCH)
 
+# It reads the sources and the results, and runs nothing of ours. mkdocs ends with an error where it would warn.
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -f docs/site/mkdocs.yml
+	$(VENV)/bin/linkchecker --no-warnings --ignore-url='404.html|sitemap' $(if $(LINKS),--check-extern) build/site/index.html
+
 # The C++ arithmetic of the built-in cells, from rnnkernels/cells/built_in.py; a test compares the two.
 generate: $(VENV)/installed
 	$(PY) csrc/cells/generate.py
@@ -142,6 +149,10 @@ $(VENV)/demo: $(VENV)/built
 
 $(VENV)/installed: $(VENV)/built
 	$(PIP) install "rnnkernels[examples,rl,bench,test]"
+	@touch $@
+
+$(VENV)/docs: $(VENV)/built
+	$(PIP) install "rnnkernels[docs]"
 	@touch $@
 
 # A torch with CUDA brings its own Triton. There is none for other systems than Linux: the tests that need it are skipped.

@@ -1,8 +1,8 @@
 """Results as Markdown and plots: one report of what `run`, `variants` and `gpu` measured.
 
-`python -m benchmarks.report benchmarks/results/cpu-....json` writes Markdown and plots beside the JSON file anew;
-`--readme FILE` puts a summary between that file's markers too. Tables need nothing that a GPU machine may lack; means
-and the terminal's table need pandas, plots need matplotlib (plots.py).
+`python -m benchmarks.report benchmarks/results/cpu-....json` writes Markdown and plots beside the JSON file anew; pages
+of docs/ read the JSON file itself (docs/site/results.py). Tables need nothing that a GPU machine may lack; means and
+the terminal's table need pandas, plots need matplotlib (plots.py).
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cli, plots
+from benchmarks import plots
 from benchmarks.gpu.report import cases_text, experiments_text, tests_text
 from benchmarks.providers import OURS
 from benchmarks.rows import AGAINST, derive, ours, threads_text
 from benchmarks.tables import SLOWER, bullets, table, text_of
-from benchmarks.workloads import named
 
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 TITLES = {"infer": "Inference", "train": "Training step: forward and backward"}
 NO_PANDAS = "not computed: pandas is not installed here; `python -m benchmarks.report` on the JSON file writes them"
 
@@ -128,8 +126,8 @@ def line(row: dict) -> str:
     return f"{head}: {', '.join(times)}{'; best peer ' + tail if tail else ''}"
 
 
-def means_lines(rows: list[dict], providers: tuple[str, ...] | None = None) -> list[str]:
-    """A line for each geometric mean of ratios, of these providers or of all; the best peer is for ours only."""
+def means_lines(rows: list[dict]) -> list[str]:
+    """A line for each geometric mean of ratios; the best peer is for ours only."""
     try:
         import numpy as np
         import pandas as pd
@@ -144,7 +142,6 @@ def means_lines(rows: list[dict], providers: tuple[str, ...] | None = None) -> l
     for of, against in AGAINST.items():
         frame = pd.DataFrame(records, columns=[*keys, "workload", of]).dropna(subset=of)
         frame = frame[frame.provider != "torch" if of == "ratio" else frame.provider.isin(OURS)]
-        frame = frame if providers is None else frame[frame.provider.isin(providers)]
         for (*what, threads), group in frame.groupby(keys, sort=False):
             values = group[of].astype(float)
             least, count = group.loc[values.idxmin()], len(group)
@@ -334,58 +331,16 @@ def write(results: dict, out: Path, with_plots: bool = False, text: Callable[[di
     return paths
 
 
-def summary(results: dict, images: str, only: list[str]) -> str:
-    """For the README: means, and a line per workload with a column per mode and thread count, ours."""
-    machine, rows = results["machine"], [row for row in results["rows"] if named(row["workload"], only)]
-    lines: dict[tuple[str, str], dict[str, str]] = {}
-    for row in rows:
-        text = f"{row['kind']}, T {row['T']}, B {row['B']}, {row['I']}→{row['H']}, L {row['L']}"
-        head = {"workload": row["workload"], "shape": text, "dtype": row["dtype"]}
-        said = [ratio_text(ours(row).get("ratio")), best_text(row)]
-        said = [f"**{text}**" if text.endswith(SLOWER) else text for text in said]
-        said = ", ".join(filter(None, [Reasons().cell(row, "rnnkernels", ours(row)), *said]))
-        found = lines.setdefault((row["workload"], row["dtype"]), head)
-        found[f"{row['mode']}, {threads_text(row['threads'])}"] = said
-    where = machine.get("gpu") or f"{machine['cpu']}, {machine['cores']} cores ({machine['instruction sets']})"
-    return f"""`{machine["command"]}`
-
-{where}; Python {machine["python"]}, torch {machine["torch"]}, rnnkernels {machine["rnnkernels"]}, backends
-{machine["backends"]}; commit {machine["commit"]}, {machine["date"]}. Each cell: our time, torch's time over ours, and
-the best peer with its time over ours.
-
-{images}{bullets(means_lines(results["rows"], ("rnnkernels",)))}
-
-{table(list(lines.values()))}"""
-
-
-def fill(readme: str, text: str) -> str:
-    """The README with `text` between its markers."""
-    if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise ValueError(f"needs exactly one {BEGIN} and, after it, one {END}")
-    before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}"
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
     parser.add_argument("results", nargs="+", type=Path, help="JSON files that a benchmark wrote")
-    parser.add_argument("--readme", type=Path, help="a file with the markers, whose summary is written anew")
-    parser.add_argument("--only", type=cli.listed(), default=[], help="workloads in that summary (default: all)")
     asked = parser.parse_args(arguments)
     try:
-        parts = []
         for path in asked.results:
             results = json.loads(path.read_text(encoding="utf-8"))
             results["rows"] = [derive(row) for row in results["rows"]]
             written = write(results, path.resolve().with_suffix(""), with_plots="roofs" in results)
             print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
-            if asked.readme:
-                base, drawn = asked.readme.resolve().parent, [at for at in written if at.suffix == ".png"]
-                images = (f"![{at.stem}]({Path(os.path.relpath(at, base)).as_posix()})\n\n" for at in drawn)
-                parts.append(summary(results, "".join(images), asked.only))
-        if asked.readme:
-            filled = fill(asked.readme.read_text(encoding="utf-8"), "\n\n".join(parts))
-            asked.readme.write_text(filled, encoding="utf-8")
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"{type(error).__name__}: {error}")
 
