@@ -24,8 +24,8 @@ struct NormGradients {
   const int64_t d = tape.d, B = call.B, I = call.I, H = call.H, P = call.P;
   const int64_t Hp = padded<A>(H), Pp = padded<A>(P), side = G * Hp, all = 4 * side + 2 * Hp;
   std::unique_ptr<Weights<A>> weights;
-  Scratch<A> x, h;   // [row of a chunk][panel][gate][WIDTH]: the sums of input and state
-  Scratch<A> c, y, dc;  // [B][Hp], of a step: c as the cell made it, act(its norm), and what reaches it through that
+  Scratch<A> x, h;         // [row of a chunk][panel][gate][WIDTH]: the sums of input and state
+  Scratch<A> c, y, dc;     // [B][Hp], of a step: c as the cell made it, act(its norm), and what reaches it through that
   Scratch<A> parts, sums;  // [part][all], [all]: gradients of b_ih, b_hh and both gains, and of those of c
 
   static Schedule in_panels_only(Schedule s) {  // of numbers, or of pairs: there are many rows
