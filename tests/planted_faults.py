@@ -79,8 +79,8 @@ FAULTS = {
         "sizes-float32 stages-float32",
     ),
     "cpp: a read past the end of a row": Fault(
-        "cpp", "const int n = int(std::min<int64_t>(W, loop.H - j));\n  A* const to = loop.dz_of(of.slot, b) + j;",
-        "const int n = PLANTED ? W : int(std::min<int64_t>(W, loop.H - j));\n  A* const to = loop.dz_of(of.slot, b) + j;",
+        "cpp", "const int n = int(std::min<int64_t>(W, loop.H - j));\n  A* const to = loop.dz_of",
+        "const int n = PLANTED ? W : int(std::min<int64_t>(W, loop.H - j));\n  A* const to = loop.dz_of",
         "cpp_guard.inputs",
     ),
     "cpp: two parts of a float instead of three": Fault(

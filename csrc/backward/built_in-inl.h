@@ -1,5 +1,5 @@
-// The built-in cells in the backward loop: their derivatives (cells/built_in-inl.h) over the vectors of a block, and the
-// operands of their products, made again. F: the functions of a call, see activations-inl.h.
+// The built-in cells in the backward loop: their derivatives (cells/built_in-inl.h) over the vectors of a block, and
+// the operands of their products, made again. F: the functions of a call, see activations-inl.h.
 #pragma once
 #include "../cells/built_in-inl.h"
 #include "loop-inl.h"
@@ -37,8 +37,7 @@ INLINE void derivative(Backward<A>& loop, const BackwardBlock<A>& of, F function
   A* const to = loop.dz_of(of.slot, b) + j;
   auto put = [&](int p, V v) __attribute__((always_inline)) {
     v.store(to + p * Hp);
-    if (loop.step_parts && !call.layer_norm)
-      loop.dz_split.put(v, of.slot * loop.B + b, p * loop.Hk + j, loop.overflow);
+    if (loop.step_parts && !call.layer_norm) loop.dz_split.put(v, of.slot * loop.B + b, p * loop.Hk + j, loop.overflow);
   };
   if constexpr (Cell::STATES > 1) carried.arriving_c(t, b, j);
   if (!alive) {
@@ -162,9 +161,8 @@ void built_in_output_again(const Tape<A>& tape, Machine<A>*, int64_t t, int64_t 
                     bias = tape.stored(call.weight(tape.d, call.norm(3)));
     auto get = [&](int, int64_t j, int) { return load(to + j); };
     const auto norm = normal<A>(0, 1, H, call.eps, get);
-    for_row<A>(0, 1, H, [&](int, int64_t j, int n) {
-      (norm.at(0, j, n) * gain.get(j, n) + bias.get(j, n)).store(to + j);
-    });
+    for_row<A>(0, 1, H,
+               [&](int, int64_t j, int n) { (norm.at(0, j, n) * gain.get(j, n) + bias.get(j, n)).store(to + j); });
   }
   for_row<A>(0, 1, H, [&](int, int64_t j, int n) {
     V kept[Cell::KEPT];

@@ -8,10 +8,10 @@ namespace {
 template <class A>
 const BackwardCell<A>& backward_cell(const LayerCall& call) {
   switch (call.cell->kind) {
-#define CELL(name, type)                                                                                       \
-  case CellKind::name:                                                                                         \
-    return *with_functions(call, [](auto functions) -> const BackwardCell<A>* {                                \
-      return &kBuiltInBackward<A, type, decltype(functions)>;                                                  \
+#define CELL(name, type)                                                        \
+  case CellKind::name:                                                          \
+    return *with_functions(call, [](auto functions) -> const BackwardCell<A>* { \
+      return &kBuiltInBackward<A, type, decltype(functions)>;                   \
     });
     FOR_EACH_CELL(CELL)
 #undef CELL

@@ -13,7 +13,8 @@ namespace {
 // The planes of gradients that a step leaves. A gate of a built-in cell has one, but one of its own for each of the
 // input and the state where their sums stay apart: for its last gates, so many, and for all with layer norms.
 inline Program::Planes planes_of(const LayerCall& call, int split) {
-  if (const Program* const program = call.cell->program.get()) return call.layer_norm ? program->apart : program->shared;
+  if (const Program* const program = call.cell->program.get())
+    return call.layer_norm ? program->apart : program->shared;
   Program::Planes at;
   const int G = int(call.cell->gates);
   if (call.layer_norm) split = G;
@@ -74,16 +75,14 @@ struct Backward {
   const bool ih_in_place = !parts && in_place(I), hh_in_place = !step_parts && in_place(P);
   const bool first_state = call.dstates[0] || call.dreset_states[0];
 
-  bool pack_hh() const {
-    return !hh_in_place && GR > 0 && (T > 1 || cell.first || cell.operand || first_state);
-  }
+  bool pack_hh() const { return !hh_in_place && GR > 0 && (T > 1 || cell.first || cell.operand || first_state); }
   bool pack_ih() const { return !ih_in_place && GX > 0 && dx; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * planes * Hp; }
   A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
-  // Rows r.. of sums, panels u0..u1 of them: what reaches the h that entered the step in `slot` through the gates g0..g1
-  // of W_hh: dz W_hh; zeros if there was no such step (-1). A gate after the other, so that its rows stay in the cache
-  // for all panels; panels up and down in turn, as in the forward loop.
+  // Rows r.. of sums, panels u0..u1 of them: what reaches the h that entered the step in `slot` through the gates
+  // g0..g1 of W_hh: dz W_hh; zeros if there was no such step (-1). A gate after the other, so that its rows stay in the
+  // cache for all panels; panels up and down in turn, as in the forward loop.
   void recurrent(Tiles& tiles, int64_t slot, int64_t r, int64_t n, int64_t u0, int64_t u1, A* sums, int64_t sums_row,
                  int g0, int g1) const {
     for (int64_t m = 0; slot < 0 && m < n; ++m)
@@ -91,8 +90,8 @@ struct Backward {
     for (int g = g0; slot >= 0 && g < g1; ++g)
       for (int64_t i = u0; i < u1; ++i) {
         const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
-        multiply(tiles, w_hh, hh_in_place ? call.weight(d, call.hh()) : nullptr, n, dz_rows(slot, r, at.r[size_t(g)]), g,
-                 u * WIDTH, std::min(P, (u + 1) * WIDTH), P, sums + u * WIDTH, sums_row, g > g0);
+        multiply(tiles, w_hh, hh_in_place ? call.weight(d, call.hh()) : nullptr, n, dz_rows(slot, r, at.r[size_t(g)]),
+                 g, u * WIDTH, std::min(P, (u + 1) * WIDTH), P, sums + u * WIDTH, sums_row, g > g0);
       }
   }
   int first_gates() const { return GR - int(call.cell->phases) + 1; }  // of the first product of a step
@@ -118,8 +117,9 @@ struct Backward {
     return left;
   }
 
-  // The gradient of the new h, or of a projection's output, of row b at j: what arrives from the step after it, of which
-  // the sums of W_hh are there, and that of y. What zoneout or the end of a sequence lets pass stays with the old h.
+  // The gradient of the new h, or of a projection's output, of row b at j: what arrives from the step after it, of
+  // which the sums of W_hh are there, and that of y. What zoneout or the end of a sequence lets pass stays with the old
+  // h.
   template <bool STAGED>
   INLINE V arrive(int64_t t, int64_t b, int64_t j, bool alive, V sums) {
     const bool zoned = STAGED && call.zone[0];
@@ -144,8 +144,8 @@ struct Backward {
     }
   }
 
-  // With layer norms, rows of a step, of which all is there: dz of the norms becomes that of the products. first: of all
-  // gates; else, of a cell with two products, of the second one's.
+  // With layer norms, rows of a step, of which all is there: dz of the norms becomes that of the products. first: of
+  // all gates; else, of a cell with two products, of the second one's.
   void norm_rows(const BackwardBlock<A>& of, bool first) {
     for (int64_t b = of.r; call.layer_norm && b < of.r + of.n; ++b) {
       for (const int plane : at.empty)
@@ -246,8 +246,7 @@ struct Backward {
     });
   }
 
-  // dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have
-  // left there.
+  // dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have left there.
   void input_gradient(int64_t done, int64_t lo, int64_t hi) {
     constexpr int64_t ROWS = 128;
     const bool add = d % int64_t(call.reverse.size()) != 0;
@@ -267,8 +266,8 @@ struct Backward {
       const int64_t n = std::min(ROWS, hi - first);
       for (int64_t m = 0; add && m < n; ++m) dx.get_row(dx_at(first + m), sums.data() + m * Ip, I);
       for (int g = 0; g < GX; ++g)
-        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, at.x[size_t(g)]), g, 0, I, I,
-                 sums.data(), Ip, add || g > 0);
+        multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, at.x[size_t(g)]), g, 0, I,
+                 I, sums.data(), Ip, add || g > 0);
       for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(first + m), I);
     }
   }
@@ -406,8 +405,7 @@ struct Backward {
     A* const sums = gradients.of_state[0].data();
     for (int64_t b = 0; first_state && b < B; ++b) {
       recurrent(tiles, through_weights ? last_slot : -1, b, 1, 0, out_panels, sums, gradients.row, 0, first_gates());
-      for (int64_t j = 0; j < Pp; j += W)
-        carried.arriving(t, b, j, load(sums + j)).store(carried.h_of(b) + j);
+      for (int64_t j = 0; j < Pp; j += W) carried.arriving(t, b, j, load(sums + j)).store(carried.h_of(b) + j);
     }
     carried.finish(t);
     if (dweights) dweights.close();

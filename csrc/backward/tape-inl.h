@@ -88,8 +88,8 @@ struct Tape {
     return one - where_positive((one - above) * share - noise, one - above);
   }
 
-  // Vectors of states and planes where they lie, for rows of the whole batch at once: nowhere where rows differ, are stored in another
-  // type, or end within a vector.
+  // Vectors of states and planes where they lie, for rows of the whole batch at once: nowhere where rows differ, are
+  // stored in another type, or end within a vector.
   Place<A> place_of_state_before(int k, int64_t t) const {
     if (call.reset || first(t, 0) || (call.lengths && back)) return {};
     return place_of_state_after(k, before(t));

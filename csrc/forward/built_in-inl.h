@@ -1,5 +1,6 @@
-// The built-in cells in the forward loop: their arithmetic (cells/built_in-inl.h) over the vectors of a block, from sums
-// that lie there to new states, output, and what training keeps. F: the functions of a call, see activations-inl.h.
+// The built-in cells in the forward loop: their arithmetic (cells/built_in-inl.h) over the vectors of a block, from
+// sums that lie there to new states, output, and what training keeps. F: the functions of a call, see
+// activations-inl.h.
 #pragma once
 #include "../cells/built_in-inl.h"
 #include "loop-inl.h"
@@ -49,44 +50,56 @@ void built_in_last(const Forward<A>& loop, const Block<A>& of) {
   const bool keeps = K > 0 && loop.gates, ends = call.lengths;
   A* const cells = Cell::STATES > 1 ? static_cast<A*>(call.cells) : nullptr;
   const int64_t t = of.t, end = of.r + of.n, x_row = of.x.row, sums_row = of.state.row;
-  for (int64_t q = of.q0; q < of.q1; ++q) {  // rows inside, for there are more of them: constants stay in registers
-    const int64_t j = q * W;
-    const int lanes = int(std::min<int64_t>(W, H - j));
-    V bias[G + SPLIT];  // of the sums; of a split gate its sum with the state, and then the one with the input
-    for (int g = 0; g < G && Cell::PHASES == 1; ++g)
-      bias[g] = (g < G - SPLIT ? loop.weights.bias_of_both(strip.d, g) : loop.weights.bias_hh(strip.d, g)).get(0, q);
-    for (int g = G; g < G + SPLIT; ++g) bias[g] = loop.weights.bias_ih(strip.d, g - SPLIT).get(0, q);
+  // Rows inside, for there are more of them: constants stay in registers. One gate is little to do for a row: four
+  // vectors.
+  constexpr int AT_ONCE = G == 1 ? 4 : 1;
+  for (int64_t first = of.q0; first < of.q1; first += AT_ONCE) {
+    const int count = int(std::min<int64_t>(AT_ONCE, of.q1 - first));
+    V bias[AT_ONCE][G + SPLIT];  // of the sums; of a split gate its sum with the state, and then the one with the input
+    for (int v = 0; v < count && Cell::PHASES == 1; ++v) {
+      for (int g = 0; g < G; ++g)
+        bias[v][g] = (g < G - SPLIT ? loop.weights.bias_of_both(strip.d, g) : loop.weights.bias_hh(strip.d, g))
+                         .get(0, first + v);
+      for (int g = G; g < G + SPLIT; ++g) bias[v][g] = loop.weights.bias_ih(strip.d, g - SPLIT).get(0, first + v);
+    }
     typename Forward<A>::Row row(loop, of);
-    const A* x_sums = of.x.at + of.r * x_row + j * G;
-    const A* sums = of.state.at + of.r * sums_row + j * G;
+    const A* x_sums = of.x.at + of.r * x_row + first * G * W;
+    const A* sums = of.state.at + of.r * sums_row + first * G * W;
     for (int64_t m = of.r; m < end; ++m, x_sums += x_row, sums += sums_row, row.next()) {
       const bool alive = !ends || t < call.length(strip.d, strip.b0 + m);
-      V s[G], x[SPLIT + 1], kept[K + 1], c(A(0)), out(A(0));
-      for (int g = 0; g < G; ++g) {
-        if constexpr (Cell::PHASES > 1) {
-          s[g] = load(strip.crossing.data() + (m * G + g) * Hp + j);
-          if (g == G - 1) s[g] = s[g] + of.second.get(m, q);
-        } else {
-          s[g] = load(sums + g * W) + bias[g];
-          if (g < G - SPLIT) s[g] = s[g] + load(x_sums + g * W);
-          else x[g - G + SPLIT] = load(x_sums + g * W) + bias[g + SPLIT];
+#pragma GCC unroll 4
+      for (int v = 0; v < AT_ONCE; ++v) {
+        if (v >= count) break;
+        const int64_t j = (first + v) * W;
+        const int lanes = int(std::min<int64_t>(W, H - j));
+        V s[G], x[SPLIT + 1], kept[K + 1], c(A(0)), out(A(0));
+        for (int g = 0; g < G; ++g) {
+          const int at = (v * G + g) * W;
+          if constexpr (Cell::PHASES > 1) {
+            s[g] = load(strip.crossing.data() + (m * G + g) * Hp + j);
+            if (g == G - 1) s[g] = s[g] + of.second.get(m, first);
+          } else {
+            s[g] = load(sums + at) + bias[v][g];
+            if (g < G - SPLIT) s[g] = s[g] + load(x_sums + at);
+            else x[g - G + SPLIT] = load(x_sums + at) + bias[v][g + SPLIT];
+          }
         }
+        if constexpr (Cell::MIXES) out = load(row.h_old + j);
+        if constexpr (Cell::STATES > 1) c = load(row.c + j);
+        V c_new = c;
+        Cell::forward(functions, s, x, out, c_new, kept);
+        if constexpr (Cell::STATES > 1) {
+          if (norm_of_c) c_new.store(strip.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
+          if (F::STAGED && loop.zoned) c_new = zoneout(loop.zone(1, of, row, j, lanes), c, c_new);
+          if (!alive) c_new = c;
+          c_new.store(row.c + j);
+          if (cells) store_first(c_new, cells + row.kept * H + j, lanes);
+        }
+        if (keeps)
+          for (int k = 0; k < K; ++k) loop.gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
+        if (to_cell_out) out.store(strip.cell_out.data() + m * Hp + j);
+        else loop.template put<F::STAGED>(of, row, j, lanes, alive, out);
       }
-      if constexpr (Cell::MIXES) out = load(row.h_old + j);
-      if constexpr (Cell::STATES > 1) c = load(row.c + j);
-      V c_new = c;
-      Cell::forward(functions, s, x, out, c_new, kept);
-      if constexpr (Cell::STATES > 1) {
-        if (norm_of_c) c_new.store(strip.cell_c.data() + m * Hp + j), out = kept[Cell::OUTPUT];
-        if (F::STAGED && loop.zoned) c_new = zoneout(loop.zone(1, of, row, j, lanes), c, c_new);
-        if (!alive) c_new = c;
-        c_new.store(row.c + j);
-        if (cells) store_first(c_new, cells + row.kept * H + j, lanes);
-      }
-      if (keeps)
-        for (int k = 0; k < K; ++k) loop.gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
-      if (to_cell_out) out.store(strip.cell_out.data() + m * Hp + j);
-      else loop.template put<F::STAGED>(of, row, j, lanes, alive, out);
     }
   }
 }

@@ -18,8 +18,8 @@ struct Work {
   }
 };
 
-// Rows r..r+n of a strip and vectors q0..q1 of hidden units, where a cell's functions are run for step t, whose old h is
-// in `slot`; and the sums of gates in panels: with the input, with the state, and those of the second product.
+// Rows r..r+n of a strip and vectors q0..q1 of hidden units, where a cell's functions are run for step t, whose old h
+// is in `slot`; and the sums of gates in panels: with the input, with the state, and those of the second product.
 template <class A>
 struct Block {
   const Strip<A>& strip;

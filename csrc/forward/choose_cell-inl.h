@@ -8,9 +8,9 @@ namespace {
 template <class A>
 const ForwardCell<A>& forward_cell(const LayerCall& call) {
   switch (call.cell->kind) {
-#define CELL(name, type)                                                                                             \
-  case CellKind::name:                                                                                               \
-    return *with_functions(                                                                                          \
+#define CELL(name, type)    \
+  case CellKind::name:      \
+    return *with_functions( \
         call, [](auto functions) -> const ForwardCell<A>* { return &kBuiltInForward<A, type, decltype(functions)>; });
     FOR_EACH_CELL(CELL)
 #undef CELL

@@ -190,8 +190,8 @@ struct Forward : PanelSizes<A> {
     const int64_t group = std::max<int64_t>(1, UNITS / (std::min(block, strip.rows) * this->vectors));
     for (int64_t i = lo; i < hi; i += group) {
       const int64_t n = std::min(group, hi - i), u0 = down ? lo + hi - i - n : i;
-      for_even_blocks(0, strip.rows, block, [&](int64_t r, int64_t rows)
-                                                __attribute__((always_inline)) { f(u0, u0 + n, r, rows); });
+      for_even_blocks(0, strip.rows, block,
+                      [&](int64_t r, int64_t rows) __attribute__((always_inline)) { f(u0, u0 + n, r, rows); });
     }
   }
   // The sums of so many gates in panels, from row r and panel u0 on, as the vectors of a block.
@@ -285,8 +285,8 @@ struct Forward : PanelSizes<A> {
         const int64_t row = (u1 - u0) * WIDTH;
         for (int64_t u = u0; u < u1; ++u)
           weights.multiply_second(tiles, strip.d, u, n, second.from(r), sums + (u - u0) * WIDTH, row);
-        cell.last(*this, {strip, work, t, slot, r, n, u0 * this->vectors, end_of(u1), {}, {},
-                          place(sums, row, 1, r, u0)});
+        cell.last(*this,
+                  {strip, work, t, slot, r, n, u0 * this->vectors, end_of(u1), {}, {}, place(sums, row, 1, r, u0)});
       });
       return member.barrier();
     }

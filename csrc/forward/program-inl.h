@@ -32,9 +32,10 @@ struct ForwardSource {
       case Op::a:
         if (!program.given)
           return machine.sum(each, run, gate(of.state, each.other), loop.weights.bias_of_both(d, k), gate(of.x, k));
-        return machine.sum_of(each, run,
-                              [&, rows = given(k), r = gate(of.state, each.other), b = loop.weights.bias_hh(d, each.other)](
-                                  int64_t m, int64_t q) { return rows.get(m, q, H) + (r.get(m, q) + b.get(m, q)); });
+        return machine.sum_of(
+            each, run,
+            [&, rows = given(k), r = gate(of.state, each.other), b = loop.weights.bias_hh(d, each.other)](
+                int64_t m, int64_t q) { return rows.get(m, q, H) + (r.get(m, q) + b.get(m, q)); });
       case Op::x:
         if (!program.given) return machine.sum(each, run, gate(of.x, k), loop.weights.bias_ih(d, k));
         return machine.fill(each, run,
