@@ -35,7 +35,8 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples test test-all clients asan bench generate lint format wheel wheel-aarch64 test-wheel clean distclean
+.PHONY: demo examples test test-all clients asan bench generate lint format clean distclean
+.PHONY: wheel wheel-aarch64 test-wheel
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -112,39 +113,44 @@ lint: $(VENV)/lint
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	@if [ -x $(VENV)/bin/actionlint ]; then $(VENV)/bin/actionlint; \
-	else echo "actionlint is not there, for it is downloaded from GitHub: the workflows were checked by their schema only"; fi
+	else echo "actionlint is not there (it comes from GitHub): the workflows were checked by their schema only"; fi
 
 format: $(VENV)/lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-# An sdist, and from it a wheel, which so has nothing but what the sdist has. auditwheel refuses what manylinux_2_28 lacks;
-# torch's libraries are torch's to bring.
-REPAIR := --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist
-CHECK = $(PY) -m abi3audit --strict dist/*.whl && $(PY) -m check_wheel_contents dist && $(PY) -m twine check --strict dist/*
+# An sdist, and from it a wheel, which so has nothing but what the sdist has. auditwheel refuses what manylinux_2_28 has
+# not; torch brings its own libraries.
+REPAIR = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+  --wheel-dir dist --plat manylinux_2_28_
+CHECK = $(PY) -m abi3audit --strict dist/*.whl && $(PY) -m check_wheel_contents dist && \
+  $(PY) -m twine check --strict dist/*
 wheel: $(VENV)/wheel
 	rm -rf dist build/dist
 	$(PY) -m build --no-isolation --outdir build/dist
 	mkdir -p dist && cp build/dist/*.tar.gz dist
-	if [ "$$(uname -s)" = Linux ]; then \
-	  PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --plat "manylinux_2_28_$$(uname -m)" $(REPAIR) build/dist/*.whl; \
-	else cp build/dist/*.whl dist; fi
+	if [ "$$(uname -s)" = Linux ]; then $(REPAIR)$$(uname -m) build/dist/*.whl; else cp build/dist/*.whl dist; fi
 	$(CHECK)
 
 # Instead of torch's libraries for aarch64 the linker gets empty ones of their names. zig would not do: exceptions of its
 # libc++ are unknown to torch, which has libstdc++.
+wheel-aarch64: export _PYTHON_HOST_PLATFORM = linux-aarch64
+wheel-aarch64: export CC = $(CROSS)gcc
+wheel-aarch64: export CXX = $(CROSS)g++
+wheel-aarch64: export LDSHARED = $(CROSS)g++ -shared
+wheel-aarch64: export LDCXXSHARED = $(CROSS)g++ -shared
+wheel-aarch64: export LDFLAGS = -L$(CURDIR)/build/aarch64 -Wl,--no-as-needed
 wheel-aarch64: $(VENV)/wheel
 	rm -rf build/dist-aarch64 build/aarch64 && mkdir -p build/aarch64
 	for name in c10 torch torch_cpu; do \
-	  $(CROSS)g++ -shared -nostdlib -Wl,-soname,lib$$name.so -x c /dev/null -o build/aarch64/lib$$name.so || exit 1; \
+	  $(CXX) -shared -nostdlib -Wl,-soname,lib$$name.so -x c /dev/null -o build/aarch64/lib$$name.so || exit 1; \
 	done
-	_PYTHON_HOST_PLATFORM=linux-aarch64 CC=$(CROSS)gcc CXX=$(CROSS)g++ LDSHARED="$(CROSS)g++ -shared" LDCXXSHARED="$(CROSS)g++ -shared" \
-	  LDFLAGS="-L$(CURDIR)/build/aarch64 -Wl,--no-as-needed" $(PY) -m build --wheel --no-isolation --outdir build/dist-aarch64
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --plat manylinux_2_28_aarch64 $(REPAIR) build/dist-aarch64/*.whl
+	$(PY) -m build --no-isolation --outdir build/dist-aarch64
+	$(REPAIR)aarch64 build/dist-aarch64/*.whl
 	$(CHECK)
 
-# Each Python of PYTHONS with each torch of TORCHES: make test-wheel PYTHONS=python3.12 TORCHES="torch==2.10.0 torch==2.13.0"
+# Each Python of PYTHONS with each torch of TORCHES: make test-wheel PYTHONS=python3.12 TORCHES="torch==2.10.0 torch"
 test-wheel: wheel
 	@set -e; for python in $(PYTHONS); do \
 	  "$$python" -c "" 2>/dev/null || continue; \

@@ -15,8 +15,9 @@ HIDDEN extern char no_single_thread __asm__("__libc_single_threaded");
 char no_single_thread = 0;
 }
 
-// GCC 11: what std::allocator calls, std::__throw_bad_array_new_length() by its symbol. Weak, for a compiler that brings it.
-[[noreturn]] HIDDEN __attribute__((weak)) void throw_bad_array_new_length() __asm__("_ZSt28__throw_bad_array_new_lengthv");
+// GCC 11: what std::allocator calls, std::__throw_bad_array_new_length() by its symbol. Weak, beside a compiler's own.
+#define SYMBOL "_ZSt28__throw_bad_array_new_lengthv"
+[[noreturn]] HIDDEN __attribute__((weak)) void throw_bad_array_new_length() __asm__(SYMBOL);
 void throw_bad_array_new_length() { throw std::bad_array_new_length(); }
 
 // GCC 9: streams of strings made without arguments.
