@@ -153,6 +153,7 @@ def test_import_is_light():
         "import torch\nbefore = set(sys.modules)\nimport rnnkernels\nrnnkernels.GRU(2, 3)(torch.randn(2, 1, 2))\n"
         "new = set(sys.modules) - before\n"
         "assert not new & {'triton', 'torch._dynamo', 'rich', 'tqdm', 'matplotlib', 'numpy', 'sympy', 'psutil'}, new\n"
+        "assert not new & {'rnnkernels.nn.signatures', 'rnnkernels.tools.bench'}, new\n"
     )
     done = python("import sys\n" + code, "-W", "ignore")
     assert done.returncode == 0, done.stderr
