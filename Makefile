@@ -123,7 +123,7 @@ format: $(VENV)/lint
 # An sdist, and from it a wheel, which so has nothing but what the sdist has. auditwheel refuses what manylinux_2_28 has
 # not; torch brings its own libraries.
 REPAIR = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
-  --wheel-dir dist --plat manylinux_2_28_
+  --wheel-dir dist --only-plat --plat manylinux_2_28_
 CHECK = $(PY) -m abi3audit --strict dist/*.whl && $(PY) -m check_wheel_contents dist && \
   $(PY) -m twine check --strict dist/*
 wheel: $(VENV)/wheel
@@ -153,7 +153,7 @@ wheel-aarch64: $(VENV)/wheel
 # Each Python of PYTHONS with each torch of TORCHES: make test-wheel PYTHONS=python3.12 TORCHES="torch==2.10.0 torch"
 test-wheel: wheel
 	@set -e; for python in $(PYTHONS); do \
-	  "$$python" -c "" 2>/dev/null || continue; \
+	  "$$python" -c "" 2>/dev/null || { echo "== test-wheel: $$python does not run, and is left out"; continue; }; \
 	  for torch in $(TORCHES); do \
 	    echo "== test-wheel: $$python, $$torch"; \
 	    rm -rf build/test-wheel; "$$python" -m venv build/test-wheel; \
