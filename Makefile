@@ -2,11 +2,11 @@
 # make test-all: the tests, with all combinations      make bench: the CPU benchmarks
 # make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
-# make lint, make format: style            make clean, make distclean
-# make wheel: dist/*, as PyPI takes them   make test-wheel: it, in fresh environments, without the sources
-# make wheel-aarch64: cross-compiled, with Debian's g++-aarch64-linux-gnu
+# make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
 # All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+# make test-wheel: the wheel in fresh environments, without the sources
+# make wheel-aarch64: another wheel, cross-compiled with Debian's g++-aarch64-linux-gnu
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -35,8 +35,8 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples test test-all clients asan bench generate lint format clean distclean
-.PHONY: wheel wheel-aarch64 test-wheel
+.PHONY: demo examples test test-all clients asan bench generate lint format wheel clean distclean
+.PHONY: wheel-aarch64 test-wheel
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
