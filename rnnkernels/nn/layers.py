@@ -1,8 +1,7 @@
 """``RNN``, ``LSTM`` and ``GRU``: torch.nn's layers, with the same parameters, arguments, results and errors, and more.
 
-base.py runs a call. Type checkers see the arguments and results that torch.nn's constructors and calls do not show them.
-Letters: T time, B batch, D directions, G gates, H hidden, I input,
-L layers, N heads, P projection.
+base.py runs a call. Arguments of constructors and results of calls are written out for type checkers alone.
+Letters: T time, B batch, D directions, G gates, H hidden, I input, L layers, N heads, P projection.
 """
 
 from typing import TYPE_CHECKING, Any
