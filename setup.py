@@ -1,10 +1,13 @@
 """Builds the C++ extension on torch's stable ABI (one abi3 wheel for torch >= 2.10); all else is in pyproject.toml.
 
-Without a compiler, or with RNNKERNELS_NO_EXTENSION=1, the package installs without it and runs on the reference.
+Without a compiler, on Windows, or with RNNKERNELS_NO_EXTENSION=1, the package installs without it and runs on the
+reference.
 """
 
 import os
+import re
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -38,7 +41,7 @@ def extension(name: str, sources: list[Path]) -> CppExtension:
 # The core has the ops and knows no Python, so that C++ programs can load it too; the binding finds it beside itself.
 BINDING = set(HERE.glob("csrc/python/*.cpp"))
 CORE = extension("rnnkernels._core", set(HERE.glob("csrc/*/*.cpp")) - BINDING)
-PYTHON = extension("rnnkernels._C", BINDING)
+PYTHON = extension("rnnkernels._C", BINDING | {HERE / "csrc/machine/older_libraries.cpp"})
 if sys.platform == "darwin":
     CORE.extra_link_args += ["-Wl,-install_name,@rpath/_core.abi3.so"]
     PYTHON.extra_link_args += ["-Wl,-rpath,@loader_path"]
@@ -75,8 +78,28 @@ class Build(BuildExtension):
             self.extensions.clear()  # nothing to copy
 
 
+def readme() -> str:
+    """README.md with links and pictures that lead to the repository from anywhere, as PyPI's page needs them."""
+    repository = re.search(r'^Repository = "(.*)"$', (HERE / "pyproject.toml").read_text("utf-8"), re.MULTILINE)[1]
+    version = re.search(r'"(.*)"', (HERE / "rnnkernels/_version.py").read_text("utf-8").splitlines()[-1])[1]
+
+    def absolute(link: re.Match) -> str:
+        return f"{link[1]}{repository}/{'raw' if link[1].startswith('!') else 'blob'}/v{version}/{link[2]}"
+
+    return re.sub(r"(!?\[[^\]]*\]\()(?![a-z]+:|#)([^)\s]+)", absolute, (HERE / "README.md").read_text("utf-8"))
+
+
+HAS_EXTENSION = os.environ.get("RNNKERNELS_NO_EXTENSION") != "1" and sys.platform != "win32"
+if HAS_EXTENSION and sysconfig.get_config_var("Py_GIL_DISABLED"):
+    sys.exit(
+        "rnnkernels: a free-threaded Python cannot load the C++ extension, which is built on Python's stable ABI "
+        "(abi3). Take a Python with the global interpreter lock, or RNNKERNELS_NO_EXTENSION=1 for the slow reference"
+    )
+
 setup(
-    ext_modules=[] if os.environ.get("RNNKERNELS_NO_EXTENSION") == "1" else [CORE, PYTHON],
+    ext_modules=[CORE, PYTHON] if HAS_EXTENSION else [],
     cmdclass={"build_ext": Build.with_options(use_ninja=False)},
-    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}} if HAS_EXTENSION else {},
+    long_description=readme(),
+    long_description_content_type="text/markdown",
 )

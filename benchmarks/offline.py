@@ -19,6 +19,7 @@ from pathlib import Path
 import machine_code
 import torch
 import triton_offline
+from tqdm import tqdm
 from triton_offline import ARCHS, ARITHMETICS, arithmetics
 
 from benchmarks import cli, machine, report
@@ -119,10 +120,15 @@ def markdown(results: dict) -> str:
 
 def compiled(tasks: list[tuple[str, str, Workload]], processes: int) -> list[dict]:
     """The rows of all tasks; in this process where one is asked for."""
+
+    def counted(found: Iterable[list[dict]]) -> list[dict]:
+        bar = tqdm(found, desc="compiling", total=len(tasks), unit="workload", disable=None)
+        return [row for rows in bar for row in rows]
+
     if processes == 1:
-        return [row for task in tasks for row in rows_of(*task)]
+        return counted(rows_of(*task) for task in tasks)
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [row for rows in pool.map(rows_of, *zip(*tasks, strict=True)) for row in rows]
+        return counted(pool.map(rows_of, *zip(*tasks, strict=True)))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from datetime import datetime, timezone
 
 import torch
+from tqdm import tqdm
 
 from benchmarks import cli, machine, report
 from benchmarks.providers import PROVIDERS, TORCH_DTYPES
@@ -59,19 +61,24 @@ def started(asked: argparse.Namespace, command: str) -> dict:
     return results
 
 
-def measured(asked: argparse.Namespace, workload: Workload, results: dict) -> list[dict]:
-    """Every row of one workload that the results do not have yet: dtypes, modes, thread counts."""
+def missing(asked: argparse.Namespace, workload: Workload, results: dict) -> dict[tuple[str, str], list[int]]:
+    """The rows of one workload that the results do not have yet: thread counts by dtype and mode."""
     there = {(row["workload"], row["dtype"], row["mode"], row["threads"]) for row in results["rows"]}
-    rows = []
+    found = {}
     for dtype in asked.dtype or [workload.dtype]:
         for mode in asked.modes if dtype != "int8" else [m for m in asked.modes if m == "infer"]:
-            missing = [n for n in asked.threads if (workload.name, dtype, mode, n) not in there]
-            if not missing:
-                continue
+            found[dtype, mode] = [n for n in asked.threads if (workload.name, dtype, mode, n) not in there]
+    return found
+
+
+def measured(asked: argparse.Namespace, workload: Workload, results: dict) -> Iterator[dict]:
+    """The missing rows of one workload, each as soon as it is measured."""
+    how = (asked.seconds, 3 if asked.quick else 5, not asked.no_memory, asked.busy)
+    for (dtype, mode), counts in missing(asked, workload, results).items():
+        if counts:
             with Rows(workload, dtype, mode, asked.providers, results["roofs"]) as measuring:
-                how = (asked.seconds, 3 if asked.quick else 5, not asked.no_memory, asked.busy)
-                rows += [measuring.measure(threads, *how) for threads in missing]
-    return rows
+                for threads in counts:
+                    yield measuring.measure(threads, *how)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -86,12 +93,17 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"python -m benchmarks.run: error: --resume: {error}", file=sys.stderr)
         return 2
     finished = False
+    total = sum(len(counts) for w in asked.workloads for counts in missing(asked, w, results).values())
     try:
-        for workload in asked.workloads:
-            rows = measured(asked, workload, results)
-            results["rows"] += rows
-            report.write(results, asked.out)
-            print(*map(report.line, rows), sep="\n", file=sys.stderr)
+        with tqdm(total=total, unit="row", disable=None) as bar:
+            for workload in asked.workloads:
+                rows = []
+                for row in measured(asked, workload, results):
+                    rows.append(row)
+                    bar.write(report.line(row), file=sys.stderr)
+                    bar.update()
+                results["rows"] += rows
+                report.write(results, asked.out)
         finished = True
     except KeyboardInterrupt:
         print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)

@@ -1,14 +1,21 @@
 """What an installation promises: import without the extension, one warning, and nothing else on the way."""
 
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
+import setuptools
 
 import rnnkernels
+
+SETUP = Path(rnnkernels.__file__).parents[1] / "setup.py"
+from_sources = pytest.mark.skipif(not SETUP.exists(), reason="this is an installed package: there is no setup.py")
 
 # What a machine without a compiler has: the package, and no rnnkernels._C.
 HIDDEN = """
@@ -75,13 +82,12 @@ def test_the_command_line_without_the_extension():
     code = HIDDEN + "import runpy\nsys.argv = ['rnnkernels']\nrunpy.run_module('rnnkernels', run_name='__main__')"
     done = python(code, "-W", "ignore")
     assert done.returncode == 0, done.stderr
-    assert "none: the C++ extension is not there (hidden for the test)" in done.stdout
+    assert "not there (hidden for the test)" in done.stdout and "none: the C++ extension is not there" in done.stdout
 
 
+@from_sources
 def test_a_build_that_failed_leaves_its_reason(tmp_path):
-    setup, out = Path(rnnkernels.__file__).parents[1] / "setup.py", tmp_path / "lib"
-    if not setup.exists():
-        pytest.skip("this is an installed package: there is no setup.py")
+    setup, out = SETUP, tmp_path / "lib"
     command = [sys.executable, setup.name, "build_ext", "--build-lib", out, "--build-temp", tmp_path / "temp"]
     broken = {"CC": "false", "CXX": "false"}
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | broken, cwd=setup.parent)
@@ -92,6 +98,46 @@ def test_a_build_that_failed_leaves_its_reason(tmp_path):
     code = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\nimport rnnkernels"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=out, timeout=120)
     assert "it could not be built: Command '['false'" in done.stderr, done.stderr
+
+
+@pytest.fixture
+def settings(monkeypatch):
+    """What setup.py gives to setuptools: a function that runs it."""
+
+    def run():
+        monkeypatch.setattr(setuptools, "setup", lambda **given: found.update(given))
+        found = {}
+        runpy.run_path(str(SETUP))
+        return found
+
+    monkeypatch.delenv("RNNKERNELS_NO_EXTENSION", raising=False)
+    return run
+
+
+@from_sources
+def test_the_readme_of_the_package_has_links_that_work_anywhere(settings):
+    text = settings()["long_description"]
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert links and all(link.startswith(("https://", "#")) for link in links), links
+    at = f"v{rnnkernels.__version__}"
+    assert f"/blob/{at}/docs/" in text and not re.search(r"!\[[^\]]*\]\((?!https://\S+/raw/)", text)
+
+
+@from_sources
+def test_a_free_threaded_python_is_refused(settings, monkeypatch):
+    get = sysconfig.get_config_var
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: 1 if name == "Py_GIL_DISABLED" else get(name))
+    with pytest.raises(SystemExit, match="a free-threaded Python cannot load the C.. extension"):
+        settings()
+    monkeypatch.setenv("RNNKERNELS_NO_EXTENSION", "1")
+    assert settings()["ext_modules"] == [] and settings()["options"] == {}  # no abi3 wheel
+
+
+@from_sources
+def test_windows_has_no_extension(settings, monkeypatch):
+    assert [extension.name for extension in settings()["ext_modules"]] == ["rnnkernels._core", "rnnkernels._C"]
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert settings()["ext_modules"] == []
 
 
 @pytest.mark.skipif("cpp" not in rnnkernels.backends.available(), reason="the C++ extension is not there")
@@ -107,6 +153,7 @@ def test_import_is_light():
         "import torch\nbefore = set(sys.modules)\nimport rnnkernels\nrnnkernels.GRU(2, 3)(torch.randn(2, 1, 2))\n"
         "new = set(sys.modules) - before\n"
         "assert not new & {'triton', 'torch._dynamo', 'rich', 'tqdm', 'matplotlib', 'numpy', 'sympy', 'psutil'}, new\n"
+        "assert not new & {'rnnkernels.nn.signatures', 'rnnkernels.tools.bench'}, new\n"
     )
     done = python("import sys\n" + code, "-W", "ignore")
     assert done.returncode == 0, done.stderr

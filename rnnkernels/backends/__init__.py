@@ -7,13 +7,14 @@ where a backend is forced, or where a call uses a stage that the device's backen
 import importlib
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from ..cells import reference
-from ..cells.call import Facts  # noqa: F401 - of a call, which the functions below take
+from ..cells.call import Facts as Facts  # of a call, which the functions below take
 from .triton import HAS_TRITON
 
 ENVIRONMENT_VARIABLE = "RNNKERNELS_BACKEND"
@@ -105,7 +106,7 @@ class Triton:
 BACKENDS = {backend.name: backend for backend in (Cpp, Triton, Reference)}  # in order of preference
 
 
-def load_extension():
+def load_extension() -> str | None:
     """Load the C++ extension; None, or the reason why it is missing, which is also a warning."""
     try:
         importlib.import_module("rnnkernels._C")  # importing it registers the kernels
@@ -124,12 +125,12 @@ def load_extension():
 EXTENSION_ERROR = load_extension()
 
 
-def names():
+def names() -> list[str]:
     """The names of all backends, in order of preference."""
     return list(BACKENDS)
 
 
-def available():
+def available() -> list[str]:
     """The backends that can run on this machine, in order of preference."""
     found = [] if EXTENSION_ERROR is not None else ["cpp"]
     runs_triton = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
@@ -138,13 +139,13 @@ def available():
     return [*found, "reference"]
 
 
-def forced():
+def forced() -> str | None:
     """The name of the backend that is forced now, or None."""
     return _forced
 
 
 @contextmanager
-def force(name):
+def force(name: str) -> Iterator[None]:
     """Within this context every call runs on the named backend ("cpp", "triton" or "reference") or raises.
 
     The environment variable ``RNNKERNELS_BACKEND`` does the same for a whole process.
@@ -162,12 +163,12 @@ def force(name):
         _forced = before
 
 
-def reasons(call):
+def reasons(call: Facts) -> list[tuple[str, str | None]]:
     """For every backend in order of preference: its name, and the reason why it cannot run the call, or None."""
     return [(name, backend.unsupported(call)) for name, backend in BACKENDS.items()]
 
 
-def choose(call):
+def choose(call: Facts) -> str:
     """The name of the backend that runs the call.
 
     Raises:
@@ -183,7 +184,7 @@ def choose(call):
     return _forced
 
 
-def route(call):
+def route(call: Facts) -> str:
     """The backend of a call, or "dispatch" where PyTorch's dispatcher would take the same."""
     chosen = choose(call)
     own = {"cpu": "cpp" if EXTENSION_ERROR is None else "reference", "cuda": "triton"}.get(

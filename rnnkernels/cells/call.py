@@ -156,13 +156,13 @@ class Facts(NamedTuple):
     P: int
     D: int
     training: bool = False
-    stages: frozenset = frozenset()
+    stages: frozenset[str] = frozenset()
     activation: str = "tanh"
     recurrent_activation: str = "sigmoid"
     parts: int = 0
     packed: int = 0
 
-    def lacking(self, stages):
+    def lacking(self, stages: frozenset[str]) -> str | None:
         """The reason why a backend with these stages cannot run the call, or None."""
         missing = sorted(self.stages - stages)
         return f"it has no stage for {', '.join(missing)} yet" if missing else None

@@ -5,14 +5,19 @@ Letters: T time, B batch, H hidden, I input.
 
 import inspect
 import keyword
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from . import derive
 from .graph import Graph
 from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, PLACEHOLDERS, Program, arithmetic, parse
 from .spec import ARITHMETIC, spec_of
 from .trace import CellError, Names, Symbol, Trace, described, run
+
+Step: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...]]
+"""A cell's function: from ``x``, ``r``, ``s``, ``v`` and ``u``, each of the type ``Names``, to the new states."""
 
 
 class Cell:
@@ -24,33 +29,44 @@ class Cell:
         names: what the function calls its values, by the plane that training keeps of them.
     """
 
-    def __init__(self, program, constants=None, names=(), retrace=None):
+    program: Program
+    constants: dict[str, float]
+    names: tuple[str, ...]
+    kernel: str
+
+    def __init__(
+        self,
+        program: Program,
+        constants: Mapping[str, float] | None = None,
+        names: Iterable[str] = (),
+        retrace: Callable[..., Any] | None = None,
+    ) -> None:
         self.program, self.constants, self.names = program, dict(constants or {}), tuple(names)
         self._retrace = retrace
         spec_of(program.text)  # the first call of it, outside of compiled graphs
         self.kernel = ARITHMETIC.get(arithmetic(program), program.text)
         """What the op is given: the built-in cell that computes the same, and is compiled in, or the program."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         return self.program.text
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         given = "".join(f", {name}={value}" for name, value in self.constants.items())
         return f"<cell {self.program.name}{given}>"
 
-    def __reduce__(self):  # the function may not be importable where the cell goes
+    def __reduce__(self) -> tuple[Any, ...]:  # the function may not be importable where the cell goes
         return _unpickled, (self.program.text, self.constants, self.names)
 
-    def __deepcopy__(self, memo):  # nothing of it changes
+    def __deepcopy__(self, memo: Any) -> "Cell":  # nothing of it changes
         return self
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Cell) and self.program.text == other.program.text
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.program.text)
 
-    def with_constants(self, **constants):
+    def with_constants(self, **constants: float) -> "Cell":
         """The cell with other constants.
 
         Raises:
@@ -67,13 +83,36 @@ class Cell:
             raise ValueError(f"{self.program.name} came without its function; its constants cannot change any more")
         return self._retrace({**self.constants, **constants})
 
-    def text_with(self, **functions):
+    def text_with(self, **functions: Any) -> str:
         """The text with other functions in the place of those that are defaults of the function's parameters."""
         return self._retrace(self.constants, functions)
 
 
 def _unpickled(text, constants, names):
     return Cell(parse(text), constants, names)
+
+
+@overload
+def cell(function: Step) -> Cell: ...
+
+
+@overload
+def cell(
+    function: None = None,
+    *,
+    inputs: str | Iterable[str] = "",
+    recurrent: str | Iterable[str] = "",
+    states: str | Iterable[str] = "h",
+    vectors: str | Iterable[str] = "",
+    step_inputs: str | Iterable[str] = "",
+    sequence_inputs: str | Iterable[str] = "",
+    constants: Mapping[str, float] | None = None,
+    project_input: bool = True,
+    operand: Callable[..., Tensor] | None = None,
+    output: Callable[..., Tensor] | None = None,
+    keep: str | Iterable[str] | None = None,
+    name: str | None = None,
+) -> Callable[[Step], Cell]: ...
 
 
 def cell(

@@ -8,8 +8,10 @@ import inspect
 import math
 import numbers
 import sys
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from .graph import Graph
 
@@ -304,7 +306,7 @@ TENSOR_OPERATORS = {
 FUNCTIONS |= {getattr(torch.Tensor, name): binary(op) for name, op in TENSOR_OPERATORS.items()}
 
 
-def product(name, value):
+def product(name: str, value: Tensor) -> Tensor:
     """A second recurrent product inside a cell: ``W_h,name value + b_h,name``.
 
     Args:
@@ -324,7 +326,9 @@ def product(name, value):
     return Symbol(trace, trace.graph.load("i"))
 
 
-def derivative(forward, backward):
+def derivative(
+    forward: Callable[[Tensor], Tensor], backward: Callable[[Tensor, Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
     """A function of one value with a derivative of one's own, for spikes and other steps.
 
     Args:
@@ -345,12 +349,12 @@ def derivative(forward, backward):
 
 
 class Names:
-    """The values of one kind by name, as the cell's function sees them."""
+    """The values of one kind by name, as the cell's function sees them; torch's functions take each."""
 
     def __init__(self, trace, kind, values):
         self.__dict__.update(_trace=trace, _kind=kind, _values=values)
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Tensor:
         values = self.__dict__["_values"]
         if name in values:
             return values[name]

@@ -56,7 +56,7 @@ class RecurrentBase(Leaf, nn.RNNBase):
     def _update_flat_weights(self):
         """Nothing to do: there is no list of weights to keep."""
 
-    def flatten_parameters(self):
+    def flatten_parameters(self) -> None:
         """Nothing to do: the kernels take weights at any address."""
 
     def __init__(self, mode, *args, **kwargs):
@@ -92,7 +92,7 @@ class RecurrentBase(Leaf, nn.RNNBase):
             self._flat_weights_names = [name for names in self._all_weights for name in names]
             self._reset_norms()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Initial values as torch.nn draws them; gains of layer norms are 1 and biases 0."""
         super().reset_parameters()
         self._reset_norms()
@@ -110,7 +110,7 @@ class RecurrentBase(Leaf, nn.RNNBase):
                 state_dict[prefix + name] = state_dict.pop(old)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """The arguments that are not at their defaults."""
         changed = self._options and self._options.changed()
         return super().extra_repr() + (f", {changed}" if changed else "")

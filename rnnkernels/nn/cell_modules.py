@@ -4,9 +4,12 @@ In eager mode on the CPU torch's own op computes a step in float32 or float64 wh
 Letters: B batch, G gates, H hidden, I input.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import _VF, Tensor, nn
 from torch.autograd import forward_ad
+from torch.types import Device
 
 from .. import backends
 from ..cells import spec_of
@@ -17,6 +20,9 @@ from ..op import run as op
 from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
 from ..recorders.tracers import Leaf
 from .checks import aside, check_placement, check_weights, refuse_nested
+
+if TYPE_CHECKING:
+    from .signatures import CellOfOneState, CellOfTwoStates
 
 TORCH_CELLS = {
     ("rnn", None): _VF.rnn_tanh_cell, ("rnn", "relu"): _VF.rnn_relu_cell, ("gru", None): _VF.gru_cell,
@@ -148,9 +154,20 @@ class RNNCell(CellBase, nn.RNNCell):
     ``forward(input, hx=None)``: input (B, I) or (I,), hx (B, H) or (H,), by default zeros; returns h' like hx.
     """
 
+    if TYPE_CHECKING:
+        __call__: CellOfOneState
+
     _name = "RNNCell"
 
-    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", device=None, dtype=None):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(input_size, hidden_size, bias, nonlinearity, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -170,9 +187,19 @@ class GRUCell(CellBase, nn.GRUCell):
     ``forward(input, hx=None)``: input (B, I) or (I,), hx (B, H) or (H,), by default zeros; returns h' like hx.
     """
 
+    if TYPE_CHECKING:
+        __call__: CellOfOneState
+
     _name = "GRUCell"
 
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -190,7 +217,17 @@ class LSTMCell(CellBase, nn.LSTMCell):
     the pair after the step.
     """
 
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+    if TYPE_CHECKING:
+        __call__: CellOfTwoStates
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:

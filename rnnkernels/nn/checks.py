@@ -1,6 +1,7 @@
 """Checks that tensors fit together, with torch.nn's error messages. Letters as in functional.py."""
 
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import wraps
 
@@ -157,7 +158,7 @@ def check_lengths_shape(lengths, x):
 
 
 @contextmanager
-def device_assertions(enabled: bool):
+def device_assertions(enabled: bool) -> Iterator[None]:
     """Within this context ``lengths`` that lie on a GPU are checked by an assertion there, or not checked at all.
 
     Each length has to be from 0 to T. Lengths on the CPU are checked at once, with a ValueError. For lengths on a GPU

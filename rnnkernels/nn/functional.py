@@ -4,6 +4,8 @@ Letters: T time, B batch, D directions, G gates, H hidden, S states, I input, L 
 proj_size where there is one).
 """
 
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
@@ -21,6 +23,11 @@ from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import PLAIN, check_heads, take_options
 from .own_cells import check_cell, check_extras, check_heads_of, take_constants, take_extras
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from .signatures import GRUOptions, Lengths, LSTMOptions, Options, Reset, States
+
 FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direction per direction of a layer
 
 
@@ -36,9 +43,9 @@ def rnn(
     batch_first: bool = False,
     *,
     nonlinearity: str = "tanh",
-    lengths: Tensor | None = None,
-    reset: Tensor | tuple | None = None,
-    **options,
+    lengths: "Lengths" = None,
+    reset: "Reset" = None,
+    **options: "Unpack[Options]",
 ) -> tuple[Tensor, Tensor]:
     """Elman network (Elman 1990, "Finding structure in time"): ``h' = tanh(W_ih x + b_ih + W_hh h + b_hh)``.
 
@@ -92,9 +99,9 @@ def lstm(
     bidirectional: bool = False,
     batch_first: bool = False,
     *,
-    lengths: Tensor | None = None,
-    reset: Tensor | tuple | None = None,
-    **options,
+    lengths: "Lengths" = None,
+    reset: "Reset" = None,
+    **options: "Unpack[LSTMOptions]",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Long short-term memory (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
@@ -133,9 +140,9 @@ def gru(
     bidirectional: bool = False,
     batch_first: bool = False,
     *,
-    lengths: Tensor | None = None,
-    reset: Tensor | tuple | None = None,
-    **options,
+    lengths: "Lengths" = None,
+    reset: "Reset" = None,
+    **options: "Unpack[GRUOptions]",
 ) -> tuple[Tensor, Tensor]:
     """Gated recurrent unit (Cho et al. 2014, in the variant of cuDNN and torch: the reset comes after the product).
 
@@ -165,7 +172,7 @@ def gru(
 def recurrent(
     cell: Cell,
     input: Tensor,
-    hx: Tensor | tuple | None,
+    hx: "States | None",
     params: list[Tensor],
     has_biases: bool = True,
     num_layers: int = 1,
@@ -174,10 +181,10 @@ def recurrent(
     bidirectional: bool = False,
     batch_first: bool = False,
     *,
-    lengths: Tensor | None = None,
-    reset: Tensor | tuple | None = None,
-    **more,
-):
+    lengths: "Lengths" = None,
+    reset: "Reset" = None,
+    **more: Any,
+) -> tuple[Tensor, Any]:
     """Layers of a cell of one's own, as a function of tensors.
 
     Args:

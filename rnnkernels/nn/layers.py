@@ -1,14 +1,23 @@
 """``RNN``, ``LSTM`` and ``GRU``: torch.nn's layers, with the same parameters, arguments, results and errors, and more.
 
-base.py runs a call. Letters: T time, B batch, D directions, G gates, H hidden, I input,
-L layers, N heads, P projection.
+base.py runs a call. Arguments of constructors and results of calls are written out for type checkers alone.
+Letters: T time, B batch, D directions, G gates, H hidden, I input, L layers, N heads, P projection.
 """
 
-from torch import nn
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
 
 from .base import RecurrentBase
 from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .options import Option
+
+if TYPE_CHECKING:
+    import torch
+    from torch.types import Device
+    from typing_extensions import Unpack
+
+    from .signatures import GRUOptions, LSTMOptions, OneState, Options, TwoStates
 
 __all__ = ["GRU", "GRUCell", "LSTM", "LSTMCell", "RNN", "RNNCell"]
 
@@ -69,15 +78,27 @@ class RNN(RecurrentBase, nn.RNN):
 
     _wrong_input = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
 
-    def __init__(self, *args, **kwargs):
-        no_projection(kwargs)
-        if len(args) > 3:
-            self.nonlinearity, args = args[3], args[:3] + args[4:]
-        else:
-            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
-        if self.nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
-        super().__init__("RNN_TANH" if self.nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
+    if TYPE_CHECKING:
+        __call__: OneState
+        forward: OneState
+
+        def __init__(
+            self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", bias: bool = True,
+            batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+            device: Device = None, dtype: torch.dtype | None = None, **options: Unpack[Options],
+        ) -> None: ...  # fmt: skip
+
+    else:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            no_projection(kwargs)
+            if len(args) > 3:
+                self.nonlinearity, args = args[3], args[:3] + args[4:]
+            else:
+                self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+            if self.nonlinearity not in ("tanh", "relu"):
+                raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+            super().__init__("RNN_TANH" if self.nonlinearity == "tanh" else "RNN_RELU", *args, **kwargs)
 
 
 class GRU(RecurrentBase, nn.GRU):
@@ -100,9 +121,21 @@ class GRU(RecurrentBase, nn.GRU):
     reset_after, activation, recurrent_activation = Option(), Option(), Option()
     _wrong_input = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
-    def __init__(self, *args, **kwargs):
-        no_projection(kwargs)
-        super().__init__("GRU", *args, **kwargs)
+    if TYPE_CHECKING:
+        __call__: OneState
+        forward: OneState
+
+        def __init__(
+            self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+            batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
+            device: Device = None, dtype: torch.dtype | None = None, **options: Unpack[GRUOptions],
+        ) -> None: ...  # fmt: skip
+
+    else:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            no_projection(kwargs)
+            super().__init__("GRU", *args, **kwargs)
 
 
 class LSTM(RecurrentBase, nn.LSTM):
@@ -130,10 +163,22 @@ class LSTM(RecurrentBase, nn.LSTM):
 
     _wrong_input = "LSTM: Expected input to be 2D or 3D, got {}D instead"
 
-    def __init__(self, *args, **kwargs):
-        super().__init__("LSTM", *args, **kwargs)
+    if TYPE_CHECKING:
+        __call__: TwoStates
+        forward: TwoStates
 
-    def _states(self, hx, dims=None):
+        def __init__(
+            self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
+            batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False, proj_size: int = 0,
+            device: Device = None, dtype: torch.dtype | None = None, **options: Unpack[LSTMOptions],
+        ) -> None: ...  # fmt: skip
+
+    else:
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__("LSTM", *args, **kwargs)
+
+    def _states(self, hx: Any, dims: int | None = None) -> tuple[Tensor, Tensor]:
         h, c = hx[0], hx[1]
         if dims and (h.dim() != dims or c.dim() != dims):
             kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
@@ -147,11 +192,11 @@ class LSTM(RecurrentBase, nn.LSTM):
         return h, c
 
     @staticmethod
-    def _hidden(last):
+    def _hidden(last: list[Tensor]) -> tuple[Tensor, ...]:
         return tuple(last)
 
 
-def no_projection(kwargs):
+def no_projection(kwargs: dict[str, Any]) -> None:
     """Refuse ``proj_size`` in torch.nn's words."""
     if "proj_size" in kwargs:
         raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

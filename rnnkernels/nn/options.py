@@ -4,7 +4,7 @@ Letters as in functional.py.
 """
 
 import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..cells import spec_of
 from ..cells.reference import ACTIVATIONS
@@ -122,13 +122,13 @@ class Option:
     precedence over the option.
     """
 
-    def __init__(self, fixed=False):
+    def __init__(self, fixed: bool = False) -> None:
         self.fixed = fixed
 
-    def __set_name__(self, owner, name):
+    def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, module, owner=None):
+    def __get__(self, module: Any, owner: type | None = None) -> Any:
         if module is None:
             return self
         for taken in (vars(module), module._modules):
@@ -136,7 +136,7 @@ class Option:
                 return taken[self.name]
         return getattr(module._options or PLAIN, self.name)
 
-    def __set__(self, module, value):
+    def __set__(self, module: Any, value: Any) -> None:
         if self.name in vars(module):
             vars(module)[self.name] = value
             return

@@ -3,10 +3,15 @@
 Letters: T time, B batch, D directions, G gates of the input, H hidden, S states, I input, L layers, N heads.
 """
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.types import Device
 
+from ..cells.definition import Cell
 from ..cells.weights import names_of, weights_of
 from ..recorders.tracers import LEAF, Leaf
 from .base import RecurrentBase
@@ -14,6 +19,9 @@ from .checks import refuse_nested
 from .functional import FORWARD, layers
 from .options import take_options
 from .own_cells import check_cell, check_extras, check_heads_of, refuse_unknown, take_constants, take_extras
+
+if TYPE_CHECKING:
+    from .signatures import Lengths, OwnStates, OwnStep, Reset, States
 
 
 def check_size(name, value):
@@ -60,12 +68,27 @@ class Recurrent(RecurrentBase):
         y, h = layer(x, lengths=lengths)
     """
 
+    if TYPE_CHECKING:
+        __call__: OwnStates
+
     _wrong_input = "Recurrent: Expected input to be 2D or 3D, got {}D tensor instead"
 
     def __init__(
-        self, cell, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0,
-        bidirectional=False, device=None, dtype=None, *, init=None, **more,
-    ):  # fmt: skip
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: Callable[[str, nn.Parameter], Any] | None = None,
+        **more: Any,
+    ) -> None:
         check_cell(cell)
         nn.Module.__init__(self)
         cell = take_constants(cell, more)
@@ -107,7 +130,7 @@ class Recurrent(RecurrentBase):
         self.__module__ = LEAF
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Initial values: those of torch.nn, gains of layer norms are 1; then ``init``."""
         super().reset_parameters()
         if self.init is not None:
@@ -115,7 +138,7 @@ class Recurrent(RecurrentBase):
                 for name, parameter in self.named_parameters(recurse=False):
                     self.init(name, parameter)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         """The cell, the sizes, and the arguments that are not at their defaults."""
         constants = "".join(f", {name}={value}" for name, value in self.cell.constants.items())
         return f"{self.cell.program.name}, {super().extra_repr()}{constants}"
@@ -144,7 +167,14 @@ class Recurrent(RecurrentBase):
     def _hidden(self, last):
         return last[0] if len(last) == 1 else tuple(last)
 
-    def forward(self, input, hx=None, lengths=None, reset=None, **inputs):
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: "States | None" = None,
+        lengths: "Lengths" = None,
+        reset: "Reset" = None,
+        **inputs: Tensor,
+    ) -> tuple[Any, Any]:
         """Run the layers over a sequence; see the class."""
         program = self.cell.program
         if not program.extras and not inputs:
@@ -186,9 +216,21 @@ class RecurrentCell(Leaf, nn.Module):
 
     _packed = None  # see tools/freeze.py
 
+    if TYPE_CHECKING:
+        __call__: OwnStep
+
     def __init__(
-        self, cell, input_size, hidden_size, bias=True, device=None, dtype=None, *, init=None, **constants
-    ):  # fmt: skip
+        self,
+        cell: Cell,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        init: Callable[[str, nn.Parameter], Any] | None = None,
+        **constants: float,
+    ) -> None:
         check_cell(cell)
         super().__init__()
         cell = take_constants(cell, constants)
@@ -199,7 +241,7 @@ class RecurrentCell(Leaf, nn.Module):
             setattr(self, weight.name, nn.Parameter(torch.empty(weight.shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
-    def reset_parameters(self):
+    def reset_parameters(self) -> None:
         """Initial values, uniform from -1/sqrt(H) to 1/sqrt(H); then ``init``."""
         bound = self.hidden_size**-0.5
         with torch.no_grad():
@@ -208,13 +250,13 @@ class RecurrentCell(Leaf, nn.Module):
                 if self.init is not None:
                     self.init(name, parameter)
 
-    def extra_repr(self):
+    def extra_repr(self) -> str:
         constants = "".join(f", {name}={value}" for name, value in self.cell.constants.items())
         return f"{self.cell.program.name}, {self.input_size}, {self.hidden_size}{constants}" + (
             "" if self.bias else ", bias=False"
         )
 
-    def forward(self, input, hx=None, **inputs):
+    def forward(self, input: Tensor, hx: "States | None" = None, **inputs: Tensor) -> tuple[Tensor, Any]:
         """One step; see the class."""
         if input.is_nested:
             refuse_nested("RecurrentCell")

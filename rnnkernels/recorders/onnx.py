@@ -4,6 +4,9 @@
 D directions, G gates, H hidden, S states, I input.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import _VF
 
@@ -22,7 +25,7 @@ ACTIVATIONS = {
 DIRECTIONS = {(False,): "forward", (True,): "reverse", (False, True): "bidirectional"}
 
 
-def exporting():
+def exporting() -> bool:
     """True while ``torch.onnx.export`` runs. It takes microseconds, so callers ask only while a tracer is active."""
     return torch.onnx.is_in_onnx_export()
 
@@ -30,7 +33,7 @@ def exporting():
 exporting._dynamo_marked_constant = True  # torch.compiler.assume_constant_result; Dynamo itself would answer False
 
 
-def decompositions():
+def decompositions() -> dict[Any, Callable[..., Any]]:
     """Decompositions for ``ExportedProgram.run_decompositions``, after which ``torch.onnx.export`` takes a program.
 
     ``torch.onnx.export(model, ..., dynamo=True)`` needs none of this. For a program that has been exported already::

@@ -5,6 +5,7 @@ ties, hooks, buffers, ``training``, further attributes and every reference to th
 """
 
 import warnings
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -15,13 +16,14 @@ from ..nn.layers import GRU, LSTM, RNN
 from ..recorders.tracers import LEAF
 from .subclasses import obstacle, with_ours
 
+M = TypeVar("M", bound=nn.Module)
 TO_OURS = {
     nn.RNN: RNN, nn.LSTM: LSTM, nn.GRU: GRU, nn.RNNCell: RNNCell, nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell
 }  # fmt: skip
 TO_TORCH = {ours: theirs for theirs, ours in TO_OURS.items()}
 
 
-def convert(model: nn.Module, *, subclasses: bool = False) -> nn.Module:
+def convert(model: M, *, subclasses: bool = False) -> M:
     """Turn every ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and cell in ``model`` into rnnkernels' own, in place.
 
     Parametrized modules (``torch.nn.utils.parametrize``, weight norm, spectral norm) are converted too. Convert last:

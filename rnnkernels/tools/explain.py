@@ -5,7 +5,7 @@ Letters: T time, B batch, D directions, H hidden, I input, P output of a step.
 
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import nn
@@ -24,6 +24,9 @@ from ..op import precision
 from ..op.autograd import autocast_enabled
 from .convert import TO_OURS
 
+if TYPE_CHECKING:
+    from ..nn.signatures import Lengths, Reset, States
+
 CELL_MODES = {RNNCell: "rnn", LSTMCell: "lstm", GRUCell: "gru"}
 
 
@@ -37,7 +40,7 @@ class Layer(NamedTuple):
     """The backend, or None where the forced one cannot run the call, which would raise a RuntimeError."""
     schedule: str
     """How that backend would run it; empty without a backend."""
-    others: tuple
+    others: tuple[tuple[str, str], ...]
     """(name, reason) for every other backend, in order of preference."""
 
 
@@ -52,7 +55,7 @@ class Explanation:
     program: str | None = None
     """The text of the program of a cell of one's own, with a comment on what training keeps."""
 
-    def __str__(self):
+    def __str__(self) -> str:
         first = self.layers[0].call
         kind = "training" if first.training else "inference"
         dtype = str(first.dtype).removeprefix("torch.")
@@ -76,7 +79,14 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(module: nn.Module, x: torch.Tensor | PackedSequence, hx=None, *, lengths=None, reset=None) -> Explanation:
+def explain(
+    module: nn.Module,
+    x: torch.Tensor | PackedSequence,
+    hx: "States | None" = None,
+    *,
+    lengths: "Lengths" = None,
+    reset: "Reset" = None,
+) -> Explanation:
     """Say which backend and schedule would run each layer of a module, and why every other backend would not.
 
     Nothing is computed. ``torch.no_grad``, autocast, ``backends.force`` and the environment variable

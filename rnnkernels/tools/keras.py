@@ -5,6 +5,8 @@ recurrent_kernel (H, G*H) and with a bias bias (G*H), which for a GRU with ``res
 of the recurrent product. The gates of an LSTM are in the order of torch, i, f, g, o; those of a GRU are z, r, n.
 """
 
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import torch
 from torch import nn
 
@@ -13,11 +15,16 @@ from ..nn.base import MODES, check_recurrent
 from ..nn.options import PLAIN
 from ..nn.recurrent import refuse_own_cell
 
+if TYPE_CHECKING:
+    import numpy as np
+
+M = TypeVar("M", bound=nn.Module)
+
 ORDER = {"rnn": (0,), "lstm": (0, 1, 2, 3), "gru": (1, 0, 2)}
 """The position in Keras of each gate of torch, and the other way round."""
 
 
-def load_weights(module: nn.Module, source) -> nn.Module:
+def load_weights(module: M, source: Any) -> M:
     """Take the weights of Keras layers: the module then computes the same (given the same activations).
 
     Where Keras has one bias, ``bias_hh`` becomes zero. In Keras a mask that ends a sequence early corresponds to
@@ -63,7 +70,7 @@ def load_weights(module: nn.Module, source) -> nn.Module:
     return module
 
 
-def export_weights(module: nn.Module) -> list:
+def export_weights(module: nn.Module) -> "list[np.ndarray[Any, Any]]":
     """The inverse of :func:`load_weights`: numpy arrays for ``layer.set_weights``.
 
     Where Keras has one bias it is ``bias_ih + bias_hh``.

@@ -56,7 +56,7 @@ class Stepper:
         "_own", "_x_shape",
     )  # fmt: skip
 
-    def __init__(self, module: nn.Module, batch_size: int):
+    def __init__(self, module: nn.Module, batch_size: int) -> None:
         kind = kind_of(module)
         if kind is None:
             raise TypeError(
@@ -166,7 +166,9 @@ class Stepper:
         increment_version(out)
         return out
 
-    def __call__(self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None):
+    def __call__(
+        self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Take one step from the state ``hx``, as a call of the cell does; for Steppers of cells.
 
         Args:
@@ -276,7 +278,7 @@ class Stepper:
         """The backend's name: "cpp", or the slow "reference" without the C++ extension or where it was forced."""
         return self._runner.name
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return f"Stepper({self._name}, batch_size={self._B}, backend={self.backend!r})"
 
     def __reduce_ex__(self, protocol):

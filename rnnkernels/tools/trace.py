@@ -1,5 +1,7 @@
 """``trace``: every gate and every state of a module over a sequence, by name. Letters as in nn/layers.py."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -10,9 +12,20 @@ from ..nn.options import PLAIN, settings
 from ..nn.own_cells import take_extras
 from ..op.autograd import without_autocast
 
+if TYPE_CHECKING:
+    from ..nn.signatures import Lengths, Reset, States
+
 
 @torch.no_grad()
-def trace(module: nn.Module, input: Tensor, hx=None, *, lengths=None, reset=None, **inputs) -> dict[str, Tensor]:
+def trace(
+    module: nn.Module,
+    input: Tensor,
+    hx: "States | None" = None,
+    *,
+    lengths: "Lengths" = None,
+    reset: "Reset" = None,
+    **inputs: Tensor,
+) -> dict[str, Tensor]:
     """Run a module and return all gates and states of all layers and steps, by name, for plots and for debugging.
 
     It runs on the reference backend, a Python loop over time steps, even if another is forced, and without gradients.

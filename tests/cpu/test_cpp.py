@@ -220,26 +220,27 @@ def test_every_instruction_set_is_really_used():
     assert not trouble and output.split(",")[0].strip() == "baseline"
 
 
-def cross_compiler():
+def cross_compiler(target):
     """A command that compiles C++ for aarch64: of Debian's g++-aarch64-linux-gnu or of zig, which PyPI has too."""
-    if found := shutil.which("aarch64-linux-gnu-g++"):
+    if found := shutil.which(f"{target}-g++"):
         return [found]
     if importlib.util.find_spec("ziglang"):
-        return [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu"]
+        return [sys.executable, "-m", "ziglang", "c++", "-target", target]
     if found := shutil.which("zig"):
-        return [found, "c++", "-target", "aarch64-linux-gnu"]
-    pytest.skip("no C++ compiler for aarch64: neither g++-aarch64-linux-gnu nor zig is installed")
+        return [found, "c++", "-target", target]
+    pytest.skip(f"no C++ compiler for {target}: neither g++-{target} nor zig is installed")
 
 
 SOURCES = sorted(Path(__file__).parents[2].glob("csrc/*/*.cpp"))
 
 
+@pytest.mark.parametrize("target", ["aarch64-linux-gnu", pytest.param("aarch64-macos", marks=pytest.mark.long)])
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
-def test_the_sources_compile_for_aarch64(source, tmp_path):
+def test_the_sources_compile_for_aarch64(source, target, tmp_path):
     """Not run, so with this machine's Python.h. (zig checks no syntax alone.)"""
     include = [f"-I{path}" for path in [*cpp_extension.include_paths(), sysconfig.get_path("include")]]
     flags = ["-std=c++17", "-O0", "-w", "-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000"]
-    command = [*cross_compiler(), *flags, *include, "-c", source, "-o", tmp_path / "object.o"]
+    command = [*cross_compiler(target), *flags, *include, "-c", source, "-o", tmp_path / "object.o"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
