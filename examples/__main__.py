@@ -29,6 +29,9 @@ EXAMPLES = (
     "compare",
     "rl",
     "own_cell",
+    "by_hand",
+    "glimpses",
+    "keras_models",
 )
 
 

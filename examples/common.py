@@ -68,12 +68,18 @@ def run(
     work: Callable[[argparse.Namespace], tuple[dict[str, Any], list[Threshold]]],
     arguments: list[str] | None = None,
     quick: dict[str, Any] | None = None,
+    sizes: dict[str, dict[str, Any]] | None = None,
 ) -> int:
-    """Parse, work, write metrics.json and say which thresholds hold; the exit status (2: unusable data or folder)."""
+    """Parse, work, write metrics.json and say which thresholds hold; the exit status (2: unusable data or folder).
+
+    `quick` are the defaults of --quick, `sizes` those of each choice of --sizes, which win; given arguments win over both.
+    """
     asked = parser.parse_args(arguments)
     if asked.quick:
         parser.set_defaults(**(quick or {}))
-        asked = parser.parse_args(arguments)
+    if sizes and asked.sizes:
+        parser.set_defaults(**sizes[asked.sizes])
+    asked = parser.parse_args(arguments)
     try:
         torch.zeros(1, device=asked.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

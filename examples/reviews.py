@@ -1,4 +1,4 @@
-"""Reviews to classify: the French grammar, rt-polarity, IMDb or a file of the user's; words, vocabulary and batches.
+"""Reviews to classify: of the French grammars, rt-polarity, IMDb or a file of the user's; words, vocabulary and batches.
 
 No text stands in two parts, whatever its spaces and capitals: of equal ones the first is kept, and of a set that has a
 test part of its own (IMDb) the training part gives way. The vocabulary is made from the training part only.
@@ -23,11 +23,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from examples import common, french
+from examples import common, french, products
 from examples.common import BadData
 from examples.french import Review
 
-SETS = ("french", "rt-polarity", "imdb", "file")
+SETS = ("french", "products", "rt-polarity", "imdb", "file")
 RT_POLARITY = (  # Pang and Lee, Seeing stars, ACL 2005; the archive that Hugging Face's datasets fetch
     "https://storage.googleapis.com/seldon-datasets/sentence_polarity_v1/rt-polaritydata.tar.gz",
     "a05befe52aafda71d458d188a1c54506a998b1308613ba76bbda2e5029409ce9",
@@ -64,6 +64,8 @@ def load(asked: argparse.Namespace) -> tuple[list[Review], list[Review], list[Re
     test: list[Review] = []
     if asked.data == "french":
         found = french.reviews(asked.reviews or 8000, asked.seed)
+    elif asked.data == "products":
+        found = french.reviews(asked.reviews or 8000, asked.seed, products.PRODUCTS, products.HARD)
     elif asked.data == "imdb":
         found, test = imdb(asked.path or Path(common.fetch(*IMDB)))
     else:

@@ -1,6 +1,7 @@
 """Good or bad? Six recurrent models read reviews, beside a bag of words that cannot see the order of words.
 
     python -m examples.sentiment                           # French reviews, made by a grammar (examples/french.py)
+    python -m examples.sentiment --data products           # of products and services; or --sizes notebook
     python -m examples.sentiment --data rt-polarity        # downloaded; or --path FOLDER/rt-polarity.pos
     python -m examples.sentiment --data imdb --cell gru    # 10,000 words, 200 tokens
     python -m examples.sentiment --path mine.csv           # columns text and label (1: good, 0: bad)
@@ -8,7 +9,7 @@
     python -m examples.sentiment --load runs/sentiment     # judge that run's test part again
 
 Six models (reader.py) read an embedding and end in one logit. RNN, LSTM and GRU give their last state, the
-bidirectional LSTM those of both ends, the stacked one (128, then 64 units) that of its upper layer, the last one a
+bidirectional LSTM those of both ends, the stacked one (--stack 128 64) that of its upper layer, the last one a
 weighted mean of all steps.
 
 Flaws of the guides and notebooks that this follows, and their remedies here:
@@ -43,7 +44,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from examples import common, french, reviews
+from examples import common, french, products, reviews
 from examples import sentiment_report as report
 from examples.common import BadData, Threshold
 from examples.french import Review
@@ -52,7 +53,24 @@ from examples.reader import MODELS, Reader, judge
 TIME = "about 50 s"
 BAG = "bag_of_words"
 say = rank_zero_only(print)
-KEPT = ("data", "path", "encoding", "reviews", "words", "tokens", "seed", "embedding", "dropout", "recurrent_dropout")
+KEPT = (
+    "data", "path", "encoding", "reviews", "words", "tokens", "seed", "embedding", "units", "stack", "dropout",
+    "recurrent_dropout",
+)
+SIZES = {  # of the texts, by their subject
+    "overview": {
+        "words": 1000, "tokens": 50, "embedding": 100, "units": 128, "dropout": 0.3, "recurrent_dropout": 0.0, "batch": 32,
+        "rate": 1e-3, "epochs": 5,
+    },
+    "course": {
+        "words": 10_000, "tokens": 200, "embedding": 128, "units": 64, "dropout": 0.2, "recurrent_dropout": 0.2,
+        "batch": 64, "rate": 1e-3, "epochs": 5,
+    },
+    "notebook": {
+        "data": "products", "words": 2000, "tokens": 30, "embedding": 100, "units": 128, "stack": [128, 128],
+        "dropout": 0.3, "recurrent_dropout": 0.3, "batch": 32, "rate": 1e-3, "epochs": 15, "patience": 3,
+    },
+}  # fmt: skip
 
 
 def loaders(train: list, validation: list, asked: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
@@ -91,7 +109,7 @@ def bag_of_words(train: list[Review], words: int) -> Pipeline:
 def hard_phrases(asked: argparse.Namespace, test: list[Review], of_bag: Tensor) -> list[tuple[str, int]]:
     """Phrases written by hand; for a file of the user's what the bag of words was most surely wrong about."""
     if asked.data != "file":
-        return list(french.HARD if asked.data == "french" else reviews.HARD)
+        return list({"french": french.HARD, "products": products.HARD}.get(asked.data, reviews.HARD))
     wrong = (of_bag - torch.tensor([review.label for review in test])).abs()
     return [test[i][:2] for i in wrong.topk(min(12, len(test))).indices]
 
@@ -109,7 +127,7 @@ def figures(probabilities: Tensor, test: list[Review]) -> dict[str, float]:
 def settle(asked: argparse.Namespace) -> None:
     """Defaults that depend on the data, and arguments that do not go together."""
     asked.data = asked.data or ("file" if asked.path else "french")
-    if (asked.data == "french" and asked.path) or (asked.data == "file" and not asked.path):
+    if (asked.data in ("french", "products") and asked.path) or (asked.data == "file" and not asked.path):
         raise BadData("--path FILE goes with --data file (or rt-polarity or imdb, where these lie)")
     asked.encoding = asked.encoding or ("latin-1" if asked.data == "rt-polarity" else "utf-8")
     if asked.recurrent_dropout is None:
@@ -222,7 +240,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = common.parser("sentiment", __doc__, epochs=15, cells=("all", *MODELS))
+    made = common.parser("sentiment", __doc__, epochs=15, cells=("all", *MODELS), sizes=SIZES)
     made.add_argument("--data", choices=reviews.SETS, help="default: french; file with --path")
     made.add_argument(
         "--path",
@@ -241,6 +259,10 @@ def parser() -> argparse.ArgumentParser:
         "--tokens", type=common.positive(int), default=200, help="read of each review, its last (default: 200)"
     )
     made.add_argument("--embedding", type=common.positive(int), default=64)
+    made.add_argument("--units", type=common.positive(int), default=64, help="of a layer (default: %(default)s)")
+    made.add_argument(
+        "--stack", type=common.positive(int), nargs=2, default=[128, 64], help="of the stacked ones (default: 128 64)"
+    )
     made.add_argument("--batch", type=common.positive(int), default=64, help="rows per process and step (default: 64)")
     made.add_argument("--dropout", type=common.fraction, default=0.3, help="of what each layer reads (default: 0.3)")
     made.add_argument("--recurrent-dropout", type=common.fraction, help="default: 0.3, IMDb 0.2")
@@ -254,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run("sentiment", parser(), work, arguments, quick={"reviews": 6000, "epochs": 12})
+    return common.run("sentiment", parser(), work, arguments, quick={"reviews": 6000, "epochs": 12}, sizes=SIZES)
 
 
 if __name__ == "__main__":

@@ -50,10 +50,10 @@ class Series(NamedTuple):
         return int(len(self.values) * TRAINING), int(len(self.values) * (TRAINING + VALIDATION))
 
 
-def sine(points: int, noise: float, seed: int) -> Series:
-    """A sine of 40 steps with noise."""
+def sine(points: int, period: float, noise: float, seed: int) -> Series:
+    """A sine with noise."""
     t = np.arange(points)
-    values = np.sin(2 * np.pi * t / 40) + np.random.default_rng(seed).normal(0, noise, points)
+    values = np.sin(2 * np.pi * t / period) + np.random.default_rng(seed).normal(0, noise, points)
     return Series("sine", values, t, "", "step", (1, 5, 10, 20), 50, noise)
 
 
@@ -112,7 +112,7 @@ def cleaned(series: Series) -> tuple[Series, list[int]]:
 def read(asked: argparse.Namespace, name: str) -> tuple[Series, list[int]]:
     """The series, long enough for its windows and horizons, and where it had gross outliers, which are printed."""
     if name == "sine":
-        series = sine(asked.points, asked.noise, asked.seed)
+        series = sine(asked.points, asked.period, asked.noise, asked.seed)
     elif name == "eeg":
         if not asked.path:
             raise BadData("--data eeg: name a CSV file with --path (the UCI's EEG Eye State, or your own)")

@@ -1,6 +1,5 @@
 """The sentiment example: its grammar and data, models that do not see padding, runs that repeat, and two processes."""
 
-import argparse
 import io
 import itertools
 import json
@@ -102,7 +101,8 @@ def test_the_layers_of_torch_nn(table, tmp_path, capsys):
 @pytest.mark.parametrize("kind", reader.MODELS)
 def test_padding_has_no_influence(kind, layers):
     torch.manual_seed(0)
-    asked = argparse.Namespace(embedding=12, layers=layers, dropout=0.3, recurrent_dropout=0.3, rate=1e-3, seed=0)
+    asked = sentiment.parser().parse_args(["--embedding", "12", "--units", "20", "--stack", "24", "20", "--layers", layers])
+    asked.recurrent_dropout = 0.3
     model = reader.Reader(kind, 30, asked).eval()
     lengths = torch.tensor([5, 1, 7, 3])
     tokens = torch.randint(2, 30, (4, 7))
