@@ -32,6 +32,8 @@ EXAMPLES = (
     "by_hand",
     "glimpses",
     "keras_models",
+    "paint",
+    "recipes",
 )
 
 

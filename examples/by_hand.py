@@ -63,7 +63,11 @@ def gru(x: Tensor, states: list[Tensor], w: dict[str, Tensor]) -> list[Tensor]:
     return [(1 - z) * h + z * n]
 
 
-STEPS: dict[str, tuple[Step, str]] = {"RNN": (rnn, "h"), "LSTM": (lstm, "ifgo"), "GRU": (gru, "rzn")}  # the layers' order
+STEPS: dict[str, tuple[Step, str]] = {
+    "RNN": (rnn, "h"),
+    "LSTM": (lstm, "ifgo"),
+    "GRU": (gru, "rzn"),
+}  # the layers' order
 
 
 def by_gate(layer: nn.Module) -> dict[str, Tensor]:
@@ -91,8 +95,8 @@ def unrolled(name: str, x_BTI: Tensor, weights: dict[str, Tensor]) -> tuple[Tens
 
 
 def compared(name: str, layer: nn.Module, x_BTI: Tensor) -> dict[str, Any]:
-    """Largest differences between the layer and its copies in time, of outputs and of the gradient of a loss at the end;
-    and how large the gradient of each copy is."""
+    """Largest differences between the layer and its copies in time, of outputs and of a loss's gradient; and how large
+    the gradient of each copy is. The loss is at the end."""
     y_BTH, copies = unrolled(name, x_BTI, by_gate(layer))
     y_BTH[:, -1].square().sum().backward()
     output = layer(x_BTI)[0]
@@ -114,7 +118,9 @@ def formula(name: str, features: int, hidden: int) -> int:
 
 def shapes(library: Any, x_BTI: Tensor, hidden: int) -> Table:
     """Of outputs and last states, for the arguments that change them."""
-    table = Table("layer", "arguments", "output", "last h", "last c", title=f"from {tuple(x_BTI.shape)}: batch, time, features")
+    table = Table(
+        "layer", "arguments", "output", "last h", "last c", title=f"from {tuple(x_BTI.shape)}: batch, time, features"
+    )
     for name in GATES:
         for options in ({}, {"num_layers": 2}, {"bidirectional": True}):
             layer = getattr(library, name)(x_BTI.shape[-1], hidden, batch_first=True, **options)

@@ -63,9 +63,9 @@ SIZES = {  # of the texts, by their subject
     },
     "lecture": {"hidden": 128, "layers_deep": 2, "dropout": 0.2, "clip": 5.0, "steps": 100, "lr": 1e-3},
     "notebook": {
-        "data": "products", "level": "word", "hidden": 64, "layers_deep": 2, "embedding": 50, "dropout": 0.3, "steps": 8,
-        "batch": 32, "lr": 1e-3, "epochs": 20, "prompt": ["ce produit", "très bon", "je recommande"], "length": 8,
-        "temperature": [0.8],
+        "data": "products", "level": "word", "hidden": 64, "layers_deep": 2, "embedding": 50, "dropout": 0.3,
+        "steps": 8, "batch": 32, "lr": 1e-3, "epochs": 20, "length": 8, "temperature": [0.8],
+        "prompt": ["ce produit", "très bon", "je recommande"],
     },
 }  # fmt: skip
 WORDS = {"hidden": 128, "steps": 32, "batch": 16, "lr": 4e-3}  # a text has fewer words, and steps would be few
@@ -140,7 +140,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lr", type=positive(float), default=1e-3, help="of Adam (default: %(default)s)")
     made.add_argument("--clip", type=positive(float), default=5.0, help="of the gradient's norm (default: %(default)s)")
     made.add_argument("--minutes", type=positive(float), help="train no longer (what comes out depends on the speed)")
-    made.add_argument("--prompt", nargs="+", help="what the samples begin with (default: the validation text's beginning)")
+    made.add_argument(
+        "--prompt", nargs="+", help="what the samples begin with (default: the validation text's beginning)"
+    )
     made.add_argument("--length", type=positive(int), default=300, help="tokens of a sample (default: %(default)s)")
     made.add_argument("--temperature", type=positive(float), nargs="+", default=[0.7], help="default: 0.7")
     made.add_argument("--check-numpy", action="store_true", help="only compare with NumPy (--quick does it too)")

@@ -72,7 +72,7 @@ def run(
 ) -> int:
     """Parse, work, write metrics.json and say which thresholds hold; the exit status (2: unusable data or folder).
 
-    `quick` are the defaults of --quick, `sizes` those of each choice of --sizes, which win; given arguments win over both.
+    `quick` are the defaults of --quick, `sizes` those of each choice of --sizes, which win; given arguments win.
     """
     asked = parser.parse_args(arguments)
     if asked.quick:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 PLAIN, NEGATED = 0.2, 0.2  # how many sentences are plain, and how many predicates negated
 
+
 class Review(NamedTuple):
     text: str
     label: int  # 1: praise

@@ -125,7 +125,9 @@ def parser() -> argparse.ArgumentParser:
     made = common.parser("glimpses", __doc__, epochs=12)
     made.add_argument("--hidden", type=common.positive(int), default=64, help="units (default: %(default)s)")
     made.add_argument("--stride", type=int, choices=(1, 2, 3, 4), default=2, help="pixels of a step (default: 2)")
-    made.add_argument("--pictures", type=common.positive(int), default=10_000, help="to train on (default: %(default)s)")
+    made.add_argument(
+        "--pictures", type=common.positive(int), default=10_000, help="to train on (default: %(default)s)"
+    )
     return made
 
 
@@ -149,7 +151,9 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[common.Thresho
         for name, model in models.items():
             print(f"training: {name.replace('_', ' ')}", flush=True)
             lightning.seed_everything(asked.seed, verbose=False)
-            loaders = (DataLoader(dataset(pictures[part]), 64, shuffle=part == "train") for part in ("train", "validation"))
+            loaders = (
+                DataLoader(dataset(pictures[part]), 64, shuffle=part == "train") for part in ("train", "validation")
+            )
             trainer = common.trainer(asked, monitor="val_loss", name=name, gradient_clip_val=1.0)
             seconds[name] = common.fit(trainer, model, *loaders)
         common.note_time(asked, seconds[asked.cell])

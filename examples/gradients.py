@@ -142,7 +142,9 @@ def draw_demonstration(found: dict[str, dict], path) -> None:
     with common.plot(path) as ax:
         for name, facts in found.items():
             ax.plot(facts["norms"], label=f"{name}, largest eigenvalue {facts['eigenvalue']:.2f}")
-        ax.set(yscale="log", xlabel="steps back", ylabel="gradient's norm", title="an RNN of 100 units, W from N(0, s²)")
+        ax.set(
+            yscale="log", xlabel="steps back", ylabel="gradient's norm", title="an RNN of 100 units, W from N(0, s²)"
+        )
         ax.legend()
 
 

@@ -1,8 +1,8 @@
 """A character RNN written out in NumPy, forward and backward by hand, beside the library's: the same numbers.
 
 h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) with one-hot x_t, logits_t = W h_t + b, and the mean cross-entropy of
-the next character. Gradients are clipped value by value. Back-propagation goes through the T steps of one chunk (Werbos 1990, "Backpropagation through time:
-what it does and how to do it"). Loops by hand, because they are the lesson. T time, V vocabulary, H hidden.
+the next character. Gradients are clipped value by value. Back-propagation goes through the T steps of one chunk (Werbos
+1990, "Backpropagation through time: what it does and how to do it"). Loops by hand, because they are the lesson. T time, V vocabulary, H hidden.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ class Model(nn.Module):
         loss.backward()
         gradients = {name: parameter.grad.numpy() for name, parameter in self.named_parameters()}
         return loss.item(), gradients | {"h0": h0.grad[0].numpy()}, h
-
 
     @torch.no_grad()
     def sample(self, token: int, seeds: np.ndarray) -> list[int]:

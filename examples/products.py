@@ -41,7 +41,13 @@ PRODUCTS = Lexicon(
         ),
     },
     openings=("un mot :", "mon avis :", "après un mois,", "soyons justes,", "en bref,"),
-    closings=("voilà mon avis.", "je l'ai reçu lundi.", "c'était un cadeau.", "à chacun de juger.", "mon frère aussi l'a."),
+    closings=(
+        "voilà mon avis.",
+        "je l'ai reçu lundi.",
+        "c'était un cadeau.",
+        "à chacun de juger.",
+        "mon frère aussi l'a.",
+    ),
     determiners=("le", "ce", "mon"),
     phrases={
         "h": (
@@ -52,7 +58,10 @@ PRODUCTS = Lexicon(
             ("critiqué par tous mes amis", "critiqué par certains", "déconseillé au magasin"),
             ("recommandé par tous mes amis", "recommandé par certains", "conseillé au magasin"),
         ),
-        "r": (("déconseille", "regrette mon achat", "renvoie tout"), ("recommande", "suis très satisfait", "le rachète")),
+        "r": (
+            ("déconseille", "regrette mon achat", "renvoie tout"),
+            ("recommande", "suis très satisfait", "le rachète"),
+        ),
         "d": (("ce produit", "ce service", "ce site"),) * 2,
         "w": (("peu d'espoir", "des doutes"), ("de grandes attentes", "beaucoup d'espoir")),
     },

@@ -1,4 +1,4 @@
-"""Reviews to classify: of the French grammars, rt-polarity, IMDb or a file of the user's; words, vocabulary and batches.
+"""Reviews to classify: of the French grammars, rt-polarity, IMDb or a file of the user's; words, vectors and batches.
 
 No text stands in two parts, whatever its spaces and capitals: of equal ones the first is kept, and of a set that has a
 test part of its own (IMDb) the training part gives way. The vocabulary is made from the training part only.
@@ -164,6 +164,26 @@ class Vocabulary:
     def encode(self, text: str, length: int) -> Tensor:
         """The numbers of its last words, at most `length`: what a review comes to stands at its end."""
         return torch.tensor([self.numbers.get(word, UNKNOWN) for word in words(text)[-length:]] or [UNKNOWN])
+
+
+def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> dict[int, Tensor]:
+    """By number, the vectors of known words in a file of GloVe, FastText or word2vec, as text: a line is a word and
+    `size` numbers; a first line of two numbers, which FastText writes, is none."""
+    found = {}
+    for n, line in enumerate(common.read_text(path).splitlines(), 1):
+        word, *numbers = line.rstrip().split(" ")
+        if n == 1 and len(numbers) == 1:
+            continue
+        if len(numbers) != size:
+            raise BadData(f"{path}, line {n}: {size} numbers wanted, as --embedding says, but found {len(numbers)}")
+        if word in vocabulary.numbers:
+            try:
+                found[vocabulary.numbers[word]] = torch.tensor([float(number) for number in numbers])
+            except ValueError as error:
+                raise BadData(f"{path}, line {n}: {error}") from error
+    if not found:
+        raise BadData(f"{path}: none of the words")
+    return found
 
 
 def batch(rows: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:

@@ -54,13 +54,23 @@ TIME = "about 50 s"
 BAG = "bag_of_words"
 say = rank_zero_only(print)
 KEPT = (
-    "data", "path", "encoding", "reviews", "words", "tokens", "seed", "embedding", "units", "stack", "dropout",
+    "data",
+    "path",
+    "encoding",
+    "reviews",
+    "words",
+    "tokens",
+    "seed",
+    "embedding",
+    "units",
+    "stack",
+    "dropout",
     "recurrent_dropout",
 )
 SIZES = {  # of the texts, by their subject
     "overview": {
-        "words": 1000, "tokens": 50, "embedding": 100, "units": 128, "dropout": 0.3, "recurrent_dropout": 0.0, "batch": 32,
-        "rate": 1e-3, "epochs": 5,
+        "words": 1000, "tokens": 50, "embedding": 100, "units": 128, "dropout": 0.3, "recurrent_dropout": 0.0,
+        "batch": 32, "rate": 1e-3, "epochs": 5,
     },
     "course": {
         "words": 10_000, "tokens": 200, "embedding": 128, "units": 64, "dropout": 0.2, "recurrent_dropout": 0.2,
@@ -84,10 +94,15 @@ def loaders(train: list, validation: list, asked: argparse.Namespace) -> tuple[D
     )
 
 
-def train(kind: str, vocabulary: int, rows: tuple[list, list], asked: argparse.Namespace) -> tuple[Reader, float]:
-    """One model with the weights of its best epoch, and the seconds it took."""
+def train(
+    kind: str, vocabulary: int, vectors: dict[int, Tensor], rows: tuple[list, list], asked: argparse.Namespace
+) -> tuple[Reader, float]:
+    """One model with the weights of its best epoch, and the seconds it took. Words of `vectors` begin with these."""
     lightning.seed_everything(asked.seed, verbose=False)  # each model the same, alone or among others
     model = Reader(kind, vocabulary, asked)
+    with torch.no_grad():
+        for number, vector in vectors.items():
+            model.embedding.weight[number] = vector
     trainer = common.trainer(
         asked,
         monitor="val_loss",
@@ -155,10 +170,13 @@ def train_all(
         raise BadData(f"{len(rows[0])} reviews to train on are less than a batch; a smaller --batch is needed")
     if asked.layers == "torch" and asked.recurrent_dropout:
         say("torch.nn's layers have no recurrent dropout: trained without it")
+    vectors = reviews.read_vectors(asked.vectors, vocabulary, asked.embedding) if asked.vectors else {}
+    if vectors:
+        say(f"{asked.vectors}: vectors of {len(vectors)} words")
     models, trained = nn.ModuleDict(), {}
     for kind in MODELS if asked.cell == "all" else [asked.cell]:
         say(f"training: {kind}")
-        models[kind], seconds = train(kind, len(vocabulary.known), rows, asked)
+        models[kind], seconds = train(kind, len(vocabulary.known), vectors, rows, asked)
         losses = [epoch["val_loss"] for epoch in models[kind].history]
         trained[kind] = {"epochs": len(losses), "best_epoch": losses.index(min(losses)) + 1, "seconds": seconds}
     arguments = {name: str(asked.path) if name == "path" and asked.path else getattr(asked, name) for name in KEPT}
@@ -259,6 +277,9 @@ def parser() -> argparse.ArgumentParser:
         "--tokens", type=common.positive(int), default=200, help="read of each review, its last (default: 200)"
     )
     made.add_argument("--embedding", type=common.positive(int), default=64)
+    made.add_argument(
+        "--vectors", type=Path, metavar="FILE", help="of GloVe, FastText or word2vec, as text, to begin with"
+    )
     made.add_argument("--units", type=common.positive(int), default=64, help="of a layer (default: %(default)s)")
     made.add_argument(
         "--stack", type=common.positive(int), nargs=2, default=[128, 64], help="of the stacked ones (default: 128 64)"

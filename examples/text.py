@@ -17,7 +17,10 @@ from examples.streams import read_text, standard_library
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-LESSONS = {"hello": "hello", "sentence": "a small network reads one letter after another and guesses the one that follows"}
+LESSONS = {
+    "hello": "hello",
+    "sentence": "a small network reads one letter after another and guesses the one that follows",
+}
 TEXTS = ("python", *LESSONS, "shakespeare", "products")
 PIECES = {"char": r"[\s\S]", "word": r" ?\w+|\s|[^\w\s]"}  # all pieces together are the text again
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for what the training text does not have, as number 0

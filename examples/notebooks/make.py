@@ -4,8 +4,8 @@
     python examples/notebooks/make.py --markdown DIR     # pages of a documentation, with the examples' pictures
 
 An example's docstring becomes text; its imports and constants, and each function and class, become a cell; then the
-example is run, and its pictures are shown. The .py files are the source: a notebook is not to be edited, and a test says
-so where one differs. Jupytext reads the cells from its percent format.
+example is run, and its pictures are shown. The .py files are the source: a notebook is not to be edited, and a test
+says so where one differs. Jupytext reads the cells from its percent format.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def percent(name: str) -> str:
         elif len(parts) > 1:
             made.append(text(f"## The example itself: `examples/{name}.py`"))
         made += cells(part, parts)
-    made.append(text("## Run it\n\nWithout `--quick` it learns longer; `parser().print_help()` says what else there is."))
+    made.append(
+        text("## Run it\n\nWithout `--quick` it learns longer; `parser().print_help()` says what else there is.")
+    )
     made += [code(SETTINGS.format(name=name), ' tags=["parameters"]'), code(RUN), code(SHOW)]
     return "\n\n".join(made) + "\n"
 

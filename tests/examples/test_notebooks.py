@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 
-for package in ("jupytext", "nbclient", "ipykernel"):
-    pytest.importorskip(package, reason="the notebooks need jupytext, nbclient and ipykernel: pip install .[notebooks]")
-
-import nbclient
-import nbformat
+jupytext, nbclient, nbformat, _ = (
+    pytest.importorskip(package, reason=f"the notebooks need {package}: pip install .[notebooks]")
+    for package in ("jupytext", "nbclient", "nbformat", "ipykernel")
+)
 
 FOLDER = Path(__file__).parents[2] / "examples" / "notebooks"
 TINY = {
@@ -58,14 +57,14 @@ def test_pages_of_a_documentation(make, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq", "ignore::DeprecationWarning:jupyter_client")
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "own_cell" else long) for name in TINY]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "own_cell" else long) for name in TINY])
 def test_a_notebook_runs(name, tmp_path):
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", 4)
     (settings,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ()))
     settings.source = f"ARGUMENTS = {[str(word) for word in TINY[name]]!r}\nout = Path({str(tmp_path)!r})"
-    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": FOLDER}}
+    ).execute()
     outputs = notebook.cells[-1].outputs
     assert any(PICTURES[name] in output.get("text", "") for output in outputs)
     assert any(output.get("data", {}).get("image/png") for output in outputs)
