@@ -170,7 +170,9 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
 
     console = Console(width=None if sys.stdout.isatty() else 110)
     console.print(shapes(library, x_BTI.cpu(), asked.hidden))
-    found = {name: compared(name, layer, x_BTI) for name, layer in layers.items()}
+    found = {
+        name: compared(name, layer, x_BTI) for name, layer in common.progress(layers.items(), "layers", len(layers))
+    }
     table = Table("layer", "parameters", "outputs differ by", "gradients by", "first copy's gradient over the last's")
     for name, facts in found.items():
         count = sum(parameter.numel() for parameter in layers[name].parameters())

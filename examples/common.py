@@ -17,8 +17,9 @@ import json
 import logging
 import shutil
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +37,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from tqdm import tqdm
 
 import rnnkernels
 from examples.arguments import fraction as fraction
@@ -109,6 +111,30 @@ def run(
     return 1 if missed and asked.check else 0
 
 
+def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
+    """The items, with a bar on a terminal where they take longer than two seconds."""
+    return tqdm(items, what, total, disable=None, delay=2, leave=False)
+
+
+class Lines(Callback):
+    """A line every few seconds of training, where there is no terminal for Lightning's bar."""
+
+    def __init__(self, name: str, every: float = 5.0) -> None:
+        self.name, self.every, self.last = name or "training", every, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, number: int
+    ) -> None:
+        if trainer.is_global_zero and time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+            loss = float(outputs["loss"])
+            print(
+                f"{self.name}: {epoch}, step {number + 1} of {trainer.num_training_batches}, loss {loss:.4g}",
+                flush=True,
+            )
+
+
 def outputs(layer: nn.Module, x_BTI: Tensor, lengths_B: Tensor) -> tuple[Tensor, Any]:
     """A batch_first layer on rows of different lengths: y_BTH, zero past each length, and the last valid states."""
     if type(layer).__module__.startswith("rnnkernels"):
@@ -138,7 +164,9 @@ def trainer(
     logger = CSVLogger if asked.logger == "csv" else TensorBoardLogger
     device = torch.device(asked.device)
     devices: Any = asked.processes if device.index is None else [device.index]
-    watching: list[Callback] = [Timer(max_time), *callbacks]  # Lightning ignores its own max_time beside a Timer
+    terminal = sys.stderr.isatty()
+    # Lightning ignores its own max_time beside a Timer
+    watching: list[Callback] = [Timer(max_time), *callbacks, *([] if terminal else [Lines(name)])]
     if monitor:
         watching.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, enable_version_counter=False))
     if monitor and patience:
@@ -151,7 +179,7 @@ def trainer(
         logger=logger(logs, name="", version=""),
         callbacks=watching,
         enable_checkpointing=monitor is not None,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=terminal,
         enable_model_summary=False,
         **options,
     )

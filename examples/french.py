@@ -135,7 +135,7 @@ def noun(draw: random.Random, of: Lexicon, label: int) -> str:
 
 def determined(determiner: str, name: str, feminine: bool) -> str:
     """A noun after le, ce or mon, in the form that it asks for."""
-    vowel = name[0] in "aéhi"
+    vowel = name[0] in "aeéhi"
     if determiner == "le":
         return f"l'{name}" if vowel else f"{'la' if feminine else 'le'} {name}"
     if determiner == "ce":

@@ -40,16 +40,19 @@ VALIDATION, TEST = 500, 2000  # pictures
 
 
 class Reader(lightning.LightningModule):
-    """A CNN on every window, a recurrent layer (or none) over the windows, and logits of digits and silence."""
+    """A CNN on every window, a recurrent layer (or none) over the windows, and logits of digits and silence from what is
+    seen and what is remembered: without the direct way the loss stays with silence for a long time."""
 
     def __init__(self, library: Any, cell: str | None, hidden: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
         self.look = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1),
+            nn.Conv2d(1, 16, 3, padding=1, bias=False),
+            nn.BatchNorm2d(16),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            nn.Conv2d(16, 32, 3, padding=1),
+            nn.Conv2d(16, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(32 * (HEIGHT // 2) * (DIGIT // 2), 64),
@@ -57,13 +60,14 @@ class Reader(lightning.LightningModule):
         )
         self.rnn = getattr(library, cell.upper())(64, hidden, batch_first=True) if cell else None
         self.forget = None if cell else nn.Sequential(nn.Linear(64, hidden), nn.ReLU())
-        self.head = nn.Linear(hidden, 11)
+        self.head = nn.Linear(64 + hidden, 11)
 
     def forward(self, pixels_BCYX: Tensor) -> Tensor:
         """(B, T, 11)"""
         windows = pixels_BCYX.unfold(3, DIGIT, self.stride).permute(0, 3, 1, 2, 4)  # (B, T, 1, HEIGHT, DIGIT)
         seen_BTF = self.look(windows.flatten(0, 1)).unflatten(0, windows.shape[:2])
-        return self.head(self.rnn(seen_BTF)[0] if self.rnn else self.forget(seen_BTF))
+        read_BTH = self.rnn(seen_BTF)[0] if self.rnn else self.forget(seen_BTF)
+        return self.head(torch.cat([seen_BTF, read_BTH], -1))
 
     def loss(self, pixels_BCYX: Tensor, digits_BL: Tensor, lengths_B: Tensor) -> Tensor:
         logp_TBV = self(pixels_BCYX).log_softmax(-1).transpose(0, 1)

@@ -268,7 +268,8 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
     target_H = torch.randn(hidden, dtype=torch.float64) / math.sqrt(hidden)
     if asked.load:
         cells.load_state_dict(weights)
-    found = {name: measure(cell, x_TI, target_H) for name, cell in zip(names, cells, strict=True)}
+    pairs = common.progress(zip(names, cells, strict=True), "networks", len(names))
+    found = {name: measure(cell, x_TI, target_H) for name, cell in pairs}
     show(found)
     draw(found, asked.out / "norms.png")
     shown = demonstration(library, seed)

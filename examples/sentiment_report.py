@@ -36,12 +36,12 @@ def comparison(found: Figures, seconds: dict[str, float]) -> Table:
 
 
 def right_and_wrong(phrases: Phrases, judged: dict[str, Tensor]) -> Table:
-    """Which model is right about which phrase; where it is wrong, the probability of "good" that it saw."""
+    """Which model is right about which phrase, and the probability of "good" that it saw."""
     table = Table("phrase", "is", *(name.replace("_of_", "\nof ") for name in judged))
     for column in table.columns[1:]:
         column.no_wrap = True
     for i, (text, label) in enumerate(phrases):
-        right = ("right" if (p[i] > 0.5) == label else f"[red]{p[i]:.2f}" for p in judged.values())
+        right = (f"{'✓' if (p[i] > 0.5) == label else '[red]✗'} {p[i]:.2f}" for p in judged.values())
         table.add_row(shorten(text, 100, placeholder=" ..."), "good" if label else "bad", *right)
     return table
 

@@ -1,7 +1,4 @@
-"""Write four examples as notebooks, from their sources: `make notebooks`, or python examples/notebooks/make.py.
-
-    python examples/notebooks/make.py                    # NAME.ipynb beside this file, without outputs
-    python examples/notebooks/make.py --markdown DIR     # pages of a documentation, with the examples' pictures
+"""Write four examples as notebooks beside this file, from their sources, without outputs: `make notebooks`.
 
 An example's docstring becomes text; its imports and constants, and each function and class, become a cell; then the
 example is run, and its pictures are shown. The .py files are the source: a notebook is not to be edited, and a test
@@ -10,9 +7,7 @@ says so where one differs. Jupytext reads the cells from its percent format.
 
 from __future__ import annotations
 
-import argparse
 import ast
-import shutil
 import textwrap
 from pathlib import Path
 
@@ -123,25 +118,9 @@ def written(name: str) -> str:
     return nbformat.writes(notebook(name)) + "\n"
 
 
-def markdown(name: str, folder: Path) -> None:
-    """NAME.md and its picture, for a documentation."""
-    made = notebook(name)
-    blocks = [cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```" for cell in made.cells]
-    page = "\n\n".join(blocks).replace("../pictures/", "pictures/") + "\n"
-    (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.md").write_text(page, encoding="utf-8")
-    shutil.copy(EXAMPLES / "pictures" / f"{name}.png", folder / "pictures")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--markdown", type=Path, metavar="DIR", help="write pages there instead of notebooks")
-    asked = parser.parse_args()
     for name in NOTEBOOKS:
-        if asked.markdown:
-            markdown(name, asked.markdown)
-        else:
-            (HERE / f"{name}.ipynb").write_text(written(name), encoding="utf-8")
+        (HERE / f"{name}.ipynb").write_text(written(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -52,7 +52,8 @@ def test_a_table_of_all_recipes_that_comes_back(tmp_path, monkeypatch, capsys):
     assert run(tmp_path / "a") == run(tmp_path / "b", "--load", tmp_path / "a") == 0
     found = metrics(tmp_path / "a")
     assert found == metrics(tmp_path / "b") and set(found["bits"]) == set(recipes.RECIPES)
-    assert len(set(found["bits"].values())) > len(recipes.RECIPES) - 3  # clipping may have nothing to do
+    alike = {name for name, bits in found["bits"].items() if name != "base" and bits == found["bits"]["base"]}
+    assert alike <= {"no-clipping", "clip-to-1", "bf16-mixed"}  # so early there may be nothing to clip
     assert (tmp_path / "b" / "recipes.png").read_bytes().startswith(b"\x89PNG")
     monkeypatch.setattr(recipes, "RECIPES", {name: recipes.RECIPES[name] for name in ("base", "layer-norm-in-cell")})
     capsys.readouterr()

@@ -49,13 +49,6 @@ def test_a_notebook_has_all_of_its_sources(make):
         assert (FOLDER / f"../pictures/{name}.png").exists()
 
 
-def test_pages_of_a_documentation(make, tmp_path):
-    make.markdown("own_cell", tmp_path)
-    page = (tmp_path / "own_cell.md").read_text("utf-8")
-    assert page.startswith("# A cell of one's own") and "```python\n@rnnkernels.cell(" in page
-    assert "](pictures/own_cell.png)" in page and (tmp_path / "pictures" / "own_cell.png").exists()
-
-
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:zmq", "ignore::DeprecationWarning:jupyter_client")
 @pytest.mark.parametrize("name", [pytest.param(name, marks=() if name == "own_cell" else long) for name in TINY])
 def test_a_notebook_runs(name, tmp_path):
