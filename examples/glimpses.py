@@ -40,8 +40,8 @@ VALIDATION, TEST = 500, 2000  # pictures
 
 
 class Reader(lightning.LightningModule):
-    """A CNN on every window, a recurrent layer (or none) over the windows, and logits of digits and silence from what is
-    seen and what is remembered: without the direct way the loss stays with silence for a long time."""
+    """A CNN on every window, a recurrent layer (or none) over the windows, and logits of digits and silence from both:
+    without the direct way from what is seen, training stays with silence for a long time."""
 
     def __init__(self, library: Any, cell: str | None, hidden: int, stride: int) -> None:
         super().__init__()
