@@ -250,7 +250,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run("keras_models", parser(), work, arguments, quick={"epochs": 8})
+    return common.run("keras_models", parser(), work, arguments)
 
 
 if __name__ == "__main__":

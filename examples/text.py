@@ -19,7 +19,7 @@ SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/t
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 LESSONS = {
     "hello": "hello",
-    "sentence": "a small network reads one letter after another and guesses the one that follows",
+    "sentence": "one small network reads one letter after another and guesses the one that follows",
 }
 TEXTS = ("python", *LESSONS, "shakespeare", "products")
 PIECES = {"char": r"[\s\S]", "word": r" ?\w+|\s|[^\w\s]"}  # all pieces together are the text again
