@@ -68,10 +68,12 @@ def cells(name: str, parts: tuple[str, ...]) -> list[str]:
     source = (EXAMPLES / f"{name}.py").read_text(encoding="utf-8")
     lines, tree = source.splitlines(), ast.parse(source)
     found: list[tuple[str, int, int]] = []  # kind, first line and the line after the last
+    dropped: set[int] = set()
     for node in tree.body[1:]:
         if isinstance(node, ast.If):  # __name__ == "__main__"
             continue
         if isinstance(node, ast.ImportFrom) and node.module in {f"examples.{part}" for part in parts}:
+            dropped |= set(range(node.lineno - 1, node.end_lineno))
             continue
         first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", []))]) - 1
         while lines[first - 1].startswith("#"):
@@ -79,7 +81,7 @@ def cells(name: str, parts: tuple[str, ...]) -> list[str]:
         if found and found[-1][0] == kind(node) and first - found[-1][2] < 3:
             first = found.pop()[1]
         found.append((kind(node), first, node.end_lineno))
-    return [code("\n".join(lines[first:end])) for _, first, end in found]
+    return [code("\n".join(lines[n] for n in range(first, end) if n not in dropped)) for _, first, end in found]
 
 
 def percent(name: str) -> str:

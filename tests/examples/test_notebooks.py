@@ -40,11 +40,13 @@ def test_a_notebook_has_all_of_its_sources(make):
     for name, parts in make.NOTEBOOKS.items():
         cells = make.notebook(name).cells
         code = "\n".join(cell.source for cell in cells if cell.cell_type == "code").splitlines()
+        own = tuple(f"from examples.{part} " for part in parts)
+        assert not [line for line in code if line.startswith(own)]
         for part in parts:
             source = (FOLDER.parent / f"{part}.py").read_text("utf-8").split('"""', 2)[2]
             lines = [line for line in source.split("\nif __name__")[0].splitlines() if line.strip()]
             missing = [line for line in lines if line not in code]
-            assert all(line.startswith(tuple(f"from examples.{one} " for one in parts)) for line in missing), missing
+            assert all(line.startswith(own) for line in missing), missing
         assert cells[0].cell_type == "markdown" and f"pictures/{name}.png" in cells[0].source
         assert (FOLDER / f"../pictures/{name}.png").exists()
 
