@@ -1,6 +1,6 @@
 # make demo: train a character model      make test: the tests, every pair of what can come together (about 13 minutes)
 # make test-all: the tests, with all combinations      make bench: the CPU benchmarks
-# make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
+# make examples: all examples, quick settings, their thresholds checked (about 9 minutes)
 # make notebooks: four examples as notebooks, from their sources (examples/notebooks)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
