@@ -268,7 +268,9 @@ def restore(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
 def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
     """A public file, downloaded once into pooch's cache, held to its checksum: its path, or what `processor` makes."""
     try:
-        return pooch.retrieve(url, sha256, path=pooch.os_cache("rnnkernels"), processor=processor)
+        return pooch.retrieve(
+            url, sha256, path=pooch.os_cache("rnnkernels"), processor=processor, progressbar=sys.stderr.isatty()
+        )
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or another file than expected
         raise BadData(f"{url} cannot be had ({str(error).splitlines()[0]}); name a file with --path") from error
 

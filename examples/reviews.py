@@ -137,7 +137,7 @@ def imdb(archive: Path) -> tuple[list[Review], list[Review]]:
     found = {"train": [], "test": []}
     try:
         with tarfile.open(archive, "r:gz") as files:
-            for member in files:
+            for member in common.progress(files, "reviews"):
                 place = re.fullmatch(r"aclImdb/(train|test)/(pos|neg)/\w+\.txt", member.name)
                 if place:
                     text = files.extractfile(member).read().decode("utf-8").replace("<br />", " ")
