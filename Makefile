@@ -30,7 +30,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples notebooks test test-all clients asan bench generate lint format wheel clean distclean
+.PHONY: demo examples test test-all clients asan bench generate lint format wheel clean distclean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/demo
@@ -40,6 +40,7 @@ examples: $(VENV)/installed
 	$(PY) -m examples --run --quick --check $(EXAMPLES)
 
 # A test compares them with their sources, and runs them.
+.PHONY: notebooks
 notebooks: $(VENV)/notebooks
 	$(PY) examples/notebooks/make.py
 
@@ -149,13 +150,13 @@ $(VENV)/installed: $(VENV)/built
 	$(PIP) install "rnnkernels[examples,notebooks,rl,bench,test]"
 	@touch $@
 
-$(VENV)/notebooks: $(VENV)/built
-	$(PIP) install "rnnkernels[notebooks]"
-	@touch $@
-
 # A torch with CUDA brings its own Triton. There is none for other systems than Linux: the tests that need it are skipped.
 $(VENV)/triton: $(VENV)/torch
 	$(PY) -c "import triton" 2>/dev/null || [ "$$(uname -s)" != Linux ] || $(PIP) install $(TRITON)
+	@touch $@
+
+$(VENV)/notebooks: $(VENV)/built
+	$(PIP) install "rnnkernels[notebooks]"
 	@touch $@
 
 $(CLIENTS)/installed: $(SOURCES)
