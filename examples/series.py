@@ -18,6 +18,7 @@ import pandas
 import statsmodels.datasets
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.ticker import LogLocator, NullFormatter
+from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 from statsmodels.tsa.ar_model import ar_select_order
 from statsmodels.tsa.stattools import adfuller
 
@@ -209,7 +210,9 @@ class LinearAR(NamedTuple):
     def fit(cls, series: Series, scaled: Scaling) -> LinearAR:
         """To all that precedes the test part."""
         before = scaled.apply(series.values)[: series.ends[1] - scaled.order]
-        params = ar_select_order(before, min(series.window, len(before) // 4), ic="bic").model.fit().params
+        with warnings.catch_warnings():  # a sine without noise follows from two lags: more are redundant
+            warnings.simplefilter("ignore", SingularMatrixWarning)
+            params = ar_select_order(before, min(series.window, len(before) // 4), ic="bic").model.fit().params
         return cls(float(params[0]), params[1:])
 
     def forecast(self, series: Series, scaled: Scaling, origins_O: np.ndarray, steps: int) -> np.ndarray:
