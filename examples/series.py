@@ -160,6 +160,7 @@ def scaling(series: Series) -> tuple[Scaling, list[float]]:
         z = np.diff(training, order)
         with warnings.catch_warnings():  # statsmodels 0.15: the result will be another type
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", SingularMatrixWarning)  # as below
             p.append(float(adfuller(z)[1]))
         if p[-1] <= 0.05:
             break
