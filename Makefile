@@ -1,6 +1,7 @@
 # make demo: train a character model      make test: the tests, every pair of what can come together (about 13 minutes)
 # make test-all: the tests, with all combinations      make bench: the CPU benchmarks
-# make examples: all examples, quick settings, their thresholds checked (about 6 minutes)
+# make examples: all examples, quick settings, their thresholds checked (about 9 minutes)
+# make notebooks: four examples as notebooks, from their sources (examples/notebooks)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
@@ -46,6 +47,11 @@ demo: $(VENV)/demo
 
 examples: $(VENV)/installed
 	$(PY) -m examples --run --quick --check $(EXAMPLES)
+
+# A test compares them with their sources, and runs them.
+.PHONY: notebooks
+notebooks: $(VENV)/notebooks
+	$(PY) examples/notebooks/make.py
 
 # Two suites at a time, each in a process of its own, for Triton kernels are interpreted in one and compiled in another:
 # what has no threads of its own goes on in the background. All run, and the last line is the sum of theirs. Where the
@@ -199,7 +205,7 @@ $(VENV)/demo: $(VENV)/built
 	@touch $@
 
 $(VENV)/installed: $(VENV)/built
-	$(PIP) install "rnnkernels[examples,rl,bench,test]"
+	$(PIP) install "rnnkernels[examples,notebooks,rl,bench,test]"
 	@touch $@
 
 $(VENV)/docs: $(VENV)/built
@@ -209,6 +215,10 @@ $(VENV)/docs: $(VENV)/built
 # A torch with CUDA brings its own Triton. There is none for other systems than Linux: the tests that need it are skipped.
 $(VENV)/triton: $(VENV)/torch
 	$(PY) -c "import triton" 2>/dev/null || [ "$$(uname -s)" != Linux ] || $(PIP) install $(TRITON)
+	@touch $@
+
+$(VENV)/notebooks: $(VENV)/built
+	$(PIP) install "rnnkernels[notebooks]"
 	@touch $@
 
 $(CLIENTS)/installed: $(SOURCES)

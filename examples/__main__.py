@@ -29,6 +29,11 @@ EXAMPLES = (
     "compare",
     "rl",
     "own_cell",
+    "by_hand",
+    "glimpses",
+    "keras_models",
+    "paint",
+    "recipes",
 )
 
 

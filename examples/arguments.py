@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ def fraction(word: str) -> float:
 
 
 def parser(
-    name: str, doc: str, *, epochs: int, cells: tuple[str, ...] = ("lstm", "gru", "rnn")
+    name: str, doc: str, *, epochs: int, cells: tuple[str, ...] = ("lstm", "gru", "rnn"), sizes: Iterable[str] = ()
 ) -> argparse.ArgumentParser:
-    """The arguments that all examples have; `doc` is the docstring of the example, the first cell is the default."""
+    """The arguments that all examples have; `doc` is the docstring of the example, the first cell is the default,
+    `sizes` names the texts whose own sizes are a setting of it."""
     made = argparse.ArgumentParser(prog=f"python -m examples.{name}", description=doc.splitlines()[0])
     made.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: cpu)")
     made.add_argument("--processes", type=positive(int), default=1, help="train on so many (DistributedDataParallel)")
@@ -54,5 +55,7 @@ def parser(
     made.add_argument("--load", type=Path, metavar="DIR", help="use the model of an earlier run's --out; do not train")
     made.add_argument("--logger", choices=("csv", "tensorboard"), default="csv")
     made.add_argument("--quick", action="store_true", help="settings that take a minute or two; given arguments win")
+    if sizes:
+        made.add_argument("--sizes", choices=tuple(sizes), help="those of a text (docs/texts.md); given arguments win")
     made.add_argument("--check", action="store_true", help="end with status 1 where a threshold is missed")
     return made

@@ -92,7 +92,7 @@ def compose(count: int, images: np.ndarray, labels: np.ndarray, among: np.ndarra
     pixels = np.zeros((count, 1, HEIGHT, WIDTH), np.float32)
     words = np.full((count, LONGEST + 1), PAD)
     numbers, used = [], []
-    for n in range(count):
+    for n in common.progress(range(count), "pictures"):
         number = int(random.choice(allowed[n % 3]))
         chosen = [int(random.choice(of_label[int(figure)])) for figure in str(number)]
         gaps = random.integers(0, 3, len(chosen))
@@ -181,7 +181,8 @@ def before_end(words: list[int]) -> list[str]:
 
 def written(model: Captioner, pictures: Pictures, device: str) -> list[str]:
     model = model.to(device).eval()
-    return [caption for pixels in pictures.pixels_BCYX.split(256) for caption in model.write(pixels.to(device))]
+    parts = common.progress(pictures.pixels_BCYX.split(256), "captions")
+    return [caption for pixels in parts for caption in model.write(pixels.to(device))]
 
 
 def evaluate(captions: list[str], pictures: Pictures, new: np.ndarray) -> dict[str, float]:

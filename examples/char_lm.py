@@ -5,6 +5,7 @@
     python -m examples.char_lm --data shakespeare --minutes 10 --lr 2e-3
     python -m examples.char_lm --path book.txt --level word --prompt "Once upon"
     python -m examples.char_lm --load runs/char_lm --prompt "def " --temperature 0.5 1.0
+    python -m examples.char_lm --sizes notebook       # words of reviews of products; or --sizes lecture, overview
     python -m examples.char_lm --check-numpy          # beside a character RNN written out in NumPy
 
 The text is cut into streams that are read side by side; each batch continues the one before, and the state is carried
@@ -30,25 +31,22 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
-import itertools
 import math
 import sys
-import time
 from pathlib import Path
 
 import lightning
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from examples import common, numpy_rnn, text
+from examples import language_report as report
 from examples.common import BadData, Threshold
-from examples.language_model import CharLM, detach, generate
+from examples.language_model import CharLM, detach
 from examples.streams import Streams
 
 TIME = "about 60 s"
@@ -56,7 +54,19 @@ HELD_OUT = 0.1  # the last part of the text, for validation
 MOST = {"char": 100_000, "word": 5000}  # of the vocabulary
 HELLO = {
     "cell": "rnn", "layers_deep": 1, "hidden": 8, "embedding": 0, "dropout": 0.0, "steps": 4, "batch": 1, "epochs": 200,
-    "lr": 0.03, "prompt": "h", "length": 4, "temperature": [0.1],
+    "lr": 0.03, "prompt": ["h"], "length": 4, "temperature": [0.1],
+}  # fmt: skip
+SIZES = {  # of the texts, by their subject
+    "overview": {
+        "data": "sentence", "cell": "gru", "layers_deep": 1, "embedding": 32, "hidden": 64, "dropout": 0.0, "steps": 10,
+        "batch": 1, "lr": 1e-2, "epochs": 20, "prompt": ["one let"], "length": 50, "temperature": [1.0],
+    },
+    "lecture": {"hidden": 128, "layers_deep": 2, "dropout": 0.2, "clip": 5.0, "steps": 100, "lr": 1e-3},
+    "notebook": {
+        "data": "products", "level": "word", "hidden": 64, "layers_deep": 2, "embedding": 50, "dropout": 0.3,
+        "steps": 8, "batch": 32, "lr": 1e-3, "epochs": 20, "length": 8, "temperature": [0.8],
+        "prompt": ["ce produit", "très bon", "je recommande"],
+    },
 }  # fmt: skip
 WORDS = {"hidden": 128, "steps": 32, "batch": 16, "lr": 4e-3}  # a text has fewer words, and steps would be few
 QUICK = {"epochs": 1, "lr": 2e-3, "check_numpy": True}
@@ -115,51 +125,10 @@ class Learner(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, **after_validation}}
 
 
-def write(model: CharLM, pieces: Tokenizer, prompt: str, asked: argparse.Namespace) -> str:
-    """Samples at every temperature, printed as they come."""
-    tokens = text.encode(pieces, prompt)
-    written = []
-    for temperature in asked.temperature:
-        print(f"\n--- temperature {temperature:g}")
-        print(prompt, end="", flush=True)
-        start, drawn = time.perf_counter(), []
-        for token in itertools.islice(generate(model, tokens, temperature, asked.seed, never=0), asked.length):
-            drawn.append(pieces.id_to_token(token))
-            print(drawn[-1], end="", flush=True)
-        milliseconds = 1000 * (time.perf_counter() - start) / asked.length
-        print(f"\n--- {milliseconds:.2f} ms per {asked.level}")
-        written.append(f"temperature {temperature:g}:\n{prompt}{''.join(drawn)}\n")
-    return "\n".join(written)
-
-
-def show_hello(model: CharLM, pieces: Tokenizer) -> None:
-    """The letters that the model expects after each letter of hello: training and validation text, learned by heart."""
-    tokens = text.encode(pieces, "hello")
-    with torch.no_grad():
-        chances = model.eval()(tokens[:-1, None])[0][:, 0].softmax(-1)
-    letters = [pieces.id_to_token(n) for n in range(1, pieces.get_vocab_size())]
-    table = Table("after", *letters, title="probability of the next letter")
-    for n, row in enumerate(chances):
-        table.add_row("hello"[: n + 1], *(f"{chance:.3f}" for chance in row[1:]))
-    Console().print(table)
-
-
-def draw(losses: list, checks: list, bigram: float, unit: str, path: Path) -> None:
-    with common.plot(path) as ax:
-        at, bits = np.array(losses).T
-        window = max(1, len(bits) // 200)
-        many = len(bits) // window * window
-        ax.plot(at[:many].reshape(-1, window)[:, -1], bits[:many].reshape(-1, window).mean(1), label="training")
-        ax.plot(*zip(*checks, strict=True), "o-", label="validation")
-        ax.axhline(bigram, color="gray", linestyle="--", label="bigram table, validation")
-        ax.set(xlabel=f"{unit}s read", ylabel=f"bits per {unit}")
-        ax.legend()
-
-
 def parser() -> argparse.ArgumentParser:
-    made = common.parser("char_lm", __doc__, epochs=5)
+    made = common.parser("char_lm", __doc__, epochs=5, sizes=SIZES)
     positive = common.positive
-    made.add_argument("--data", choices=("python", "hello", "shakespeare"), default="python", help="default: python")
+    made.add_argument("--data", choices=text.TEXTS, default="python", help="default: python")
     made.add_argument("--path", type=Path, help="a UTF-8 text file, instead of --data")
     made.add_argument("--level", choices=tuple(text.PIECES), default="char", help="of what (default: char)")
     made.add_argument("--hidden", type=positive(int), default=256, help="units of a layer (default: %(default)s)")
@@ -171,7 +140,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--lr", type=positive(float), default=1e-3, help="of Adam (default: %(default)s)")
     made.add_argument("--clip", type=positive(float), default=5.0, help="of the gradient's norm (default: %(default)s)")
     made.add_argument("--minutes", type=positive(float), help="train no longer (what comes out depends on the speed)")
-    made.add_argument("--prompt", help="what the samples begin with (default: the validation text's beginning)")
+    made.add_argument(
+        "--prompt", nargs="+", help="what the samples begin with (default: the validation text's beginning)"
+    )
     made.add_argument("--length", type=positive(int), default=300, help="tokens of a sample (default: %(default)s)")
     made.add_argument("--temperature", type=positive(float), nargs="+", default=[0.7], help="default: 0.7")
     made.add_argument("--check-numpy", action="store_true", help="only compare with NumPy (--quick does it too)")
@@ -183,10 +154,14 @@ def check_numpy(asked: argparse.Namespace, source: str) -> dict[str, float]:
     characters = sorted(set(source[:10_000]))
     tokens = np.array([characters.index(c) for c in source[:10_000]])
     found = numpy_rnn.compare(common.LAYERS[asked.layers], tokens, len(characters), asked.seed)
+    others = found.pop("letters")
     for name, difference in found.items():
         print(f"NumPy, largest difference of {name}: {difference:.1e}")
-    gradients = max(difference for name, difference in found.items() if name != "loss")
-    return {"numpy_loss_difference": found["loss"], "numpy_gradient_difference": gradients}
+    print(f"both then write the same {numpy_rnn.LETTERS} letters, but for {others:.0f}")
+    loss = found.pop("loss")
+    return {
+        "numpy_loss_difference": loss, "numpy_gradient_difference": max(found.values()), "numpy_other_letters": others,
+    }  # fmt: skip
 
 
 def bound(asked: argparse.Namespace, source: str, bigram: float) -> float:
@@ -201,7 +176,7 @@ def bound(asked: argparse.Namespace, source: str, bigram: float) -> float:
 def learn(asked: argparse.Namespace, source: str, loaded: tuple[dict, dict] | None) -> tuple[dict, list[Threshold]]:
     """Train, or take what was loaded, and judge."""
     weights, facts = loaded or ({}, {})
-    lesson = source == "hello"
+    lesson = source in text.LESSONS.values()
     split = len(source) if lesson else int(len(source) * (1 - HELD_OUT))
     if loaded:
         pieces = Tokenizer.from_str(facts["pieces"])
@@ -215,12 +190,12 @@ def learn(asked: argparse.Namespace, source: str, loaded: tuple[dict, dict] | No
             f"{asked.path or asked.data}: too short: {len(learned)} and {len(judged)} {asked.level}s to train and "
             f"validate with, at least {least} and 2 are needed"
         )
-    prompt = validation[:40] if asked.prompt is None else asked.prompt
-    if not prompt:
+    prompts = asked.prompt or [validation[:40]]
+    if not all(prompts):
         raise BadData("--prompt: it is empty")
-    unknown = [character for character in dict.fromkeys(asked.prompt or "") if pieces.token_to_id(character) is None]
+    unknown = [letter for letter in dict.fromkeys("".join(asked.prompt or "")) if pieces.token_to_id(letter) is None]
     if asked.level == "char" and unknown:
-        raise BadData(f"--prompt {prompt!r}: {unknown} are not in the text that was learned")
+        raise BadData(f"--prompt {' '.join(map(repr, prompts))}: {unknown} are not in the text that was learned")
 
     V, layers = pieces.get_vocab_size(), common.LAYERS[asked.layers]
     model = CharLM(layers, asked.cell, V, asked.hidden, asked.layers_deep, asked.embedding, asked.dropout)
@@ -249,11 +224,12 @@ def learn(asked: argparse.Namespace, source: str, loaded: tuple[dict, dict] | No
         return {}, []
     model, bigram = learner.model.cpu(), text.bigram_bits(learned, judged, V)
     unit = {"char": "character", "word": "word"}[asked.level]
-    draw(facts["losses"], facts["checks"], bigram, unit, asked.out / "curves.png")
+    report.draw(facts["losses"], facts["checks"], bigram, unit, asked.out / "curves.png")
     if lesson:
-        print("validation is the word itself: what is shown is learning by heart")
-        show_hello(model, pieces)
-    (asked.out / "sample.txt").write_text(write(model, pieces, prompt, asked), encoding="utf-8")
+        print("validation is the text itself: what is shown is learning by heart")
+    if source == "hello":
+        report.show_hello(model, pieces)
+    (asked.out / "sample.txt").write_text(report.write(model, pieces, prompts, asked), encoding="utf-8")
 
     each = len(judged) / len(validation)
     metrics = {"bits_per_character": bits * each, "bigram_bits_per_character": bigram * each, "vocabulary": V}
@@ -290,8 +266,9 @@ def main(arguments: list[str] | None = None) -> int:
     made = parser()
     asked = made.parse_known_args(arguments)[0]
     own = HELLO if asked.data == "hello" else WORDS if asked.level == "word" else {}
+    sizes = {name: own | settings for name, settings in SIZES.items()}
     made.set_defaults(**own)  # given arguments win
-    return common.run("char_lm", made, work, arguments, quick=QUICK | own)
+    return common.run("char_lm", made, work, arguments, quick=QUICK | own, sizes=sizes)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import json
 import logging
 import shutil
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -36,6 +37,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from tqdm import tqdm
 
 import rnnkernels
 from examples.arguments import fraction as fraction
@@ -68,12 +70,18 @@ def run(
     work: Callable[[argparse.Namespace], tuple[dict[str, Any], list[Threshold]]],
     arguments: list[str] | None = None,
     quick: dict[str, Any] | None = None,
+    sizes: dict[str, dict[str, Any]] | None = None,
 ) -> int:
-    """Parse, work, write metrics.json and say which thresholds hold; the exit status (2: unusable data or folder)."""
+    """Parse, work, write metrics.json and say which thresholds hold; the exit status (2: unusable data or folder).
+
+    `quick` are the defaults of --quick, `sizes` those of each choice of --sizes, which win; given arguments win.
+    """
     asked = parser.parse_args(arguments)
     if asked.quick:
         parser.set_defaults(**(quick or {}))
-        asked = parser.parse_args(arguments)
+    if sizes and asked.sizes:
+        parser.set_defaults(**sizes[asked.sizes])
+    asked = parser.parse_args(arguments)
     try:
         torch.zeros(1, device=asked.device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -101,6 +109,30 @@ def run(
         print(": missed" if wanted in missed else "")
     print(f"written: {asked.out}/")
     return 1 if missed and asked.check else 0
+
+
+def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
+    """The items, with a bar on a terminal where they take longer than two seconds."""
+    return tqdm(items, what, total, disable=None, delay=2, leave=False)
+
+
+class Lines(Callback):
+    """A line every few seconds of training, where there is no terminal for Lightning's bar."""
+
+    def __init__(self, name: str, every: float = 5.0) -> None:
+        self.name, self.every, self.last = name or "training", every, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, module: Any, outputs: Any, batch: Any, number: int
+    ) -> None:
+        if trainer.is_global_zero and time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+            loss = float(outputs["loss"])
+            print(
+                f"{self.name}: {epoch}, step {number + 1} of {trainer.num_training_batches}, loss {loss:.4g}",
+                flush=True,
+            )
 
 
 def outputs(layer: nn.Module, x_BTI: Tensor, lengths_B: Tensor) -> tuple[Tensor, Any]:
@@ -132,7 +164,9 @@ def trainer(
     logger = CSVLogger if asked.logger == "csv" else TensorBoardLogger
     device = torch.device(asked.device)
     devices: Any = asked.processes if device.index is None else [device.index]
-    watching: list[Callback] = [Timer(max_time), *callbacks]  # Lightning ignores its own max_time beside a Timer
+    terminal = sys.stderr.isatty()
+    # Lightning ignores its own max_time beside a Timer
+    watching: list[Callback] = [Timer(max_time), *callbacks, *([] if terminal else [Lines(name)])]
     if monitor:
         watching.append(ModelCheckpoint(checkpoints, "best", monitor=monitor, enable_version_counter=False))
     if monitor and patience:
@@ -145,7 +179,7 @@ def trainer(
         logger=logger(logs, name="", version=""),
         callbacks=watching,
         enable_checkpointing=monitor is not None,
-        enable_progress_bar=sys.stderr.isatty(),
+        enable_progress_bar=terminal,
         enable_model_summary=False,
         **options,
     )
@@ -234,7 +268,9 @@ def restore(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
 def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
     """A public file, downloaded once into pooch's cache, held to its checksum: its path, or what `processor` makes."""
     try:
-        return pooch.retrieve(url, sha256, path=pooch.os_cache("rnnkernels"), processor=processor)
+        return pooch.retrieve(
+            url, sha256, path=pooch.os_cache("rnnkernels"), processor=processor, progressbar=sys.stderr.isatty()
+        )
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or another file than expected
         raise BadData(f"{url} cannot be had ({str(error).splitlines()[0]}); name a file with --path") from error
 

@@ -54,7 +54,7 @@ def timed(jobs: dict[tuple[str, str], Job], mode: str, calls: int) -> dict[tuple
         key: Timer("call()", globals={"call": getattr(job, mode)}, num_threads=torch.get_num_threads())
         for key, job in jobs.items()
     }
-    for _ in range(turns):
+    for _ in common.progress(range(turns), mode):
         for key, timer in timers.items():
             seconds[key].append(timer.timeit(max(1, calls // turns)).mean)
     return {key: calls * torch.tensor(found, dtype=torch.float64).median().item() for key, found in seconds.items()}
@@ -77,7 +77,7 @@ def measure(asked: argparse.Namespace) -> list[dict]:
             (logits[name, cell] - logits.get(("torch", cell), logits[name, cell])).abs().max().item()
         )
     seconds = {mode: timed(jobs, mode, asked.epochs) for mode in ("forward", "train")}
-    for row in rows:
+    for row in common.progress(rows, "memory"):
         key = row["layers"], row["cell"]
         held = measured(*key, asked.batch, asked.steps, asked.device)
         for mode in held:

@@ -123,7 +123,7 @@ def train(model: Predictor, bits: Tensor, passes: int, span: int, note: Callable
 def errors(model: Predictor, bits: Tensor) -> np.ndarray:
     """(T - 1,): root mean square over the bits of every letter but the first, predicted from those before it."""
     state, guesses = None, []
-    for letter in bits[:-1]:
+    for letter in common.progress(bits[:-1], "letters"):
         guess, state = model(letter, state)
         guesses.append(guess)
     return (torch.stack(guesses) - bits[1:]).square().mean(1).sqrt().cpu().numpy()

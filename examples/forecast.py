@@ -1,14 +1,16 @@
 """Forecast a noisy sine, sunspots, CO2 or EEG with LSTM and GRU, beside naive, smoothing and linear AR forecasts.
 
     python -m examples.forecast                                       # the sine and the sunspots
+    python -m examples.forecast --sizes course                        # six networks of a text, on its sine
     python -m examples.forecast --data co2 --cell gru --future 120
     python -m examples.forecast --path eeg-eye-state.csv --column V1 --rate 128
     python -m examples.forecast --load runs/forecast --future 300     # the same models again, without training
 
 A network reads a window of the last values and forecasts one step; to see further it reads its own forecasts (a closed
 loop), and it is trained in that loop. On the sine the networks are the guides' three: a window of 20 and two layers of
-64 (LSTM), a window of 50 and 50 units (GRU, and LSTM with activation="relu"). Elsewhere LSTM and GRU, of a short series
-the mean of three each; nothing bounds a loop of relu, and on differences it may run away (--data sunspots --cell relu).
+64 (LSTM), a window of 50 and 50 units (GRU, and LSTM with activation="relu"); --sizes gives them a text's own sine,
+training and company (GRU with relu, two LSTMs of 128 and 64 units). Elsewhere LSTM and GRU, of a short series the mean
+of three each; nothing bounds a loop of relu, and on differences it may run away (--data sunspots --cell relu).
 One reservation: the sunspots' 62 years of test were seen when sizes, parts and the mean of three were chosen.
 
 Mended:
@@ -28,6 +30,7 @@ Papers: Hochreiter & Schmidhuber 1997 (LSTM); Cho et al. 2014 (GRU); Yule 1927 (
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,62 +50,95 @@ from examples.common import BadData, Threshold
 from examples.series import Curves, LinearAR, Scaling, Series
 
 TIME = "about 40 s"
-CELLS = ("lstm", "gru", "relu", "rnn")  # relu: the LSTM with activation="relu"
+CELLS = {  # layer and activation; stack: two LSTMs of different sizes
+    "lstm": ("LSTM", None),
+    "gru": ("GRU", None),
+    "relu": ("LSTM", "relu"),
+    "gru-relu": ("GRU", "relu"),
+    "rnn": ("RNN", None),
+    "stack": ("LSTM", None),
+}
 OWN = ("device", "processes", "layers", "out", "load", "logger", "quick", "check", "future")  # not those of the models
 
 
 class Variant(NamedTuple):
     cell: str
     window: int
-    hidden: int
-    layers: int
+    units: tuple[int, ...]  # of each layer, one above the other
     members: int  # networks whose forecasts are averaged
 
 
 FEW = (
     1000  # values: from so few each network learns something else, by its first weights; the mean of three is steadier
 )
-GUIDES = {"lstm": (20, 64, 2), "gru": (50, 50, 1), "relu": (50, 50, 1), "rnn": (20, 64, 2)}  # on the sine
+ON_SINE = {  # window and units, by --sizes
+    None: {"lstm": (20, (64, 64)), "gru": (50, (50,)), "relu": (50, (50,))},
+    "overview": {"lstm": (20, (64, 64))},
+    "course": {cell: (50, (128, 64) if cell == "stack" else (50,)) for cell in CELLS},
+}
+PERIOD = 2 * math.pi * 999 / 100  # steps: of 1000 values of a sine from 0 to 100, as the texts have it
+SIZES = {
+    "overview": {
+        "data": ["sine"], "points": 1000, "period": PERIOD, "ahead": 1, "batch": 1000, "lr": 1e-3, "epochs": 50,
+    },
+    "course": {
+        "data": ["sine"], "points": 1000, "period": PERIOD, "noise": 0.0, "ahead": 1, "batch": 32, "lr": 1e-3,
+        "epochs": 20,
+    },
+}  # fmt: skip
 
 
 def variants(asked: argparse.Namespace, data: Series) -> list[Variant]:
     """The networks for a series."""
-    cells = [asked.cell]
-    if asked.cell == "all":
-        cells = ["lstm", "gru"]
-        if data.name == "sine" and asked.layers == "rnnkernels":
-            cells.append("relu")
-        elif data.name == "sine":
-            series.say("left out: LSTM with activation='relu', which torch.nn does not have")
+    known = ON_SINE[asked.sizes] if data.name == "sine" else dict.fromkeys(("lstm", "gru"), (data.window, (16,)))
+    cells = list(known) if asked.cell == "all" else [asked.cell]
+    if asked.cell == "all" and asked.layers == "torch":
+        for cell in [cell for cell in cells if CELLS[cell][1]]:
+            cells.remove(cell)
+            series.say(f"left out: {CELLS[cell][0]} with activation='relu', which torch.nn does not have")
     found = []
     for cell in cells:
-        window, hidden, layers = GUIDES[cell] if data.name == "sine" else (data.window, 16, 1)
+        window, units = known.get(cell) or (ON_SINE["course"][cell] if data.name == "sine" else (data.window, (16,)))
         members = 3 if data.name != "sine" and len(data.values) < FEW else 1
-        found.append(Variant(cell, asked.window or window, asked.hidden or hidden, layers, members))
+        units = (asked.hidden,) * len(units) if asked.hidden else units
+        found.append(Variant(cell, asked.window or window, units, members))
     return found
 
 
 class Forecaster(lightning.LightningModule):
     """One or two recurrent layers, and a linear layer to the next value."""
 
-    def __init__(self, library: str, variant: Variant, horizon: int) -> None:
+    def __init__(self, library: str, variant: Variant, horizon: int, rate: float | None = None) -> None:
         super().__init__()
-        relu = variant.cell == "relu"
+        name, relu = CELLS[variant.cell]
         if relu and library == "torch":
-            raise BadData("torch.nn.LSTM has no activation to choose: --cell relu needs --layers rnnkernels")
-        layer = getattr(common.LAYERS[library], "LSTM" if relu else variant.cell.upper())
-        options = {"activation": "relu"} if relu else {}
-        self.rnn = layer(1, variant.hidden, variant.layers, batch_first=True, **options)
-        self.head = nn.Linear(variant.hidden, 1)
+            raise BadData(
+                f"torch.nn.{name} has no activation to choose: --cell {variant.cell} needs --layers rnnkernels"
+            )
+        layer = getattr(common.LAYERS[library], name)
+        options = {"activation": relu} if relu else {}
+        units = variant.units
+        deep = [(1, units[0], len(units))] if len(set(units)) == 1 else [(1, units[0], 1), (*units, 1)]
+        self.rnns = nn.ModuleList(layer(*sizes, batch_first=True, **options) for sizes in deep)
+        self.head = nn.Linear(units[-1], 1)
         self.horizon = horizon
-        self.rate = 1e-3 if relu else 5e-3  # relu bounds nothing: at 5e-3 the loop's first mistakes grow beyond repair
+        # relu bounds nothing: at 5e-3 the loop's first mistakes grow beyond repair
+        self.rate = rate or (1e-3 if relu else 5e-3)
+
+    def read(self, y: Tensor, states: list) -> tuple[Tensor, list]:
+        """What all layers make of values (B, T, 1), and their states."""
+        after = []
+        for rnn, state in zip(self.rnns, states, strict=True):
+            y, state = rnn(y, state)
+            after.append(state)
+        return y, after
 
     def forward(self, window_BW: Tensor, future: int) -> Tensor:
         """The next values, (B, future). After the window the network reads its own forecasts, and its state goes on."""
-        y, state = self.rnn(window_BW[..., None])
+        y, states = self.read(window_BW[..., None], [None] * len(self.rnns))
         steps = [self.head(y[:, -1:])]
         while len(steps) < future:
-            y, state = self.rnn(steps[-1], state)
+            y, states = self.read(steps[-1], states)
             steps.append(self.head(y))
         return torch.cat(steps, 1)[..., 0]
 
@@ -141,17 +177,18 @@ class Network(NamedTuple):
 
 
 def train(asked: argparse.Namespace, data: Series, scaled: Scaling, variant: Variant) -> Network:
-    z, horizon = scaled.apply(data.values), max(data.horizons)
+    z, horizon = scaled.apply(data.values), asked.ahead or max(data.horizons)
     parts = []
     for part in (0, 1):
         at = series.origins(data, part, variant.window, scaled.order) - scaled.order
         arrays = series.windows(z, at, variant.window), series.futures(z, at, horizon)
         parts.append(TensorDataset(*(torch.as_tensor(array, dtype=torch.float32) for array in arrays)))
-    loaders = DataLoader(parts[0], max(32, len(parts[0]) // 40), shuffle=True), DataLoader(parts[1], len(parts[1]))
+    batch = asked.batch or max(32, len(parts[0]) // 40)
+    loaders = DataLoader(parts[0], batch, shuffle=True), DataLoader(parts[1], len(parts[1]))
     models, validation, seconds = nn.ModuleList(), 0.0, 0.0
     for member in range(variant.members):
         lightning.seed_everything(asked.seed + 1000 * member, verbose=False)  # the same, whatever was trained before
-        models.append(Forecaster(asked.layers, variant, horizon))
+        models.append(Forecaster(asked.layers, variant, horizon, asked.lr))
         name = f"{data.name}-{variant.cell}-{member}"
         trainer = common.trainer(asked, monitor="validation", patience=20, name=name, gradient_clip_val=1.0)
         seconds += common.fit(trainer, models[member], *loaders)
@@ -203,7 +240,7 @@ def study(asked: argparse.Namespace, data: Series, scaled: Scaling, networks: di
 def thresholds(metrics: dict[str, Any]) -> list[Threshold]:
     """Every network reaches the sine's noise; the gated network beats what knows no cycle on the sunspots."""
     wanted = []
-    if "sine" in metrics:
+    if "sine" in metrics and metrics["sine"]["noise"]:
         rows = metrics["sine"]["rmse"]
         worst = max(rows[name][0] for name in CELLS if name in rows)
         metrics["sine_worst_one_step_over_noise"] = worst / metrics["sine"]["noise"]
@@ -218,16 +255,20 @@ def thresholds(metrics: dict[str, Any]) -> list[Threshold]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = common.parser("forecast", __doc__, epochs=100, cells=("all", *CELLS))
+    made = common.parser("forecast", __doc__, epochs=100, cells=("all", *CELLS), sizes=SIZES)
     whole, number = common.positive(int), common.positive(float)
     made.add_argument("--data", nargs="+", choices=series.NAMES, help="default: sine sunspots; with --path: eeg")
     made.add_argument("--path", type=Path, help="a CSV file with a header, for --data eeg")
     made.add_argument("--column", help="of that file: its name (default: the first)")
     made.add_argument("--rate", type=number, help="of that file: samples per second")
     made.add_argument("--points", type=whole, default=2000, help="of the sine (default: 2000)")
-    made.add_argument("--noise", type=number, default=0.1, help="of the sine: its deviation (default: 0.1)")
+    made.add_argument("--period", type=number, default=40.0, help="of the sine, in steps (default: 40)")
+    made.add_argument("--noise", type=common.fraction, default=0.1, help="of the sine: its deviation (default: 0.1)")
     made.add_argument("--window", type=whole, help="values that a forecast starts from (default: by data)")
     made.add_argument("--hidden", type=whole, help="units of a layer (default: by data)")
+    made.add_argument("--ahead", type=whole, help="steps of the loop that is trained (default: all that are judged)")
+    made.add_argument("--batch", type=whole, help="windows of a training step (default: by data)")
+    made.add_argument("--lr", type=number, help="of AdamW (default: 0.005, of relu 0.001)")
     made.add_argument("--future", type=whole, help="steps that the plot goes on alone (default: by data)")
     return made
 
@@ -248,7 +289,7 @@ def restored(
 ) -> dict[str, Network]:
     found = {}
     for shape, validation in networks:
-        variant = Variant(*shape)
+        variant = Variant(*shape)._replace(units=tuple(shape[2]))
         models = nn.ModuleList(Forecaster(asked.layers, variant, max(data.horizons)) for _ in range(variant.members))
         prefix = f"{data.name}-{variant.cell}."
         models.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
@@ -276,7 +317,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
             continue
         for cell, network in networks.items():
             saved[f"{name}-{cell}"] = network.models.to(asked.device)
-            if cell != "relu" or asked.cell == "relu":  # torch.nn has no such layer to compare times with
+            if not CELLS[cell][1] or asked.cell == cell:  # torch.nn has no relu to compare times with
                 seconds += network.seconds
         metrics[name] = {"values": len(data.values), "outliers": outliers, "dickey_fuller_p": p, "noise": data.floor}
         metrics[name] |= {"differences": scaled.order, **study(asked, data, scaled, networks)}
@@ -290,7 +331,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run("forecast", parser(), work, arguments, quick={"epochs": 40, "points": 1200})
+    return common.run("forecast", parser(), work, arguments, quick={"epochs": 40, "points": 1200}, sizes=SIZES)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,40 @@ plain sentences to learn from.
     clause(s)  = the noun predicate(s) | on y trouve noun(s)
     noun(s)    = a noun adjective(s) | a noun qui predicate(s)
     predicate  = est très adjective(s) | n'est pas adjective(not s) | verb(s)
+
+The grammar is for any `Lexicon`: here that of films, in products.py that of products and services.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from typing import NamedTuple
 
 PLAIN, NEGATED = 0.2, 0.2  # how many sentences are plain, and how many predicates negated
+
+
+class Review(NamedTuple):
+    text: str
+    label: int  # 1: praise
+    kind: str = ""  # the rule of the grammar that made it
+
+
+class Lexicon(NamedTuple):
+    """Words of a subject. Pairs are bad and good; a core's capital letters agree with the label, small ones do not."""
+
+    masculine: list[str]  # nouns
+    feminine: list[str]
+    adjectives: tuple[str, str]  # masculine, with /feminine where that is not made with an e
+    verbs: tuple[tuple[str, ...], tuple[str, ...]]
+    copulas: tuple[str, ...]  # with /feminine where that differs
+    degrees: tuple[str, ...]
+    cores: dict[str, tuple[str, ...]]
+    openings: tuple[str, ...]
+    closings: tuple[str, ...]
+    determiners: tuple[str, ...] = ("le",)
+    phrases: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}  # by the letter that stands for them in a core
+
 
 MASCULINE = "film scénario rythme décor dialogue montage dénouement récit casting humour épilogue".split()
 FEMININE = "musique fin photographie réalisation scène distribution histoire intrigue interprétation ambiance".split()
@@ -43,7 +69,7 @@ CLOSINGS = (
     "il sort en salle mercredi.",
     "à chacun de juger.",
 )
-CORES = {  # C and N: a clause and a noun that agree with the label; c and n: that speak against it
+CORES = {
     "plain": ("{C}", "{C} et {C}", "non seulement {C}, mais en plus {C}", "{C}, d'autant plus que {C}"),
     "concession": (
         "malgré {n}, {C}",
@@ -79,61 +105,95 @@ HARD = (  # written by hand, never in the corpus
 )
 
 
-class Review(NamedTuple):
-    text: str
-    label: int  # 1: praise
-    kind: str = ""  # the rule of the grammar that made it
+FILMS = Lexicon(MASCULINE, FEMININE, ADJECTIVES, VERBS, COPULAS, DEGREES, CORES, OPENINGS, CLOSINGS)
 
 
-def adjective(draw: random.Random, label: int, feminine: bool) -> str:
-    masculine, _, form = draw.choice(ADJECTIVES[label].split()).partition("/")
+def adjective(draw: random.Random, of: Lexicon, label: int, feminine: bool) -> str:
+    masculine, _, form = draw.choice(of.adjectives[label].split()).partition("/")
     if not feminine:
         return masculine
     return form or (masculine if masculine.endswith("e") else f"{masculine}e")
 
 
-def predicate(draw: random.Random, label: int, feminine: bool) -> str:
+def predicate(draw: random.Random, of: Lexicon, label: int, feminine: bool) -> str:
     if draw.random() < NEGATED:
-        return f"{draw.choice(NEGATIONS)} {adjective(draw, 1 - label, feminine)}"
+        return f"{draw.choice(NEGATIONS)} {adjective(draw, of, 1 - label, feminine)}"
     if draw.random() < 0.3:
-        return draw.choice(VERBS[label])
-    return " ".join(f"{draw.choice(COPULAS)} {draw.choice(DEGREES)} {adjective(draw, label, feminine)}".split())
+        return draw.choice(of.verbs[label])
+    masculine, _, form = draw.choice(of.copulas).partition("/")
+    copula = form if feminine and form else masculine
+    return " ".join(f"{copula} {draw.choice(of.degrees)} {adjective(draw, of, label, feminine)}".split())
 
 
-def noun(draw: random.Random, label: int) -> str:
+def noun(draw: random.Random, of: Lexicon, label: int) -> str:
     feminine = draw.random() < 0.5
-    words = f"{'une' if feminine else 'un'} {draw.choice(FEMININE if feminine else MASCULINE)}"
+    words = f"{'une' if feminine else 'un'} {draw.choice(of.feminine if feminine else of.masculine)}"
     if draw.random() < 0.5:
-        return f"{words} {adjective(draw, label, feminine)}"
-    return f"{words} qui {predicate(draw, label, feminine)}"
+        return f"{words} {adjective(draw, of, label, feminine)}"
+    return f"{words} qui {predicate(draw, of, label, feminine)}"
 
 
-def clause(draw: random.Random, label: int) -> str:
+def determined(determiner: str, name: str, feminine: bool) -> str:
+    """A noun after le, ce or mon, in the form that it asks for."""
+    vowel = name[0] in "aeéhi"
+    if determiner == "le":
+        return f"l'{name}" if vowel else f"{'la' if feminine else 'le'} {name}"
+    if determiner == "ce":
+        return f"{'cette' if feminine else 'cet' if vowel else 'ce'} {name}"
+    return f"{'ma' if feminine and not vowel else 'mon'} {name}"
+
+
+def clause(draw: random.Random, of: Lexicon, label: int) -> str:
     if draw.random() < 0.2:
-        return f"on y trouve {noun(draw, label)}"
+        return f"on y trouve {noun(draw, of, label)}"
     feminine = draw.random() < 0.5
-    name = draw.choice(FEMININE if feminine else MASCULINE)
-    article = "l'" if name[0] in "aéhi" else "la " if feminine else "le "
-    return f"{article}{name} {predicate(draw, label, feminine)}"
+    name = draw.choice(of.feminine if feminine else of.masculine)
+    determiner = draw.choice(of.determiners) if len(of.determiners) > 1 else of.determiners[0]
+    return f"{determined(determiner, name, feminine)} {predicate(draw, of, label, feminine)}"
 
 
-def sentence(draw: random.Random, label: int) -> Review:
+def short(draw: random.Random, of: Lexicon, label: int) -> str:
+    """A degree and an adjective, or an adjective on either side of a noun."""
+    if draw.random() < 0.5:
+        return f"très {adjective(draw, of, label, False)} {adjective(draw, of, label, False)}"
+    return f"{adjective(draw, of, label, False)} {draw.choice(of.masculine)} {adjective(draw, of, label, False)}"
+
+
+def judged(draw: random.Random, of: Lexicon, label: int) -> str:
+    """A noun and an adjective, or what it was."""
+    if draw.random() < 0.5:
+        return " ".join(f"que c'était {draw.choice(of.degrees)} {adjective(draw, of, label, False)}".split())
+    feminine = draw.random() < 0.5
+    name = draw.choice(of.feminine if feminine else of.masculine)
+    return f"{determined(draw.choice(of.determiners), name, feminine)} {adjective(draw, of, label, feminine)}"
+
+
+def of_it(draw: random.Random, of: Lexicon, label: int) -> str:
+    return f"il {predicate(draw, of, label, False)}"
+
+
+MADE = {"c": clause, "n": noun, "a": short, "j": judged, "i": of_it}  # by the letter that stands for them in a core
+
+
+def sentence(draw: random.Random, label: int, of: Lexicon = FILMS) -> Review:
     """One review with this label, by the grammar above."""
     kind = "plain" if draw.random() < PLAIN else draw.choice(("concession", "reversal"))
-    core = draw.choice(CORES[kind])
-    for letter, made, of in (("C", clause, label), ("c", clause, 1 - label), ("n", noun, 1 - label)):
-        while f"{{{letter}}}" in core:
-            core = core.replace(f"{{{letter}}}", made(draw, of), 1)
-    opening = f"{draw.choice(OPENINGS)} " if draw.random() < 0.3 else ""
-    closing = f" {draw.choice(CLOSINGS)}" if draw.random() < 0.3 else ""
+    core = draw.choice(of.cores[kind])
+    for letter in (*MADE, *of.phrases):
+        for name, side in ((letter.upper(), label), (letter, 1 - label)):
+            while f"{{{name}}}" in core:
+                made = draw.choice(of.phrases[letter][side]) if letter in of.phrases else MADE[letter](draw, of, side)
+                core = core.replace(f"{{{name}}}", made, 1)
+    opening = f"{draw.choice(of.openings)} " if draw.random() < 0.3 else ""
+    closing = f" {draw.choice(of.closings)}" if draw.random() < 0.3 else ""
     return Review(f"{opening}{core}.{closing}", label, kind)
 
 
-def reviews(count: int, seed: int) -> list[Review]:
-    """So many different reviews, good and bad in turn, none of them in HARD."""
-    draw, seen, made = random.Random(seed), {text for text, _ in HARD}, []
+def reviews(count: int, seed: int, of: Lexicon = FILMS, without: Iterable[tuple[str, int]] = HARD) -> list[Review]:
+    """So many different reviews, good and bad in turn, none of them in `without`."""
+    draw, seen, made = random.Random(seed), {text for text, _ in without}, []
     while len(made) < count:
-        review = sentence(draw, len(made) % 2)
+        review = sentence(draw, len(made) % 2, of)
         if review.text not in seen:
             seen.add(review.text)
             made.append(review)

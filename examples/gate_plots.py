@@ -23,6 +23,12 @@ NAMES = {
     "c": "cell state c",
     "h": "hidden state h",
 }
+INVENTED = {  # over ten steps
+    "f": (0.9, 0.8, 0.7, 0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01),
+    "i": (0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99),
+    "o": (0.5, 0.6, 0.7, 0.8, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65),
+    "c": (0.2, 0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.88, 0.85, 0.82),
+}
 GATES = ("f", "i", "o", "r", "z")  # between 0 and 1
 
 
@@ -85,6 +91,25 @@ def draw(sequences: list[Traced], title: str, step: str, path: Path) -> None:
             column[-1].set_xticks(range(len(sequence.steps)), sequence.steps, fontsize=8, **turned)
             column[0].set_title(sequence.title, fontsize=9)
         axes[0, 0].figure.suptitle(title)
+
+
+def beside_invented(sequence: Traced, step: str, path: Path) -> None:
+    """Three gates and the cell state of an LSTM over its first steps: the mean over all units and where four of five of
+    them lie, beside the curves that a notebook on LSTM invents for the same figure."""
+    with common.plot(path, 2, 2, size=(10, 6.5)) as axes:
+        for place, (name, invented) in zip(axes.flat, INVENTED.items(), strict=True):
+            plane_TH = sequence.planes[name][: len(invented)]
+            low, high = plane_TH.quantile(torch.tensor([0.1, 0.9]), dim=1)
+            steps = range(len(plane_TH))
+            place.fill_between(steps, low, high, alpha=0.25, label="four of five units")
+            place.plot(steps, plane_TH.mean(1), "o-", label="mean of all units")
+            place.plot(invented[: len(plane_TH)], "--", color="0.5", label="invented")
+            place.set_xticks(steps, sequence.steps[: len(plane_TH)], rotation=40, ha="right", fontsize=8)
+            place.set(title=NAMES[name], ylim=(0, 1) if name in GATES else None)
+        axes[1, 1].legend(fontsize=8)
+        for place in axes[1]:
+            place.set_xlabel(step)
+        axes[0, 0].figure.suptitle(sequence.title, fontsize=10)
 
 
 def page(sequences: list[Traced], title: str, step: str, path: Path) -> None:

@@ -13,7 +13,9 @@ Do units mean something? In the character model the unit is sought whose memory 
 half of a text, and judged on the other. A gate below 0.1 or above 0.9 counts as shut or open, as in Karpathy et al.
 
 Flaws of the guides and notebooks that this follows, and their remedies here:
-- gates are drawn from formulas and invented numbers: these come from trained models, from the library's own `trace`;
+- gates are drawn from invented numbers: these come from trained models, from the library's own `trace`, and
+  beside_invented.png has both;
+- steps of padding are drawn under the words' names: here a sequence is as long as its words;
 - layers are run again by hand, weight by weight, to see inside: one call does it, for every cell and option;
 - a unit is picked because it looks well, on the text where it is shown: here it is judged where it was not sought.
 
@@ -42,7 +44,7 @@ from torch.utils.data import DataLoader
 import rnnkernels
 from examples import common, french, reviews, sentiment
 from examples.common import BadData, Threshold
-from examples.gate_plots import GATES, NAMES, Traced, draw, page
+from examples.gate_plots import GATES, NAMES, Traced, beside_invented, draw, page
 from examples.reader import Reader, judge
 from examples.streams import standard_library
 
@@ -157,6 +159,8 @@ def read_reviews(asked: argparse.Namespace) -> tuple[dict[str, float], float]:
         verdict = f"{phrase}  ({'good' if p > 0.5 else 'bad'}, {p:.2f})"
         sequences.append(Traced(verdict, reviews.words(phrase)[-len(tokens) :], planes))
     show(sequences, asked, "reviews", "word")
+    if asked.cell == "lstm":
+        beside_invented(sequences[0], "word", asked.out / "beside_invented.png")
     found = [open_and_shut(trace(model, tokens[None])) for tokens, _ in ready.rows[2][:200]]
     shares = {name: mean(share[name] for share in found) for name in found[0]} if found else {}
     return {"accuracy": accuracy} | shares, ready.trained[asked.cell]["seconds"]

@@ -14,6 +14,8 @@ CPU; --device, --epochs and --layers are of the training too.
 Mended, against the guides:
 - 0.9^t and 1.1^t are drawn there as if they were gradients: here they are measured, and fitted beside the eigenvalue;
 - "clipping mends vanishing and exploding gradients": it bounds the large ones only, as the pictures show;
+- a demonstration that gradients vanish whose weights (100 units, N(0, 0.5^2)) make them explode by 10^10 in 50
+  steps: here with those, and with a tenth, which do vanish (demonstration.png);
 - a forget bias of 1 set in bias_ih and in bias_hh is one of 2: their sum counts;
 - "the LSTM does not forget": with a forget bias of 0 it forgets half of c at every step.
 
@@ -75,14 +77,16 @@ def network(library: ModuleType, kind: str, setting: float | None, hidden: int) 
     return cell
 
 
-def backward(cell: nn.Module, x_TI: Tensor, target_H: Tensor, clip: float | None = None) -> list[float]:
+def backward(
+    cell: nn.Module, x_TI: Tensor, target_H: Tensor, clip: float | None = None, state: Tensor | None = None
+) -> list[float]:
     """Norms of dL/dh_t from the last step to the first, for L = |h_T - target|^2 / 2; gradients of the parameters stay.
 
     With `clip`, dL/dh_t is shortened to this norm at every step on its way back (Graves 2013, "Generating sequences
     with recurrent neural networks", clips there too).
     """
     cell.zero_grad()
-    state, found = None, []
+    found = []
     for x_I in x_TI:
         state = cell(x_I, state)
         h = state[0] if isinstance(state, tuple) else state
@@ -118,6 +122,30 @@ def fitted(norms: list[float]) -> float:
     """The factor per step of a straight line through the logarithms, without the first fifth, where others mix in."""
     start = len(norms) // 5
     return math.exp(np.polyfit(np.arange(start, len(norms)), np.log(norms[start:]), 1)[0])
+
+
+def demonstration(library: ModuleType, seed: int) -> dict[str, dict]:
+    """The lecture's: 100 units without input, from a random state, W_hh drawn from N(0, s^2), 50 steps back."""
+    generator, found = torch.Generator().manual_seed(seed), {}
+    for s in (0.5, 0.1, 0.05):
+        W, h, target = (torch.randn(*shape, generator=generator) for shape in ((100, 100), (100,), (100,)))
+        cell = network(library, "RNNCell", 1.0, 100)
+        with torch.no_grad():
+            cell.weight_hh.copy_(s * W)
+        norms = backward(cell, torch.zeros(51, INPUTS, dtype=torch.float64), target.double(), state=h.double())
+        radius = torch.linalg.eigvals(cell.weight_hh.detach()).abs().max().item()
+        found[f"s = {s:g}"] = {"eigenvalue": radius, "first": norms[0], "last": norms[-1], "norms": norms}
+    return found
+
+
+def draw_demonstration(found: dict[str, dict], path) -> None:
+    with common.plot(path) as ax:
+        for name, facts in found.items():
+            ax.plot(facts["norms"], label=f"{name}, largest eigenvalue {facts['eigenvalue']:.2f}")
+        ax.set(
+            yscale="log", xlabel="steps back", ylabel="gradient's norm", title="an RNN of 100 units, W from N(0, s²)"
+        )
+        ax.legend()
 
 
 def measure(cell: nn.Module, x_TI: Tensor, target_H: Tensor) -> dict:
@@ -240,9 +268,14 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
     target_H = torch.randn(hidden, dtype=torch.float64) / math.sqrt(hidden)
     if asked.load:
         cells.load_state_dict(weights)
-    found = {name: measure(cell, x_TI, target_H) for name, cell in zip(names, cells, strict=True)}
+    pairs = common.progress(zip(names, cells, strict=True), "networks", len(names))
+    found = {name: measure(cell, x_TI, target_H) for name, cell in pairs}
     show(found)
     draw(found, asked.out / "norms.png")
+    shown = demonstration(library, seed)
+    draw_demonstration(shown, asked.out / "demonstration.png")
+    for name, facts in shown.items():
+        print(f"100 units, W from N(0, s²), {name}: 50 steps back from {facts['first']:.1e} to {facts['last']:.1e}")
 
     curves = facts.get("training") or {}
     if not asked.load:
@@ -260,6 +293,7 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
         "rates": {name: [facts["eigenvalue"], facts["rate"]] for name, facts in found.items()},
         "largest_error_of_rate": max(abs(facts["rate"] / facts["eigenvalue"] - 1) for facts in found.values()),
         "driven_rates": {name: [facts["driven_eigenvalue"], facts["driven_rate"]] for name, facts in found.items()},
+        "demonstration": {name: facts["last"] / facts["first"] for name, facts in shown.items()},
         "loss_without_clipping": free if math.isfinite(free) else None,
         "loss_with_clipping": clipped,
     }

@@ -2,7 +2,8 @@
 
 h_t = tanh(W_ih x_t + b_ih + W_hh h_{t-1} + b_hh) with one-hot x_t, logits_t = W h_t + b, and the mean cross-entropy of
 the next character. Back-propagation goes through the T steps of one chunk (Werbos 1990, "Backpropagation through time:
-what it does and how to do it"). Loops by hand, because they are the lesson. T time, V vocabulary, H hidden.
+what it does and how to do it"), and gradients are clipped value by value. Then both write. Loops by hand, because they
+are the lesson. T time, V vocabulary, H hidden.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 
-HIDDEN, STEPS, CHUNKS, RATE = 32, 25, 20, 0.1
+HIDDEN, STEPS, CHUNKS, RATE, CLIP, LETTERS = 100, 25, 20, 0.1, 5.0, 200  # those of the lecture
 
 Arrays = dict[str, np.ndarray]
 
@@ -51,6 +52,19 @@ def forward_backward(
     return float(loss), d | {"h0": dh}, h_TH[T - 1]
 
 
+def sample(weights: Arrays, token: int, seeds: np.ndarray) -> list[int]:
+    """Characters after `token`, each drawn from the softmax by a seed from 0 to 1, and the next input."""
+    h, found = np.zeros(HIDDEN), []
+    for u in seeds:
+        a = weights["rnn.weight_ih_l0"][:, token] + weights["rnn.bias_ih_l0"]
+        h = np.tanh(a + weights["rnn.weight_hh_l0"] @ h + weights["rnn.bias_hh_l0"])
+        logits = weights["head.weight"] @ h + weights["head.bias"]
+        p = np.exp(logits - logits.max())
+        token = int(np.searchsorted(p.cumsum() / p.sum(), u))
+        found.append(token)
+    return found
+
+
 class Model(nn.Module):
     """The same with the library's layer."""
 
@@ -69,9 +83,20 @@ class Model(nn.Module):
         gradients = {name: parameter.grad.numpy() for name, parameter in self.named_parameters()}
         return loss.item(), gradients | {"h0": h0.grad[0].numpy()}, h
 
+    @torch.no_grad()
+    def sample(self, token: int, seeds: np.ndarray) -> list[int]:
+        h, found = None, []
+        for u in seeds:
+            x_TV = one_hot(torch.tensor([token]), self.head.out_features).double()
+            y_TH, h = self.rnn(x_TV, h)
+            token = int(np.searchsorted(self.head(y_TH)[0].softmax(0).cumsum(0).numpy(), u))
+            found.append(token)
+        return found
+
 
 def compare(library: ModuleType, tokens: np.ndarray, vocabulary: int, seed: int) -> dict[str, float]:
-    """Both are trained on the same chunks by plain SGD, the state carried: the largest differences, by name.
+    """Both are trained on the same chunks by plain SGD, the state carried: the largest differences, by name, and how
+    many of the letters that they then write differ.
 
     Each goes its own way from the same weights, so differences of early steps would grow in later ones.
     """
@@ -90,7 +115,10 @@ def compare(library: ModuleType, tokens: np.ndarray, vocabulary: int, seed: int)
         found |= {name: float(abs(d - library_gradients[name]).max()) for name, d in gradients.items()}
         apart = {name: max(value, apart.get(name, 0.0)) for name, value in found.items()}
         with torch.no_grad():
+            nn.utils.clip_grad_value_(model.parameters(), CLIP)
             for name, parameter in model.named_parameters():
-                weights[name] -= RATE * gradients[name]
+                weights[name] -= RATE * np.clip(gradients[name], -CLIP, CLIP)
                 parameter -= RATE * parameter.grad
-    return apart
+    seeds = np.random.default_rng(seed).random(LETTERS)
+    drawn, library_drawn = sample(weights, int(tokens[0]), seeds), model.sample(int(tokens[0]), seeds)
+    return apart | {"letters": float(sum(a != b for a, b in zip(drawn, library_drawn, strict=True)))}

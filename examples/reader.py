@@ -20,21 +20,21 @@ from examples import common, reviews
 
 
 class Shape(NamedTuple):
-    """Layers one above the other, and how the last is read."""
+    """The recurrent layer, whether two stand one above the other, and how the last is read."""
 
     layer: str
-    units: tuple[int, ...]
+    stacked: bool = False
     bidirectional: bool = False
     attention: bool = False
 
 
 MODELS = {
-    "rnn": Shape("RNN", (64,)),
-    "lstm": Shape("LSTM", (64,)),
-    "gru": Shape("GRU", (64,)),
-    "bilstm": Shape("LSTM", (64,), bidirectional=True),
-    "stacked": Shape("LSTM", (128, 64)),
-    "attention": Shape("LSTM", (64,), attention=True),
+    "rnn": Shape("RNN"),
+    "lstm": Shape("LSTM"),
+    "gru": Shape("GRU"),
+    "bilstm": Shape("LSTM", bidirectional=True),
+    "stacked": Shape("LSTM", stacked=True),
+    "attention": Shape("LSTM", attention=True),
 }
 
 
@@ -62,18 +62,18 @@ class Reader(lightning.LightningModule):
         options: dict[str, Any] = {"batch_first": True, "bidirectional": shape.bidirectional}
         if asked.layers == "rnnkernels":  # torch.nn has no recurrent dropout
             options["recurrent_dropout"] = asked.recurrent_dropout
-        sizes = (asked.embedding, *shape.units)
+        all_units = asked.stack if shape.stacked else [asked.units]
         self.embedding = nn.Embedding(vocabulary, asked.embedding, reviews.PADDING)
         self.layers = nn.ModuleList(
             getattr(library, shape.layer)(read, units, **options)
-            for read, units in zip(sizes, shape.units, strict=False)
+            for read, units in zip([asked.embedding, *all_units], all_units, strict=False)
         )
         self.dropout = nn.Dropout(asked.dropout)
-        features = shape.units[-1] * (1 + shape.bidirectional)
+        features = all_units[-1] * (1 + shape.bidirectional)
         self.attention = Attention(features) if shape.attention else None
         self.head = nn.Linear(features, 1)
         self.rate, self.seed = asked.rate, asked.seed
-        self.val_loss, self.val_accuracy = MeanMetric(), BinaryAccuracy()
+        self.accuracy, self.val_loss, self.val_accuracy = BinaryAccuracy(), MeanMetric(), BinaryAccuracy()
         self.history: list[dict[str, float]] = []
 
     def forward(self, tokens_BT: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -93,8 +93,11 @@ class Reader(lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> Tensor:
         tokens, lengths, labels = batch
-        loss = binary_cross_entropy_with_logits(self(tokens, lengths)[0], labels)
+        logits = self(tokens, lengths)[0]
+        loss = binary_cross_entropy_with_logits(logits, labels)
+        self.accuracy.update(logits.sigmoid(), labels.int())
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+        self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor, Tensor], _: int) -> None:

@@ -1,4 +1,4 @@
-"""Reviews to classify: the French grammar, rt-polarity, IMDb or a file of the user's; words, vocabulary and batches.
+"""Reviews to classify: of the French grammars, rt-polarity, IMDb or a file of the user's; words, vectors and batches.
 
 No text stands in two parts, whatever its spaces and capitals: of equal ones the first is kept, and of a set that has a
 test part of its own (IMDb) the training part gives way. The vocabulary is made from the training part only.
@@ -23,11 +23,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from examples import common, french
+from examples import common, french, products
 from examples.common import BadData
 from examples.french import Review
 
-SETS = ("french", "rt-polarity", "imdb", "file")
+SETS = ("french", "products", "rt-polarity", "imdb", "file")
 RT_POLARITY = (  # Pang and Lee, Seeing stars, ACL 2005; the archive that Hugging Face's datasets fetch
     "https://storage.googleapis.com/seldon-datasets/sentence_polarity_v1/rt-polaritydata.tar.gz",
     "a05befe52aafda71d458d188a1c54506a998b1308613ba76bbda2e5029409ce9",
@@ -64,6 +64,8 @@ def load(asked: argparse.Namespace) -> tuple[list[Review], list[Review], list[Re
     test: list[Review] = []
     if asked.data == "french":
         found = french.reviews(asked.reviews or 8000, asked.seed)
+    elif asked.data == "products":
+        found = french.reviews(asked.reviews or 8000, asked.seed, products.PRODUCTS, products.HARD)
     elif asked.data == "imdb":
         found, test = imdb(asked.path or Path(common.fetch(*IMDB)))
     else:
@@ -135,7 +137,7 @@ def imdb(archive: Path) -> tuple[list[Review], list[Review]]:
     found = {"train": [], "test": []}
     try:
         with tarfile.open(archive, "r:gz") as files:
-            for member in files:
+            for member in common.progress(files, "reviews"):
                 place = re.fullmatch(r"aclImdb/(train|test)/(pos|neg)/\w+\.txt", member.name)
                 if place:
                     text = files.extractfile(member).read().decode("utf-8").replace("<br />", " ")
@@ -162,6 +164,26 @@ class Vocabulary:
     def encode(self, text: str, length: int) -> Tensor:
         """The numbers of its last words, at most `length`: what a review comes to stands at its end."""
         return torch.tensor([self.numbers.get(word, UNKNOWN) for word in words(text)[-length:]] or [UNKNOWN])
+
+
+def read_vectors(path: Path, vocabulary: Vocabulary, size: int) -> dict[int, Tensor]:
+    """By number, the vectors of known words in a file of GloVe, FastText or word2vec, as text: a line is a word and
+    `size` numbers; a first line of two numbers, which FastText writes, is none."""
+    found = {}
+    for n, line in enumerate(common.read_text(path).splitlines(), 1):
+        word, *numbers = line.rstrip().split(" ")
+        if n == 1 and len(numbers) == 1:
+            continue
+        if len(numbers) != size:
+            raise BadData(f"{path}, line {n}: {size} numbers wanted, as --embedding says, but found {len(numbers)}")
+        if word in vocabulary.numbers:
+            try:
+                found[vocabulary.numbers[word]] = torch.tensor([float(number) for number in numbers])
+            except ValueError as error:
+                raise BadData(f"{path}, line {n}: {error}") from error
+    if not found:
+        raise BadData(f"{path}: none of the words")
+    return found
 
 
 def batch(rows: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:

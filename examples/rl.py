@@ -76,7 +76,7 @@ def agent(kind: str, asked: argparse.Namespace):
 def learned(kind: str, asked: argparse.Namespace) -> tuple[dict, torch.nn.Module]:
     """An agent's episodes and times while it learned, and its policy."""
     episodes, made = needed().Episodes(), agent(kind, asked)
-    made.learn(asked.epochs * ENVIRONMENTS * STEPS, callback=episodes)
+    made.learn(asked.epochs * ENVIRONMENTS * STEPS, callback=episodes, progress_bar=sys.stderr.isatty())
     if not episodes.ends:
         raise BadData("no episode ended: more --epochs are needed")
     return {"kind": kind, "seconds": made.seconds, "episodes": episodes.ends}, made.policy

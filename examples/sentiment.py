@@ -1,6 +1,7 @@
 """Good or bad? Six recurrent models read reviews, beside a bag of words that cannot see the order of words.
 
     python -m examples.sentiment                           # French reviews, made by a grammar (examples/french.py)
+    python -m examples.sentiment --data products           # of products and services; or --sizes notebook
     python -m examples.sentiment --data rt-polarity        # downloaded; or --path FOLDER/rt-polarity.pos
     python -m examples.sentiment --data imdb --cell gru    # 10,000 words, 200 tokens
     python -m examples.sentiment --path mine.csv           # columns text and label (1: good, 0: bad)
@@ -8,7 +9,7 @@
     python -m examples.sentiment --load runs/sentiment     # judge that run's test part again
 
 Six models (reader.py) read an embedding and end in one logit. RNN, LSTM and GRU give their last state, the
-bidirectional LSTM those of both ends, the stacked one (128, then 64 units) that of its upper layer, the last one a
+bidirectional LSTM those of both ends, the stacked one (--stack 128 64) that of its upper layer, the last one a
 weighted mean of all steps.
 
 Flaws of the guides and notebooks that this follows, and their remedies here:
@@ -43,7 +44,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
-from examples import common, french, reviews
+from examples import common, french, products, reviews
 from examples import sentiment_report as report
 from examples.common import BadData, Threshold
 from examples.french import Review
@@ -52,7 +53,34 @@ from examples.reader import MODELS, Reader, judge
 TIME = "about 50 s"
 BAG = "bag_of_words"
 say = rank_zero_only(print)
-KEPT = ("data", "path", "encoding", "reviews", "words", "tokens", "seed", "embedding", "dropout", "recurrent_dropout")
+KEPT = (
+    "data",
+    "path",
+    "encoding",
+    "reviews",
+    "words",
+    "tokens",
+    "seed",
+    "embedding",
+    "units",
+    "stack",
+    "dropout",
+    "recurrent_dropout",
+)
+SIZES = {  # of the texts, by their subject
+    "overview": {
+        "words": 1000, "tokens": 50, "embedding": 100, "units": 128, "dropout": 0.3, "recurrent_dropout": 0.0,
+        "batch": 32, "rate": 1e-3, "epochs": 5,
+    },
+    "course": {
+        "words": 10_000, "tokens": 200, "embedding": 128, "units": 64, "dropout": 0.2, "recurrent_dropout": 0.2,
+        "batch": 64, "rate": 1e-3, "epochs": 5,
+    },
+    "notebook": {
+        "data": "products", "words": 2000, "tokens": 30, "embedding": 100, "units": 128, "stack": [128, 128],
+        "dropout": 0.3, "recurrent_dropout": 0.3, "batch": 32, "rate": 1e-3, "epochs": 15, "patience": 3,
+    },
+}  # fmt: skip
 
 
 def loaders(train: list, validation: list, asked: argparse.Namespace) -> tuple[DataLoader, DataLoader]:
@@ -66,10 +94,15 @@ def loaders(train: list, validation: list, asked: argparse.Namespace) -> tuple[D
     )
 
 
-def train(kind: str, vocabulary: int, rows: tuple[list, list], asked: argparse.Namespace) -> tuple[Reader, float]:
-    """One model with the weights of its best epoch, and the seconds it took."""
+def train(
+    kind: str, vocabulary: int, vectors: dict[int, Tensor], rows: tuple[list, list], asked: argparse.Namespace
+) -> tuple[Reader, float]:
+    """One model with the weights of its best epoch, and the seconds it took. Words of `vectors` begin with these."""
     lightning.seed_everything(asked.seed, verbose=False)  # each model the same, alone or among others
     model = Reader(kind, vocabulary, asked)
+    with torch.no_grad():
+        for number, vector in vectors.items():
+            model.embedding.weight[number] = vector
     trainer = common.trainer(
         asked,
         monitor="val_loss",
@@ -91,7 +124,7 @@ def bag_of_words(train: list[Review], words: int) -> Pipeline:
 def hard_phrases(asked: argparse.Namespace, test: list[Review], of_bag: Tensor) -> list[tuple[str, int]]:
     """Phrases written by hand; for a file of the user's what the bag of words was most surely wrong about."""
     if asked.data != "file":
-        return list(french.HARD if asked.data == "french" else reviews.HARD)
+        return list({"french": french.HARD, "products": products.HARD}.get(asked.data, reviews.HARD))
     wrong = (of_bag - torch.tensor([review.label for review in test])).abs()
     return [test[i][:2] for i in wrong.topk(min(12, len(test))).indices]
 
@@ -109,7 +142,7 @@ def figures(probabilities: Tensor, test: list[Review]) -> dict[str, float]:
 def settle(asked: argparse.Namespace) -> None:
     """Defaults that depend on the data, and arguments that do not go together."""
     asked.data = asked.data or ("file" if asked.path else "french")
-    if (asked.data == "french" and asked.path) or (asked.data == "file" and not asked.path):
+    if (asked.data in ("french", "products") and asked.path) or (asked.data == "file" and not asked.path):
         raise BadData("--path FILE goes with --data file (or rt-polarity or imdb, where these lie)")
     asked.encoding = asked.encoding or ("latin-1" if asked.data == "rt-polarity" else "utf-8")
     if asked.recurrent_dropout is None:
@@ -137,10 +170,13 @@ def train_all(
         raise BadData(f"{len(rows[0])} reviews to train on are less than a batch; a smaller --batch is needed")
     if asked.layers == "torch" and asked.recurrent_dropout:
         say("torch.nn's layers have no recurrent dropout: trained without it")
+    vectors = reviews.read_vectors(asked.vectors, vocabulary, asked.embedding) if asked.vectors else {}
+    if vectors:
+        say(f"{asked.vectors}: vectors of {len(vectors)} words")
     models, trained = nn.ModuleDict(), {}
     for kind in MODELS if asked.cell == "all" else [asked.cell]:
         say(f"training: {kind}")
-        models[kind], seconds = train(kind, len(vocabulary.known), rows, asked)
+        models[kind], seconds = train(kind, len(vocabulary.known), vectors, rows, asked)
         losses = [epoch["val_loss"] for epoch in models[kind].history]
         trained[kind] = {"epochs": len(losses), "best_epoch": losses.index(min(losses)) + 1, "seconds": seconds}
     arguments = {name: str(asked.path) if name == "path" and asked.path else getattr(asked, name) for name in KEPT}
@@ -222,7 +258,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = common.parser("sentiment", __doc__, epochs=15, cells=("all", *MODELS))
+    made = common.parser("sentiment", __doc__, epochs=15, cells=("all", *MODELS), sizes=SIZES)
     made.add_argument("--data", choices=reviews.SETS, help="default: french; file with --path")
     made.add_argument(
         "--path",
@@ -241,6 +277,13 @@ def parser() -> argparse.ArgumentParser:
         "--tokens", type=common.positive(int), default=200, help="read of each review, its last (default: 200)"
     )
     made.add_argument("--embedding", type=common.positive(int), default=64)
+    made.add_argument(
+        "--vectors", type=Path, metavar="FILE", help="of GloVe, FastText or word2vec, as text, to begin with"
+    )
+    made.add_argument("--units", type=common.positive(int), default=64, help="of a layer (default: %(default)s)")
+    made.add_argument(
+        "--stack", type=common.positive(int), nargs=2, default=[128, 64], help="of the stacked ones (default: 128 64)"
+    )
     made.add_argument("--batch", type=common.positive(int), default=64, help="rows per process and step (default: 64)")
     made.add_argument("--dropout", type=common.fraction, default=0.3, help="of what each layer reads (default: 0.3)")
     made.add_argument("--recurrent-dropout", type=common.fraction, help="default: 0.3, IMDb 0.2")
@@ -254,7 +297,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return common.run("sentiment", parser(), work, arguments, quick={"reviews": 6000, "epochs": 12})
+    return common.run("sentiment", parser(), work, arguments, quick={"reviews": 6000, "epochs": 12}, sizes=SIZES)
 
 
 if __name__ == "__main__":

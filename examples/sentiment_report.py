@@ -18,14 +18,14 @@ Phrases = list[tuple[str, int]]
 
 
 def comparison(found: Figures, seconds: dict[str, float]) -> Table:
-    """A line per model."""
+    """A line per model, the best first."""
     kinds = list(
         dict.fromkeys(name[9:] for figure in found.values() for name in figure if name.startswith("accuracy_"))
     )
     table = Table("model", "parameters", "right %", *kinds, "loss", "epochs", "best", "seconds")
     for column in table.columns[1:]:
         column.justify, column.no_wrap = "right", True
-    for model, figure in found.items():
+    for model, figure in sorted(found.items(), key=lambda item: -item[1]["accuracy"]):
         shares = [f"{100 * figure[name]:.1f}" for name in ("accuracy", *(f"accuracy_{kind}" for kind in kinds))]
         epochs = [str(figure.get(key, "")) for key in ("epochs", "best_epoch")]
         time = f"{seconds[model]:.1f}" if model in seconds else ""
@@ -36,20 +36,21 @@ def comparison(found: Figures, seconds: dict[str, float]) -> Table:
 
 
 def right_and_wrong(phrases: Phrases, judged: dict[str, Tensor]) -> Table:
-    """Which model is right about which phrase; where it is wrong, the probability of "good" that it saw."""
+    """Which model is right about which phrase, and the probability of "good" that it saw."""
     table = Table("phrase", "is", *(name.replace("_of_", "\nof ") for name in judged))
     for column in table.columns[1:]:
         column.no_wrap = True
     for i, (text, label) in enumerate(phrases):
-        right = ("right" if (p[i] > 0.5) == label else f"[red]{p[i]:.2f}" for p in judged.values())
+        right = (f"{'✓' if (p[i] > 0.5) == label else '[red]✗'} {p[i]:.2f}" for p in judged.values())
         table.add_row(shorten(text, 100, placeholder=" ..."), "good" if label else "bad", *right)
     return table
 
 
 def bars(found: Figures, out: Path) -> None:
-    """Accuracy on the test part, and on each kind of sentence where there are kinds."""
+    """Accuracy on the test part, and on each kind of sentence where there are kinds; and the loss."""
     keys = [name for name in next(iter(found.values())) if name.startswith("accuracy")]
-    with common.plot(out / "accuracy.png", size=(10, 4.5)) as axes:
+    names = [name.replace("_", " ") for name in found]
+    with common.plot(out / "accuracy.png", 1, 2, (13, 4.5), width_ratios=(3, 1)) as (axes, right):
         width = 0.8 / len(keys)
         for k, key in enumerate(keys):
             places = [n + (k - (len(keys) - 1) / 2) * width for n in range(len(found))]
@@ -58,21 +59,27 @@ def bars(found: Figures, out: Path) -> None:
             )
             axes.bar_label(drawn, fmt="%.0f", fontsize=7)
         axes.axhline(50, color="gray", linewidth=0.8, linestyle="--")
-        axes.set_xticks(range(len(found)), [name.replace("_", " ") for name in found])
+        axes.set_xticks(range(len(found)), names)
         axes.set(ylabel="% of test reviews right", ylim=(0, 115), title="Six models and a bag of words")
         axes.legend(ncols=len(keys), loc="upper center", fontsize=8)
+        drawn = right.barh(names, [figure["loss"] for figure in found.values()], color="tab:gray")
+        right.bar_label(drawn, fmt="%.3f", fontsize=7)
+        right.set(xlabel="loss (nats)", title="test part")
+        right.invert_yaxis()
+        right.margins(x=0.2)
 
 
 def curves(history: dict[str, list[dict[str, float]]], out: Path) -> None:
-    """Loss in training and validation, and accuracy in validation, by epoch."""
+    """Loss and accuracy in validation and, with dropout at work, in training, by epoch."""
     with common.plot(out / "curves.png", 1, 2, (10, 4)) as (left, right):
         for n, (kind, epochs) in enumerate(history.items()):
             steps = range(1, len(epochs) + 1)
             left.plot(steps, [epoch["val_loss"] for epoch in epochs], f"C{n}o-", markersize=3, label=kind)
             left.plot(steps, [epoch["loss"] for epoch in epochs], f"C{n}--", linewidth=1)
             right.plot(steps, [100 * epoch["val_accuracy"] for epoch in epochs], f"C{n}o-", markersize=3, label=kind)
+            right.plot(steps, [100 * epoch["accuracy"] for epoch in epochs], f"C{n}--", linewidth=1)
         left.set(xlabel="epoch", ylabel="loss (nats)", title="validation, and training (dashed)")
-        right.set(xlabel="epoch", ylabel="% right", title="accuracy in validation")
+        right.set(xlabel="epoch", ylabel="% right", title="accuracy in validation, and training (dashed)")
         for axes in (left, right):
             axes.xaxis.get_major_locator().set_params(integer=True)
         right.legend()

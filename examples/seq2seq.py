@@ -169,7 +169,7 @@ def right(model: Reader, data: list[Sentence], characters: str, device: str, wid
     """The mask of dates written without a mistake, greedily or with a beam."""
     model = model.to(device).eval()
     written: list[str] = []
-    for read, lengths, _ in batched(data, characters, size=256):
+    for read, lengths, _ in common.progress(batched(data, characters, size=256), "dates"):
         read, lengths = read.to(device), lengths.to(device)
         written += texts((beam(model, read, lengths, width) if width else greedy(model, read, lengths))[0])
     return np.array([text == sentence.iso for text, sentence in zip(written, data, strict=True)])

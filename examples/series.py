@@ -18,6 +18,7 @@ import pandas
 import statsmodels.datasets
 from lightning.pytorch.utilities import rank_zero_only
 from matplotlib.ticker import LogLocator, NullFormatter
+from statsmodels.tools.sm_exceptions import SingularMatrixWarning
 from statsmodels.tsa.ar_model import ar_select_order
 from statsmodels.tsa.stattools import adfuller
 
@@ -50,10 +51,10 @@ class Series(NamedTuple):
         return int(len(self.values) * TRAINING), int(len(self.values) * (TRAINING + VALIDATION))
 
 
-def sine(points: int, noise: float, seed: int) -> Series:
-    """A sine of 40 steps with noise."""
+def sine(points: int, period: float, noise: float, seed: int) -> Series:
+    """A sine with noise."""
     t = np.arange(points)
-    values = np.sin(2 * np.pi * t / 40) + np.random.default_rng(seed).normal(0, noise, points)
+    values = np.sin(2 * np.pi * t / period) + np.random.default_rng(seed).normal(0, noise, points)
     return Series("sine", values, t, "", "step", (1, 5, 10, 20), 50, noise)
 
 
@@ -112,7 +113,7 @@ def cleaned(series: Series) -> tuple[Series, list[int]]:
 def read(asked: argparse.Namespace, name: str) -> tuple[Series, list[int]]:
     """The series, long enough for its windows and horizons, and where it had gross outliers, which are printed."""
     if name == "sine":
-        series = sine(asked.points, asked.noise, asked.seed)
+        series = sine(asked.points, asked.period, asked.noise, asked.seed)
     elif name == "eeg":
         if not asked.path:
             raise BadData("--data eeg: name a CSV file with --path (the UCI's EEG Eye State, or your own)")
@@ -159,6 +160,7 @@ def scaling(series: Series) -> tuple[Scaling, list[float]]:
         z = np.diff(training, order)
         with warnings.catch_warnings():  # statsmodels 0.15: the result will be another type
             warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", SingularMatrixWarning)  # as below
             p.append(float(adfuller(z)[1]))
         if p[-1] <= 0.05:
             break
@@ -209,7 +211,9 @@ class LinearAR(NamedTuple):
     def fit(cls, series: Series, scaled: Scaling) -> LinearAR:
         """To all that precedes the test part."""
         before = scaled.apply(series.values)[: series.ends[1] - scaled.order]
-        params = ar_select_order(before, min(series.window, len(before) // 4), ic="bic").model.fit().params
+        with warnings.catch_warnings():  # a sine without noise follows from two lags: more are redundant
+            warnings.simplefilter("ignore", SingularMatrixWarning)
+            params = ar_select_order(before, min(series.window, len(before) // 4), ic="bic").model.fit().params
         return cls(float(params[0]), params[1:])
 
     def forecast(self, series: Series, scaled: Scaling, origins_O: np.ndarray, steps: int) -> np.ndarray:

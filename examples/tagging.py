@@ -162,7 +162,7 @@ def tagged(model: Tagger, sentences: list[Sentence], device: str) -> list[list[s
     move = model.transfer_batch_to_device
     return [
         tags
-        for batch in batched(sentences, model.known, size=256)
+        for batch in common.progress(batched(sentences, model.known, size=256), "sentences")
         for tags in model.tag(move(batch, torch.device(device), 0))
     ]
 

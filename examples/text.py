@@ -12,22 +12,29 @@ from tokenizers.pre_tokenizers import Split
 from tokenizers.trainers import WordLevelTrainer
 from torch import Tensor
 
-from examples import common
+from examples import common, french, products
 from examples.streams import read_text, standard_library
 
 SHAKESPEARE = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+LESSONS = {
+    "hello": "hello",
+    "sentence": "one small network reads one letter after another and guesses the one that follows",
+}
+TEXTS = ("python", *LESSONS, "shakespeare", "products")
 PIECES = {"char": r"[\s\S]", "word": r" ?\w+|\s|[^\w\s]"}  # all pieces together are the text again
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"  # stands for what the training text does not have, as number 0
 
 
 def read(data: str, path: Path | None = None) -> str:
-    """The text of a file, or a named one: python, hello, shakespeare."""
+    """The text of a file, or a named one: Python's sources, a few letters to learn by heart, a poet, or reviews."""
     if path:
         return read_text(path)
     if data == "shakespeare":
         return read_text(Path(common.fetch(SHAKESPEARE, SHAKESPEARE_SHA256)))
-    return standard_library() if data == "python" else "hello"
+    if data == "products":
+        return "".join(f"{review.text}\n" for review in french.reviews(4000, 0, products.PRODUCTS))
+    return LESSONS[data] if data in LESSONS else standard_library()
 
 
 def learn_pieces(text: str, level: str, most: int) -> Tokenizer:

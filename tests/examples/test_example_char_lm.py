@@ -89,6 +89,25 @@ def test_hello_is_learned_by_heart(layers, tmp_path, capsys):
     assert metrics(tmp_path)["bits_per_character"] < 0.1
 
 
+def test_a_sentence_is_learned_by_heart_with_the_sizes_of_the_overview(tmp_path, capsys):
+    assert run(tmp_path, "--sizes", "overview", "--epochs", 12, "--temperature", 0.1, "--length", 77, "--check") == 0
+    printed = capsys.readouterr().out
+    assert "1-layer GRU, hidden 64" in printed and text.LESSONS["sentence"][-20:] in printed
+    assert metrics(tmp_path)["bits_per_character"] < 0.5
+
+
+def test_words_of_reviews_after_three_prompts(tmp_path, monkeypatch):
+    """The notebook's sizes and prompts; the model and its words are saved, and write the same again."""
+    made = text.read("products")
+    monkeypatch.setattr(text, "read", lambda *_: made[:8000])
+    assert run(tmp_path / "a", "--sizes", "notebook", "--epochs", 1) == 0
+    assert run(tmp_path / "b", "--load", tmp_path / "a", "--sizes", "notebook") == 0
+    written = [(tmp_path / name / "sample.txt").read_text("utf-8") for name in "ab"]
+    assert written[0] == written[1] and written[0].count("temperature 0.8:") == 3
+    for prompt in ("ce produit", "très bon", "je recommande"):
+        assert f"\n{prompt}" in written[0]
+
+
 def test_words_with_a_seed_phrase(source, tmp_path, capsys):
     asked = ("--path", source, *TINY, "--level", "word", "--prompt", "line 3: zebra", "--length", 12, "--epochs", 3)
     assert run(tmp_path, *asked) == 0
@@ -166,8 +185,10 @@ def test_temperature_and_what_is_never_drawn():
 def test_numpy_and_the_library_agree(source, tmp_path, capsys):
     assert run(tmp_path, "--check-numpy", "--path", source, "--check") == 0
     found = metrics(tmp_path)
-    assert found.keys() == {"numpy_loss_difference", "numpy_gradient_difference"} and max(found.values()) < 1e-10
+    names = {"numpy_loss_difference", "numpy_gradient_difference", "numpy_other_letters"}
+    assert found.keys() == names and max(found.values()) < 1e-10
     printed = capsys.readouterr().out
+    assert "both then write the same 200 letters, but for 0" in printed
     assert all(f"of {name}:" in printed for name in ("loss", "rnn.weight_hh_l0", "head.bias", "h0"))
 
 

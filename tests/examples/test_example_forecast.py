@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from examples import forecast, series
 from examples.common import BadData
@@ -104,10 +105,10 @@ def test_the_linear_model_finds_an_autoregression():
     np.testing.assert_allclose(model.forecast(data, Scaling(0, 0.0, 1.0), at, 3), expected, atol=0.3)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "relu", "rnn"])
+@pytest.mark.parametrize("cell", forecast.CELLS)
 def test_the_closed_loop_reads_its_own_forecasts(cell):
     torch.manual_seed(0)
-    model = forecast.Forecaster("rnnkernels", forecast.Variant(cell, 6, 8, 2, 1), 3)
+    model = forecast.Forecaster("rnnkernels", forecast.Variant(cell, 6, (8, 5) if cell == "stack" else (8, 8), 1), 3)
     window = torch.randn(4, 6)
     with torch.no_grad():
         three = model(window, 3)
@@ -120,7 +121,7 @@ def test_the_closed_loop_reads_its_own_forecasts(cell):
 def test_the_forecast_of_several_is_their_mean():
     torch.manual_seed(0)
     data, scaled, at = made(walk(60)), Scaling(1, 0.2, 1.5), np.array([20, 40])
-    variant = forecast.Variant("gru", 5, 4, 1, 3)
+    variant = forecast.Variant("gru", 5, (4,), 3)
     models = [forecast.Forecaster("rnnkernels", variant, 3) for _ in range(3)]
     each = [forecast.Network(variant, torch.nn.ModuleList([m]), 0.0).forecast(data, scaled, at, 3) for m in models]
     together = forecast.Network(variant, torch.nn.ModuleList(models), 0.0).forecast(data, scaled, at, 3)
@@ -200,9 +201,23 @@ def test_a_run_is_written_repeated_and_loaded(tmp_path, capsys):
     assert "relu" not in other and other["gru"] == pytest.approx(metrics["rmse"]["gru"], rel=1e-3)
 
 
+def test_the_sizes_of_the_course(tmp_path):
+    """Six networks on a sine without noise, one of them two LSTMs of different sizes; they come back from a run."""
+    assert run("--sizes", "course", "--points", 300, "--epochs", 1, "--batch", 100, "--out", tmp_path / "a") == 0
+    assert run("--load", tmp_path / "a", "--out", tmp_path / "b") == 0
+    one, two = ((tmp_path / name / "metrics.json").read_bytes() for name in "ab")
+    found = json.loads(one)["sine"]
+    assert one == two and set(found["validation"]) == set(forecast.CELLS) and found["noise"] == 0
+    weights = load_file(tmp_path / "a" / "weights.safetensors")
+    assert weights["sine-stack.0.rnns.0.weight_hh_l0"].shape == (512, 128)
+    assert weights["sine-stack.0.rnns.1.weight_ih_l0"].shape == (256, 128)
+    values = series.sine(1000, forecast.PERIOD, 0.0, 0).values
+    np.testing.assert_allclose(values, np.sin(np.linspace(0, 100, 1000)), atol=1e-9)
+
+
 def test_the_network_of_a_csv_file_is_used_on_another(tmp_path, capsys):
     for name, seed in (("one", 0), ("two", 1)):
-        values = series.sine(300, 0.1, seed).values
+        values = series.sine(300, 40.0, 0.1, seed).values
         (tmp_path / f"{name}.csv").write_text("t,v\n" + "".join(f"{k},{value}\n" for k, value in enumerate(values)))
     tiny = ("--column", "v", "--rate", 10, "--hidden", 4, "--cell", "gru", "--epochs", 1)
     assert run("--path", tmp_path / "one.csv", *tiny, "--out", tmp_path / "a") == 0

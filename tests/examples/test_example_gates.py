@@ -51,6 +51,7 @@ def test_it_writes_pictures_and_pages_that_need_no_network(trained):
         assert (trained / f"{of}.png").read_bytes().startswith(b"\x89PNG")
         page = (trained / f"{of}.html").read_text(encoding="utf-8")
         assert "Plotly.newPlot" in page and not re.search(r"<(script|link)[^>]+(src|href)=", page)
+    assert (trained / "beside_invented.png").read_bytes().startswith(b"\x89PNG")
     found = metrics(trained)
     assert 0 < found["characters_bits"] < 6 and 0 <= found["characters_line_correlation"] <= 1
     for half in ("reviews", "characters"):
@@ -130,6 +131,7 @@ def test_a_model_of_sentiment_can_be_loaded(tmp_path, capsys):
     page = (tmp_path / "g" / "reviews.html").read_text(encoding="utf-8")
     assert "reset gate r" in page and "forget gate f" not in page and "le film est rat" in page
     assert not (tmp_path / "g" / "characters.png").exists()
+    assert not (tmp_path / "g" / "beside_invented.png").exists()  # those are of an LSTM
     capsys.readouterr()
     assert run("--load", tmp_path / "s", "--out", tmp_path / "x") == 2
     assert capsys.readouterr().err == f"gates: --load {tmp_path / 's'}: no lstm there, but gru\n"

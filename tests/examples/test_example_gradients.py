@@ -79,7 +79,9 @@ def test_everything_is_written_once_and_again_by_load(tmp_path, capsys):
     assert others == [first, first]
     metrics = json.loads(first)
     assert list(metrics["rates"]) == list(gradients.NETWORKS) and metrics["largest_error_of_rate"] < 0.1
-    for name in ("norms.png", "training.png"):
+    explodes, _, vanishes = metrics["demonstration"].values()
+    assert explodes > 1e6 and vanishes < 1e-9
+    for name in ("norms.png", "training.png", "demonstration.png"):
         assert (tmp_path / "c" / name).read_bytes().startswith(b"\x89PNG")
 
 

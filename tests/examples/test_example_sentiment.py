@@ -1,6 +1,5 @@
 """The sentiment example: its grammar and data, models that do not see padding, runs that repeat, and two processes."""
 
-import argparse
 import io
 import itertools
 import json
@@ -21,7 +20,7 @@ pytest.importorskip("sklearn", reason="the examples need scikit-learn: pip insta
 
 import pooch
 
-from examples import common, french, reader, reviews, sentiment
+from examples import common, french, products, reader, reviews, sentiment
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--embedding", 16, "--batch", 16, "--rate", 0.01)
@@ -86,6 +85,61 @@ def test_all_six_models_stand_in_one_table(table, tmp_path, capsys):
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_reviews_of_products():
+    """Every word of the six phrases is known; and no phrase stands in the corpus."""
+    made = french.reviews(4000, 0, products.PRODUCTS, products.HARD)
+    texts = {review.text for review in made}
+    assert len(texts) == 4000 and sum(review.label for review in made) == 2000
+    known = {word for text in texts for word in reviews.words(text)}
+    assert {word for text, _ in products.HARD for word in reviews.words(text)} <= known
+    assert not re.search(r"[{/]|  |\b(ce|ma|la) (équipe|interface|expérience)", "\n".join(texts))
+    assert not {" ".join(reviews.words(text)) for text in texts} & {
+        " ".join(reviews.words(p)) for p, _ in products.HARD
+    }
+
+
+@pytest.mark.parametrize("sizes", sentiment.SIZES)
+def test_the_sizes_of_the_texts(sizes, tmp_path):
+    """Parameters as the text's model has them, with torch's second bias and one logit instead of two."""
+    options = ("--reviews", 240, "--epochs", 1, "--tokens", 9, "--batch", 32, "--cell", "stacked")
+    assert run("--sizes", sizes, *options, "--out", tmp_path) == 0
+    E, H, stack = {
+        "overview": (100, 128, (128, 64)),
+        "course": (128, 64, (128, 64)),
+        "notebook": (100, 128, (128, 128)),
+    }[sizes]
+    weights = load_file(tmp_path / "weights.safetensors")
+    shapes = [tuple(weights[f"stacked.layers.{n}.weight_{of}_l0"].shape) for n in range(2) for of in ("ih", "hh")]
+    p, q = stack
+    assert shapes == [(4 * p, E), (4 * p, p), (4 * q, p), (4 * q, q)]
+    asked = sentiment.parser().parse_args([])
+    vars(asked).update(sentiment.SIZES[sizes] | {"recurrent_dropout": 0.0})
+    assert reader.Reader("bilstm", 1000, asked).head.in_features == 2 * H
+
+
+def test_vectors_to_begin_with(table, tmp_path, capsys):
+    path = tmp_path / "some.vec"
+    path.write_text("2 3\nfilm 1 2 3\nzebra 4 5 6\n", encoding="utf-8")
+    vocabulary = reviews.Vocabulary(["<padding>", "<unknown>", "film"])
+    assert {n: v.tolist() for n, v in reviews.read_vectors(path, vocabulary, 3).items()} == {2: [1, 2, 3]}
+    for content, words in (
+        ("film 1 2\n", "3 numbers wanted"),
+        ("film 1 2 x\n", "'x'"),
+        ("zebra 1 2 3\n", "none of the"),
+    ):
+        path.write_text(content)
+        options = ("--embedding", 3, "--cell", "rnn", "--vectors", path)
+        assert run("--path", table, *options, "--out", tmp_path / "out") == 2
+        assert words in capsys.readouterr().err
+    path.write_text("film 0.5 -0.5 9\n")
+    small = ("--embedding", 3, "--batch", 16, "--rate", 1e-9, "--epochs", 1, "--cell", "rnn")
+    assert run("--path", table, *small, "--vectors", path, "--out", tmp_path / "with") == 0
+    assert "vectors of 1 words" in capsys.readouterr().out
+    known = json.loads((tmp_path / "with" / "model.json").read_text())["words"]
+    learned = load_file(tmp_path / "with" / "weights.safetensors")["rnn.embedding.weight"][known.index("film")]
+    torch.testing.assert_close(learned, torch.tensor([0.5, -0.5, 9.0]), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.long
 def test_the_layers_of_torch_nn(table, tmp_path, capsys):
     options = ("--path", table, "--cell", "bilstm", "--epochs", 2, *SMALL, "--dropout", 0, "--recurrent-dropout", 0)
@@ -102,7 +156,10 @@ def test_the_layers_of_torch_nn(table, tmp_path, capsys):
 @pytest.mark.parametrize("kind", reader.MODELS)
 def test_padding_has_no_influence(kind, layers):
     torch.manual_seed(0)
-    asked = argparse.Namespace(embedding=12, layers=layers, dropout=0.3, recurrent_dropout=0.3, rate=1e-3, seed=0)
+    asked = sentiment.parser().parse_args(
+        ["--embedding", "12", "--units", "20", "--stack", "24", "20", "--layers", layers]
+    )
+    asked.recurrent_dropout = 0.3
     model = reader.Reader(kind, 30, asked).eval()
     lengths = torch.tensor([5, 1, 7, 3])
     tokens = torch.randint(2, 30, (4, 7))
