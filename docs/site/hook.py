@@ -5,6 +5,7 @@ docs/ that a page links to (results, examples, CONTRIBUTING.md) become files of 
 """
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -66,6 +67,15 @@ def files(page, *folders):
     return results.table([["file", "what it is"], *lines])
 
 
+def notebook(page, file):
+    """The cells of a notebook."""
+    parts = []
+    for cell in json.loads((ROOT / file).read_text("utf-8"))["cells"]:
+        text = "".join(cell["source"]).strip()
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return relinked("\n\n".join(parts), file, lambda path: posixpath.relpath(path, posixpath.dirname(page)))
+
+
 def drawing(page, folder):
     return drawings.drawing(ROOT, folder)
 
@@ -78,7 +88,7 @@ def table(kind):
     return show
 
 
-SHOWN = {"section": section, "source": source, "files": files, "drawing": drawing}
+SHOWN = {"section": section, "source": source, "files": files, "drawing": drawing, "notebook": notebook}
 SHOWN |= {name: table(kind) for name, kind in results.KINDS.items()}
 
 

@@ -4,6 +4,8 @@ around ``Recurrent``.
 Letters: T time, B batch, D directions, H hidden, I input, A attributes, L layers.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -41,7 +43,16 @@ class GRUD(nn.Module):
         ``output`` (T, B, H) and ``h_n`` (1, B, H).
     """
 
-    def __init__(self, input_size, hidden_size, mean=None, batch_first=False, device=None, dtype=None, **options):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        mean: Tensor | list[float] | None = None,
+        batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         kind = {"device": device, "dtype": dtype}
         self.batch_first = batch_first
@@ -56,7 +67,7 @@ class GRUD(nn.Module):
         for parameter in (self.weight_decay_x, self.bias_decay_x):
             nn.init.uniform_(parameter, -bound, bound)
 
-    def filled(self, values, mask, times=None):
+    def filled(self, values: Tensor, mask: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The values with what is missing put in (T, B, I), and gamma_h (T, B, H); arguments as for ``forward``."""
         if values.dim() != 3 or mask.shape != values.shape:
             raise ValueError(
@@ -84,7 +95,15 @@ class GRUD(nn.Module):
         x = torch.where(mask, values, gamma_x * last + (1 - gamma_x) * self.mean)
         return x, torch.exp(-torch.relu(self.decay_h(delta)))
 
-    def forward(self, values, mask, times=None, hx=None, lengths=None, reset=None):
+    def forward(
+        self,
+        values: Tensor,
+        mask: Tensor,
+        times: Tensor | None = None,
+        hx: Tensor | None = None,
+        lengths: Tensor | list[int] | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Run over a sequence; see the class."""
         x, gamma = self.filled(values, mask, times)
         x = torch.cat([x, mask.to(x.dtype)], 2)
@@ -115,15 +134,29 @@ class EALSTM(nn.Module):
     """
 
     def __init__(
-        self, input_size, static_size, hidden_size, batch_first=False, device=None, dtype=None, **options
-    ):  # fmt: skip
+        self,
+        input_size: int,
+        static_size: int,
+        hidden_size: int,
+        batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         self.input_gate = nn.Linear(static_size, hidden_size, device=device, dtype=dtype)
         self.lstm = Recurrent(
             library.ea_lstm, input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype, **options
         )
 
-    def forward(self, input, static, hx=None, lengths=None, reset=None):
+    def forward(
+        self,
+        input: Tensor,
+        static: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | list[int] | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over a sequence; see the class."""
         return self.lstm(input, hx, lengths, reset, i=torch.sigmoid(self.input_gate(static)))
 
@@ -159,9 +192,18 @@ class LiGRU(nn.Module):
     """
 
     def __init__(
-        self, input_size, hidden_size, num_layers=1, batch_first=False, dropout=0.0, bidirectional=False, norm="batch",
-        device=None, dtype=None, **options,
-    ):  # fmt: skip
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        norm: str | None = "batch",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__()
         if norm not in ("batch", "layer", None):
             raise ValueError(f"norm should be 'batch', 'layer' or None, got {norm!r}")
@@ -176,13 +218,16 @@ class LiGRU(nn.Module):
             self.norms.append(norms[norm](2 * hidden_size, **kind) if norm else nn.Identity())
             self.layers.append(Recurrent(normed_li_gru, 2 * hidden_size, hidden_size, bias=False, **kind, **options))
 
-    def forward(self, input, hx=None, lengths=None):
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | list[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run over a sequence; see the class."""
         if input.dim() != 3:
             raise ValueError(f"LiGRU: Expected input to be 3D, got {input.dim()}D instead")
         x, last = input.transpose(0, 1) if self.batch_first else input, []
         T, B, _ = x.shape
-        steps, ends = torch.arange(T, device=x.device)[:, None], T if lengths is None else lengths.to(x.device)
+        steps = torch.arange(T, device=x.device)[:, None]
+        ends = T if lengths is None else torch.as_tensor(lengths, device=x.device)
         inside = None if lengths is None else steps < ends
         turned = ((ends - 1 - steps) % T).expand(T, B)[..., None]  # rows turned round, up to their lengths
         for n, (product, norm, layer) in enumerate(zip(self.products, self.norms, self.layers, strict=True)):
