@@ -245,7 +245,6 @@ def test_names_and_initial_values():
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I + 1)), RuntimeError, "input_size. Expected 4"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I), u=1), TypeError, "unexpected input 'u'"),
         (lambda: Recurrent(CELLS["decayed"], I, H)(torch.zeros(T, B, I)), TypeError, "missing the input 'gamma'"),
-        (lambda: rnnkernels.Stepper(Recurrent(lstm, I, H), 1), TypeError, "not Recurrent of lstm"),
         (lambda: rnnkernels.keras.export_weights(Recurrent(lstm, I, H)), TypeError, "not Recurrent of lstm"),
         (lambda: torch.jit.script(Recurrent(lstm, I, H)), RuntimeError, "torch.jit.script cannot compile Recurrent"),
     ],
