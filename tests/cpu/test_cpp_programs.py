@@ -430,8 +430,8 @@ def test_an_operand_that_is_lost():
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
 def test_gradients_do_not_depend_on_what_memory_held(isa):
-    """Between the products of a normed step, some gradients are not there yet. NaN that another call left in their place
-    must not count as a number without bf16 parts, for which all is computed again in vectors: other bits."""
+    """Between the products of a normed step, some gradients are not there yet. NaN that another call left in their
+    place must not count as a number without bf16 parts, for which all is computed again in vectors: other bits."""
     arguments = Case("inner_alone", torch.bfloat16, 2, 32, 64, 64, "norm").arguments()
 
     def gradients(value):
