@@ -16,14 +16,14 @@ void built_in_first(const Forward<A>& loop, const Block<A>& of) {
   const Strip<A>& strip = of.strip;
   const F functions = F::of(call);
   const int64_t H = loop.H, Hp = loop.Hp, Pp = loop.Pp;
-  const A* const bias = loop.weights.bias_of_both(strip.d, 0).at;
+  const Place<A> bias = loop.weights.bias_of_both(strip.d, 0);
   for (int64_t q = of.q0; q < of.q1; ++q)
     for (int64_t m = of.r; m < of.r + of.n; ++m) {
       const int64_t j = q * W;
       const A *x = of.x.at + m * of.x.row + q * G * W, *sums = of.state.at + m * of.state.row + q * (G - 1) * W;
       V s[G], h = load(strip.h.data() + strip.at(of.slot, m) * Pp + j);
       for (int g = 0; g < G; ++g) {
-        s[g] = load(x + g * W) + load(bias + g * Hp + j);
+        s[g] = load(x + g * W) + load(bias.at + q * bias.unit + g * W);
         if (g < G - 1) s[g] = s[g] + load(sums + g * W);
       }
       const int lanes = int(std::min<int64_t>(W, H - j));
@@ -36,52 +36,46 @@ void built_in_first(const Forward<A>& loop, const Block<A>& of) {
 }
 
 // The cell, from the sums of the input and of the state; with two products, from what crossed and the sums of the
-// second one.
+// second one. Rows inside, for there are more of them: constants stay in registers.
 template <class A, class Cell, class F>
 void built_in_last(const Forward<A>& loop, const Block<A>& of) {
   using V = Vec<A>;
   constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, K = Cell::KEPT;
+  constexpr int UNITS = G == 1 && !F::STAGED ? 4 : 1;  // vectors of a row at once: one gate is little to do for it
+  constexpr int ROWS = 3 * G, HH = G, BOTH = 2 * G;    // of biases, see Weights
   const LayerCall& call = loop.call;
   const Strip<A>& strip = of.strip;
   const F functions = F::of(call);
   const int64_t H = loop.H, Hp = loop.Hp;
   // A norm of c wants its whole row: until then, the output gate is what is left.
   const bool norm_of_c = F::STAGED && Cell::STATES > 1 && call.layer_norm, to_cell_out = norm_of_c || call.project;
-  const bool keeps = K > 0 && loop.gates, ends = call.lengths;
+  const bool keeps = K > 0 && loop.gates;
   A* const cells = Cell::STATES > 1 ? static_cast<A*>(call.cells) : nullptr;
-  const int64_t t = of.t, end = of.r + of.n, x_row = of.x.row, sums_row = of.state.row;
-  // Rows inside, for there are more of them: constants stay in registers. One gate is little to do for a row: four
-  // vectors.
-  constexpr int AT_ONCE = G == 1 ? 4 : 1;
-  for (int64_t first = of.q0; first < of.q1; first += AT_ONCE) {
-    const int count = int(std::min<int64_t>(AT_ONCE, of.q1 - first));
-    V bias[AT_ONCE][G + SPLIT];  // of the sums; of a split gate its sum with the state, and then the one with the input
-    for (int v = 0; v < count && Cell::PHASES == 1; ++v) {
-      for (int g = 0; g < G; ++g)
-        bias[v][g] = (g < G - SPLIT ? loop.weights.bias_of_both(strip.d, g) : loop.weights.bias_hh(strip.d, g))
-                         .get(0, first + v);
-      for (int g = G; g < G + SPLIT; ++g) bias[v][g] = loop.weights.bias_ih(strip.d, g - SPLIT).get(0, first + v);
-    }
+  for (int64_t q = of.q0; q < of.q1; q += UNITS) {
     typename Forward<A>::Row row(loop, of);
-    const A* x_sums = of.x.at + of.r * x_row + first * G * W;
-    const A* sums = of.state.at + of.r * sums_row + first * G * W;
-    for (int64_t m = of.r; m < end; ++m, x_sums += x_row, sums += sums_row, row.next()) {
-      const bool alive = !ends || t < call.length(strip.d, strip.b0 + m);
+    const A* const biases = loop.weights.bias_ih(strip.d, 0).at + q * ROWS * W;
+    const A* x_sums = of.x.at + of.r * of.x.row + q * G * W;
+    const A* sums = of.state.at + of.r * of.state.row + q * G * W;
+    for (int64_t m = of.r; m < of.r + of.n; ++m, x_sums += of.x.row, sums += of.state.row, row.next()) {
+      const bool alive = !call.lengths || of.t < call.length(strip.d, strip.b0 + m);
 #pragma GCC unroll 4
-      for (int v = 0; v < AT_ONCE; ++v) {
-        if (v >= count) break;
-        const int64_t j = (first + v) * W;
+      for (int v = 0; v < UNITS; ++v) {
+        if (v > 0 && q + v >= of.q1) break;
+        const int64_t j = (q + v) * W;
         const int lanes = int(std::min<int64_t>(W, H - j));
         V s[G], x[SPLIT + 1], kept[K + 1], c(A(0)), out(A(0));
         for (int g = 0; g < G; ++g) {
           const int at = (v * G + g) * W;
+          const A* const bias = biases + (v * ROWS + g) * W;
           if constexpr (Cell::PHASES > 1) {
             s[g] = load(strip.crossing.data() + (m * G + g) * Hp + j);
-            if (g == G - 1) s[g] = s[g] + of.second.get(m, first);
+            if (g == G - 1) s[g] = s[g] + of.second.get(m, q);
+          } else if (g < G - SPLIT) {
+            s[g] = load(sums + at) + load(bias + BOTH * W);
+            s[g] = s[g] + load(x_sums + at);
           } else {
-            s[g] = load(sums + at) + bias[v][g];
-            if (g < G - SPLIT) s[g] = s[g] + load(x_sums + at);
-            else x[g - G + SPLIT] = load(x_sums + at) + bias[v][g + SPLIT];
+            s[g] = load(sums + at) + load(bias + HH * W);
+            x[g - G + SPLIT] = load(x_sums + at) + load(bias);
           }
         }
         if constexpr (Cell::MIXES) out = load(row.h_old + j);
@@ -95,8 +89,10 @@ void built_in_last(const Forward<A>& loop, const Block<A>& of) {
           c_new.store(row.c + j);
           if (cells) store_first(c_new, cells + row.kept * H + j, lanes);
         }
-        if (keeps)
-          for (int k = 0; k < K; ++k) loop.gates.put(alive ? kept[k] : V(A(0)), (row.kept * K + k) * H + j, lanes);
+        if (keeps) {
+          const int64_t first = row.kept * K * H + j;
+          for (int k = 0; k < K; ++k) loop.gates.put(alive ? kept[k] : V(A(0)), first + k * H, lanes);
+        }
         if (to_cell_out) out.store(strip.cell_out.data() + m * Hp + j);
         else loop.template put<F::STAGED>(of, row, j, lanes, alive, out);
       }

@@ -32,10 +32,9 @@ struct PanelSizes {
 // The weights of all directions in a packed form, which calls may share: see cells/kept_weights.h.
 template <class A>
 struct PackedWeights {
-  PackedMatrix<A> ih, hh, hr;  // panel after panel, direction after direction
-  PackedMatrix<A> second;      // the last gate of W_hh, where it has a product of its own
-  // [D] rows of Hp: b_ih by gate of the input, b_hh by recurrent gate, and the sums of both by gate of the input; and
-  // the learned vectors.
+  PackedMatrix<A> input, state, second, projection;  // panel after panel, direction after direction
+  // [D][vector of units][row][W], the rows: b_ih by gate of the input, b_hh by recurrent gate, and the sums of both by
+  // gate of the input; and the learned vectors.
   Scratch<A> rows;
   bool fine = true;  // no number came that the form cannot take
 };
@@ -55,6 +54,15 @@ struct Weights : PanelSizes<A> {
   const Program* const program = call.cell->program.get();
   const int64_t I = call.I, H = call.H, P = call.P, D = call.D;
   const int64_t panels = (H + WIDTH - 1) / WIDTH, out_panels = (P + WIDTH - 1) / WIDTH, Hp = panels * WIDTH;
+  // So many gates of a weight of K columns, from `first` on.
+  struct Factor {
+    Layout layout;
+    int weight, first, gates;
+    int64_t K;
+    PackedMatrix<A>* packed = nullptr;
+  };
+  Factor input{schedule.ih, 0, 0, gates_ih, I}, state{schedule.hh, call.hh(), 0, gates_first, P};
+  Factor second{schedule.hh, call.hh(), gates_first, gates_hh - gates_first, P};  // where W_hh has a second product
   std::shared_ptr<PackedWeights<A>> packed;
   const int inputs = program ? int(program->inputs.size()) : gates_ih,
             learned = program ? int(program->vectors.size()) : 0, row_count = 2 * inputs + gates_hh + learned;
@@ -62,12 +70,24 @@ struct Weights : PanelSizes<A> {
 
   Weights(const LayerCall& c, const Schedule& s) : Of(c), call(c), schedule(s) {}
 
-  void allocate(PackedMatrix<A>& w, Layout layout, int64_t K, int gates) const {
-    if (gates == 0 || !kept(layout)) return;
-    const int64_t columns = D * panels * gates * WIDTH;
-    if (layout == Layout::quads) w.allocate_quads(columns, K);
-    else if (layout == Layout::narrow) w.allocate_narrow(columns, K, call.storage);
-    else w.allocate(columns, K, layout == Layout::pairs ? schedule.parts : 0);
+  // Room for all of them.
+  void allocate() {
+    use(std::make_shared<PackedWeights<A>>());
+    packed->rows.allocate(D * row_count * Hp, true);
+    for (const Factor* each : {&input, &state, &second}) allocate(*each);
+    if (call.project) packed->projection.allocate(D * out_panels * WIDTH, H, 0);
+  }
+  void use(std::shared_ptr<PackedWeights<A>> form) {
+    packed = std::move(form);
+    input.packed = &packed->input, state.packed = &packed->state, second.packed = &packed->second;
+  }
+
+  void allocate(const Factor& of) const {
+    if (of.gates == 0 || !kept(of.layout)) return;
+    const int64_t columns = D * panels * of.gates * WIDTH;
+    if (of.layout == Layout::quads) of.packed->allocate_quads(columns, of.K);
+    else if (of.layout == Layout::narrow) of.packed->allocate_narrow(columns, of.K, call.storage);
+    else of.packed->allocate(columns, of.K, of.layout == Layout::pairs ? schedule.parts : 0);
   }
   // True if a matrix is packed as a whole before the loop.
   bool kept(Layout layout) const { return layout != Layout::in_place && !passing(layout); }
@@ -80,39 +100,28 @@ struct Weights : PanelSizes<A> {
   const T* weight(int64_t d, int k) const {
     return static_cast<const T*>(call.weight(d, k));
   }
-  A* row(int64_t d, int64_t k) const { return packed->rows.data() + (d * row_count + k) * Hp; }
   // As the vectors of a block.
-  Place<A> bias_ih(int64_t d, int g) const { return {row(d, g), 0, W}; }
-  Place<A> bias_hh(int64_t d, int g) const { return {row(d, inputs + g), 0, W}; }
-  Place<A> bias_of_both(int64_t d, int g) const { return {row(d, inputs + gates_hh + g), 0, W}; }
-  Place<A> vector(int64_t d, int k) const { return {row(d, 2 * inputs + gates_hh + k), 0, W}; }
+  Place<A> row(int64_t d, int k) const { return {packed->rows.data() + d * row_count * Hp + k * W, 0, row_count * W}; }
+  Place<A> bias_ih(int64_t d, int g) const { return row(d, g); }
+  Place<A> bias_hh(int64_t d, int g) const { return row(d, inputs + g); }
+  Place<A> bias_of_both(int64_t d, int g) const { return row(d, inputs + gates_hh + g); }
+  Place<A> vector(int64_t d, int k) const { return row(d, 2 * inputs + gates_hh + k); }
 
-  // All of them; false if a number came that the form cannot take.
+  // All of them, or what is kept of an earlier call; false if a number came that the form cannot take.
   bool pack(bool parallel) {
     auto make = [&] {
-      make_packed(parallel);
+      pack_all(parallel);
       return packed;
     };
     if (!call.kept) make();
-    else packed = std::static_pointer_cast<PackedWeights<A>>(call.kept->get(form(), make));
+    else use(std::static_pointer_cast<PackedWeights<A>>(call.kept->get(form(), make)));
     return packed->fine;
   }
   KeptWeights::Form form() const {
     return {call.kept_place,      kBytes,         sizeof(A),       int64_t(schedule.ih),
             int64_t(schedule.hh), schedule.parts, schedule.passing};
   }
-
-  // Room for all of them.
-  void allocate() {
-    packed = std::make_shared<PackedWeights<A>>();
-    packed->rows.allocate(D * row_count * Hp, true);
-    allocate(packed->ih, schedule.ih, I, gates_ih);
-    allocate(packed->hh, schedule.hh, P, gates_first);
-    allocate(packed->second, schedule.hh, P, gates_hh - gates_first);
-    if (call.project) packed->hr.allocate(D * out_panels * WIDTH, H, 0);
-  }
-
-  void make_packed(bool parallel) {
+  void pack_all(bool parallel) {
     allocate();
     for (int64_t d = 0; d < D; ++d) pack_rows(d);
     spread(parallel, D * panels, [&](int64_t i) { pack_panel(i / panels, i % panels); });
@@ -122,18 +131,21 @@ struct Weights : PanelSizes<A> {
   }
 
   void pack_rows(int64_t d) {
-    for (int g = 0; call.bias && g < gates_ih; ++g) stored(call.weight(d, call.bias_ih())).get_row(g * H, row(d, g), H);
-    for (int g = 0; call.bias && g < gates_hh; ++g)
-      stored(call.weight(d, call.bias_hh())).get_row(g * H, row(d, inputs + g), H);
+    auto put = [&](const Place<A>& row, int weight, int64_t first) {
+      for (int64_t q = 0; q * W < H; ++q)
+        stored(call.weight(d, weight)).get_row(first + q * W, row_at(row, q), std::min<int64_t>(W, H - q * W));
+    };
+    for (int g = 0; call.bias && g < gates_ih; ++g) put(bias_ih(d, g), call.bias_ih(), g * H);
+    for (int g = 0; call.bias && g < gates_hh; ++g) put(bias_hh(d, g), call.bias_hh(), g * H);
     for (int g = 0; call.bias && g < inputs; ++g) {
       const int recurrent = recurrent_gate(g);
-      if (recurrent < 0) continue;
-      const A *x = row(d, g), *r = row(d, inputs + recurrent);
-      A* const to = row(d, inputs + gates_hh + g);
-      for (int64_t j = 0; j < H; ++j) to[j] = x[j] + r[j];
+      for (int64_t q = 0; recurrent >= 0 && q * W < H; ++q)
+        (bias_ih(d, g).get(0, q) + bias_hh(d, recurrent).get(0, q)).store(row_at(bias_of_both(d, g), q));
     }
-    for (int k = 0; k < learned; ++k)
-      stored(call.weight(d, call.vector(k))).get_row(0, row(d, 2 * inputs + gates_hh + k), H);
+    for (int k = 0; k < learned; ++k) put(vector(d, k), call.vector(k), 0);
+  }
+  A* row_at(const Place<A>& row, int64_t q) const {
+    return packed->rows.data() + (row.at - packed->rows.data()) + q * row.unit;
   }
   // The recurrent gate of the same name as gate g of the input, -1 where there is none.
   int recurrent_gate(int g) const {
@@ -170,32 +182,28 @@ struct Weights : PanelSizes<A> {
   int64_t column(int64_t d, int64_t u, int gates, int g) const { return ((d * panels + u) * gates + g) * WIDTH; }
 
   void pack_panel(int64_t d, int64_t u) {
-    auto pack = [&](PackedMatrix<A>& w, Layout layout, int k, int64_t K, int first, int gates) {
-      for_groups(kept(layout) ? gates : 0, [&](auto n, int g0, int) {
-        pack_group(n, w, layout, k, K, first + g0, d, u, column(d, u, gates, g0));
-      });
-    };
-    pack(packed->ih, schedule.ih, 0, I, 0, gates_ih);
-    pack(packed->hh, schedule.hh, call.hh(), P, 0, gates_first);
-    pack(packed->second, schedule.hh, call.hh(), P, gates_first, gates_hh - gates_first);
+    for (Factor* of : {&input, &state, &second})
+      for_groups(kept(of->layout) ? of->gates : 0,
+                 [&](auto n, int g0, int) { pack_group(n, *of, *of->packed, g0, d, u, column(d, u, of->gates, g0)); });
   }
-  // Panel u of weights k of K columns, gates g0.. that are N vectors, to column c of w.
-  void pack_group(int N, PackedMatrix<A>& w, Layout layout, int k, int64_t K, int g0, int64_t d, int64_t u,
-                  int64_t c) const {
+  // N vectors of panel u, of its gates from number g0 on, to column c of w.
+  __attribute__((noinline)) void pack_group(int N, const Factor& of, PackedMatrix<A>& w, int g0, int64_t d, int64_t u,
+                                            int64_t c) const {
     for (int v = 0; v < N; ++v) {
-      const int64_t j = u * WIDTH + v % vectors * W, first = (g0 + v / vectors) * H + j, at = first * K;
-      const int n = int(std::clamp<int64_t>(H - j, 0, W));
-      if (layout == Layout::quads) w.pack_quads(weight<int8_t>(d, k) + at, call.scale(d, k) + first, n, K, c, N, v);
-      else if (layout == Layout::narrow) w.pack_narrow(weight<Bits>(d, k) + at, n, K, c, N, v);
-      else w.pack_columns(stored(call.weight(d, k)), at, K, n, K, c, N, v, overflow);
+      const int64_t j = u * WIDTH + v % vectors * W, first = (of.first + g0 + v / vectors) * H + j, at = first * of.K;
+      const int n = int(std::clamp<int64_t>(H - j, 0, W)), k = of.weight;
+      if (of.layout == Layout::quads)
+        w.pack_quads(weight<int8_t>(d, k) + at, call.scale(d, k) + first, n, of.K, c, N, v);
+      else if (of.layout == Layout::narrow) w.pack_narrow(weight<Bits>(d, k) + at, n, of.K, c, N, v);
+      else w.pack_columns(stored(call.weight(d, k)), at, of.K, n, of.K, c, N, v, overflow);
     }
   }
   void pack_projection(int64_t d, int64_t u) {
     for (int v = 0; v < vectors; ++v) {
       const int64_t p = u * WIDTH + v * W;
       const int n = int(std::clamp<int64_t>(P - p, 0, W));
-      packed->hr.pack_columns(stored(call.weight(d, call.projection())), p * H, H, n, H, (d * out_panels + u) * WIDTH,
-                              vectors, v, overflow);
+      packed->projection.pack_columns(stored(call.weight(d, call.projection())), p * H, H, n, H,
+                                      (d * out_panels + u) * WIDTH, vectors, v, overflow);
     }
   }
 
@@ -203,38 +211,42 @@ struct Weights : PanelSizes<A> {
   // panel u.
   void multiply_input(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
                       int64_t sums_row) const {
-    multiply(packed->ih, schedule.ih, 0, I, 0, gates_ih, tiles, d, u, n, left, sums, sums_row);
+    multiply(input, tiles, d, u, n, left, sums, sums_row);
   }
   void multiply_state(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
                       int64_t sums_row) const {
-    multiply(packed->hh, schedule.hh, call.hh(), P, 0, gates_first, tiles, d, u, n, left, sums, sums_row);
+    multiply(state, tiles, d, u, n, left, sums, sums_row);
   }
   void multiply_second(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
                        int64_t sums_row) const {
-    multiply(packed->second, schedule.hh, call.hh(), P, gates_first, gates_hh - gates_first, tiles, d, u, n, left, sums,
-             sums_row);
+    multiply(second, tiles, d, u, n, left, sums, sums_row);
   }
-  // The same with weights k of K columns, of which so many gates from `first` on are in w.
-  void multiply(const PackedMatrix<A>& w, Layout layout, int k, int64_t K, int first, int gates, Tiles& tiles,
-                int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums, int64_t sums_row) const {
-    if (layout == Layout::in_place) return multiply_in_place(k, K, first, gates, d, u, n, left, sums, sums_row);
-    for_groups(gates, [&](auto N, int g0, int) {
-      A* const to = sums + g0 * WIDTH;
-      auto by = [&](const PackedMatrix<A>& factor, int64_t c) {
-        factor.template multiply<N>(tiles, schedule.engine, n, left, 0, K, c, to, sums_row, Sum::put);
-      };
-      if (!passing(layout)) return by(w, column(d, u, gates, g0));
-      PackedMatrix<A> panel;  // it stays close, and takes no memory of its own
-      panel.allocate(N * W, K, layout == Layout::pairs ? schedule.parts : 0);
-      pack_group(N, panel, layout, k, K, first + g0, d, u, 0);
-      by(panel, 0);
+  void multiply(const Factor& of, Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
+                int64_t sums_row) const {
+    if (__builtin_expect(!kept(of.layout), 0)) return multiply_unpacked(of, tiles, d, u, n, left, sums, sums_row);
+    for_groups(of.gates, [&](auto N, int g0, int) __attribute__((always_inline)) {
+      of.packed->template multiply<N>(tiles, schedule.engine, n, left, 0, of.K, column(d, u, of.gates, g0),
+                                      sums + g0 * WIDTH, sums_row, Sum::put);
     });
   }
-  void multiply_in_place(int k, int64_t K, int first, int gates, int64_t d, int64_t u, int64_t n,
-                         const RowsView<A>& left, A* sums, int64_t sums_row) const {
-    const int64_t columns = std::min<int64_t>(WIDTH, H - u * WIDTH);
-    for (int g = 0; g < gates; ++g, sums += WIDTH) {
-      const int64_t row = (first + g) * H + u * WIDTH;
+  // The same where weights lie, or with a panel that is packed for this: it stays close, and takes no memory of its
+  // own.
+  __attribute__((noinline)) void multiply_unpacked(const Factor& of, Tiles& tiles, int64_t d, int64_t u, int64_t n,
+                                                   const RowsView<A>& left, A* sums, int64_t sums_row) const {
+    if (of.layout == Layout::in_place) return multiply_in_place(of, d, u, n, left, sums, sums_row);
+    for_groups(of.gates, [&](auto N, int g0, int) {
+      PackedMatrix<A> panel;
+      panel.allocate(N * W, of.K, of.layout == Layout::pairs ? schedule.parts : 0);
+      pack_group(N, of, panel, g0, d, u, 0);
+      panel.template multiply<N>(tiles, schedule.engine, n, left, 0, of.K, 0, sums + g0 * WIDTH, sums_row, Sum::put);
+    });
+  }
+  void multiply_in_place(const Factor& of, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
+                         int64_t sums_row) const {
+    const int64_t columns = std::min<int64_t>(WIDTH, H - u * WIDTH), K = of.K;
+    const int k = of.weight;
+    for (int g = 0; g < of.gates; ++g, sums += WIDTH) {
+      const int64_t row = (of.first + g) * H + u * WIDTH;
       for (int64_t m = 0; columns < WIDTH && m < n; ++m)  // what pads a panel may become a factor
         std::fill_n(sums + m * sums_row + columns, WIDTH - columns, A(0));
       if (!call.quantized()) {
@@ -251,8 +263,8 @@ struct Weights : PanelSizes<A> {
     with_vectors(
         vectors,
         [&](auto N, int, int) {
-          packed->hr.template multiply<N>(tiles, schedule.engine, n, left, 0, H, (d * out_panels + u) * WIDTH, sums,
-                                          WIDTH, Sum::put);
+          packed->projection.template multiply<N>(tiles, schedule.engine, n, left, 0, H, (d * out_panels + u) * WIDTH,
+                                                  sums, WIDTH, Sum::put);
         },
         0, 1);
   }

@@ -108,6 +108,19 @@ INLINE Vec<A> of_bools(const uint8_t* p, int n) {
 // ---- The 16-bit storage types, a vector at a time ------------------------------------------------------------------
 using Halves = uint16_t __attribute__((vector_size(kBytes / 2)));  // as many as there are floats in a vector
 
+#ifndef HALVES_TO_FLOATS  // out of line, because they are long
+__attribute__((noinline)) inline Vec<float> floats_of_halves(const uint16_t* from) {
+  alignas(kBytes) float buffer[Vec<float>::W];
+  for (int i = 0; i < Vec<float>::W; ++i) buffer[i] = float_of_half(from[i]);
+  return load(buffer);
+}
+__attribute__((noinline)) inline void floats_to_halves(Vec<float> v, uint16_t* to) {
+  alignas(kBytes) float buffer[Vec<float>::W];
+  v.store(buffer);
+  for (int i = 0; i < Vec<float>::W; ++i) to[i] = half_of_float(buffer[i]);
+}
+#endif
+
 INLINE Vec<float> floats_of_16(const uint16_t* from, Storage storage) {
   if (storage == Storage::bfloat16) {
     Halves bits;
@@ -117,9 +130,7 @@ INLINE Vec<float> floats_of_16(const uint16_t* from, Storage storage) {
 #ifdef HALVES_TO_FLOATS
   return Vec<float>((Vec<float>::Data)HALVES_TO_FLOATS(from));
 #else
-  alignas(kBytes) float buffer[Vec<float>::W];
-  for (int i = 0; i < Vec<float>::W; ++i) buffer[i] = float_of_half(from[i]);
-  return load(buffer);
+  return floats_of_halves(from);
 #endif
 }
 
@@ -143,9 +154,7 @@ INLINE void floats_to_16(Vec<float> v, uint16_t* to, Storage storage) {
 #ifdef FLOATS_TO_HALVES
   FLOATS_TO_HALVES(to, v.v);
 #else
-  alignas(kBytes) float buffer[Vec<float>::W];
-  v.store(buffer);
-  for (int i = 0; i < Vec<float>::W; ++i) to[i] = half_of_float(buffer[i]);
+  floats_to_halves(v, to);
 #endif
 }
 
