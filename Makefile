@@ -136,14 +136,15 @@ format: $(VENV)/lint
 # An sdist, and from it a wheel, which so has nothing but what the sdist has. auditwheel refuses what manylinux_2_28 has
 # not; torch brings its own libraries.
 REPAIR = PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PY) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' \
-  --wheel-dir dist --only-plat --plat manylinux_2_28_
+  --wheel-dir dist
 CHECK = $(PY) -m abi3audit --strict dist/*.whl && $(PY) -m check_wheel_contents dist && \
   $(PY) -m twine check --strict dist/*
 wheel: $(VENV)/wheel
 	rm -rf dist build/dist
 	$(PY) -m build --no-isolation --outdir build/dist
 	mkdir -p dist && cp build/dist/*.tar.gz dist
-	if [ "$$(uname -s)" = Linux ]; then $(REPAIR)$$(uname -m) build/dist/*.whl; else cp build/dist/*.whl dist; fi
+	if [ "$$(uname -s)" != Linux ]; then cp build/dist/*.whl dist; \
+	else $(REPAIR) --only-plat --plat manylinux_2_28_$$(uname -m) build/dist/*.whl; fi
 	$(CHECK)
 
 # Instead of torch's libraries for aarch64 the linker gets empty ones of their names. zig would not do: exceptions of its
@@ -160,7 +161,8 @@ wheel-aarch64: $(VENV)/wheel
 	  $(CXX) -shared -nostdlib -Wl,-soname,lib$$name.so -x c /dev/null -o build/aarch64/lib$$name.so || exit 1; \
 	done
 	$(PY) -m build --no-isolation --outdir build/dist-aarch64
-	$(REPAIR)aarch64 build/dist-aarch64/*.whl
+	$(REPAIR) build/dist-aarch64/*.whl
+	ls dist/*-manylinux_2_2[0-8]_aarch64.whl  # auditwheel takes --plat for its own machine only
 	$(CHECK)
 
 # Each Python of PYTHONS with each torch of TORCHES: make test-wheel PYTHONS=python3.12 TORCHES="torch==2.10.0 torch"
