@@ -117,9 +117,9 @@ def progress(items: Iterable, what: str, total: int | None = None) -> Iterable:
 
 
 class Lines(Callback):
-    """A line every few seconds of training, where there is no terminal for Lightning's bar."""
+    """A line every two seconds of training, where there is no terminal for Lightning's bar."""
 
-    def __init__(self, name: str, every: float = 5.0) -> None:
+    def __init__(self, name: str, every: float = 2.0) -> None:
         self.name, self.every, self.last = name or "training", every, time.monotonic()
 
     def on_train_batch_end(

@@ -274,8 +274,8 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
     draw(found, asked.out / "norms.png")
     shown = demonstration(library, seed)
     draw_demonstration(shown, asked.out / "demonstration.png")
-    for name, facts in shown.items():
-        print(f"100 units, W from N(0, s²), {name}: 50 steps back from {facts['first']:.1e} to {facts['last']:.1e}")
+    for name, one in shown.items():
+        print(f"100 units, W from N(0, s²), {name}: 50 steps back from {one['first']:.1e} to {one['last']:.1e}")
 
     curves = facts.get("training") or {}
     if not asked.load:
@@ -293,7 +293,7 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
         "rates": {name: [facts["eigenvalue"], facts["rate"]] for name, facts in found.items()},
         "largest_error_of_rate": max(abs(facts["rate"] / facts["eigenvalue"] - 1) for facts in found.values()),
         "driven_rates": {name: [facts["driven_eigenvalue"], facts["driven_rate"]] for name, facts in found.items()},
-        "demonstration": {name: facts["last"] / facts["first"] for name, facts in shown.items()},
+        "demonstration": {name: one["last"] / one["first"] for name, one in shown.items()},
         "loss_without_clipping": free if math.isfinite(free) else None,
         "loss_with_clipping": clipped,
     }
