@@ -50,6 +50,7 @@ void built_in_last(const Forward<A>& loop, const Block<A>& of) {
   // A norm of c wants its whole row: until then, the output gate is what is left.
   const bool norm_of_c = F::STAGED && Cell::STATES > 1 && call.layer_norm, to_cell_out = norm_of_c || call.project;
   const bool keeps = K > 0 && loop.gates;
+  A* const planes = keeps && loop.gates.direct() ? loop.gates.at(0) : nullptr;
   A* const cells = Cell::STATES > 1 ? static_cast<A*>(call.cells) : nullptr;
   for (int64_t q = of.q0; q < of.q1; q += UNITS) {
     typename Forward<A>::Row row(loop, of);
@@ -89,8 +90,10 @@ void built_in_last(const Forward<A>& loop, const Block<A>& of) {
           c_new.store(row.c + j);
           if (cells) store_first(c_new, cells + row.kept * H + j, lanes);
         }
-        if (keeps) {
-          const int64_t first = row.kept * K * H + j;
+        const int64_t first = row.kept * K * H + j;
+        if (planes && lanes == W) {  // one branch for all of them
+          for (int k = 0; k < K; ++k) (alive ? kept[k] : V(A(0))).store(planes + first + k * H);
+        } else if (keeps) {
           for (int k = 0; k < K; ++k) loop.gates.put(alive ? kept[k] : V(A(0)), first + k * H, lanes);
         }
         if (to_cell_out) out.store(strip.cell_out.data() + m * Hp + j);
