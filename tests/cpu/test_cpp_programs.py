@@ -7,7 +7,8 @@ import pytest
 import torch
 from common import TOLERANCES, assert_close
 from pairwise import ALL
-from programs import CELLS, meant, split, weight_shapes
+from program_texts import CELLS
+from programs import meant, split, weight_shapes
 
 from rnnkernels import backends
 from rnnkernels.cells import program
