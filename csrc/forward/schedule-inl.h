@@ -31,8 +31,9 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
   // need it, because it reads every weight once a step anyway.
   const int64_t rows = B / s.row_jobs;
-  // Weights that are kept have been packed before.
-  const bool kept = call.kept_place >= 0, once = call.T == 1 && !kept,
+  // Weights that are kept have been packed before. A single row of a single step reads large ones as fast as they lie.
+  const int64_t bytes = (cell.ih_gates * call.I + cell.hh_gates * call.P) * call.H * int64_t(sizeof(A));
+  const bool kept = call.kept_place >= 0 && (call.T * B > 1 || bytes <= kNearBytes), once = call.T == 1 && !kept,
              few_steps = !kept && (once ? rows < kPassing : call.T * ((B + 5) / 6) < 4);
   s.passing = once && !few_steps;
   const bool projects = cell.ih_gates > 0;
