@@ -72,7 +72,10 @@ def notebook(page, file):
     parts = []
     for cell in json.loads((ROOT / file).read_text("utf-8"))["cells"]:
         text = "".join(cell["source"]).strip()
-        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+        if cell["cell_type"] == "markdown":  # a list begins after an empty line there
+            parts.append(re.sub(r"^(?!- |  )(.+)\n(?=- )", r"\1\n\n", text, flags=re.MULTILINE))
+        else:
+            parts.append(f"```python\n{text}\n```")
     return relinked("\n\n".join(parts), file, lambda path: posixpath.relpath(path, posixpath.dirname(page)))
 
 
