@@ -84,8 +84,8 @@ FAULTS = {
         "cpp_guard.inputs",
     ),
     "cpp: two parts of a float instead of three": Fault(
-        "cpp", "s.parts = bfloat16 ? 1 : call.storage == Storage::float16 ? 2 : 3;",
-        "s.parts = bfloat16 ? 1 : call.storage == Storage::float16 || PLANTED ? 2 : 3;",
+        "cpp", "s.parts = parts;",
+        "s.parts = PLANTED ? std::min(parts, 2) : parts;",
         "test_cpp_accuracy.py",
     ),
     "cpp: a mask of the reset is not that of the row": Fault(
