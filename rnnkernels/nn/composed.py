@@ -62,7 +62,7 @@ class GRUD(nn.Module):
         self.weight_decay_x = nn.Parameter(torch.empty(input_size, **kind))
         self.bias_decay_x = nn.Parameter(torch.empty(input_size, **kind))
         self.decay_h = nn.Linear(input_size, hidden_size, **kind)
-        self.gru = Recurrent(library.gru_d, 2 * input_size, hidden_size, **kind, **options)
+        self.gru = Recurrent(library.gru_d, 2 * input_size, hidden_size, batch_first=batch_first, **kind, **options)
         bound = input_size**-0.5
         for parameter in (self.weight_decay_x, self.bias_decay_x):
             nn.init.uniform_(parameter, -bound, bound)
@@ -106,12 +106,7 @@ class GRUD(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Run over a sequence; see the class."""
         x, gamma = self.filled(values, mask, times)
-        x = torch.cat([x, mask.to(x.dtype)], 2)
-        if not self.batch_first:
-            return self.gru(x, hx, lengths, reset, gamma=gamma)
-        reset = None if reset is None else reset.transpose(0, 1)
-        y, h = self.gru(x.transpose(0, 1), hx, lengths, reset, gamma=gamma.transpose(0, 1))
-        return y.transpose(0, 1), h
+        return self.gru(torch.cat([x, mask.to(x.dtype)], 2), hx, lengths, reset, gamma=gamma)
 
 
 class EALSTM(nn.Module):
@@ -229,7 +224,8 @@ class LiGRU(nn.Module):
         steps = torch.arange(T, device=x.device)[:, None]
         ends = T if lengths is None else torch.as_tensor(lengths, device=x.device)
         inside = None if lengths is None else steps < ends
-        turned = ((ends - 1 - steps) % T).expand(T, B)[..., None]  # rows turned round, up to their lengths
+        if self.D > 1:
+            turned = ((ends - 1 - steps) % T).expand(T, B)[..., None]  # rows turned round, up to their lengths
         for n, (product, norm, layer) in enumerate(zip(self.products, self.norms, self.layers, strict=True)):
             if n % self.D == 0:
                 given, ys = self.dropout(x) if n else x, []

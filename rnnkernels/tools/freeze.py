@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from .. import backends
+from ..cells.weights import names_of
 from ..nn.base import RecurrentBase
-from ..nn.cell_modules import CellBase
+from ..nn.cell_modules import CellBase, kind_of_cell
 from ..nn.recurrent import RecurrentCell
 from ..op.autograd import recording
 from .convert import convert
@@ -21,9 +22,10 @@ from .convert import convert
 def freeze(model: nn.Module) -> nn.Module:
     """A copy of a model for inference, whose RNN, LSTM, GRU, ``Recurrent`` and cells keep their weights packed.
 
-    A call of a layer puts its weights into the order in which the kernels on the CPU read them, which is most of the
-    time of a short one (a single step, a row or two). In the copy this is done once, at the first call of its kind, for
-    any T and B: small batches and short sequences get faster, and results have the same numbers up to rounding.
+    A call of a layer puts its weights into the order in which the kernels on the CPU read them, or reads them in place
+    where so few rows and steps do not earn that back. In the copy they are packed once, at the first call of its kind,
+    for any T and B: small batches and short sequences get faster, and results are the same up to rounding. (A step of
+    an RNNCell in float32 or float64 is torch's own op, which packs nothing.)
 
     It is a snapshot: the copy has weights of its own, which must not be changed in place. ``load_state_dict``,
     ``.to()`` and new tensors in their place are noticed, and packed anew. The packed weights take about as much memory
@@ -31,8 +33,9 @@ def freeze(model: nn.Module) -> nn.Module:
     that different T and B want.
 
     The copy is in evaluation mode, its modules are rnnkernels' own, with the names in ``state_dict`` as before, and its
-    parameters require no gradient (an input may). It can be copied, pickled, compiled and exported; exported programs,
-    TorchScript and ONNX do not have the packed weights. GPUs: no effect.
+    parameters require no gradient (an input may). It can be copied, pickled, compiled (after a copy, ``.to()`` or
+    pickling, and a call outside of the graph) and exported; exported programs, TorchScript and ONNX do not have the
+    packed weights. GPUs: no effect.
 
     Args:
         model: any module; a recurrent module itself is frozen as well. Parametrizations become plain weights. It is not
@@ -55,9 +58,10 @@ def freeze(model: nn.Module) -> nn.Module:
     frozen = convert(copy.deepcopy(model)).eval()
     for module in frozen.modules():
         if isinstance(module, kinds):
-            for name in list(getattr(module, "parametrizations", ())) if is_parametrized(module) else ():
+            for name in list(module.parametrizations) if is_parametrized(module) else ():
                 remove_parametrizations(module, name)
             vars(module)["_packed"] = Packed()
+            module._packed.of(weights_of(module))
             module.register_load_state_dict_post_hook(pack_anew)
     return frozen.requires_grad_(False)
 
@@ -66,7 +70,7 @@ class Packed:
     """The packed weights of a module, which the C++ backend keeps as long as this object lives."""
 
     def __init__(self):
-        self.number, self.first = 0, None
+        self.number, self.places, self.held = 0, [], []
 
     def of(self, weights):
         """Their number for the op; 0 stands for none."""
@@ -74,9 +78,11 @@ class Packed:
             return 0
         if torch.compiler.is_compiling():
             return self.number
-        if self.first != weights[0].data_ptr():
+        places = [w.data_ptr() for w in weights]
+        if places != self.places:
             self.forget()
-            self.number, self.first = torch.ops.rnnkernels.freeze(weights), weights[0].data_ptr()
+            self.places, self.held = places, [w.detach() for w in weights]  # no other tensor gets their memory
+            self.number = torch.ops.rnnkernels.freeze(self.held)
             self.end = weakref.finalize(self, torch.ops.rnnkernels.unfreeze, self.number)
             self.end.atexit = False
         return self.number
@@ -85,7 +91,7 @@ class Packed:
         """Free them; the next call packs anew."""
         if self.number:
             self.end()
-        self.number, self.first = 0, None
+        self.number, self.places, self.held = 0, [], []
 
     def __reduce__(self):
         return Packed, ()  # a copy packs for itself
@@ -94,3 +100,13 @@ class Packed:
 def pack_anew(module, incompatible_keys):
     """After ``load_state_dict``."""
     module._packed.forget()
+    module._packed.of(weights_of(module))
+
+
+def weights_of(module):
+    """The weights of a frozen or quantised module in the order in which its calls have them."""
+    names = getattr(module, "_weights", None) or getattr(module, "_flat_weights_names", None)
+    if names is None:
+        cell = module.cell.program.text if isinstance(module, RecurrentCell) else kind_of_cell(module)[0]
+        names = names_of(cell, module.bias)
+    return [getattr(module, name) for name in names]

@@ -31,7 +31,7 @@ from ..op import run as op
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
 from .convert import TO_OURS
-from .freeze import Packed, pack_anew
+from .freeze import Packed, pack_anew, weights_of
 
 
 def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Module:
@@ -119,6 +119,7 @@ class Quantized(Leaf, nn.Module):
                 self.register_buffer(self._scales[-1], scale)
             self.register_buffer(name, weight.clone())
         self._packed = Packed()
+        self._packed.of(weights_of(self))
         self.register_load_state_dict_post_hook(pack_anew)
         self.train(module.training)
 

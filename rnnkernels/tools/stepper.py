@@ -4,6 +4,7 @@ Letters: T time, B batch, H hidden, I input, L layers, S states, P output of a s
 """
 
 import operator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -166,9 +167,7 @@ class Stepper:
         increment_version(out)
         return out
 
-    def __call__(
-        self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None = None
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    def __call__(self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None) -> Any:
         """Take one step from the state ``hx``, as a call of the cell does; for Steppers of cells.
 
         Args:
@@ -230,7 +229,7 @@ class Stepper:
         self._runner.reset(mask)
 
     @property
-    def state(self) -> Tensor | tuple[Tensor, Tensor]:
+    def state(self) -> Tensor | tuple[Tensor, ...]:
         """A copy of the state in the form of the module's ``hx``: h (L, B, P), for an LSTM the pair with c (L, B, H).
         For a cell: h (B, H), or the pair with c (B, H).
 
@@ -244,7 +243,7 @@ class Stepper:
             states = [s.squeeze(0) for s in states]
         return states[0] if len(states) == 1 else tuple(states)
 
-    def load_state(self, hx: Tensor | tuple[Tensor, Tensor]) -> None:
+    def load_state(self, hx: Tensor | tuple[Tensor, ...]) -> None:
         """Take a state: ``hx`` as from ``state``, or as the module returns it. It is copied.
 
         Raises:

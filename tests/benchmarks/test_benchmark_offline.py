@@ -14,6 +14,7 @@ from benchmarks import offline
 from benchmarks.workloads import Workload
 from rnnkernels.backends.triton import schedules
 from rnnkernels.backends.triton.cells import CELLS
+from rnnkernels.cells.call import LayerCall
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 
@@ -132,28 +133,7 @@ def test_tensors_without_memory_launch_the_kernels_that_real_ones_do():
     cell, H = "lstm", 200
     case = make_case(cell, T=3, B=5, I=16, H=H, states=False, dtype=torch.bfloat16)
     x, states, weights = case.split(case.detached())
-    args = (
-        cell,
-        x,
-        states,
-        weights,
-        [False],
-        True,
-        False,
-        None,
-        None,
-        None,
-        None,
-        [],
-        None,
-        [],
-        False,
-        1e-5,
-        0,
-        [],
-        0,
-        0,
-    )
+    args = tuple(LayerCall(cell, x, states, weights))
     with triton_offline.compiling(ARCHS["sm_90"]) as real:
         y, _, saved = triton_offline.launch.layer(*args, True)
         triton_offline.launch.layer_backward(y, [], None, *args, y, saved, [True] * 4)

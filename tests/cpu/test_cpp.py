@@ -24,6 +24,7 @@ from test_cpp_accuracy import errors
 from torch.utils import cpp_extension
 
 from rnnkernels.cells import CELLS, reference
+from rnnkernels.cells.call import LayerCall
 
 OPS = torch.ops.rnnkernels
 INSTRUCTION_SETS = cpp_worker.instruction_sets()
@@ -35,29 +36,7 @@ POISON = "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"
 
 
 def op(cell, x, weights, save=False, activation=None):
-    return OPS.layer(
-        cell,
-        x,
-        [],
-        weights,
-        [False],
-        False,
-        False,
-        activation,
-        None,
-        None,
-        None,
-        [],
-        None,
-        [],
-        False,
-        1e-5,
-        0,
-        [],
-        0,
-        0,
-        save,
-    )
+    return OPS.layer(*LayerCall(cell, x, [], weights, bias=False, activation=activation), save)
 
 
 def activations():
@@ -87,10 +66,9 @@ def not_finite():
                 x[1, 0, 2], x[1, 2, 1] = float("nan"), float("inf") if activation is None else 1
                 weights = [torch.full((G * 20, 5), 0.1, dtype=dtype), torch.full((G * 20, 20), 0.1, dtype=dtype)]
                 y = op(cell, x, weights, activation=activation)[0]
-                expected = reference.layer(
-                    cell, x.double(), [], [w.double() for w in weights], [False], False, False, activation, None,
-                    None, None, [], None, [], False, 1e-5, 0, [], 0, 0, False,
-                )[0]  # fmt: skip
+                exact = [w.double() for w in weights]
+                call = LayerCall(cell, x.double(), [], exact, bias=False, activation=activation)
+                expected = reference.layer(*call, False)[0]
                 if not torch.equal(y.isnan(), expected.isnan()):
                     yield f"{cell} {activation} {dtype}: NaN in {y.isnan().sum()} places, not {expected.isnan().sum()}"
                 elif error(y.nan_to_num(), expected.nan_to_num()) > cpp_worker.TOLERANCES[dtype]:

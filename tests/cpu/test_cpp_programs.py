@@ -237,10 +237,8 @@ def test_functions(dtype, instruction_set):
                    (near * 240).exp(), -(near * 200).exp(), extremes.double()]).to(dtype)  # fmt: skip
     for name in ("exp", "log", "log1p", "expm1", "sqrt", "abs", "neg", "sign", "relu"):
         text = "cell 1 f\ninputs a\nstates h\ngiven\nforward\nx a\n" + f"{name} 0\nput new h 1\nbackward"
-        y = OPS.plain_layer(
-            text, x[None, None], [], [], [False], False, False, None, None, None, None, [], None, [], False, 1e-5,
-            x.numel(), [], 0, 0, False,
-        )[0].flatten()  # fmt: skip
+        call = LayerCall(text, x[None, None], [], [], bias=False, hidden_size=x.numel())
+        y = OPS.plain_layer(*call, False)[0].flatten()
         expected = {"abs": torch.abs, "neg": torch.neg, "sign": torch.sign, "relu": torch.relu}.get(name)
         if expected is not None:
             assert torch.equal(y.nan_to_num(nan=7.0), expected(x).nan_to_num(nan=7.0)), name
@@ -259,10 +257,8 @@ def test_two_operands(dtype, instruction_set):
     ):  # fmt: skip
         text = "cell 1 f\ninputs a b\nstates h\ngiven\nforward\nx a\nx b\nconst 0.0\nmul 0 2\nconst 3.0\nadd 3 4\n"
         text += f"{name} 0 1{' 5' if name == 'where' else ''}\nput new h 6\nbackward"
-        y = OPS.plain_layer(
-            text, torch.cat([a, b])[None, None], [], [], [False], False, False, None, None, None, None, [], None, [],
-            False, 1e-5, a.numel(), [], 0, 0, False,
-        )[0].flatten()  # fmt: skip
+        call = LayerCall(text, torch.cat([a, b])[None, None], [], [], bias=False, hidden_size=a.numel())
+        y = OPS.plain_layer(*call, False)[0].flatten()
         assert torch.equal(y.nan_to_num(nan=7.0), expected(a, b).to(dtype).nan_to_num(nan=7.0)), name
 
 

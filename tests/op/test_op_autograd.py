@@ -7,6 +7,7 @@ from torch.func import grad, jacfwd, jacrev, jvp, vmap
 
 import rnnkernels
 from rnnkernels.cells import CELLS
+from rnnkernels.cells.call import LayerCall
 
 OPS = torch.ops.rnnkernels
 BOTH = (False, True)
@@ -14,12 +15,10 @@ LENGTHS = torch.tensor([3, 1])
 
 
 def call_of(case, tensors, **more):
-    """The arguments of ``rnnkernels::layer`` up to eps."""
+    """The arguments of ``rnnkernels::layer`` up to save."""
     settings = case.settings | more
-    return (
-        case.cell, *case.split(tensors), settings["reverse"], settings["bias"], settings["project"], None, None,
-        settings.get("lengths"), None, [], None, [], settings["layer_norm"], 1e-5, 0, [], 0, 0,
-    )  # fmt: skip
+    names = ("reverse", "bias", "project", "lengths", "layer_norm")
+    return LayerCall(case.cell, *case.split(tensors), **{name: settings[name] for name in names if name in settings})
 
 
 def weighted(outputs):

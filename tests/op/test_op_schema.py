@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import rnnkernels
 from rnnkernels.cells import CELLS
+from rnnkernels.cells.call import LayerCall
 
 OPS = torch.ops.rnnkernels
 BOTH = (False, True)
@@ -27,10 +28,7 @@ def test_opcheck(cell, variant):
     case = make_case(cell, reverse=BOTH, P=2 * (variant == "projected"), states=variant != "lengths")
     x, states, weights = case.split(case.detached())
     project = variant == "projected"
-    call = (
-        cell, x, states, weights, BOTH, True, project, None, None, lengths, None, [], None, [], False, 1e-5, 0, [],
-        0, 0,
-    )  # fmt: skip
+    call = tuple(LayerCall(cell, x, states, weights, BOTH, project=project, lengths=lengths))
     plain = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")  # no autograd: see autograd.py
     for prefix, checks in (("", ALL_CHECKS), ("plain_", plain)):
         forward, backward = (getattr(OPS, f"{prefix}{name}").default for name in ("layer", "layer_backward"))
@@ -91,9 +89,9 @@ def test_fakes_tell_the_truth(backend, cell, dtype):
 
     def run(device):
         move = lambda tensors: [t.to(device) for t in tensors]  # noqa: E731
-        call = (cell, x.to(device), move(states), move(weights), BOTH, True, False, *[None] * 4, [], None, [])
-        y, last, saved = forward(*call, False, 1e-5, 0, [], 0, 0, True)
-        dx, *lists = backward(torch.ones_like(y), last, None, *call, False, 1e-5, 0, [], 0, 0, y, saved, [True] * 4)
+        call = LayerCall(cell, x.to(device), move(states), move(weights), BOTH)
+        y, last, saved = forward(*call, True)
+        dx, *lists = backward(torch.ones_like(y), last, None, *call, y, saved, [True] * 4)
         return [y, *last, *saved, dx, *(t for v in lists for t in v)]
 
     facts = [[(t.shape, t.dtype, t.stride()) for t in run(device)] for device in ("cpu", "meta")]

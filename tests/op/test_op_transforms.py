@@ -10,6 +10,7 @@ from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_
 
 import rnnkernels
 from rnnkernels.cells import CELLS
+from rnnkernels.cells.call import LayerCall
 
 OPS = torch.ops.rnnkernels
 BOTH = (False, True)
@@ -136,7 +137,7 @@ def test_vmap_of_the_ops_themselves(cell, which):
 
     def call(tensors):
         x, states, weights = case.split(tensors)
-        return cell, x, states, weights, BOTH, True, cell == "lstm", *[None] * 4, [], None, [], False, 1e-5, 0, [], 0, 0
+        return LayerCall(cell, x, states, weights, BOTH, project=cell == "lstm")
 
     def forward(*tensors):
         y, last, saved = OPS.layer(*call(tensors), True)

@@ -91,7 +91,11 @@ def test_new_weights_are_packed_anew(how):
         frozen = copy.deepcopy(frozen) if how == "copy" else pickle.loads(pickle.dumps(frozen))
         expected = old
         assert frozen._packed.number == 0
+    now = frozen._packed.number
     assert_close("after", frozen(x)[0], expected, 1e-6)
+    again = frozen._packed.number
+    frozen(x)
+    assert frozen._packed.number == again > 0 and (again != now) == (how not in ("load_state_dict", "assign"))
 
 
 def test_other_dtypes():
@@ -133,16 +137,17 @@ def test_gradients_of_the_input():
 def test_graphs():
     """Compiled graphs use the packed weights, exported ones have none."""
     torch.manual_seed(0)
-    model, x = rnnkernels.freeze(nn.GRU(I, H, 2, batch_first=True)), torch.randn(3, 4, I)
-    with torch.no_grad():
-        expected = model(x)[0]
+    plain, x = nn.GRU(I, H, 2, batch_first=True), torch.randn(3, 4, I)
+    model = rnnkernels.freeze(plain)
+    with torch.no_grad():  # compiled before it has run
         seen = []
 
         def backend(graph, inputs):
             seen.extend(n.args[-2] for n in graph.graph.nodes if "rnnkernels" in str(n.target))
             return graph
 
-        assert_close("compiled", torch.compile(model, fullgraph=True, backend=backend)(x)[0], expected, 1e-6)
+        assert_close("compiled", torch.compile(model, fullgraph=True, backend=backend)(x)[0], plain(x)[0], 1e-6)
+        expected = model(x)[0]
         assert seen == [model._packed.number] * 2 and seen[0] > 0
         exported = torch.export.export(model, (x,))
         calls = [n for n in exported.graph.nodes if "rnnkernels" in str(n.target)]
