@@ -103,7 +103,7 @@ def tools(x: Tensor, model: Model) -> None:
     assert_type(explanation.layers[0].others, tuple[tuple[str, str], ...])
     stepper = rnnkernels.Stepper(model.gru, batch_size=1)
     assert_type(stepper.step(x), Tensor)
-    assert_type(stepper.state, Tensor | Pair)
+    assert_type(stepper.state, Tensor | tuple[Tensor, ...])
     stepper.load_state(stepper.state)
     assert_type(load_weights(model.lstm, [x]), rnnkernels.LSTM)
     rnnkernels.keras.export_weights(model.lstm)[0].mean()
