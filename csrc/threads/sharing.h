@@ -22,7 +22,7 @@ class Sharing {
 
   // `kind`: what is the same of calls that take the same time a step.
   Sharing(uint64_t kind, int64_t steps)
-      : record_(find(kind)), steps_(std::max<int64_t>(steps, 1)), lates_(all_lates_.load(relaxed)), outer_(current_) {
+      : record_(find(kind)), steps_(std::max<int64_t>(steps, 1)), lost_(all_lost_.load(relaxed)), outer_(current_) {
     current_ = this;
     start_ = now();
     alone_ = record_.trial.load(relaxed) || start_ < record_.until.load(relaxed);
@@ -31,9 +31,9 @@ class Sharing {
     current_ = outer_;
     if (!asked_) return;
     const int64_t end = now(), took = std::max<int64_t>((end - start_) / steps_, 1);
-    const bool waited = waited_ > kPatience && 4 * waited_ > std::chrono::nanoseconds(end - start_);
+    const auto waited = waited_ + std::chrono::nanoseconds(all_lost_.load(relaxed) - lost_);
     if (alone_) learn_alone(end, took);
-    else learn_shared(end, took, waited || all_lates_.load(relaxed) != lates_);
+    else learn_shared(end, took, waited > kPatience && 4 * waited > std::chrono::nanoseconds(end - start_));
   }
   Sharing(const Sharing&) = delete;
   Sharing& operator=(const Sharing&) = delete;
@@ -47,8 +47,10 @@ class Sharing {
   static void waited(Clock::duration time) {
     if (current_) current_->waited_ += time;
   }
-  // At a barrier, a thread was waited for for longer than kPatience.
-  static void late() { all_lates_.fetch_add(1, relaxed); }
+  // At a barrier, a thread was waited for so long: longer than kPatience.
+  static void late(Clock::duration time) {
+    all_lost_.fetch_add(std::chrono::duration_cast<std::chrono::nanoseconds>(time).count(), relaxed);
+  }
 
  private:
   static constexpr auto relaxed = std::memory_order_relaxed;
@@ -101,11 +103,11 @@ class Sharing {
   }
 
   Record& record_;
-  const int64_t steps_, lates_;
+  const int64_t steps_, lost_;
   int64_t start_;
   Clock::duration waited_{0};
   Sharing* const outer_;
   bool alone_, asked_ = false;
   static inline thread_local Sharing* current_ = nullptr;
-  static inline std::atomic<int64_t> all_lates_{0};
+  static inline std::atomic<int64_t> all_lost_{0};  // nanoseconds, of all calls
 };

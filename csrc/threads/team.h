@@ -37,7 +37,8 @@ bool wait_until(Condition condition, Clock::duration limit = Clock::duration::ma
 // A team has as many members as threads really came: parallel_for may run nested on one thread, be granted fewer
 // threads than asked, or have some of them late. The first to come waits for the others for a bounded time, then closes
 // the team; who comes later goes away again. So every member is a running thread, and a barrier among them cannot hang.
-// If one of them is then kept waiting at a barrier for long, it goes on alone from there.
+// A member that is waited for so long at barriers that one alone would have been faster is left behind: who waited goes
+// on alone from there. A thread that is late once, as happens every few hundredths of a second, is not.
 class Team {
  public:
   // One thread's place in the team: `index` of `size`.
@@ -54,6 +55,8 @@ class Team {
     Member(Team* team, int64_t index, int64_t size) : team_(team), index_(index), size_(size) {}
     Team* team_;
     int64_t index_, size_;
+    Clock::time_point start_ = Clock::now();
+    Clock::duration lost_{0};  // at barriers, where others were late
   };
 
   // body(member): called by every member at the same time.
@@ -84,14 +87,20 @@ class Team {
   bool arrive(Member& member) {
     const int64_t round = round_.load(std::memory_order_acquire);
     auto over = [&] { return round_.load(std::memory_order_acquire) != round; };
-    if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == member.size_) {
+    const int64_t before = waiting_.fetch_add(1, std::memory_order_acq_rel);
+    if (before + 1 == member.size_) {
       waiting_.store(0, std::memory_order_relaxed);
       alone_.store(impatient_.load(std::memory_order_acquire), std::memory_order_relaxed);
       round_.store(round + 1, std::memory_order_release);
-    } else if (!wait_until(over, Sharing::kPatience)) {
-      int64_t none = -1;
-      if (impatient_.compare_exchange_strong(none, member.index_, std::memory_order_acq_rel)) Sharing::late();
-      wait_until(over);
+    } else if (const auto came = Clock::now(); !wait_until(over, Sharing::kPatience)) {
+      if (!wait_until(over, patience(member, came))) {
+        int64_t none = -1;
+        impatient_.compare_exchange_strong(none, member.index_, std::memory_order_acq_rel);
+        wait_until(over);
+      }
+      const auto late = Clock::now() - came;
+      member.lost_ += late;
+      if (before == 0) Sharing::late(late);
     }
     const int64_t alone = alone_.load(std::memory_order_relaxed);
     if (alone < 0) return true;
@@ -100,6 +109,14 @@ class Team {
     return true;
   }
 
+  // How long a member that came to a barrier then waits there before it would rather have been alone: n members of whom
+  // one is always waited for have lost all they gained once (n - 1) / n of their time was waiting.
+  static Clock::duration patience(const Member& member, Clock::time_point came) {
+    const auto worked = came - member.start_ - member.lost_;
+    return std::max<Clock::duration>(kLeast, (member.size_ - 1) * worked) - member.lost_;
+  }
+
+  static constexpr std::chrono::milliseconds kLeast{10};  // two turns of another program
   static constexpr int64_t kClosed = int64_t(1) << 32;
   alignas(64) std::atomic<int64_t> came_{0};
   std::atomic<int64_t> covered_{0}, size_{0}, impatient_{-1}, alone_{-1};

@@ -14,8 +14,8 @@ static bool call(uint64_t kind, int shared, int waiting, int single, bool barrie
   Sharing sharing(kind, 10);
   const bool alone = Sharing::alone();
   rest(alone ? single : shared);
-  if (!alone) Sharing::waited(milliseconds(waiting));
-  if (!alone && barrier) Sharing::late();
+  if (!alone && !barrier) Sharing::waited(milliseconds(waiting));
+  if (!alone && barrier) Sharing::late(milliseconds(waiting));
   return alone;
 }
 
@@ -47,8 +47,10 @@ int main() {
   for (int n = 0; n < 8; ++n) CHECK(!call(3, 6, 3, 12));
 
   // A barrier that somebody was late at counts as well; other kinds know nothing of it.
-  CHECK(!call(4, 6, 0, 1, true)), CHECK(!call(4, 6, 0, 1, true)), CHECK(call(4, 6, 0, 1, true));
+  CHECK(!call(4, 6, 4, 1, true)), CHECK(!call(4, 6, 4, 1, true)), CHECK(call(4, 6, 4, 1, true));
   CHECK(!call(5, 6, 0, 1));
+  // Unless it was for a small part of the call.
+  for (int n = 0; n < 4; ++n) CHECK(!call(7, 12, 2, 1, true));
 
   // Calls that have nothing to share learn nothing, and what is outside of a call is never alone.
   for (int n = 0; n < 4; ++n) Sharing(6, 1);
