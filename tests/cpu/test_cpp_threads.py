@@ -304,9 +304,9 @@ def test_ends_and_is_right(function, variables):
     assert not trouble, f"{trouble}\n{output}"
 
 
-@pytest.mark.parametrize("name", ["sharing", "handover"])
+@pytest.mark.parametrize("name", ["sharing", "team", "handover"])
 def test_by_itself(name, tmp_path):
-    """csrc/threads/sharing.h and handover.h, with work that sleeps. It is timed: hence three tries."""
+    """csrc/threads/sharing.h, team.h and handover.h, with work that sleeps. It is timed: hence three tries."""
     compiler = shutil.which(os.environ.get("CXX", "g++")) or shutil.which("c++")
     if compiler is None:
         pytest.skip("there is no C++ compiler")
