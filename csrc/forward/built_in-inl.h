@@ -49,7 +49,7 @@ void built_in_last(const Forward<A>& loop, const Block<A>& of) {
   const int64_t H = loop.H, Hp = loop.Hp;
   // A norm of c wants its whole row: until then, the output gate is what is left.
   const bool norm_of_c = F::STAGED && Cell::STATES > 1 && call.layer_norm, to_cell_out = norm_of_c || call.project;
-  const bool keeps = K > 0 && loop.gates;
+  const bool keeps = K > 0 && loop.gates, far = loop.far;
   A* const planes = keeps && loop.gates.direct() ? loop.gates.at(0) : nullptr;
   A* const cells = Cell::STATES > 1 ? static_cast<A*>(call.cells) : nullptr;
   for (int64_t q = of.q0; q < of.q1; q += UNITS) {
@@ -92,7 +92,12 @@ void built_in_last(const Forward<A>& loop, const Block<A>& of) {
         }
         const int64_t first = row.kept * K * H + j;
         if (planes && lanes == W) {  // one branch for all of them
-          for (int k = 0; k < K; ++k) (alive ? kept[k] : V(A(0))).store(planes + first + k * H);
+          for (int k = 0; k < K; ++k)
+            if (!alive) kept[k] = V(A(0));
+          if (__builtin_expect(far, 0))
+            for (int k = 0; k < K; ++k) store_past_caches(kept[k], planes + first + k * H);
+          else
+            for (int k = 0; k < K; ++k) kept[k].store(planes + first + k * H);
         } else if (keeps) {
           for (int k = 0; k < K; ++k) loop.gates.put(alive ? kept[k] : V(A(0)), first + k * H, lanes);
         }

@@ -48,6 +48,7 @@ struct Forward : PanelSizes<A> {
   Stored<A> y = stored(call.y);  // a stream gets a new one with every call
   int64_t y_stride_T = B * D * P, y_stride_B = D * P;
   const Stored<A> gates = stored(call.gates);
+  const bool far = keeps_far();
   mutable Flag overflow;  // a number that has no bf16 parts came
   Operands<A> operands{call, schedule, chunk, Pp, overflow};
   const NormWeights<A> norms{call};
@@ -55,6 +56,14 @@ struct Forward : PanelSizes<A> {
   const bool unbounded = !call.bounded() || call.project;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s, const ForwardCell<A>& of) : Of(c), call(c), schedule(s), cell(of) {}
+
+  // True if the gates that training keeps are whole vectors, and more than the cache holds until the backward pass
+  // reads them: then lines are written without being read before.
+  bool keeps_far() const {
+    const int64_t bytes = D * T * B * H * call.planes() * int64_t(sizeof(A));
+    const bool aligned = reinterpret_cast<uintptr_t>(call.gates) % kBytes == 0;
+    return gates && gates.direct() && bytes > kFarBytes && H % W == 0 && aligned;
+  }
 
   void start(Strip<A>& strip) const {
     allocate(strip);
@@ -315,9 +324,10 @@ struct Forward : PanelSizes<A> {
       for (int64_t s = done; s < done + steps; ++s) {
         const int64_t t = back ? T - 1 - s : s;
         const A* pre = schedule.chunked ? strip.pre.data() + (t - t0) * strip.rows * panels * X_SUMS : nullptr;
-        if (!step(strip, work, tiles, member, t, s, pre)) return;
+        if (!step(strip, work, tiles, member, t, s, pre)) return drain();
       }
     }
+    drain();
   }
 
   // False if a number came that the form of the weights cannot take: then the results are void.

@@ -72,7 +72,11 @@ struct ForwardSource {
   int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
   bool alive(int64_t m) const { return !call.lengths || t < call.length(d, strip.b0 + m); }
   void keep(int k, int64_t m, int64_t q, V v) const {
-    if (loop.gates) loop.gates.put(alive(m) ? v : V(A(0)), ((kept_row + m) * planes + k) * H + q * W, lanes(q));
+    if (!loop.gates) return;
+    const V what = alive(m) ? v : V(A(0));
+    const int64_t at = ((kept_row + m) * planes + k) * H + q * W;
+    if (loop.far) store_past_caches(what, loop.gates.at(at));
+    else loop.gates.put(what, at, lanes(q));
   }
 
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {

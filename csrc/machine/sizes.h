@@ -6,6 +6,7 @@
 
 constexpr int64_t kChunkBytes = 512 * 1024;      // of the second-level cache for a projected chunk of steps
 constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay in the second-level cache
+constexpr int64_t kFarBytes = 8 * 1024 * 1024;   // more than the second-level cache holds for the backward pass
 constexpr int64_t kShortSums = 256;              // inputs and outputs for which a float is not split in three
 constexpr int64_t kPassing = 12;                 // rows for which weights that are used once are packed on the way
 constexpr int64_t kPieces = 4;                   // of work for each thread: a slow core takes fewer

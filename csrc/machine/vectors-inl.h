@@ -94,6 +94,22 @@ INLINE void store_first(Vec<A> v, A* p, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+// A whole vector to an aligned place, not by way of the caches: for what is read long after. Other threads may read it
+// after `drain`.
+template <class A>
+INLINE void store_past_caches(Vec<A> v, A* p) {
+#ifdef STREAM
+  STREAM(p, v.v);
+#else
+  v.store(p);
+#endif
+}
+INLINE void drain() {
+#ifdef STREAM
+  _mm_sfence();
+#endif
+}
+
 // Numbers 0 and 1 from as many bools.
 template <class A>
 INLINE Vec<A> of_bools(const uint8_t* p, int n) {

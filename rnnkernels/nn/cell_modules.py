@@ -1,44 +1,26 @@
 """``RNNCell``, ``LSTMCell`` and ``GRUCell``: torch.nn's cells, one step of the same op as the layers.
 
-In eager mode on the CPU torch's own op computes a step in float32 or float64 where it is faster: ``torchs_step``.
+In eager mode on the CPU torch's own op computes a step in float32 or float64 where it is faster: torchs_step.py.
 Letters: B batch, G gates, H hidden, I input.
 """
 
 from typing import TYPE_CHECKING
 
 import torch
-from torch import _VF, Tensor, nn
-from torch.autograd import forward_ad
+from torch import Tensor, nn
 from torch.types import Device
 
-from .. import backends
-from ..cells import spec_of
 from ..cells.call import LayerCall
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
+from ..op.autograd import jit_tracing, wants_gradient
 from ..recorders.tracers import Leaf
+from . import torchs_step
 from .checks import aside, check_placement, check_weights, refuse_nested
 
 if TYPE_CHECKING:
     from .signatures import CellOfOneState, CellOfTwoStates
-
-TORCH_CELLS = {
-    ("rnn", None): _VF.rnn_tanh_cell, ("rnn", "relu"): _VF.rnn_relu_cell, ("gru", None): _VF.gru_cell,
-    ("lstm", None): _VF.lstm_cell,
-}  # fmt: skip
-
-
-def torchs_step(cell, dtype, training):
-    """The reason why torch's own op computes a step on the CPU in eager mode, because it is faster; or None.
-
-    A step in training costs a few matrix products, equal in both, and autograd's overhead: torch's nodes are C++, ours
-    are Python. A step of an Elman network is little but products. In 16 bits our op runs: it sums in float32.
-    """
-    if dtype not in (torch.float32, torch.float64) or not (training or cell == "rnn"):
-        return None
-    return "a step of it is two products" if cell == "rnn" else "autograd costs less than for one of ours"
 
 
 class CellBase(Leaf, nn.RNNCellBase):
@@ -59,10 +41,8 @@ class CellBase(Leaf, nn.RNNCellBase):
             new = self._step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
         training = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights))
-        if input.is_cpu and torchs_step(cell, input.dtype, training) and eager():
-            states = hx or [input.new_zeros(input.size(0), H)] * spec_of(cell).states
-            new = TORCH_CELLS[cell, activation](input, states if cell == "lstm" else states[0], *weights)
-            return new if cell == "lstm" else (new,)
+        if input.is_cpu and torchs_step.why_for_cell(cell, input.dtype, training) and torchs_step.eager():
+            return torchs_step.step(cell, activation, input, hx, weights, H)
         x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
         parts, packed = precision.parts(x), 0 if self._packed is None else self._packed.of(weights)
         stack = op.inference_op(x, states, weights, weights[0].size(1)) if H else None
@@ -98,19 +78,6 @@ class CellBase(Leaf, nn.RNNCellBase):
         if hx.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         return (hx,)
-
-
-def eager():
-    """True for plain eager execution with no backend forced, where torch's own ops may compute a step."""
-    return not (
-        torch.compiler.is_compiling()
-        or jit_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or autocast_enabled("cpu")
-        or forward_ad._current_level >= 0
-        or backends.forced() is not None
-    )
 
 
 @aside

@@ -18,7 +18,7 @@ from ..op import precision
 from ..op import run as op
 from ..op.autograd import jit_tracing
 from ..op.schema import over_layers
-from . import masks
+from . import masks, torchs_step
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import PLAIN, check_heads, take_options
 from .own_cells import check_cell, check_extras, check_heads_of, take_constants, take_extras
@@ -331,6 +331,20 @@ def layers(
         more = op.rare(parts, packed)
         try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
             return stack(x, states, weights, cell, num_layers, D == 2, bias, H, *rare, **more)
+        except RuntimeError as error:
+            refused = error
+    elif (
+        plain
+        and not (project or parts or lengths is not None or reset is not None)
+        and torchs_step.suits_layers(cell, activation, x, states, weights, num_layers * D, H)
+    ):
+
+        def step(i, x, states, weights):
+            x = drop(x, dropout, True) if dropout and i else x
+            return torchs_step.layer(cell, activation, x, states, weights, D, H)
+
+        try:  # torch's ops check their arguments, in other words
+            return over_layers(step, x, states, weights, num_layers, D)
         except RuntimeError as error:
             refused = error
     if return_cells and spec.states < 2:

@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import backends
 from ..cells.call import LayerCall
+from ..nn import torchs_step
 from ..nn.base import RecurrentBase
-from ..nn.cell_modules import CellBase, GRUCell, LSTMCell, RNNCell, torchs_step
+from ..nn.cell_modules import CellBase, GRUCell, LSTMCell, RNNCell
 from ..nn.checks import refuse_nested
 from ..nn.functional import BOTH, FORWARD
 from ..nn.masks import split_weights
@@ -115,9 +116,12 @@ def explain(
     if not isinstance(x, PackedSequence) and x.is_nested:
         refuse_nested(type(module).__name__)
     if isinstance(module, CellBase):
-        layers = [describe_step(call) for call in cell_calls(module, x, hx)]
+        calls = cell_calls(module, x, hx)
+        layers = [describe(0, call, torchs_step.why_for_cell(call.cell, call.dtype, call.training)) for call in calls]
     else:
-        layers = [describe(n, call) for n, call in enumerate(layer_calls(module, x, hx, lengths, reset))]
+        calls = layer_calls(module, x, hx, lengths, reset)
+        training = any(call.training for call in calls)
+        layers = [describe(n, call, torchs_step.why_for_layers(call, training)) for n, call in enumerate(calls)]
     return Explanation(str(module), backends.forced(), tuple(layers), described(module))
 
 
@@ -187,18 +191,8 @@ def calls_of(call, x_TBI, hx, weights, num_layers, width):
     return calls
 
 
-def describe_step(call):
-    """The ``Layer`` of a cell's step, which torch's own op may compute in eager mode on the CPU."""
-    layer = describe(0, call)
-    why = torchs_step(call.cell, call.dtype, call.training) if call.device.type == "cpu" else None
-    if why is None or backends.forced() or autocast_enabled("cpu"):
-        return layer
-    instead = (layer.backend, "it could run this, but torch's own op comes first")
-    return layer._replace(backend="torch", schedule=f"its own op: {why}", others=(instead, *layer.others))
-
-
-def describe(index, call):
-    """The ``Layer`` of a call."""
+def describe(index, call, torchs=None):
+    """The ``Layer`` of a call; ``torchs``: why torch's own op computes it in eager mode on the CPU, or None."""
     try:
         chosen = backends.choose(call)
     except RuntimeError:  # the forced backend cannot run it
@@ -207,4 +201,7 @@ def describe(index, call):
     forced = backends.forced()
     instead = f"it could run this, but {forced} is forced" if forced else f"it could run this, but {chosen} comes first"
     others = tuple((name, reason or instead) for name, reason in backends.reasons(call) if name != chosen)
-    return Layer(index, call, chosen, schedule, others)
+    if torchs is None or call.device.type != "cpu" or forced or autocast_enabled("cpu"):
+        return Layer(index, call, chosen, schedule, others)
+    ours = (chosen, "it could run this, but torch's own op comes first")
+    return Layer(index, call, "torch", f"its own op: {torchs}", (ours, *others))

@@ -6,7 +6,9 @@ import torch
 from common import error
 from cpp_cases import OPS, Shape, build
 
-from rnnkernels.cells import CELLS
+import rnnkernels
+from rnnkernels.cells import CELLS, spec_of
+from rnnkernels.cells.call import LayerCall
 
 FAR = 2**31 + 12345  # more elements than 32 bits count
 
@@ -50,6 +52,22 @@ def very_long():
             for i, (a, b) in enumerate(zip([y, *last, dx, *dstates, *dweights], whole, strict=True)):
                 if not error(a, b) <= 1e-5:
                     yield f"{cell}, B = {B}: result {i} in float32: error {error(a, b):.1e}"
+
+
+def kept_past_caches():
+    """The gates that training keeps of a large batch, 12 MB written past the caches, are those of its halves: bits."""
+    for cell in ("lstm", "gru", "gru_reset_before", rnnkernels.cells.li_gru.program.text):
+        for dtype in (torch.float32, torch.float64):
+            spec = spec_of(cell)
+            T = 12_000_000 // (640 * 64 * len(spec.planes) * dtype.itemsize)
+            call = LayerCall(*build(Shape("lstm", dtype, T=T, B=640, I=2, H=64, lengths="ragged"), 0)[0])
+            weights = [torch.randn(spec.gates * 64, n, dtype=dtype) for n in (2, 64)]
+            call = call._replace(cell=cell, states=[], weights=weights, bias=False)
+            _, _, (whole, *_) = OPS.layer(*call, True)
+            for rows in (slice(0, 320), slice(320, 640)):
+                half = call._replace(x=call.x[:, rows], lengths=call.lengths[rows])
+                if not torch.equal(OPS.layer(*half, True)[2][0], whole[:, :, rows]):
+                    yield f"{cell}, {dtype}, rows {rows}"
 
 
 def reserved(count):

@@ -106,7 +106,7 @@ def repeated():
 
 
 NUMERICS = [f"test_cpp.{f.__name__}" for f in (activations, not_finite, long_sums, repeated)]
-LONG = ["cpp_long.very_long", "cpp_long.far_apart"]
+LONG = ["cpp_long.very_long", "cpp_long.far_apart", "cpp_long.kept_past_caches"]
 NUMERICS += ["cpp_remainders.small", "cpp_remainders.large", *LONG]
 LINUX = ["cpp_guard.inputs"] * sys.platform.startswith("linux")  # comes last: what is wrong here ends the process
 

@@ -1,0 +1,90 @@
+"""One step by torch's own ops, on the CPU in eager mode, wherever they are faster than ours.
+
+A single step in training costs a few matrix products, equal in both, and autograd's overhead: torch's nodes are C++,
+ours are Python. A step of an Elman network is little but products. In 16 bits our op runs: it sums in float32.
+Letters: T time, B batch, D directions, H hidden, I input, L layers, S states.
+"""
+
+import torch
+from torch import _VF
+from torch.autograd import forward_ad
+
+from .. import backends
+from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
+
+STEPS = {
+    ("rnn", "tanh"): _VF.rnn_tanh_cell, ("rnn", "relu"): _VF.rnn_relu_cell, ("gru", "tanh"): _VF.gru_cell,
+    ("lstm", "tanh"): _VF.lstm_cell,
+}  # fmt: skip
+DTYPES = torch.float32, torch.float64
+FOR_TRAINING = "autograd costs less than for one of ours"
+
+
+def eager():
+    """True for plain eager execution with no backend forced, where torch's own ops may compute a step."""
+    return not (
+        torch.compiler.is_compiling()
+        or jit_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or backends.forced() is not None
+    )
+
+
+def why_for_cell(cell, dtype, training):
+    """The reason why torch's own op computes the step of a cell; None where ours does."""
+    if dtype not in DTYPES or not (training or cell == "rnn"):
+        return None
+    return "a step of it is two products" if cell == "rnn" else FOR_TRAINING
+
+
+def why_for_layers(facts, training):
+    """The reason why torch's own ops compute the single step of layers, from the ``Facts`` of one; None where ours do.
+
+    ``training``: a gradient is wanted in one of them.
+    """
+    suited = (
+        training
+        and facts.T == 1
+        and facts.B > 0
+        and facts.H > 0
+        and facts.dtype in DTYPES
+        and not (facts.stages or facts.parts)
+        and facts.recurrent_activation == "sigmoid"
+        and (facts.cell, facts.activation) in STEPS
+    )
+    return FOR_TRAINING if suited else None
+
+
+def suits_layers(cell, activation, x, states, weights, LD, H):
+    """``why_for_layers`` for a call without options or stages on x (T, B, I), with states of the right shape."""
+    return (
+        eager()
+        and x.is_cpu
+        and x.size(0) == 1
+        and x.size(1) > 0
+        and H > 0
+        and x.dtype in DTYPES
+        and (cell, activation or "tanh") in STEPS
+        and all(s.shape == (LD, x.size(1), H) for s in states)
+        and wants_gradient((*weights, x, *states))
+    )
+
+
+def step(cell, activation, x, states, weights, H):
+    """The states after a step, each (B, H), from x (B, I), the states (or none for zeros) and a direction's weights."""
+    run = STEPS[cell, activation or "tanh"]
+    if not states:
+        states = [x.new_zeros(x.size(0), H)] * 2
+    return run(x, states, *weights) if cell == "lstm" else (run(x, states[0], *weights),)
+
+
+def layer(cell, activation, x, states, weights, D, H):
+    """``y, last`` of one layer for x (1, B, I); states and last are S tensors (D, B, H)."""
+    n, x = len(weights) // D, x.squeeze(0)
+    new = [step(cell, activation, x, [s[d] for s in states], weights[d * n : (d + 1) * n], H) for d in range(D)]
+    # copies: others may write into results, each of which is a tensor of its own in torch.nn too
+    y = torch.cat([h for h, *_ in new], 1).unsqueeze_(0) if D > 1 else torch.stack(new[0][:1])
+    return y, [torch.stack(s) for s in zip(*new, strict=True)]
