@@ -39,7 +39,8 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const bool projects = cell.ih_gates > 0;
   s.chunked = projects && (call.layer_norm || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
   if (few_steps || (!kept && !once && call.T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
-  if (few_steps || (!kept && rows == 1 && call.P >= 128)) s.hh = Layout::in_place;
+  const bool earns = call.T >= kEarningSteps && cell.hh_gates * call.H * call.P * int64_t(sizeof(A)) <= kNearBytes;
+  if (few_steps || (!kept && rows == 1 && call.P >= 128 && !earns)) s.hh = Layout::in_place;
   // Few rows read weights of 16 bits as they are; more would widen them more than once.
   const bool narrow = kept && rows <= 4 && (call.storage == Storage::bfloat16 || call.storage == Storage::float16);
   if (narrow) s.hh = Layout::narrow;
@@ -65,8 +66,10 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const bool single = parts == 1, tiles = engine == Engine::tiles;
   if (sizeof(A) == 8 || !(tiles || (engine == Engine::pairs && single))) return s;
   s.parts = parts;
-  // Weights that are used once are split for so many rows, and only by matrix registers.
-  const int64_t few = once ? (single ? 16 : 64) : single ? 4 : 16, fewest = once ? few : 2 * few;
+  // Weights that are used once are split for so many rows, and only by matrix registers. To split W_ih in three parts
+  // takes as long as its products with a hundred rows.
+  const int64_t few = once ? (single ? 16 : 64) : single ? 4 : 16,
+                fewest = once ? few : single || kept ? 2 * few : 8 * few;
   // Six products a number earn the least where sums are short, and there the matrix unit of a virtual machine, which a
   // stranger may be using at the same time, is no faster than vectors.
   const bool sums = s.parts < 3 || once || call.I + call.P > kShortSums;

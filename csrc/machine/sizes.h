@@ -9,6 +9,7 @@ constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay i
 constexpr int64_t kFarBytes = 8 * 1024 * 1024;   // more than the second-level cache holds for the backward pass
 constexpr int64_t kShortSums = 256;              // inputs and outputs for which a float is not split in three
 constexpr int64_t kPassing = 12;                 // rows for which weights that are used once are packed on the way
+constexpr int64_t kEarningSteps = 64;            // of a single row, for which near weights are worth packing
 constexpr int64_t kPieces = 4;                   // of work for each thread: a slow core takes fewer
 constexpr int64_t kDivisible = 18;               // rows worth dividing: each half is more than a tile
 constexpr double kDivisibleWork = 1e7;           // and their operations
