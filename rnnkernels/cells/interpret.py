@@ -4,6 +4,7 @@ Values are tensors (..., H), or numbers.
 """
 
 import torch
+from torch.autograd import forward_ad
 
 
 class Through(torch.autograd.Function):
@@ -23,7 +24,9 @@ class Through(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, dy, dx, dm):
         (m,) = ctx.saved_tensors
-        return dx * m
+        # torch switches tangents off in here, and with them those of transforms further out (pytorch issue 197867)
+        with forward_ad._set_fwd_grad_enabled(True):
+            return dx * forward_ad.unpack_dual(m).primal
 
     @staticmethod
     def backward(ctx, d):
