@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from .. import backends
 from ..cells import reference, spec_of
+from ..cells.interpret import primal
 from . import recompute, vmap
 from .flat import Plan, Pull
 
@@ -258,9 +259,8 @@ class TransformBackward(torch.autograd.Function):
         given, *rest = ctx.pull.split(tangents)
         if any(t is not None for part in rest for t in part):
             raise NotImplementedError(FORWARD_MODE)
-        with forward_ad._set_fwd_grad_enabled(True):  # as in interpret.py
-            primals = [t if t is None else forward_ad.unpack_dual(t).primal for t in ctx.saved_tensors]
-            grads, inputs, saved = ctx.pull.split(primals)
+        with forward_ad._set_fwd_grad_enabled(True):
+            grads, inputs, saved = ctx.pull.split([t if t is None else primal(t) for t in ctx.saved_tensors])
             given = [torch.zeros_like(g) if t is None else t for t, g in zip(given, grads, strict=True)]
             return TransformBackward.apply(ctx.pull, *given, *inputs, *saved)
 

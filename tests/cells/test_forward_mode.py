@@ -40,6 +40,8 @@ def check(f, primals, numbers=True):
     with forward_ad.dual_level():
         dual = f(*map(forward_ad.make_dual, primals, tangents))
         assert_close("dual tensors", forward_ad.unpack_dual(dual).tangent, dy)
+    two = lambda of: tuple(torch.stack([t, t]) for t in of)  # noqa: E731
+    assert_close("jvp(vmap)", jvp(vmap(f), two(primals), two(tangents))[1][1], dy)
     several = vmap(lambda *t: jvp(f, (*primals,), t)[1])(*(torch.stack([t, -2 * t]) for t in tangents))
     assert_close("vmap(jvp)", several, torch.stack([dy, -2 * dy]))
     for g, e in zip(jvp(back, (w,), (dy,))[1], back(dy), strict=True):  # the pullback is linear
