@@ -1,29 +1,33 @@
 """Cells of one's own, on the CPU: `python -m benchmarks.cells`.
 
-Each cell of the library as a `Recurrent`, beside the same recurrence as a loop over steps in plain torch: run as it is,
-scripted by torch.jit, and compiled by torch.compile (`--compile`: minutes a cell). The loops do outside what can be
-done there, the input's product with its biases. All take turns in one run, after their outputs were found equal.
+Each cell of the library as a `Recurrent`, beside the same recurrence as a loop over steps in plain torch (as it is,
+scripted by torch.jit, and for the cells named by `--compile` compiled: minutes each), as `jax.lax.scan` under jit,
+beside our built-in layer and beside the cell's public implementation, where these are installed. The loops do outside
+what can be done there, the input's product with its biases. Each side runs in a process of its own (worker.py); it is
+timed only where its output, in training dx too, was found equal to ours. All take turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import product
 
 import torch
 
-import rnnkernels
-from benchmarks import cli, machine
-from benchmarks.measure import alternate, wall_time
-from benchmarks.providers.cell_loop import loop_of
-from benchmarks.rows import summed_up
+from benchmarks import cli, machine, report
+from benchmarks.measure import Subject, alternate, errors, wall_time
+from benchmarks.providers.cell_sides import OWN, SIDES, CellCase, sides_of
+from benchmarks.roofline.probe import probe
+from benchmarks.rows import admitted, guarded, summed_up
+from benchmarks.tables import table
 from rnnkernels.cells.library import __all__ as LIBRARY
 
-EQUAL = 2e-4  # largest difference of outputs over the largest output: loops round otherwise
+EQUAL = 1e-3  # largest difference over the largest value: loops round otherwise, and T is up to 1024
+SPIKES = 5  # steps whose mean is compared where rounding can make a spike of none
 
 
 @dataclass(frozen=True)
@@ -34,143 +38,136 @@ class Row:
     I: int  # noqa: E741 - the letter that the whole library uses
     H: int
     source: str
+    rounds: int = 3
+    L: int = 1
+    D: int = 1
 
     @property
     def name(self) -> str:
-        return f"{self.cell}, T {self.T}, B {self.B}, I {self.I}, H {self.H}"
+        stack = f", L {self.L}, D {self.D}" if self.L * self.D > 1 else ""
+        return f"{self.cell}, T {self.T}, B {self.B}, I {self.I}, H {self.H}{stack}"
+
+    @property
+    def streamed(self) -> int:
+        """Bytes of x and y of cells without any product, else 0."""
+        return 4 * self.T * self.B * (self.I + self.H) * self.cell.endswith("_given")
 
 
-OWN_SHAPES = {
-    "li_gru": (400, 16, 512, 512, "SpeechBrain's CRDNN, one direction of a layer"),
-    "gru_d": (48, 64, 41, 64, "PhysioNet 2012"),
-    "ea_lstm": (270, 256, 5, 256, "EA-LSTM paper"),
-    "leaky_rnn": (200, 32, 33, 100, "cognitive tasks"),
-    "slstm": (256, 16, 256, 256, "xLSTM, a block"),
-    "lif": (100, 128, 700, 128, "spoken digits in spikes"),
-    "ind_rnn": (784, 32, 1, 128, "sequential MNIST"),
-    "sru": (100, 32, 512, 512, "language model"),
-    "min_gru": (256, 64, 64, 64, "selective copying"),
-    "augru": (100, 128, 36, 36, "click-through prediction"),
-}
+STREAM = "x is given, in memory"
 ROWS = [
-    *(Row(name, 100, 64, 50, 128, "the shape of all") for name in LIBRARY),
-    *(Row(name, *shape) for name, shape in OWN_SHAPES.items()),
+    *(Row(name, 100, 64, 50, 128, "the shape of all") for name in ("own_lstm", *LIBRARY)),
+    Row("LiGRU", 400, 16, 512, 512, "SpeechBrain's CRDNN", 1, 5, 2),
+    Row("li_gru", 400, 16, 512, 512, "the same, one direction of a layer", 1),
+    Row("gru_d", 48, 64, 41, 64, "PhysioNet 2012"),
+    Row("ea_lstm", 365, 256, 5, 256, "neuralhydrology", 1),
+    Row("cfc", 32, 128, 14, 64, "ncps, irregular series"),
+    Row("leaky_rnn", 2000, 32, 33, 100, "cognitive tasks, long"),
+    Row("peephole_lstm", 1000, 16, 64, 128, "long sequences", 1),
+    Row("slstm", 256, 16, 256, 256, "xLSTM, a block", 1),
+    Row("lif", 100, 128, 700, 128, "snntorch, spoken digits"),
+    Row("ind_rnn", 784, 32, 1, 128, "sequential MNIST"),
+    Row("sru", 100, 32, 512, 512, "language model"),
+    Row("min_gru", 1024, 32, 64, 64, "selective copying, long"),
+    Row("augru", 100, 128, 36, 36, "click-through prediction"),
+    Row("min_gru_given", 1024, 64, 512, 256, STREAM, 1),
+    Row("sru_given", 1024, 64, 1024, 256, STREAM, 1),
+    Row("ind_rnn_given", 1024, 64, 256, 256, STREAM, 1),
 ]
 
 
-def inputs_of(row: Row, layer: rnnkernels.Recurrent) -> dict[str, torch.Tensor]:
-    """The cell's extra inputs, from 0 to 1."""
-    program = layer.cell.program
-    found = {n: torch.rand(row.T, row.B, 1 if n in program.narrow else row.H) for n in program.step}
-    return found | {n: torch.rand(row.B, row.H) for n in program.sequence}
+class Side(Subject):
+    """One side of a row, admitted if it gives what our layer gives."""
+
+    def __init__(self, name: str, row: Row, mode: str, threads: int) -> None:
+        super().__init__(name, row, "float32", mode, threads, timer=wall_time)
+
+    def _admitted(self, truth: None, with_memory: bool) -> dict:
+        with torch.inference_mode(self.mode == "infer"):
+            case, start = CellCase(self.workload, self.mode), time.perf_counter()
+            job = SIDES[self.provider](case)
+            found = job.read(job.run())
+            cold = time.perf_counter() - start
+            ours = SIDES["rnnkernels"](case)
+            expected = ours.read(ours.run())
+        spikes = (found["y"] - expected["y"])[:SPIKES].abs().mean().item()
+        wrong = spikes if case.spikes else max(errors(found, expected).values())
+        if not wrong <= EQUAL:
+            return {"reason": f"differs by {wrong:.1e}", "red": True}
+        self.job = job
+        return {"cold_s": cold}
 
 
-def jobs_of(row: Row, mode: str, compiled: bool) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
-    """What is timed, by name, and how long a first call took where it compiles something."""
-    torch.manual_seed(0)
-    layer = rnnkernels.Recurrent(getattr(rnnkernels.cells, row.cell), row.I, row.H)
-    x, inputs = torch.randn(row.T, row.B, row.I), inputs_of(row, layer)
-    train = mode == "train"
-    for t in (x, *inputs.values(), *layer.parameters()):
-        t.requires_grad_(train)
-    loop, arguments = loop_of(layer, x, inputs)
-    runs = {"rnnkernels": lambda: layer(x, **inputs)[0], "loop": lambda: loop(*arguments)}
-    scripted = torch.jit.script(loop)
-    runs["torch.jit"] = lambda: scripted(*arguments)
-    if row.cell in ("lstm", "gru", "rnn"):
-        plain = getattr(rnnkernels, row.cell.upper())(row.I, row.H)
-        plain.load_state_dict(layer.state_dict())
-        runs["built in"] = lambda: plain(x)[0]
-    if compiled:
-        fast = torch.compile(loop, fullgraph=True)
-        runs["torch.compile"] = lambda: fast(*arguments)
-
-    def timed(run):
-        if not train:
-            return run
-        leaves = [t for t in (x, *inputs.values(), *layer.parameters()) if t.requires_grad]
-        return lambda: torch.autograd.grad(run().sum(), leaves, allow_unused=True)
-
-    cold, expected = {}, None
-    for name, run in runs.items():
-        start = time.perf_counter()
-        y = run()
-        if train and name != "built in":
-            timed(run)()
-        cold[name] = time.perf_counter() - start
-        expected = y if expected is None else expected
-        if not (y - expected).abs().max() <= EQUAL * expected.abs().max():
-            raise SystemExit(f"{row.name}: the output of {name} differs")
-    if train and "built in" in runs:
-        own = list(plain.parameters())
-        built = runs.pop("built in")
-        jobs = {name: timed(run) for name, run in runs.items()}
-        jobs["built in"] = lambda: torch.autograd.grad(built().sum(), [x, *own])
-        return jobs, cold
-    return {name: timed(run) for name, run in runs.items()}, cold
+def measured(row: Row, mode: str, asked: argparse.Namespace, threads: int, roofs: dict) -> dict:
+    with ExitStack() as stack:
+        makes = {name: (Side, name, row, mode, threads) for name in sides_of(row.cell, asked.compile)}
+        workers, facts = admitted(stack, machine.cores(threads), makes, None)
+        samples = alternate({n: guarded(w, facts[n]) for n, w in workers.items()}, asked.seconds, row.rounds)
+    times = {n: summed_up(values) for n, values in samples.items() if "reason" not in facts[n]}
+    found = {"row": row.name, "source": row.source, "T": row.T, "mode": mode, "threads": threads, "times": times}
+    found |= {"cold_s": {n: f["cold_s"] for n, f in facts.items() if n == "torch.compile" and "cold_s" in f}}
+    found |= {"reasons": {n: f for n, f in facts.items() if "reason" in f}}
+    if "rnnkernels" in times and row.streamed and "bandwidth" in roofs:
+        moved = row.streamed * (3 if mode == "train" else 1)
+        found["share"] = moved / roofs["bandwidth"]["memory"][str(threads)] / times["rnnkernels"]["seconds"]
+    return found
 
 
-def measured(row: Row, mode: str, asked: argparse.Namespace, threads: int) -> dict:
-    torch.set_num_threads(threads)
-    with torch.set_grad_enabled(mode == "train"):
-        jobs, cold = jobs_of(row, mode, asked.compile)
-        times = alternate({n: lambda k, run=run: wall_time(run, k) for n, run in jobs.items()}, asked.seconds, 3)
-    found = {name: summed_up(samples) for name, samples in times.items()}
-    kept = {"torch.compile": cold["torch.compile"]} if asked.compile else {}
-    return {"row": row.name, "source": row.source, "mode": mode, "threads": threads, "times": found, "cold_s": kept}
-
-
-def table(rows: list[dict]) -> str:
-    """Markdown: our time, and for each other way its time over ours."""
-    others = [n for n in ("loop", "torch.jit", "torch.compile", "built in") if any(n in r["times"] for r in rows)]
-    lines = [
-        "| cell | from | threads | mode | ours, ms | " + " | ".join(others) + " |",
-        "|---" * (5 + len(others)) + "|",
-    ]
+def lines(rows: list[dict], reasons: report.Reasons) -> list[dict]:
+    """A line for each row: our time, and for each other side its time over ours."""
+    found = []
     for r in rows:
-        own = r["times"]["rnnkernels"]["seconds"]
-        ratios = [f"{r['times'][n]['seconds'] / own:.2f}" if n in r["times"] else "" for n in others]
-        if "torch.compile" in r["cold_s"]:
-            ratios[others.index("torch.compile")] += f" (cold {r['cold_s']['torch.compile']:.0f} s)"
-        cells = [r["row"], r["source"], str(r["threads"]), r["mode"], f"{own * 1e3:.2f}", *ratios]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        times, mine = r["times"], r["times"].get("rnnkernels", {}).get("seconds")
+        line = {"cell": r["row"], "from": r["source"], "threads": r["threads"], "mode": r["mode"]}
+        line["ours"] = reasons.cell(r, "ours", times.get("rnnkernels") or r["reasons"].get("rnnkernels"))
+        for name in list(SIDES)[1:]:
+            cold = f"cold {r['cold_s'][name]:.0f} s, then " if name in r["cold_s"] else ""
+            line[name] = cold + report.ratio_text(times[name]["seconds"] / mine) if mine and name in times else ""
+            if name in r["reasons"]:
+                line[name] = reasons.cell(r, name, r["reasons"][name])
+        line["share of memory's bandwidth"] = f"{100 * r['share']:.0f} %" if r.get("share") else ""
+        found.append(line)
+    return found
 
 
-def write(results: dict, out) -> None:
-    out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    m = results["machine"]
-    head = f"`{m['command']}` on {m['cpu']}; torch {m['torch']}, float32; commit {m['commit']}, {m['date']}.\n"
-    head += f"Load of the machine before the run: {m['load before']}. "
-    head += "Each ratio is the time of that way over ours: above 1, ours is faster.\n"
-    measured = {(r["row"], r["mode"]) for r in results["rows"]}
-    missing = [f"{row.name} ({mode})" for row in ROWS for mode in cli.MODES if (row.name, mode) not in measured]
-    head += f"Not measured: {'; '.join(missing)}.\n" if missing else ""
-    out.with_suffix(".md").write_text(f"# Cells of one's own\n\n{head}\n{table(results['rows'])}\n", encoding="utf-8")
+HOW = """Each ratio is the time of that side over ours: above 1 ours is faster. own_lstm is an LSTM as a user writes it;
+the cells named *given* have no product at all, and their share of the memory's bandwidth is that of reading x and
+writing y once (in training three times: backward reads them again and dy, and writes dx)."""
+
+
+def markdown(results: dict) -> str:
+    reasons = report.Reasons()
+    shown = table(lines(results["rows"], reasons))
+    there = {r["row"] for r in results["rows"]}
+    missing = "; ".join(row.name for row in ROWS if row.name not in there) or "nothing"
+    parts = [report.heading("Cells of one's own", results["machine"]) + HOW, shown, *reasons.lines()]
+    return "\n\n".join([*parts, f"Not measured: {missing}."]) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    p = cli.parser("cells", __doc__, 1.0, "each row")
+    p = cli.parser("cells", __doc__, 0.3, "each row")
     p.add_argument("--threads", type=cli.listed(kind=int), default=[1], help="default: 1")
-    p.add_argument("--compile", action="store_true", help="torch.compile of the loop too; its first calls take minutes")
+    p.add_argument("--compile", type=cli.listed([*OWN, *LIBRARY]), default=[], help="cells whose loop it gets too")
     asked = p.parse_args(arguments)
     asked.out = asked.out or cli.RESULTS / "cells-cpu"
     cli.check(p, asked)
     rows = [r for r in ROWS if not asked.only or r.cell in asked.only]
     if not rows:
-        p.error(f"--only: no such cell; there are {', '.join(LIBRARY)}")
+        p.error(f"--only: no such cell; there are {', '.join(dict.fromkeys(r.cell for r in ROWS))}")
     if asked.quick:
         asked.seconds = 0.01
-        rows = [Row(r.cell, 3, 2, 4, 8, r.source) for r in rows[: 1 if asked.only else len(rows)]]
-    results = {"machine": machine.describe("cpu", cli.command("cells", arguments)), "rows": []}
+        small = [replace(r, T=3, B=2, I=8 * r.I // r.H if r.streamed else 4, H=8, rounds=1) for r in rows]
+        rows = small[: 1 if asked.only else None]
+    described = machine.describe("cpu", cli.command("cells", arguments))
+    peers = ("jax", "speechbrain", "neuralhydrology", "ncps", "snntorch")
+    described["peers"] = ", ".join(f"{name} {machine.version(name)}" for name in peers)
+    results = {"machine": described, "roofs": probe(asked.threads, 0.01 if asked.quick else 0.1), "rows": []}
     for row in rows:
-        for threads in asked.threads:
-            for mode in asked.modes:
-                results["rows"].append(measured(row, mode, asked, threads))
-                print(table(results["rows"][-1:]).splitlines()[-1], file=sys.stderr)
-        write(results, asked.out)
-    print(table(results["rows"]))
-    return 0
+        for threads, mode in product(asked.threads, asked.modes):
+            results["rows"].append(measured(row, mode, asked, threads, results["roofs"]))
+            print(table(lines(results["rows"][-1:], report.Reasons())).splitlines()[-1], file=sys.stderr)
+        report.write(results, asked.out, text=markdown)
+    print(table(lines(results["rows"], report.Reasons())))
+    return 1 if any(f.get("red") for r in results["rows"] for f in r["reasons"].values()) else 0
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,6 +79,21 @@ def guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]
     return run
 
 
+def admitted(stack: ExitStack, cores: list[int], makes: dict[str, tuple], *given: Any) -> tuple[dict, dict]:
+    """Workers, by name, of those that are right, and the facts of all."""
+    workers, facts = {}, {}
+    for name, make in makes.items():
+        try:
+            worker = Worker(cores, *make)
+            stack.callback(worker.close)
+            facts[name] = worker.ask("admit", *given)
+        except RuntimeError as error:
+            facts[name] = {"reason": str(error), "red": True}
+        if "reason" not in facts[name]:
+            workers[name] = worker
+    return workers, facts
+
+
 class Rows(AbstractContextManager):
     """The rows of one workload in one dtype and mode. The truth is computed once and lies in a file."""
 
@@ -90,22 +106,10 @@ class Rows(AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def admitted(
-        self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool = False
-    ) -> tuple[dict, dict]:
-        """Workers of those that are right, and the facts of all."""
-        workers, facts = {}, {}
-        for name in self.providers:
-            try:
-                arguments = (PROVIDERS[name], self.workload, self.dtype, self.mode, threads)
-                worker = Worker(cores, Subject, *arguments)
-                stack.callback(worker.close)
-                facts[name] = worker.ask("admit", self._truth, with_memory)
-            except RuntimeError as error:
-                facts[name] = {"reason": str(error), "red": True}
-            if "reason" not in facts[name]:
-                workers[name] = worker
-        return workers, facts
+    def admitted(self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool = False) -> tuple:
+        how = (self.workload, self.dtype, self.mode, threads)
+        makes = {name: (Subject, PROVIDERS[name], *how) for name in self.providers}
+        return admitted(stack, cores, makes, self._truth, with_memory)
 
     def measure(
         self, threads: int, seconds: float, rounds: int, with_memory: bool = False, busy: bool = False,

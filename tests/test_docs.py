@@ -49,6 +49,7 @@ def test_every_block_is_of_a_language_that_is_tried(page):
 # torch's own, in its exporter to ONNX
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning", "ignore:# The axis name")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own jvp uses it
 @pytest.mark.parametrize("page", having("python"))
 def test_python_blocks_run(page, tmp_path, monkeypatch):
     """The blocks of a page run one after the other, in one namespace and in an empty folder."""

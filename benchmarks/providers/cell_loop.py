@@ -65,6 +65,8 @@ def source_of(program, bias):
         head += ["H = zero.size(1)", "w_inner = w_hh[-H:]", "w_hh = w_hh[:-H]"]
         head += ["b_inner = b_hh[-H:]", "b_hh = b_hh[:-H]"] if bias else []
     head += [f"s_{n} = zero" for n in program.states] + ["ys: list[torch.Tensor] = []"]
+    head += ["steps = xs.unbind(0)"]  # indexing would give each step a gradient of the size of the whole
+    head += [f"steps_{n} = us_{n}.unbind(0)" for n in program.step]
 
     def loads(op, what):
         if op == "a":
@@ -73,9 +75,9 @@ def source_of(program, bias):
 
     crossing = {}
     body.append(
-        f"{', '.join(f'x_{n}' for n in program.inputs)}{',' * (GX == 1)} = xs[t].chunk({GX}, 1)" if GX else "pass"
+        f"{', '.join(f'x_{n}' for n in program.inputs)}{',' * (GX == 1)} = steps[t].chunk({GX}, 1)" if GX else "pass"
     )
-    body += [f"u_{n} = us_{n}[t]" for n in program.step]
+    body += [f"u_{n} = steps_{n}[t]" for n in program.step]
     operand = f"s_{program.states[0]}"
     if "operand" in program.sections:
         lines, puts = lines_of(program.sections["operand"], loads, "o")

@@ -141,14 +141,19 @@ def spread(values):
 
 
 def cells(results, link):
-    """Cells of one's own: a loop's time over ours, by mode, over all cells and shapes."""
+    """Cells of one's own: the time of each other way over ours, by mode, over all cells and shapes."""
     lines = [["the other way", *MODES.values()]]
-    for name, text in (("loop", "a loop over steps in plain torch"), ("torch.jit", "the same, scripted")):
+    others = {
+        "loop": "a loop over steps in plain torch", "torch.jit": "the same, scripted", "torch.compile": "compiled",
+        "jax": "`jax.lax.scan` under `jit`", "public": "the cell's public implementation",
+        "built in": "our built-in layer of the same cell",
+    }  # fmt: skip
+    for name, text in others.items():
         line = [text]
         for mode in MODES:
             times = [row["times"] for row in results["rows"] if row["mode"] == mode and name in row["times"]]
             line.append(spread([found[name]["seconds"] / found["rnnkernels"]["seconds"] for found in times]))
-        lines.append(line)
+        lines += [line] if set(line[1:]) != {"–"} else []
     return table(lines) + "\n" + came_from(results, link)
 
 

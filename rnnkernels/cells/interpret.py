@@ -4,6 +4,19 @@ Values are tensors (..., H), or numbers.
 """
 
 import torch
+from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
+from torch.autograd import forward_ad
+
+
+def primal(t):
+    """A saved tensor, in ``jvp`` of an ``autograd.Function``, without the tangent of the level that is computed.
+
+    torch switches tangents off there, of levels further out too, whose derivatives are lost then (pytorch issue
+    197867). With tangents switched on again the tensor must have none of its own level.
+    """
+    if is_batchedtensor(t):
+        return _add_batch_dim(primal(get_unwrapped(t)), maybe_get_bdim(t), maybe_get_level(t))
+    return forward_ad.unpack_dual(t).primal
 
 
 class Through(torch.autograd.Function):
@@ -23,7 +36,8 @@ class Through(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, dy, dx, dm):
         (m,) = ctx.saved_tensors
-        return dx * m
+        with forward_ad._set_fwd_grad_enabled(True):
+            return dx * primal(m)
 
     @staticmethod
     def backward(ctx, d):

@@ -14,6 +14,7 @@ from torch._C._functorch import (
     is_gradtrackingtensor,
 )
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd import forward_ad
 
 from ..cells.weights import shapes_of
 from ..op.autograd import autocast_enabled, jit_tracing, transforming
@@ -208,8 +209,8 @@ def check_values(lengths, T):
 
 
 def on_host(tensor):
-    """True if the values of a tensor can be read without waiting for a device."""
-    return tensor.is_cpu
+    """True if the values of a tensor can be read: without waiting for a device, and without make_fx looking on."""
+    return tensor.is_cpu and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
 
 
 def assert_values(lengths, T):
@@ -251,8 +252,12 @@ def check_mask(reset, input):
 
 
 def check_inference(who, name, tensor):
-    """Raise if a tensor requires a gradient of a module that is for inference only."""
+    """Raise if a tensor requires a derivative of a module that is for inference only."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"{who} is for inference only, but {name} requires a gradient; use {name}.detach() or torch.no_grad()"
         )
+    if forward_ad._current_level >= 0 and (
+        is_functorch_wrapped_tensor(tensor) or forward_ad.unpack_dual(tensor).tangent is not None
+    ):
+        raise RuntimeError(f"{who} is for inference only, but {name} has a forward-mode tangent")

@@ -16,6 +16,7 @@ from torch.autograd import forward_ad
 
 from .. import backends
 from ..cells import reference, spec_of
+from ..cells.interpret import primal
 from . import recompute, vmap
 from .flat import Plan, Pull
 
@@ -154,7 +155,8 @@ def double_backward(pull, tensors, gg):
 
 
 def run_in_torch(pull, *tensors):
-    """``run_layer_backward`` in torch operations, for ``is_grads_batched``, whose old vmap takes only torch's ops."""
+    """``run_layer_backward`` in torch operations, for gradients with tangents, and for ``is_grads_batched``, whose old
+    vmap takes only torch's ops."""
     (dy, *dlast), inputs, _ = pull.split(tensors)
     n = sum(pull.plan.sizes())
     with torch.enable_grad():
@@ -221,7 +223,8 @@ class Eager(torch.autograd.Function):
     def backward(ctx, *grads):
         grads = output_gradients(ctx.plan, grads) if ctx.plan.return_saved else grads
         pull, flat = pull_of(ctx.plan, ctx.n_in, ctx.needs_input_grad[1:], ctx.saved_tensors, grads)
-        if not torch.compiler.is_compiling() and any(g is not None and is_legacy_batchedtensor(g) for g in grads):
+        given = [g for g in grads if g is not None]
+        if not torch.compiler.is_compiling() and (any(map(is_legacy_batchedtensor, given)) or has_tangent(given)):
             run = without_autocast(run_in_torch)
         else:
             run = EagerBackward.apply if torch.is_grad_enabled() else run_layer_backward
@@ -241,6 +244,7 @@ class TransformBackward(torch.autograd.Function):
         grads, tensors_in, _ = pull.split(tensors)
         ctx.pull, ctx.n = pull, len(tensors)
         ctx.save_for_backward(*grads, *tensors_in)
+        ctx.save_for_forward(*tensors)
         ctx.set_materialize_grads(False)
 
     backward = EagerBackward.backward
@@ -250,8 +254,15 @@ class TransformBackward(torch.autograd.Function):
         return vmap.layer_backward(TransformBackward.apply, info.batch_size, in_dims[1:], pull, tensors)
 
     @staticmethod
-    def jvp(ctx, *tangents):
-        raise NotImplementedError(FORWARD_MODE)
+    def jvp(ctx, _, *tangents):
+        """The backward pass is linear in its gradients; what it saved has no tangent where modules call it."""
+        given, *rest = ctx.pull.split(tangents)
+        if any(t is not None for part in rest for t in part):
+            raise NotImplementedError(FORWARD_MODE)
+        with forward_ad._set_fwd_grad_enabled(True):
+            grads, inputs, saved = ctx.pull.split([t if t is None else primal(t) for t in ctx.saved_tensors])
+            given = [torch.zeros_like(g) if t is None else t for t, g in zip(given, grads, strict=True)]
+            return TransformBackward.apply(ctx.pull, *given, *inputs, *saved)
 
 
 class Transform(torch.autograd.Function):
@@ -287,7 +298,9 @@ class Transform(torch.autograd.Function):
     def vmap(info, in_dims, plan, *tensors):
         return vmap.layer(Transform.apply, info.batch_size, in_dims[1:], plan, tensors)
 
-    jvp = TransformBackward.jvp
+    @staticmethod
+    def jvp(ctx, *tangents):
+        raise NotImplementedError(FORWARD_MODE)
 
 
 FORWARD_MODE = "rnnkernels: the raw ops have no forward-mode derivative (jvp, jacfwd); modules and functional have"
@@ -300,6 +313,11 @@ def has_tangent(tensors):
     if transforming():
         return True
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def forward_mode():
+    """True within forward mode; also while torch.compile traces."""
+    return forward_ad._current_level >= 0
 
 
 def refuse_forward_mode(tensors):
@@ -327,6 +345,7 @@ def transforming():
 
 # torch.compiler.assume_constant_result: run while tracing
 differentiating._dynamo_marked_constant = transforming._dynamo_marked_constant = True
+forward_mode._dynamo_marked_constant = True
 
 
 def transform_in_graph(*plan_and_tensors):

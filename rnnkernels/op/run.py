@@ -13,6 +13,7 @@ from .autograd import (
     Transform,
     autocast_enabled,
     differentiating,
+    forward_mode,
     has_tangent,
     implementation,
     jit_tracing,
@@ -79,6 +80,8 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
     tensors = call.flat()
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
     recorded = not transform and recording()
+    if traced and forward_mode():  # not in the graph: each step unrolled, without derivatives of a user's own
+        return torch.compiler.disable(layer)(call, return_cells=return_cells, recompute=recompute, exposed=exposed)
     if not traced and has_tangent(tensors):  # a tangent flows through torch's operations, and so does reverse over it
         y, last, saved = reference.layer(*call, return_cells)
         return (y, tuple(last), saved[-1]) if return_cells else (y, tuple(last))

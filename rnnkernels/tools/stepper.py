@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import increment_version
 from torch.compiler import is_compiling
 from torch.utils._pytree import tree_map
@@ -119,13 +120,13 @@ class Stepper:
 
         Raises:
             TypeError, ValueError, RuntimeError: for an x of another type, shape, dtype or device, or one that requires
-                a gradient while gradients are enabled. The state is as it was.
+                a gradient while gradients are enabled, or has a forward-mode tangent. The state is as it was.
         """
         if is_compiling():
             return torch.compiler.disable(outside)(self, x)
         if (
             type(x) is Tensor and x.shape == self._x_shape and x.dtype is self._dtype and x.is_cpu
-            and x.is_contiguous() and not x.requires_grad and not x.is_neg()
+            and x.is_contiguous() and not x.requires_grad and not x.is_neg() and forward_ad._current_level < 0
         ):  # fmt: skip
             out = torch.empty_like(self._out)
             if run_cpp(self._handle, x.data_ptr(), out.data_ptr()):
@@ -156,7 +157,7 @@ class Stepper:
             type(x) is Tensor and x.shape == self._x_shape and x.dtype is dtype and x.is_cpu
             and x.is_contiguous() and not x.requires_grad and not x.is_neg()
             and type(out) is Tensor and out.shape == self._out_shape and out.dtype is dtype and out.is_cpu
-            and out.is_contiguous() and not out.requires_grad and not out.is_neg()
+            and out.is_contiguous() and not out.requires_grad and not out.is_neg() and forward_ad._current_level < 0
             and run_cpp(self._handle, x.data_ptr(), out.data_ptr())
         ):  # fmt: skip
             increment_version(out)

@@ -1,24 +1,34 @@
 """The benchmark of cells of one's own: its loops are right, and it writes its table."""
 
 import json
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
+from common import error
 
 import rnnkernels
-from benchmarks import cells
+from benchmarks import cells, report
+from benchmarks.providers import Unsupported
 from benchmarks.providers.cell_loop import loop_of
+from benchmarks.providers.cell_sides import SIDES, CellCase, sides_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script")
+
+
+def small(name):
+    row = next(r for r in cells.ROWS if r.cell == name)
+    return replace(row, T=4, B=3, I=6 * row.I // row.H if row.streamed else 5, H=6)
 
 
 @pytest.mark.parametrize("name", cells.LIBRARY)
 @pytest.mark.parametrize("bias", [True, False])
 def test_loops_are_the_layers(name, bias):
-    row = cells.Row(name, 4, 3, 5, 6, "")
-    torch.manual_seed(0)
+    row = small(name)
+    case = CellCase(row, "train")
     layer = rnnkernels.Recurrent(getattr(rnnkernels.cells, name), row.I, row.H, bias=bias)
-    x, inputs = torch.randn(row.T, row.B, row.I), cells.inputs_of(row, layer)
+    x, inputs = case.x, case.inputs
     loop, arguments = loop_of(layer, x, inputs)
     expected = layer(x, **inputs)[0]
     assert torch.allclose(loop(*arguments), expected, atol=1e-5)
@@ -28,11 +38,46 @@ def test_loops_are_the_layers(name, bias):
         assert (a is None and not b.any()) or torch.allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", dict.fromkeys(r.cell for r in cells.ROWS))
+def test_other_sides_give_the_same(name):
+    for mode in ("infer", "train"):
+        case = CellCase(small(name), mode)
+        for side in [s for s in ("jax", "built in", "public") if s in sides_of(name, [])]:
+            with warnings.catch_warnings(), torch.set_grad_enabled(mode == "train"):
+                warnings.simplefilter("ignore")  # of packages that are imported
+                try:
+                    job = SIDES[side](case)
+                except Unsupported:
+                    continue  # not installed
+                ours = SIDES["rnnkernels"](case)
+                found, expected = job.read(job.run()), ours.read(ours.run())
+            assert set(found) == set(expected)
+            for key in expected:
+                assert error(found[key], expected[key]) < 1e-4, (side, mode, key)
+
+
 def test_quick(tmp_path, capsys):
     out = tmp_path / "cells"
-    assert cells.main(["--quick", "--only", "li_gru", "--out", str(out)]) == 0
+    assert cells.main(["--quick", "--only", "min_gru_given", "--out", str(out)]) == 0
     results = json.loads(out.with_suffix(".json").read_text())
     assert {row["mode"] for row in results["rows"]} == {"infer", "train"}
-    assert "| li_gru, T 3, B 2, I 4, H 8 |" in out.with_suffix(".md").read_text()
+    assert {"rnnkernels", "loop", "torch.jit"} <= set(results["rows"][0]["times"])
+    assert all(row["share"] > 0 for row in results["rows"]) or "reason" in results["roofs"]
+    text = out.with_suffix(".md").read_text()
+    assert "| min_gru_given, T 3, B 2, I 16, H 8 |" in text and "Not measured: own_lstm, T 100" in text
     with pytest.raises(SystemExit):
         cells.main(["--only", "nothing"])
+
+
+def test_what_differs_or_breaks_costs_its_own_cell(monkeypatch):
+    row = small("li_gru")
+    monkeypatch.setitem(SIDES, "loop", lambda case: case.job(lambda: case.layer(case.x)[0] + 1))
+    found = cells.Side("loop", row, "infer", 1).admit(None)
+    assert found["red"] and "differs by" in found["reason"]
+    reasons = report.Reasons()
+    fast, slow = {"seconds": 1e-3}, {"seconds": 2e-3}
+    line = {"row": row.name, "source": "", "T": 4, "mode": "infer", "threads": 1, "cold_s": {"torch.compile": 90.0}}
+    times = {"rnnkernels": slow, "torch.compile": fast}
+    (shown,) = cells.lines([line | {"times": times, "reasons": {"loop": found}}], reasons)
+    assert shown["torch.compile"] == "cold 90 s, then 0.50 slower" and shown["loop"] == "– (1)"
+    assert "**cold 90 s, then 0.50 slower**" in cells.table([shown])

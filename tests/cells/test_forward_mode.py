@@ -1,0 +1,164 @@
+"""Forward mode for cells of one's own: tangents beside reverse mode and numbers, second derivatives in every order."""
+
+import pytest
+import torch
+from common import assert_close
+from recurrent_cases import CELLS
+from test_library import BOTH, OF_LIBRARY, Layer
+from torch.autograd import forward_ad
+from torch.func import functional_call, grad, jacfwd, jacrev, jvp, linearize, vjp, vmap
+
+import rnnkernels
+from rnnkernels import Recurrent, cells
+
+pytestmark = [  # of torch's own jvp and linearize
+    pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node"),
+]
+T, B, I, H = 3, 2, 2, 4  # noqa: E741
+WIDTH = 1e-6  # of a difference
+
+
+def check(f, primals, numbers=True):
+    """Whether a function of tensors, which gives one, has right tangents, and right derivatives of them.
+
+    ``numbers``: whether the derivative is the function's own.
+    """
+    random = torch.Generator().manual_seed(5)
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
+    primals = [p.detach() for p in primals]
+    tangents = [draw(*p.shape) for p in primals]
+    y, dy = jvp(f, (*primals,), (*tangents,))
+    expected, back = vjp(f, *primals)
+    assert_close("y", y, expected)
+    w = draw(*y.shape)
+    along = sum((g * t).sum() for g, t in zip(back(w), tangents, strict=True))
+    assert_close("jvp beside vjp", (w * dy).sum(), along)
+    if numbers:
+        ends = [f(*(p + d * t for p, t in zip(primals, tangents, strict=True))) for d in (WIDTH, -WIDTH)]
+        assert_close("jvp beside numbers", dy, (ends[0] - ends[1]) / (2 * WIDTH), 1e-7)
+    with forward_ad.dual_level():
+        dual = f(*map(forward_ad.make_dual, primals, tangents))
+        assert_close("dual tensors", forward_ad.unpack_dual(dual).tangent, dy)
+    two = lambda of: tuple(torch.stack([t, t]) for t in of)  # noqa: E731
+    assert_close("jvp(vmap)", jvp(vmap(f, randomness="same"), two(primals), two(tangents))[1][1], dy)
+    along = vmap(lambda *t: jvp(f, (*primals,), t)[1], randomness="same")
+    several = along(*(torch.stack([t, -2 * t]) for t in tangents))
+    assert_close("vmap(jvp)", several, torch.stack([dy, -2 * dy]))
+    for g, e in zip(jvp(back, (w,), (dy,))[1], back(dy), strict=True):  # the pullback is linear
+        assert_close("tangent of a gradient's gradient", g, e)
+
+    loss = lambda *p: (f(*p) * w).sin().sum()  # noqa: E731
+    each = tuple(range(len(primals)))
+    forward = jvp(grad(loss, each), (*primals,), (*tangents,))[1]
+    first = lambda *p: sum((g * t).sum() for g, t in zip(grad(loss, each)(*p), tangents, strict=True))  # noqa: E731
+    for a, e in zip(forward, grad(first, each)(*primals), strict=True):
+        assert_close("a product with the Hessian, forward and reverse over reverse", a, e)
+    of_first = lambda p: loss(p, *primals[1:])  # noqa: E731
+    expected = jacrev(jacrev(of_first))(primals[0])
+    forward = lambda f: jacfwd(f, randomness="same")  # noqa: E731
+    assert_close("forward over reverse", forward(jacrev(of_first))(primals[0]), expected)
+    assert_close("reverse over forward", jacrev(forward(of_first))(primals[0]), expected)
+    assert_close("forward over forward", forward(forward(of_first))(primals[0]), expected)
+
+
+@pytest.mark.parametrize("name", OF_LIBRARY)
+def test_cells(name):
+    """Of every tensor at once: x, states, weights, vectors, extra inputs."""
+    layer = Layer(name, T=2, B=2, I=1, H=2, reverse=BOTH, lengths=torch.tensor([2, 1]))
+    check(lambda *t: torch.cat([v.flatten() for v in layer(*t)]), layer.tensors, numbers=name != "lif")
+
+
+def of_module(module, call):
+    """A function of x and the parameters of a module, and where to take it; ``call(layer, x)`` calls ``layer(...)``."""
+    names, parameters = zip(*module.named_parameters(), strict=True)
+
+    def f(x, *p):
+        torch.manual_seed(0)  # of masks
+        y = call(lambda *a, **k: functional_call(module, dict(zip(names, p, strict=True)), a, k), x)
+        return y[0] if isinstance(y, tuple) else y
+
+    return f, parameters
+
+
+F64 = {"dtype": torch.float64}
+X = torch.linspace(-1, 1, T * B * I, dtype=torch.float64).sin().view(T, B, I)
+MASK = torch.tensor([[[1, 0], [0, 1]], [[1, 1], [0, 0]], [[0, 1], [1, 1]]], dtype=torch.bool)
+MODULES = {
+    "layers": (
+        lambda: Recurrent(cells.cfc, I, H, 2, bidirectional=True, batch_first=True, **F64),
+        lambda layer, x: layer(x.transpose(0, 1), lengths=torch.tensor([3, 1]), ts=x[..., :1].transpose(0, 1)),
+    ),
+    "options": (
+        lambda: Recurrent(
+            cells.peephole_lstm, I, H, layer_norm=True, zoneout=(0.2, 0.3), recurrent_dropout=0.3, recompute=True, **F64
+        ),
+        lambda layer, x: layer(x, reset=MASK[..., 0]),
+    ),
+    "heads, evaluation": (
+        lambda: Recurrent(cells.slstm, I, H, heads=2, zoneout=0.2, **F64).eval(), lambda layer, x: layer(x)
+    ),
+    "without a projection": (
+        lambda: Recurrent(CELLS["elementwise"], 2 * H, H, **F64), lambda layer, x: layer(x.repeat(1, 1, H))
+    ),
+    "cell": (lambda: rnnkernels.RecurrentCell(cells.mgu, I, H, **F64), lambda layer, x: layer(x[0])),
+    "no batch": (lambda: Recurrent(CELLS["rates"], I, H, alpha=0.5, **F64), lambda layer, x: layer(x[:, 0])),
+    "LSTM": (lambda: rnnkernels.LSTM(I, H, layer_norm=True, **F64), lambda layer, x: layer(x)),
+    "GRUD": (lambda: rnnkernels.GRUD(I, H, **F64), lambda layer, x: layer(x, MASK)),
+    "EALSTM": (lambda: rnnkernels.EALSTM(I, B, H, **F64), lambda layer, x: layer(x, x[0])),
+    "LiGRU": (lambda: rnnkernels.LiGRU(I, H, bidirectional=True, norm=None, **F64), lambda layer, x: layer(x)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules(name):
+    make, call = MODULES[name]
+    torch.manual_seed(2)
+    f, parameters = of_module(make(), call)
+    check(f, (X, *parameters))
+
+
+def test_linearize():
+    """Under make_fx, where values of lengths cannot be read."""
+    layer = Recurrent(cells.min_gru, I, H, **F64).requires_grad_(False)
+    f = lambda x: layer(x, lengths=torch.tensor([3, 1]))[0]  # noqa: E731
+    assert_close("linearize", linearize(f, X)[1](X), jvp(f, (X,), (X,))[1])
+
+
+def test_torchs_own_checks():
+    """Tangents of the gradients that come in, through the nodes of ordinary autograd."""
+    layer, x = Recurrent(cells.sru, I, H, **F64), X.clone().requires_grad_()
+    f = lambda x: layer(x)[0]  # noqa: E731
+    assert torch.autograd.gradcheck(f, x, check_forward_ad=True, check_batched_forward_grad=True)
+    assert torch.autograd.gradgradcheck(f, x, check_fwd_over_rev=True)
+
+
+def test_compiled():
+    """torch.compile leaves forward mode to eager mode: it would lose a spike's own derivative."""
+    layer = Recurrent(cells.lif, I, H, **F64).requires_grad_(False)
+
+    def tangent(x):
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x))[0]).tangent
+
+    for f in (tangent, lambda x: jvp(lambda x: layer(x)[0], (x,), (x,))[1]):
+        assert_close("a tangent", torch.compile(f, backend="aot_eager")(X), f(X))
+
+
+def test_what_is_for_inference_refuses_tangents():
+    layer, x, first = rnnkernels.GRU(I, H), X.float(), X[0].float()
+    stepper, out = rnnkernels.Stepper(layer, B), torch.zeros(B, H)
+    quantized = rnnkernels.quantize_dynamic(layer)
+    own = rnnkernels.Stepper(rnnkernels.RecurrentCell(cells.li_gru, I, H), B)
+    words = "for inference only, but {} has a forward-mode tangent"
+    for call, name in (
+        (lambda x: quantized(x)[0], "input"), (lambda x: stepper.step(x[0]), "x"),
+        (lambda x: stepper.step_(x[0], out), "x"), (lambda x: own(x[0])[0], "x"),
+        (lambda x: own(first, x[0].repeat(1, 2))[0], "hx"),
+    ):  # fmt: skip
+        with pytest.raises(RuntimeError, match=words.format(name)):
+            jvp(call, (x,), (x,))
+        with forward_ad.dual_level():
+            with pytest.raises(RuntimeError, match=words.format(name)):
+                call(forward_ad.make_dual(x, x))
+            call(x)  # no tangent here
