@@ -178,7 +178,7 @@ class Recurrent(RecurrentBase):
         """``hx`` as a tuple of states, checked to have as many dimensions."""
         S = len(self.cell.program.states)
         if S == 1:
-            return super()._states(hx, dims)
+            return RecurrentBase._states(self, hx, dims)
         if not isinstance(hx, (tuple, list)):
             raise TypeError(
                 f"{self.cell.program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
@@ -186,7 +186,7 @@ class Recurrent(RecurrentBase):
         if len(hx) != S:
             raise RuntimeError(f"{self.cell.program.name} expects {S} hidden states, got {len(hx)}")
         for s in hx if dims else ():
-            super()._states(s, dims)
+            RecurrentBase._states(self, s, dims)
         return tuple(hx)
 
     def _hidden(self, last):
@@ -203,7 +203,7 @@ class Recurrent(RecurrentBase):
         """Run the layers over a sequence; see the class."""
         program = self.cell.program
         if not program.extras and not inputs:
-            return super().forward(input, hx, lengths, reset)
+            return RecurrentBase.forward(self, input, hx, lengths, reset)
         if isinstance(input, PackedSequence):
             if program.step:
                 raise ValueError(
@@ -301,15 +301,18 @@ class RecurrentCell(Leaf, nn.Module):
         extras = take_extras(self.cell, steps, x, False, dims + 1)
         if dims == 1:
             x, states = x.unsqueeze(1), [s.unsqueeze(0) for s in states]
-        weights = [getattr(self, name) for name in names_of(program.text, self.bias)]
         check_extras(program, extras, x, self.hidden_size)
-        y, last = layers(
-            self.cell.kernel, x, [s.unsqueeze(0) for s in states], weights, 1, FORWARD, self.bias, False,
-            self.input_size, self.hidden_size, self.hidden_size, extras=extras,
-            packed=self._packed.of(weights) if self._packed else 0,
-        )  # fmt: skip
+        y, last = self._step(x, [s.unsqueeze(0) for s in states], extras)
         y, *last = (v.squeeze(0).squeeze(0) if dims == 1 else v.squeeze(0) for v in (y, *last))
         return y, last[0] if S == 1 else tuple(last)
+
+    def _step(self, x, states, extras):
+        """Check and run a layer of one step: x (1, B, I), states (1, B, H)."""
+        weights = [getattr(self, name) for name in names_of(self.cell.program.text, self.bias)]
+        return layers(
+            self.cell.kernel, x, states, weights, 1, FORWARD, self.bias, False, self.input_size, self.hidden_size,
+            self.hidden_size, extras=extras, packed=self._packed.of(weights) if self._packed else 0,
+        )  # fmt: skip
 
 
 def refuse_own_cell(who, module):
