@@ -217,11 +217,9 @@ def recurrent(
         raise wrong_count(params, num_layers, bidirectional, has_biases)
     text = kernel_of(cell, project, normed)
     own = dict(zip(names_of(text, has_biases, project, normed), params, strict=False))
-    if project:
-        P, H = own["weight_hr"].shape if own["weight_hr"].dim() == 2 else (1, 1)  # its shape is checked later
-    elif "weight_hh" in own:
+    if "weight_hh" in own:
         w = own["weight_hh"]
-        H = w.size(-1) * heads
+        H, P = w.size(0) // spec.recurrent_gates if project else w.size(-1) * heads, w.size(-1)
     elif spec.vectors:
         H = own[spec.vectors[0]].size(0)
     elif "weight_ih" in own:
