@@ -1,4 +1,4 @@
-"""Parts of a program's sections, and the projection of a cell's first state: h' = W_hr (the state as the cell makes it).
+"""Parts of a program's sections, and the projection of a cell's first state: h' = W_hr (the state that the cell makes).
 
 H. Sak, A. Senior, F. Beaufays (2014), Long short-term memory recurrent neural network architectures for large scale
 acoustic modeling. csrc/cells/program_layout.cpp has the same rule for which programs it is possible.
@@ -41,16 +41,19 @@ def no_projection(program):
         return "has a product inside the step, whose operand has as many numbers as the gates have"
     if any(h in section.loads("s") for section in (forward, backward)) or backward.value("ds", h) is not None:
         return f"reads s.{h} unit by unit, where it would have proj_size numbers beside gates of hidden_size"
-    return "is as large as a program may be" if program.keep == MOST_KEPT or len(program.text) + 64 > MOST_TEXT else None
+    full = program.keep == MOST_KEPT or len(program.text) + 64 > MOST_TEXT
+    return "is as large as a program may be" if full else None
 
 
 def output_again(program):
-    """The section that gives the first state as the cell makes it, for the gradient of ``weight_hr``: from what training
-    keeps, and from what the backward pass reads besides; None where there is no projection of this program."""
+    """The section that gives the first state as the cell makes it, for the gradient of ``weight_hr``, from what
+    training keeps and what the backward pass reads besides. None where there is no projection of this program."""
     h, forward = program.states[0], program.sections["forward"]
     if no_projection(program) or h in program.renewed:
         return None
-    leaves = {p.value: Instruction("n", (), p.what) for p in forward.puts if p.to == "new" and p.what in program.renewed}
+    leaves = {
+        p.value: Instruction("n", (), p.what) for p in forward.puts if p.to == "new" and p.what in program.renewed
+    }
     leaves |= {p.value: plane(p.what) for p in forward.puts if p.to == "keep"}
     found = part(forward, {("new", h): forward.value("new", h)}, leaves)
     return None if any(i.op in ("a", "x", "r") for i in found.code) else found

@@ -33,7 +33,9 @@ def text_of(cell, project):
         ValueError: for a cell that has no projection, with the reason.
     """
     if project and cell.projected is None:
-        raise ValueError(f"proj_size is not possible for the cell {cell.program.name}: it {no_projection(cell.program)}")
+        raise ValueError(
+            f"proj_size is not possible for the cell {cell.program.name}: it {no_projection(cell.program)}"
+        )
     return cell.projected if project else cell.program.text
 
 

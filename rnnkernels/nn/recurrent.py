@@ -75,8 +75,8 @@ class Recurrent(RecurrentBase):
         **constants: the cell's constants, where they differ from its own.
 
     Parameters are ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (gates of the recurrent product * H, H or P),
-    ``bias_ih_l0``, ``bias_hh_l0``, with ``proj_size`` ``weight_hr_l0`` (P, H), gains of layer norms, and the cell's vectors by their names, ``NAME_l0`` (H,); those of the second
-    direction end with ``_reverse``, as in torch.nn.
+    ``bias_ih_l0``, ``bias_hh_l0``, with ``proj_size`` ``weight_hr_l0`` (P, H), gains of layer norms, and the cell's
+    vectors by their names, ``NAME_l0`` (H,); those of the second direction end with ``_reverse``, as in torch.nn.
 
     ``forward(input, hx=None, lengths=None, reset=None, **inputs)``: as for :class:`rnnkernels.RNN`; ``inputs`` are the
     cell's step inputs (T, B, H or 1) and sequence inputs (B, H), by name, the same for all layers and directions. hx is
@@ -96,6 +96,7 @@ class Recurrent(RecurrentBase):
         __call__: OwnStates
 
     _wrong_input = "Recurrent: Expected input to be 2D or 3D, got {}D tensor instead"
+    __setstate__ = nn.Module.__setstate__  # nn.RNNBase's looks at the first weight, which a cell may not have
 
     def __init__(
         self,
@@ -137,7 +138,8 @@ class Recurrent(RecurrentBase):
             raise ValueError(f"{program.name} has project_input=False, its output cannot be the input of another layer")
         heads = 1 if options is None else options.heads
         check_heads_of(program, heads, hidden_size, proj_size > 0)
-        self._text = text_of(cell, proj_size > 0)
+        normed = options is not None and options.layer_norm
+        self._text, self._kernel = text_of(cell, proj_size > 0), kernel_of(cell, proj_size > 0, normed)
         self.cell, self.init, self._options = cell, init, options
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), D == 2
@@ -147,7 +149,7 @@ class Recurrent(RecurrentBase):
                 suffix = f"_l{layer}{'_reverse' if direction else ''}"
                 table = weights_of(
                     self._text, D * P if layer else input_size, hidden_size, P, bias=bias, project=proj_size > 0,
-                    layer_norm=options is not None and options.layer_norm, heads=heads,
+                    layer_norm=normed, heads=heads,
                 )  # fmt: skip
                 for weight in table:
                     value = nn.Parameter(torch.empty(weight.shape, device=device, dtype=dtype))
@@ -172,7 +174,7 @@ class Recurrent(RecurrentBase):
 
     @property
     def _kind(self):
-        return kernel_of(self.cell, self.proj_size > 0, self._options is not None and self._options.layer_norm), None
+        return self._kernel, None
 
     def _states(self, hx, dims=None):
         """``hx`` as a tuple of states, checked to have as many dimensions."""

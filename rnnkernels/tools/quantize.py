@@ -43,8 +43,8 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
     row: the largest magnitude in it over 127. On processors that multiply bytes (AVX512_VNNI, AMX), every row of
     the input and of h becomes int8 in the same way at each step ("dynamic"), and the sums are exact; elsewhere, GPUs
     included, and in a cell of one's own with a product inside the step, they are multiplied as floats with
-    ``q * scale``. Biases, ``weight_hr`` and all else stay float32. After
-    Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference".
+    ``q * scale``. Biases, ``weight_hr`` and all else stay float32. After Jacob et al. 2018, "Quantization and training
+    of neural networks for efficient integer-arithmetic-only inference".
 
     A row has one scale, so that entries below 1/254 of its largest become zero. For rows whose small entries matter
     beside large ones (power spectra, prices beside counts), ``activations="float"`` leaves rows as they are: only the
@@ -77,7 +77,7 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
     for name, module in model.named_modules():
         base = type(module).__base__ if is_parametrized(module) else type(module)
         if base in QUANTIZED:
-            if base in (Recurrent, RecurrentCell) and not {"weight_ih", "weight_hh"} & {*names_of(module.cell.program.text)}:
+            if isinstance(module, (Recurrent, RecurrentCell)) and not has_matrices(module.cell):
                 continue
             try:
                 quantized[id(module)] = QUANTIZED[base](module, activations)
@@ -88,6 +88,11 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
     if left:
         warnings.warn(f"quantize_dynamic left subclasses alone: {', '.join(left)}", stacklevel=2)
     return copy.deepcopy(model, quantized)  # the copy has the quantised module at each reference
+
+
+def has_matrices(cell):
+    """True if a cell of one's own has a weight that becomes int8."""
+    return not {"weight_ih", "weight_hh"}.isdisjoint(names_of(cell.program.text))
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,7 +252,7 @@ class QuantizedRecurrent(QuantizedOwn, QuantizedLayer):
 
     def __init__(self, module: Recurrent, activations="int8"):
         super().__init__(module, activations)
-        self.cell, self._kernel = module.cell, module._kind[0]
+        self.cell, self._kernel = module.cell, module._kernel
 
     @property
     def _kind(self):

@@ -76,8 +76,9 @@ class Case:
         if "strided" in self.words:
             extras = [e.transpose(0, 1).contiguous().transpose(0, 1) for e in extras]
         return (
-            self.text, x, to(self.states), to(self.weights), self.reverse, self.bias, self.P > 0, None, None, self.lengths,
-            self.reset, to(self.reset_states), self.h_mask, self.zone, self.norm, 1e-5, self.H, extras, 0, 0,
+            self.text, x, to(self.states), to(self.weights), self.reverse, self.bias, self.P > 0, None, None,
+            self.lengths, self.reset, to(self.reset_states), self.h_mask, self.zone, self.norm, 1e-5, self.H, extras,
+            0, 0,
         )  # fmt: skip
 
     def run(self):

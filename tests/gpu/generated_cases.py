@@ -88,7 +88,7 @@ def arguments(
     program, T=3, B=2, I=3, H=20, reverse=(False,), groups=0, stages=(), lengths=None, bias=True,  # noqa: E741
     layer_norm=False, states=True, dtype=torch.float32, seed=0, P=0,
 ):  # fmt: skip
-    """The op's arguments up to ``extras``, as a list. ``stages``: of reset, restart, h_mask, zone. P: of a projection."""
+    """The op's arguments up to ``extras``, as a list. ``stages``: of reset, restart, h_mask, zone. P: projection."""
     random = torch.Generator().manual_seed(seed)
     normal = lambda *shape, scale=0.6: (scale * torch.randn(shape, generator=random)).to(dtype)  # noqa: E731
     chance = lambda *shape: torch.rand(*shape, generator=random)  # noqa: E731

@@ -1,5 +1,5 @@
-"""int8 weights of cells of one's own: against the definition in float64 with the same int8 numbers, on every instruction
-set, and against the float layer; what stays as it is. Letters as in test_quantize.py."""
+"""int8 weights of cells of one's own: against the definition in float64 with the same int8 numbers, on every set of
+instructions, and against the float layer; what stays as it is. Letters as in test_quantize.py."""
 
 import copy
 import pickle
@@ -145,7 +145,11 @@ def test_what_stays_and_what_is_refused():
     for call, kind, words in (
         (lambda: q(x), TypeError, "missing the input 'gamma'"),
         (lambda: q(x, **u | {"f": u["f"][:1]}), RuntimeError, r"Expected f size \(2, 40\), got \[1, 40\]"),
-        (lambda: q(x, **u | {"f": u["f"].clone().requires_grad_()}), RuntimeError, "for inference only, but f requires"),
+        (
+            lambda: q(x, **u | {"f": u["f"].clone().requires_grad_()}),
+            RuntimeError,
+            "for inference only, but f requires",
+        ),
         (lambda: q(x, reset=torch.zeros(3, 2, dtype=torch.bool), **u), ValueError, "a QuantizedRecurrent has no reset"),
         (lambda: q(x.double(), **{n: v.double() for n, v in u.items()}), ValueError, "takes float32, but got Double"),
         (lambda: make("peephole", zoneout=0.1), ValueError, "a QuantizedRecurrent has no zoneout=0.1 yet"),
