@@ -83,7 +83,7 @@ struct BackwardSource {
 
 // The gradients of the states after step t, for rows r..r+n and vectors q0..q1 of units: those of the new states go to
 // the cell, and what zoneout or the end of a sequence lets pass stays with the old ones. That of state 0 through the
-// recurrent product is there.
+// recurrent product is there; with a projection, all of it.
 template <class A>
 void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
   using V = Vec<A>;
@@ -91,7 +91,7 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
   const int64_t t = of.t, row = loop.gradients.row;
   const bool zoned = bool(call.zone[0]), y_is_h = !call.cell->program->has_y;
   const bool plain = !zoned && !call.lengths && !call.reset && !call.h_mask;
-  for (int k = 0; k < int(call.cell->states); ++k)
+  for (int k = call.project; k < int(call.cell->states); ++k)
     for (int64_t b = of.r; b < of.r + of.n; ++b) {
       if (plain) {
         A *to = loop.gradients.of_state[k].data() + b * row, *carried = loop.carried.c_of(b, k);
@@ -154,6 +154,7 @@ constexpr BackwardCell<A> program_backward(bool has_operand, bool inner) {
   cell.last = program_last_back<A>;
   if (inner) cell.first = program_first_back<A>, cell.second_again = program_second_again<A>;
   if (has_operand) cell.operand = program_operand_back<A>, cell.operand_again = program_operand_again<A>;
+  if (!has_operand && !inner) cell.output_again = program_output_again<A>;
   return cell;
 }
 template <class A>

@@ -1,4 +1,4 @@
-// What a program's sections read of the forward pass, and the operands of its recurrent products, made again.
+// What a program's sections read of the forward pass, and the operands of its products, made again.
 #pragma once
 #include "../cells/run_program-inl.h"
 #include "tape-inl.h"
@@ -75,6 +75,10 @@ void program_operand_again(const Tape<A>& tape, Machine<A>* machine, int64_t t, 
 template <class A>
 void program_second_again(const Tape<A>& tape, Machine<A>* machine, int64_t t, int64_t b, A* to) {
   again(tape.call.cell->program->again, true, tape, machine, t, b, to);
+}
+template <class A>
+void program_output_again(const Tape<A>& tape, Machine<A>* machine, int64_t t, int64_t b, A* to) {
+  again(tape.call.cell->program->output_again, false, tape, machine, t, b, to);
 }
 }  // namespace
 }  // namespace RNNKERNELS_SET

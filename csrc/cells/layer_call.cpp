@@ -16,7 +16,7 @@ CellInfo info_of(const std::string& text) {
                 std::max<int64_t>({inputs, recurrent, 1}),
                 int64_t(program->states.size()),
                 program->kept,
-                false,
+                program->output_again.there,
                 1 + program->inner};
   cell.ih_gates = program->given ? 0 : inputs, cell.hh_gates = recurrent;
   cell.id = std::hash<std::string>()(text);

@@ -105,7 +105,7 @@ struct LayerCall {
   // Positions among the weights of a direction: of W_hh (W_ih is the first), both biases, W_hr, weight k of the norms,
   // and learned vector k of a program.
   int hh() const { return cell->ih_gates > 0; }
-  int bias_ih() const { return hh() + (cell->hh_gates > 0); }
+  int bias_ih() const { return matrices(); }
   int bias_hh() const { return bias_ih() + (cell->ih_gates > 0); }
   int projection() const { return bias ? 2 * bias_ih() : bias_ih(); }
   int norm(int k) const { return projection() + project + k; }
@@ -125,7 +125,8 @@ struct LayerCall {
     return act != Activation::relu && act != Activation::linear &&
            (gate == Activation::sigmoid || gate == Activation::hard_sigmoid);
   }
-  const float* scale(int64_t d, int k) const { return scales[2 * d + k]; }
+  int matrices() const { return hh() + (cell->hh_gates > 0); }  // W_ih and W_hh, as far as the cell has them
+  const float* scale(int64_t d, int k) const { return scales[matrices() * d + k]; }
   int64_t group(int64_t d) const { return d / int64_t(reverse.size()); }
   bool backwards(int64_t d) const { return reverse[d % reverse.size()]; }
   int64_t length(int64_t d, int64_t b) const {

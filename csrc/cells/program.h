@@ -64,6 +64,9 @@ struct Program {
   // The operand of the inner product again, from what `first` keeps (loads k); not there where that does not suffice.
   Section again;
   bool again_there = false;
+  // The first state as the cell makes it, from what training keeps; there where it may be the operand of a projection,
+  // because no section reads or gives anything of the first state itself.
+  Section output_again;
 
   // Planes of gradients that a step of the backward pass leaves per hidden unit: of gates, by gate of the input and of
   // the recurrent product (`shared`: one plane where both are one value; `apart`: each its own, those of the input

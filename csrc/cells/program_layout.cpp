@@ -167,9 +167,42 @@ void make_inner_operand_again(Program& p) {
     return each.op == Op::a || each.op == Op::x || each.op == Op::r;
   });
 }
+
+// The same of the first state, which a projection multiplies: from kept planes, and from new states that the backward
+// pass reads anyway. unfused: `forward` as it came.
+void make_output_again(Program& p, const Section& unfused) {
+  if (p.inner || p.has_operand || p.has_y || p.recurrent.empty()) return;
+  auto of_h = [](const Instruction& each) { return (each.op == Op::s || each.op == Op::n) && each.index == 0; };
+  for (const Section* section : {&p.forward, &p.backward}) {
+    if (std::any_of(section->code.begin(), section->code.end(), of_h)) return;
+    for (const PutOrder& put : section->puts)
+      if (put.kind == Put::ds && put.index == 0) return;
+  }
+  Section section = unfused;
+  section.puts.clear();
+  std::vector<Instruction> had(size_t(section.values));  // loads in the place of values; constants: there is none
+  for (Instruction& each : had) each.op = Op::constant;
+  for (const PutOrder& put : unfused.puts) {
+    const bool again = put.kind == Put::next && std::find(p.zoned.begin(), p.zoned.end(), put.index) != p.zoned.end();
+    if (put.kind == Put::keep) had[put.value].op = Op::k, had[put.value].index = put.index;
+    else if (again && had[put.value].op != Op::k) had[put.value].op = Op::n, had[put.value].index = put.index;
+    if (put.kind == Put::next && put.index == 0) section.puts.push_back(put);
+  }
+  for (Instruction& each : section.code)
+    if (const Instruction& load = had[each.value]; load.op != Op::constant) {
+      const uint16_t value = each.value;
+      each = load, each.value = value;
+    }
+  allocate(section);
+  section.there = std::none_of(section.code.begin(), section.code.end(), [](const Instruction& each) {
+    return each.op == Op::a || each.op == Op::x || each.op == Op::r;
+  });
+  p.output_again = section;
+}
 }  // namespace
 
 void lay_out(Program& p) {
+  const Section forward = p.forward;
   give_planes(p);
   make_inner_operand_again(p);
   for (Section* section : {&p.operand, &p.first, &p.forward, &p.backward, &p.backward_first, &p.backward_operand})
@@ -180,4 +213,5 @@ void lay_out(Program& p) {
     for (const Instruction& each : section->code)
       if (each.op == Op::n) zoned.insert(each.index);
   p.zoned.assign(zoned.begin(), zoned.end());
+  make_output_again(p, forward);
 }

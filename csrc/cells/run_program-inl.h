@@ -42,8 +42,9 @@ class Machine {
   explicit Machine(const Program* of) {
     const Program& program = *of;
     int registers = 1;
-    for (const Section* each : {&program.operand, &program.first, &program.forward, &program.backward,
-                                &program.backward_first, &program.backward_operand, &program.again})
+    for (const Section* each :
+         {&program.operand, &program.first, &program.forward, &program.backward, &program.backward_first,
+          &program.backward_operand, &program.again, &program.output_again})
       registers = std::max(registers, each->registers);
     block_ = std::clamp<int64_t>(kBytesOfRegisters / (registers * kBytes), 4, 32);
     registers_.allocate(registers * block_ * W);

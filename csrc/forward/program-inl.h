@@ -108,6 +108,8 @@ struct ForwardSource {
   }
 
   void put_state(int k, const typename Machine<A>::Value& value, const Run& run) {
+    if (k == 0 && call.project)
+      return run.each([&](int64_t i, int64_t m, int64_t q) { value[i].store(strip.cell_out.data() + m * Hp + q * W); });
     const Place<A> old = state(k);
     A* const to = k ? loop.state_of(strip, k, 0) : strip.h.data() + strip.at(slot + 1, 0) * Pp;
     const int64_t history = program.history(k), row = k ? Hp : Pp;

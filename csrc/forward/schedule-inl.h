@@ -53,7 +53,7 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
     s.ih = !kept && call.T * B <= few ? Layout::in_place : Layout::quads;
     s.hh =
         !kept && (call.T * rows <= few || (rows == 1 && row * call.P > kNearBytes)) ? Layout::in_place : Layout::quads;
-    s.chunked = call.T > 1 && rows < 32;
+    s.chunked = projects && call.T > 1 && rows < 32;
     return s;
   }
   // Pairs in vectors pay for a single part. Matrix registers take a float in three parts and still win, if there are

@@ -147,8 +147,9 @@ struct Dequantized : LayerCall {
   explicit Dequantized(const LayerCall& call) : LayerCall(call) {
     scales.clear(), kept = nullptr, kept_place = -1;  // floats are made for each call
     for (int64_t d = 0; d < D; ++d)
-      for (int k = 0; k < 2; ++k) {
-        const int64_t rows = cell->gates * H, width = k ? P : I;
+      for (int k = 0; k < matrices(); ++k) {
+        const bool of_x = k < hh();
+        const int64_t rows = (of_x ? cell->ih_gates : cell->hh_gates) * H, width = of_x ? I : P;
         const int8_t* from = static_cast<const int8_t*>(call.weight(d, k));
         Scratch<float> floats;
         floats.allocate(rows * width);

@@ -141,10 +141,14 @@ struct Call : LayerCall {
                     "rnnkernels: expected at least one step, hidden unit and output, got T = ", T, ", H = ", H,
                     ", P = ", P);
     STD_TORCH_CHECK(project || H == P, "rnnkernels: weight_hh must have ", H, " columns, got ", P);
+    const bool is_given = cell->program && cell->program->given;
+    const int64_t expected = is_given ? int64_t(cell->program->inputs.size()) * H : I;
+    STD_TORCH_CHECK(I == expected, "rnnkernels: x must have size ", expected, " in its last dimension, got ", I);
     const int32_t type = given_scales ? aoti_torch_dtype_int8() : dtype;
-    scales.resize(given_scales ? 2 * D : 0);
+    scales.resize(given_scales ? matrices() * D : 0);
     for (size_t i = 0; i < scales.size(); ++i)
-      scales[i] = static_cast<const float*>(take(given_scales[i], {(i % 2 ? GR : GX) * H}, "scale"));
+      scales[i] =
+          static_cast<const float*>(take(given_scales[i], {(int(i) % matrices() < hh() ? GX : GR) * H}, "scale"));
     weights.resize(n);
     for (int64_t i = 0; i < n; ++i) {
       const int64_t k = i % each;

@@ -81,9 +81,6 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
     P = w.size(1);
   }
   STD_TORCH_CHECK(H > 0 && H < int64_t(1) << 40, "rnnkernels: the cell ", info.name, " needs hidden_size");
-  STD_TORCH_CHECK(!info.program || !info.program->given || call.I == int64_t(info.program->inputs.size()) * H,
-                  "rnnkernels: x must have size ", info.program ? int64_t(info.program->inputs.size()) * H : 0,
-                  " in its last dimension, got ", call.I);
   call.take_weights(weights.data(), H, P);
   call.take_kept(kept_weights(packed));
   call.take_extras(given(extras));
@@ -129,26 +126,25 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
 std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, const Tensors& weights,
                                   StringHandle cell, int64_t layers, bool bidirectional, bool bias, int64_t hidden_size,
                                   int64_t proj_size, const MaybeString& activation, const MaybeTensor& lengths,
-                                  const std::optional<Tensors>& scales, bool float_rows, int64_t parts,
-                                  int64_t packed) {
+                                  const std::optional<Tensors>& scales, bool float_rows, int64_t parts, int64_t packed,
+                                  const MaybeTensors& extras) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation);
   STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
   Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
             lengths);
-  STD_TORCH_CHECK(!call.cell->program || (call.cell->program->extras.empty() && !scales),
-                  "rnnkernels: a stack of the cell ", call.cell->name,
-                  ", which is a program, takes neither inputs besides x nor int8 weights");
   const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
                 P = proj_size > 0 ? proj_size : H;
   STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
                   " weights, got ", weights.size());
-  STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == layers * 2 * D && call.storage == Storage::float32),
-                  "rnnkernels: int8 weights want x in float32 and ", layers * 2 * D, " scales");
+  const int64_t matrices = call.matrices() * D;
+  STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == layers * matrices && call.storage == Storage::float32),
+                  "rnnkernels: int8 weights want x in float32 and ", layers * matrices, " scales");
   const Tensor* const scale = scales ? scales->data() : nullptr;
   call.float_rows = float_rows;
   call.take_parts(parts);
   call.take_weights(weights.data(), H, P, scale);
+  call.take_extras(given(extras));
   const std::shared_ptr<KeptWeights> kept = kept_weights(packed);
   call.take_kept(kept);
   call.take_states(given(states), layers);
@@ -168,7 +164,7 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
     if (B > 0) run_forward(call);
     if (++i == layers) break;
     call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
-    call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * 2 * D : nullptr);
+    call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * matrices : nullptr);
     call.take_kept(kept);
     for (int k = 0; k < call.cell->states; ++k) {
       const int64_t step = D * B * (k ? H : P) * bytes;
@@ -244,12 +240,10 @@ std::string schedule(StringHandle cell, int32_t dtype, int64_t T, int64_t B, int
   const std::shared_ptr<const CellInfo> owner = find_cell(cell_name);
   call.cell = owner.get();
   STD_TORCH_CHECK(call.cell != nullptr, "rnnkernels: the C++ backend has no cell ", cell_name);
-  STD_TORCH_CHECK(!quantized || !call.cell->program, "rnnkernels: the cell ", call.cell->name,
-                  " is a program, which is not run in int8");
   STD_TORCH_CHECK(T > 0 && B >= 0 && I >= 0 && H > 0 && P > 0 && D > 0, "rnnkernels: expected positive sizes");
   call.T = T, call.B = B, call.I = I, call.H = H, call.P = P, call.D = D;
   call.layer_norm = layer_norm, call.parts = int(parts), call.kept_place = packed ? 0 : -1;
-  if (quantized) call.scales.resize(2 * D);
+  if (quantized) call.scales.resize(std::max(call.matrices(), 1) * D);
   return std::string(instruction_set().name) + ": " + instruction_set().schedule(call).text();
 }
 
@@ -283,7 +277,7 @@ void use(StringHandle name) { use_instruction_set(text(name)); }
 #define STACK                                                                                                \
   "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, " \
   "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "    \
-  "bool float_rows=False, int parts=0, int packed=0) -> (Tensor y, Tensor[] last)"
+  "bool float_rows=False, int parts=0, int packed=0, Tensor[]? extras=None) -> (Tensor y, Tensor[] last)"
 STABLE_TORCH_LIBRARY(rnnkernels, m) {
   m.def("layer" LAYER), m.def("plain_layer" LAYER);
   m.def("layer_backward" LAYER_BACKWARD), m.def("plain_layer_backward" LAYER_BACKWARD);

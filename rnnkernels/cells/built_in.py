@@ -8,6 +8,7 @@ The op knows them by name. In a layer their activations are options, and so is a
 import torch
 
 from .definition import cell
+from .parts import output_again
 from .program import PLACEHOLDERS, arithmetic, parse
 from .spec import ARITHMETIC, CELLS, CellSpec
 from .trace import product
@@ -72,4 +73,5 @@ for standard, planes, functions in (
     text = standard.text_with(**{name: placeholder(name) for name in functions})
     name = standard.program.name
     ARITHMETIC[arithmetic(standard.program)] = standard.kernel = name
-    CELLS[name] = CellSpec(parse(text, PLACEHOLDERS), planes, built_in=True, has_projection=name == "lstm")
+    program = parse(text, PLACEHOLDERS)
+    CELLS[name] = CellSpec(program, planes, built_in=True, has_projection=output_again(program) is not None)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from . import derive
 from .graph import Graph
+from .parts import projected
 from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, PLACEHOLDERS, Program, arithmetic, parse
 from .spec import ARITHMETIC, spec_of
 from .trace import CellError, Names, Symbol, Trace, described, run
@@ -33,6 +34,7 @@ class Cell:
     constants: dict[str, float]
     names: tuple[str, ...]
     kernel: str
+    projected: str | None
 
     def __init__(
         self,
@@ -43,7 +45,10 @@ class Cell:
     ) -> None:
         self.program, self.constants, self.names = program, dict(constants or {}), tuple(names)
         self._retrace = retrace
-        spec_of(program.text)  # the first call of it, outside of compiled graphs
+        self.projected = projected(program)
+        """The text of the program in layers with ``proj_size``, None where there are none: see parts.py."""
+        for text in (program.text, self.projected):  # the first call of each, outside of compiled graphs
+            spec_of(text or program.text)
         self.kernel = ARITHMETIC.get(arithmetic(program), program.text)
         """What the op is given: the built-in cell that computes the same, and is compiled in, or the program."""
 

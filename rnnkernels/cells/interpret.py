@@ -124,6 +124,7 @@ def step(program, x, recurrent, again, old, h_mask, named, functions):
 
     operand = put_by("operand")["operand", None] if "operand" in sections else old[0]
     r, put = recurrent(operand if h_mask is None else operand * h_mask), {}
+    like = like if r is None else r[..., 0, :]  # a projected state is narrower
     if program.inner:
         states[name] = old[0] if h_mask is None else old[0] * h_mask
         put = put_by("first")

@@ -5,6 +5,7 @@ Letters: G gates, H hidden, S states, K planes of (T, B, H) that training keeps.
 
 from typing import NamedTuple
 
+from .parts import output_again
 from .program import Program, parse
 
 
@@ -17,7 +18,7 @@ class CellSpec(NamedTuple):
     built_in: bool = False
     """The op knows it by its name, and it has activations and a layer norm of its output by the call's arguments."""
     has_projection: bool = False
-    """h may be a projection of the output (``weight_hr``)."""
+    """The first state may be a projection (``weight_hr``) of the one that the cell makes: see parts.py."""
 
     @property
     def name(self):
@@ -105,7 +106,8 @@ def _of_program(text):
     if not text.startswith("cell "):
         raise ValueError(f"rnnkernels: expected a cell out of {', '.join(CELLS)} or a program, got {text!r}")
     program = parse(text)
-    _PROGRAMS[text] = CellSpec(program, tuple(f"plane_{k}" for k in range(program.keep)))
+    planes = tuple(f"plane_{k}" for k in range(program.keep))
+    _PROGRAMS[text] = CellSpec(program, planes, has_projection=output_again(program) is not None)
     return _PROGRAMS[text]
 
 

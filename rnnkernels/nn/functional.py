@@ -21,7 +21,7 @@ from ..op.schema import over_layers
 from . import masks, torchs_step
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import PLAIN, check_heads, take_options
-from .own_cells import check_cell, check_extras, check_heads_of, take_constants, take_extras
+from .own_cells import check_cell, check_extras, check_heads_of, kernel_of, take_constants, take_extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -190,33 +190,36 @@ def recurrent(
     Args:
         cell: made by :func:`rnnkernels.cell`, or one of ``rnnkernels.cells``.
         input: (T, B, I), or (B, T, I) with ``batch_first``.
-        hx: the initial states (L*D, B, H), S of them in a tuple for a cell with several; None stands for zeros.
-        params: for every layer, and in it for every direction, in the order of ``Recurrent(...).parameters()``.
+        hx: the initial states (L*D, B, H), S of them in a tuple for a cell with several, the first (L*D, B, P) with a
+            projection; None stands for zeros.
+        params: for every layer, and in it for every direction, in the order of ``Recurrent(...).parameters()``; with
+            a weight_hr among them it is a projection.
         has_biases, num_layers, dropout, train, bidirectional, batch_first, lengths, reset: as for :func:`rnn`.
         **more: the cell's extra inputs and constants, by name, and the options of :class:`rnnkernels.Recurrent`.
 
     Returns:
-        ``output`` (T, B, D*H), or (B, T, D*H) with ``batch_first``, and the final states like ``hx``.
+        ``output`` (T, B, D*H or D*P), or (B, T, ...) with ``batch_first``, and the final states like ``hx``.
     """
     check_cell(cell)
     cell = take_constants(cell, more)
     options = take_options(cell.program.text, more)
     program, reverse = cell.program, BOTH if bidirectional else FORWARD
-    normed = options is not None and options.layer_norm
-    text = program.text if normed else cell.kernel
+    normed, heads = options is not None and options.layer_norm, 1 if options is None else options.heads
     spec = spec_of(program.text)
     check_batched("recurrent", input)
     states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
     if len(states) not in (0, spec.states):
         raise RuntimeError(f"{program.name} expects {spec.states} hidden states, got {len(states)}")
-    names = names_of(text, has_biases, False, options is not None and options.layer_norm)
-    if len(params) != len(names) * num_layers * len(reverse):
+    per_direction, odd = divmod(len(params), num_layers * len(reverse))
+    plain = len(names_of(program.text, has_biases, False, normed))
+    project = per_direction == plain + 1 and cell.projected is not None
+    if odd or per_direction != plain + project:
         raise wrong_count(params, num_layers, bidirectional, has_biases)
-    own = dict(zip(names, params, strict=False))
-    heads = 1 if options is None else options.heads
+    text = kernel_of(cell, project, normed)
+    own = dict(zip(names_of(text, has_biases, project, normed), params, strict=False))
     if "weight_hh" in own:
         w = own["weight_hh"]
-        H = w.size(-1) * heads
+        H, P = w.size(0) // spec.recurrent_gates if project else w.size(-1) * heads, w.size(-1)
     elif spec.vectors:
         H = own[spec.vectors[0]].size(0)
     elif "weight_ih" in own:
@@ -226,13 +229,13 @@ def recurrent(
     x = input.transpose(0, 1) if batch_first else input
     extras = take_extras(cell, more, input, batch_first, 3)
     check_extras(program, extras, x, H)
-    check_heads_of(program, heads, H)
+    check_heads_of(program, heads, H, project)
     lengths = None if lengths is None else check_lengths(lengths, x)
     reset, restart = restarts(reset, input, batch_first, bidirectional, spec)
     I = own["weight_ih"].size(1) if "weight_ih" in own else input.size(2)  # noqa: E741
     y, last = layers(
-        text, x, states, params, num_layers, reverse, has_biases, False, I, H, H, None, dropout if train else 0.0,
-        lengths, reset, options=options, train=train, reset_states=restart, extras=extras,
+        text, x, states, params, num_layers, reverse, has_biases, project, I, H, P if project else H, None,
+        dropout if train else 0.0, lengths, reset, options=options, train=train, reset_states=restart, extras=extras,
     )  # fmt: skip
     return batch_major(y) if batch_first else y, last[0] if spec.states == 1 else tuple(last)
 

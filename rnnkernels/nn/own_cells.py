@@ -5,7 +5,9 @@ Letters: T time, B batch, H hidden, I input.
 
 from torch import Tensor
 
+from ..cells import spec_of
 from ..cells.definition import Cell
+from ..cells.parts import no_projection
 from .checks import aside
 from .options import check_heads
 
@@ -17,11 +19,33 @@ def check_cell(cell):
         raise TypeError(f"cell should be a cell of rnnkernels, got: {type(cell).__name__}{hint}")
 
 
-def check_heads_of(program, heads, H):
+def check_heads_of(program, heads, H, project):
     """Check that a layer of a cell of one's own can be cut into so many heads."""
-    check_heads(heads, H, False)
+    check_heads(heads, H, project)
     if heads > 1 and (program.extras or not program.recurrent):
         raise ValueError("heads is for a cell with a recurrent product and without extra inputs")
+
+
+def text_of(cell, project):
+    """The text of the cell's program in a layer with or without a projection.
+
+    Raises:
+        ValueError: for a cell that has no projection, with the reason.
+    """
+    if project and cell.projected is None:
+        raise ValueError(
+            f"proj_size is not possible for the cell {cell.program.name}: it {no_projection(cell.program)}"
+        )
+    return cell.projected if project else cell.program.text
+
+
+def kernel_of(cell, project, layer_norm):
+    """The op's ``cell``: the built-in one that computes the same and has all that the layer wants, or the text.
+
+    The built-in LSTM's layer norm is also one of c.
+    """
+    built_in = not layer_norm and (not project or spec_of(cell.kernel).has_projection)
+    return cell.kernel if built_in else text_of(cell, project)
 
 
 def take_constants(cell, keywords):

@@ -1,6 +1,7 @@
 """``Recurrent`` and ``RecurrentCell``: layers of a cell that the user gives.
 
-Letters: T time, B batch, D directions, G gates of the input, H hidden, S states, I input, L layers, N heads.
+Letters: T time, B batch, D directions, G gates of the input, H hidden, S states, I input, L layers, N heads,
+P projection.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,16 @@ from .base import RecurrentBase
 from .checks import refuse_nested
 from .functional import FORWARD, layers
 from .options import take_options
-from .own_cells import check_cell, check_extras, check_heads_of, refuse_unknown, take_constants, take_extras
+from .own_cells import (
+    check_cell,
+    check_extras,
+    check_heads_of,
+    kernel_of,
+    refuse_unknown,
+    take_constants,
+    take_extras,
+    text_of,
+)
 
 if TYPE_CHECKING:
     from .signatures import Lengths, OwnStates, OwnStep, Reset, States
@@ -30,6 +40,16 @@ def check_size(name, value):
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
     if value <= 0:
         raise ValueError(f"{name} must be greater than zero")
+
+
+def check_projection(proj_size, hidden_size):
+    """torch.nn's checks of proj_size."""
+    if not isinstance(proj_size, int) or isinstance(proj_size, bool):
+        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
+    if proj_size < 0:
+        raise ValueError("proj_size should be a positive integer or zero to disable projections")
+    if proj_size >= hidden_size:
+        raise ValueError("proj_size has to be smaller than hidden_size")
 
 
 class Recurrent(RecurrentBase):
@@ -44,6 +64,9 @@ class Recurrent(RecurrentBase):
         batch_first: input, output and step inputs are (B, T, ...) instead of (T, B, ...). Default: False
         dropout: probability of zeroing an element of the output of every layer but the last, in training. Default: 0
         bidirectional: D = 2 directions instead of 1. Default: False
+        proj_size: P, the size of the first state where it is a projection of the one that the cell makes, ``weight_hr``
+            times that (Sak et al. 2014), as of :class:`rnnkernels.LSTM`: for a cell with a recurrent product that has
+            this state nowhere else. 0 for none. Default: 0
         device, dtype: of the parameters: float64, float32, bfloat16 or float16.
         init: ``init(name, parameter)``, called on every parameter after the default, which is that of torch.nn (uniform
             from -1/sqrt(H) to 1/sqrt(H), vectors too).
@@ -51,16 +74,17 @@ class Recurrent(RecurrentBase):
             probability for each state. The layer norms are those of the products.
         **constants: the cell's constants, where they differ from its own.
 
-    Parameters are ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (gates of the recurrent product * H, H), ``bias_ih_l0``,
-    ``bias_hh_l0``, gains of layer norms, and the cell's vectors by their names, ``NAME_l0`` (H,); those of the second
-    direction end with ``_reverse``, as in torch.nn.
+    Parameters are ``weight_ih_l0`` (G*H, I), ``weight_hh_l0`` (gates of the recurrent product * H, H or P),
+    ``bias_ih_l0``, ``bias_hh_l0``, with ``proj_size`` ``weight_hr_l0`` (P, H), gains of layer norms, and the cell's
+    vectors by their names, ``NAME_l0`` (H,); those of the second direction end with ``_reverse``, as in torch.nn.
 
     ``forward(input, hx=None, lengths=None, reset=None, **inputs)``: as for :class:`rnnkernels.RNN`; ``inputs`` are the
     cell's step inputs (T, B, H or 1) and sequence inputs (B, H), by name, the same for all layers and directions. hx is
-    one tensor (L*D, B, H), or a tuple of S of them, for a cell with several states.
+    one tensor (L*D, B, H), or a tuple of S of them, for a cell with several states; with ``proj_size`` the first is
+    (L*D, B, P).
 
     Returns:
-        ``output`` (T, B, D*H) in the layout of the input, and ``h_n`` like ``hx``.
+        ``output`` (T, B, D*H or D*P) in the layout of the input, and ``h_n`` like ``hx``.
 
     Example::
 
@@ -72,6 +96,7 @@ class Recurrent(RecurrentBase):
         __call__: OwnStates
 
     _wrong_input = "Recurrent: Expected input to be 2D or 3D, got {}D tensor instead"
+    __setstate__ = nn.Module.__setstate__  # nn.RNNBase's looks at the first weight, which a cell may not have
 
     def __init__(
         self,
@@ -83,6 +108,7 @@ class Recurrent(RecurrentBase):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
@@ -100,27 +126,30 @@ class Recurrent(RecurrentBase):
             raise ValueError(
                 "dropout should be a number in range [0, 1] representing the probability of an element being zeroed"
             )
-        program, D = cell.program, 1 + bool(bidirectional)
+        check_projection(proj_size, hidden_size)
+        program, D, P = cell.program, 1 + bool(bidirectional), proj_size or hidden_size
         gates = len(program.inputs)
         if program.given and input_size != gates * hidden_size:
             raise ValueError(
                 f"{program.name} has project_input=False: expected input_size = {gates} * hidden_size = "
                 f"{gates * hidden_size}, got {input_size}"
             )
-        if program.given and num_layers > 1 and D != gates:
+        if program.given and num_layers > 1 and D * P != gates * hidden_size:
             raise ValueError(f"{program.name} has project_input=False, its output cannot be the input of another layer")
         heads = 1 if options is None else options.heads
-        check_heads_of(program, heads, hidden_size)
+        check_heads_of(program, heads, hidden_size, proj_size > 0)
+        normed = options is not None and options.layer_norm
+        self._text, self._kernel = text_of(cell, proj_size > 0), kernel_of(cell, proj_size > 0, normed)
         self.cell, self.init, self._options = cell, init, options
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), D == 2
-        self.mode, self.proj_size, self._all_weights, self._flat_weight_refs = "CELL", 0, [], []  # as torch.nn's have
+        self.mode, self.proj_size, self._all_weights, self._flat_weight_refs = "CELL", proj_size, [], []  # as torch.nn
         for layer in range(num_layers):
             for direction in range(D):
                 suffix = f"_l{layer}{'_reverse' if direction else ''}"
                 table = weights_of(
-                    program.text, D * hidden_size if layer else input_size, hidden_size, bias=bias,
-                    layer_norm=options is not None and options.layer_norm, heads=heads,
+                    self._text, D * P if layer else input_size, hidden_size, P, bias=bias, project=proj_size > 0,
+                    layer_norm=normed, heads=heads,
                 )  # fmt: skip
                 for weight in table:
                     value = nn.Parameter(torch.empty(weight.shape, device=device, dtype=dtype))
@@ -145,15 +174,13 @@ class Recurrent(RecurrentBase):
 
     @property
     def _kind(self):
-        # the built-in LSTM's layer norm is also one of c
-        normed = self._options is not None and self._options.layer_norm
-        return self.cell.program.text if normed else self.cell.kernel, None
+        return self._kernel, None
 
     def _states(self, hx, dims=None):
         """``hx`` as a tuple of states, checked to have as many dimensions."""
         S = len(self.cell.program.states)
         if S == 1:
-            return super()._states(hx, dims)
+            return RecurrentBase._states(self, hx, dims)
         if not isinstance(hx, (tuple, list)):
             raise TypeError(
                 f"{self.cell.program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
@@ -161,7 +188,7 @@ class Recurrent(RecurrentBase):
         if len(hx) != S:
             raise RuntimeError(f"{self.cell.program.name} expects {S} hidden states, got {len(hx)}")
         for s in hx if dims else ():
-            super()._states(s, dims)
+            RecurrentBase._states(self, s, dims)
         return tuple(hx)
 
     def _hidden(self, last):
@@ -178,7 +205,7 @@ class Recurrent(RecurrentBase):
         """Run the layers over a sequence; see the class."""
         program = self.cell.program
         if not program.extras and not inputs:
-            return super().forward(input, hx, lengths, reset)
+            return RecurrentBase.forward(self, input, hx, lengths, reset)
         if isinstance(input, PackedSequence):
             if program.step:
                 raise ValueError(
@@ -276,15 +303,18 @@ class RecurrentCell(Leaf, nn.Module):
         extras = take_extras(self.cell, steps, x, False, dims + 1)
         if dims == 1:
             x, states = x.unsqueeze(1), [s.unsqueeze(0) for s in states]
-        weights = [getattr(self, name) for name in names_of(program.text, self.bias)]
         check_extras(program, extras, x, self.hidden_size)
-        y, last = layers(
-            self.cell.kernel, x, [s.unsqueeze(0) for s in states], weights, 1, FORWARD, self.bias, False,
-            self.input_size, self.hidden_size, self.hidden_size, extras=extras,
-            packed=self._packed.of(weights) if self._packed else 0,
-        )  # fmt: skip
+        y, last = self._step(x, [s.unsqueeze(0) for s in states], extras)
         y, *last = (v.squeeze(0).squeeze(0) if dims == 1 else v.squeeze(0) for v in (y, *last))
         return y, last[0] if S == 1 else tuple(last)
+
+    def _step(self, x, states, extras):
+        """Check and run a layer of one step: x (1, B, I), states (1, B, H)."""
+        weights = [getattr(self, name) for name in names_of(self.cell.program.text, self.bias)]
+        return layers(
+            self.cell.kernel, x, states, weights, 1, FORWARD, self.bias, False, self.input_size, self.hidden_size,
+            self.hidden_size, extras=extras, packed=self._packed.of(weights) if self._packed else 0,
+        )  # fmt: skip
 
 
 def refuse_own_cell(who, module):

@@ -90,7 +90,8 @@ def stack(layers, *args):
     x, states, weights, *_ = args
     states = states or ()
     scales = args[11] if len(args) > 11 and args[11] is not None else ()
-    tensors = (x, *states, *weights, *scales)
+    extras = args[15] if len(args) > 15 and args[15] is not None else ()
+    tensors = (x, *states, *weights, *scales, *extras)
     refuse_forward_mode(tensors)
     if transforming() or wants_gradient(tensors):
         return layers(*args)

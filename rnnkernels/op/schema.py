@@ -32,7 +32,8 @@ int[], because TorchScript traces no bool[].
 ``stack`` is inference through L layers on top of each other, with the overhead of a single call. x is (T, B, I), states
 and last are (L*D, B, H or P), weights are those of the layers one after the other. With scales, float32 (G*H) per layer
 and direction for w_ih and w_hh, these two are int8 and their row n stands for w[n] * scale[n]. On processors that
-multiply bytes, rows of x and h become int8 too, unless float_rows.
+multiply bytes, rows of x and h become int8 too, unless float_rows. A cell without one of the two has no scales for it;
+extras are those of every layer.
 
 Each op exists twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py): their
 gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on have none:
@@ -55,7 +56,7 @@ SCHEMAS = {
     # arguments with defaults are rarely given: leaving one out makes a call 0.1 to 0.2 microseconds shorter
     "stack": "(Tensor x, Tensor[]? states, Tensor[] weights, str cell, int num_layers, bool bidirectional, bool bias, "
     "int hidden_size, int proj_size=0, str? activation=None, Tensor? lengths=None, Tensor[]? scales=None, "
-    "bool float_rows=False, int parts=0, int packed=0)"
+    "bool float_rows=False, int parts=0, int packed=0, Tensor[]? extras=None)"
     " -> (Tensor y, Tensor[] last)",
     "layer": f"({LayerCall.schema()}, bool save) -> (Tensor y, Tensor[] last, Tensor[] saved)",
     "layer_backward": "(Tensor dy, Tensor[] dlast, Tensor? dcells, "
@@ -96,11 +97,11 @@ def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidd
 
 def stack_of_layers(
     x, states, weights, cell, num_layers, bidirectional, bias, hidden_size, proj_size=0, activation=None, lengths=None,
-    scales=None, float_rows=False, parts=0, packed=0,
+    scales=None, float_rows=False, parts=0, packed=0, extras=None,
 ):  # fmt: skip
     """``stack`` on devices without a kernel for it: a call of ``layer`` per layer, with weights in float."""
-    states = states or []
-    check_devices(x, states, weights)
+    states, extras = states or [], extras or []
+    check_devices(x, states, [*weights, *extras])
     reverse = (False, True) if bidirectional else (False,)
     if scales:
         weights = reference.dequantized(weights, scales)
@@ -108,7 +109,7 @@ def stack_of_layers(
     def run(i, x, states, weights):
         call = LayerCall(
             cell, x, states, weights, reverse, bias, proj_size > 0, activation, None, lengths, None, [], None, [],
-            hidden_size=hidden_size, extras=[], parts=parts, packed=packed,
+            hidden_size=hidden_size, extras=extras, parts=parts, packed=packed,
         )  # fmt: skip
         return OPS["layer"](*call, False)[:2]
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import backends
+from ..cells import spec_of
 from ..cells.call import LayerCall
 from ..nn import torchs_step
 from ..nn.base import RecurrentBase
@@ -129,9 +130,10 @@ def described(module):
     """The program of a module's cell, and what training keeps of it; None for a built-in cell."""
     if not isinstance(module, Recurrent):
         return None
-    cell = module.cell
-    kept = ", ".join(cell.names) or "nothing but the states"
-    return f"training keeps {kept}\n{cell}"
+    kept, program = list(module.cell.names), module.cell.program
+    if spec_of(module._text).kept > program.keep:
+        kept.append(f"{program.states[0]} before its projection")
+    return f"training keeps {', '.join(kept) or 'nothing but the states'}\n{module._text}"
 
 
 def cell_calls(module, x, hx):

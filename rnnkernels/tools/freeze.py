@@ -74,7 +74,7 @@ class Packed:
 
     def of(self, weights):
         """Their number for the op; 0 stands for none."""
-        if recording() or not weights[0].is_cpu or backends.EXTENSION_ERROR is not None:
+        if not weights or recording() or not weights[0].is_cpu or backends.EXTENSION_ERROR is not None:
             return 0
         if torch.compiler.is_compiling():
             return self.number

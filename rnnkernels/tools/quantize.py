@@ -27,6 +27,8 @@ from ..nn.checks import DTYPE_NAMES, check_inference, check_sizes, check_steps
 from ..nn.functional import BOTH, FORWARD, layers
 from ..nn.layers import GRU, LSTM, RNN
 from ..nn.options import refuse_options
+from ..nn.own_cells import check_extras
+from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import run as op
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
@@ -35,13 +37,14 @@ from .freeze import Packed, pack_anew, weights_of
 
 
 def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Module:
-    """A copy of a model for inference, in which every RNN, LSTM, GRU and cell multiplies with weights in int8.
+    """A copy of a model for inference, in which every RNN, LSTM, GRU, ``Recurrent`` and cell has weights in int8.
 
     ``weight_ih`` and ``weight_hh`` (G*H, I or P) become ``q * scale`` with int8 ``q`` and a float32 ``scale`` for each
     row: the largest magnitude in it over 127. On processors that multiply bytes (AVX512_VNNI, AMX), every row of
     the input and of h becomes int8 in the same way at each step ("dynamic"), and the sums are exact; elsewhere, GPUs
-    included, they are multiplied as floats with ``q * scale``. Biases, ``weight_hr`` and all else stay float32. After
-    Jacob et al. 2018, "Quantization and training of neural networks for efficient integer-arithmetic-only inference".
+    included, and in a cell of one's own with a product inside the step, they are multiplied as floats with
+    ``q * scale``. Biases, ``weight_hr`` and all else stay float32. After Jacob et al. 2018, "Quantization and training
+    of neural networks for efficient integer-arithmetic-only inference".
 
     A row has one scale, so that entries below 1/254 of its largest become zero. For rows whose small entries matter
     beside large ones (power spectra, prices beside counts), ``activations="float"`` leaves rows as they are: only the
@@ -59,8 +62,10 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
         activations: ``"int8"``, or ``"float"`` for rows of the input and of h that stay float32 on every processor.
 
     Returns:
-        A copy, with a :class:`QuantizedRNN`, :class:`QuantizedLSTM` or :class:`QuantizedGRU` for each layer, and a
-        :class:`QuantizedRNNCell`, :class:`QuantizedLSTMCell` or :class:`QuantizedGRUCell` for each cell.
+        A copy, with a :class:`QuantizedRNN`, :class:`QuantizedLSTM`, :class:`QuantizedGRU` or
+        :class:`QuantizedRecurrent` for each layer, and a :class:`QuantizedRNNCell`, :class:`QuantizedLSTMCell`,
+        :class:`QuantizedGRUCell` or :class:`QuantizedRecurrentCell` for each cell. Those of a cell of one's own that
+        has neither weight stay as they are.
 
     Raises:
         ValueError: for weights that are not float32, or not finite, for a layer with an option that torch.nn does not
@@ -72,6 +77,8 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
     for name, module in model.named_modules():
         base = type(module).__base__ if is_parametrized(module) else type(module)
         if base in QUANTIZED:
+            if isinstance(module, (Recurrent, RecurrentCell)) and not has_matrices(module.cell):
+                continue
             try:
                 quantized[id(module)] = QUANTIZED[base](module, activations)
             except ValueError as error:
@@ -81,6 +88,11 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
     if left:
         warnings.warn(f"quantize_dynamic left subclasses alone: {', '.join(left)}", stacklevel=2)
     return copy.deepcopy(model, quantized)  # the copy has the quantised module at each reference
+
+
+def has_matrices(cell):
+    """True if a cell of one's own has a weight that becomes int8."""
+    return not {"weight_ih", "weight_hh"}.isdisjoint(names_of(cell.program.text))
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +109,7 @@ class Quantized(Leaf, nn.Module):
     Made by :func:`quantize_dynamic`.
     """
 
-    activations = "int8"
+    activations, _names = "int8", ("h_0", "c_0")  # those of states
 
     def __init__(self, module: nn.Module, settings, weights, activations):
         refuse_options(f"a {type(self).__name__}", module)
@@ -135,14 +147,15 @@ class Quantized(Leaf, nn.Module):
         changed = "" if self.activations == "int8" else f", activations={self.activations!r}"
         return self._like.extra_repr(self) + changed
 
-    def _check(self, x, states):
-        """Check that input and states are float32 and require no gradient."""
-        for name, t in zip(("input", "h_0", "c_0"), (x, *states), strict=False):
+    def _check(self, x, states, extras=()):
+        """Check that input, states and extra inputs are float32 and require no gradient."""
+        states = zip(self._names, states, strict=False)
+        for name, t in (("input", x), *states, *extras):
             if t.dtype != torch.float32:
                 raise ValueError(f"{type(self).__name__} takes float32, but got {DTYPE_NAMES.get(t.dtype, t.dtype)}")
             check_inference(f"a {type(self).__name__}", name, t)
 
-    def _run(self, cell, activation, x, states, L, bidirectional, P, lengths=None):
+    def _run(self, cell, activation, x, states, L, bidirectional, P, lengths=None, extras=()):
         """All layers on x (T, B, I), with checked sizes."""
         buffers, H = self._buffers, self.hidden_size
         weights, scales = [buffers[name] for name in self._weights], [buffers[name] for name in self._scales]
@@ -150,19 +163,19 @@ class Quantized(Leaf, nn.Module):
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         if own and not (graph and onnx.exporting()):
             float_rows = (True,) if self.activations == "float" else ()
-            packed = op.rare(0, self._packed.of(weights))
+            more = op.rare(0, self._packed.of(weights)) | ({"extras": extras} if extras else {})
             return op.plain("stack")(
                 x, states, weights, cell, L, bidirectional, self.bias, H, P, activation, lengths, scales, *float_rows,
-                **packed,
+                **more,
             )  # fmt: skip
         return layers(  # the forced backend or ONNX, in floats
             cell, x, states, dequantized(weights, scales), L, BOTH if bidirectional else FORWARD, self.bias, P > 0,
-            self.input_size, H, P or H, activation, lengths=lengths,
+            self.input_size, H, P or H, activation, lengths=lengths, extras=extras,
         )  # fmt: skip
 
 
-class QuantizedRecurrent(Quantized):
-    """The base class of the three layers."""
+class QuantizedLayer(Quantized):
+    """The base class of the layers."""
 
     forward, _forward_more, _forward_packed = (
         RecurrentBase.forward,
@@ -180,35 +193,74 @@ class QuantizedRecurrent(Quantized):
 
     def _layers(self, x, states, lengths=None, drop=None, reset=None, more=None):
         """Check and run all layers on x (T, B, I)."""
+        more = dict(more or {})
+        extras = more.pop("extras", ())
         if reset is not None or more:
             raise ValueError(f"a {type(self).__name__} has no reset and no return_cell_states")
-        self._check(x, states)
+        self._check(x, states, extras)
         L, D, H, P = self.num_layers, 1 + self.bidirectional, self.hidden_size, self.proj_size
         check_sizes(x, states, L, D, self.input_size, H, P or H)
         check_steps(x)
-        return self._run(*MODES[self.mode], x, states, L, self.bidirectional, P, lengths)
+        return self._run(*self._kind, x, states, L, self.bidirectional, P, lengths, extras)
+
+    @property
+    def _kind(self):
+        return MODES[self.mode]
 
 
-class QuantizedRNN(QuantizedRecurrent):
+class QuantizedRNN(QuantizedLayer):
     """An :class:`rnnkernels.RNN` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
     _wrong_input, _states, _hidden = RNN._wrong_input, RNN._states, staticmethod(RNN._hidden)
 
 
-class QuantizedLSTM(QuantizedRecurrent):
+class QuantizedLSTM(QuantizedLayer):
     """An :class:`rnnkernels.LSTM` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
     _wrong_input, _states, _hidden = LSTM._wrong_input, LSTM._states, staticmethod(LSTM._hidden)
 
 
-class QuantizedGRU(QuantizedRecurrent):
+class QuantizedGRU(QuantizedLayer):
     """A :class:`rnnkernels.GRU` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
     _wrong_input, _states, _hidden = GRU._wrong_input, GRU._states, staticmethod(GRU._hidden)
 
 
+class QuantizedOwn(Quantized):
+    """What layers and cells of a cell of one's own have besides."""
+
+    def extra_repr(self):
+        """The cell, and as for any other."""
+        constants = "".join(f", {name}={value}" for name, value in self.cell.constants.items())
+        return f"{self.cell.program.name}, {super().extra_repr()}{constants}"
+
+    def _check(self, x, states, extras):
+        check_extras(self.cell.program, extras, x, self.hidden_size)
+        super()._check(x, states, zip(self.cell.program.extras, extras, strict=True))
+
+    @property
+    def _names(self):
+        return self.cell.program.states
+
+
+class QuantizedRecurrent(QuantizedOwn, QuantizedLayer):
+    """An :class:`rnnkernels.Recurrent` with int8 weights, for inference; see :func:`quantize_dynamic`."""
+
+    forward, _wrong_input, _states, _hidden = (
+        Recurrent.forward, Recurrent._wrong_input, Recurrent._states, Recurrent._hidden
+    )  # fmt: skip
+
+    def __init__(self, module: Recurrent, activations="int8"):
+        super().__init__(module, activations)
+        self.cell, self._kernel = module.cell, module._kernel
+
+    @property
+    def _kind(self):
+        return self._kernel, None
+
+
 class QuantizedCell(Quantized):
-    """The base class of the three cells."""
+    """The base class of the built-in cells."""
 
     _like, _single_state = nn.RNNCellBase, CellBase._single_state
 
@@ -248,8 +300,25 @@ class QuantizedGRUCell(QuantizedCell):
     forward, _name = GRUCell.forward, GRUCell._name
 
 
+class QuantizedRecurrentCell(QuantizedOwn):
+    """An :class:`rnnkernels.RecurrentCell` with int8 weights, for inference; see :func:`quantize_dynamic`."""
+
+    forward, _like = RecurrentCell.forward, nn.RNNCellBase
+
+    def __init__(self, module: RecurrentCell, activations="int8"):
+        names = names_of(module.cell.program.text, module.bias)
+        super().__init__(module, ("cell", "input_size", "hidden_size", "bias"), names, activations)
+
+    def _step(self, x, states, extras):
+        """A layer of one step: x (1, B, I), states (1, B, H)."""
+        self._check(x, states, extras)
+        check_sizes(x, states, 1, 1, self.input_size, self.hidden_size, self.hidden_size)
+        return self._run(self.cell.kernel, None, x, states, 1, False, 0, extras=extras)
+
+
 QUANTIZED = {
-    RNN: QuantizedRNN, LSTM: QuantizedLSTM, GRU: QuantizedGRU,
+    RNN: QuantizedRNN, LSTM: QuantizedLSTM, GRU: QuantizedGRU, Recurrent: QuantizedRecurrent,
     RNNCell: QuantizedRNNCell, LSTMCell: QuantizedLSTMCell, GRUCell: QuantizedGRUCell,
+    RecurrentCell: QuantizedRecurrentCell,
 }  # fmt: skip
 QUANTIZED |= {theirs: QUANTIZED[ours] for theirs, ours in TO_OURS.items()}

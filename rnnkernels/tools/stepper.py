@@ -356,7 +356,7 @@ def kind_of(module):
             f"a Stepper takes cells whose only input is x, but {program.name} has {', '.join(program.extras)}: step a "
             "RecurrentCell instead"
         )
-    return module.cell.kernel, None
+    return module._kind if isinstance(module, Recurrent) else (module.cell.kernel, None)
 
 
 def outside(stepper, x, out=None):

@@ -59,7 +59,7 @@ def trace(
 
     def record(call, **ways):
         if cell is not None:  # by the user's names, even where a built-in cell computes the same
-            call = call._replace(cell=cell.program.text)
+            call = call._replace(cell=module._text)
         y, last, saved = reference.layer(*call, True)
         layers.append((y.detach(), saved))  # y itself is transposed in place under batch_first
         return y, last
@@ -70,7 +70,7 @@ def trace(
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record, extras))(input)
     lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
     options = module._options or PLAIN
-    text = settings(*module._kind, options)[0] if cell is None else cell.program.text
+    text = settings(*module._kind, options)[0] if cell is None else module._text
     spec, D = spec_of(text), 1 + module.bidirectional
     own = () if cell is None else cell.names  # the user's names of the planes
     states = spec.program.states

@@ -145,20 +145,21 @@ def interpreted(lines, read):
     return puts
 
 
-def weight_shapes(text, I, H, bias, layer_norm=False):  # noqa: E741
-    """The shapes of one direction's weights."""
+def weight_shapes(text, I, H, bias, layer_norm=False, P=0):  # noqa: E741
+    """The shapes of one direction's weights; P: the size of a projection, 0 for none."""
     header, _ = split(text)
     GX, GR = (len(header.get(name, ())) for name in ("inputs", "recurrent"))
     GX = 0 if "given" in header else GX
-    shapes = [(GX * H, I)] * (GX > 0) + [(GR * H, H)] * (GR > 0)
+    shapes = [(GX * H, I)] * (GX > 0) + [(GR * H, P or H)] * (GR > 0)
     shapes += [(GX * H,)] * (bias and GX > 0) + [(GR * H,)] * (bias and GR > 0)
+    shapes += [(P, H)] * (P > 0)
     shapes += ([(GX * H,)] * (GX > 0) + [(GR * H,)] * (GR > 0)) * layer_norm
     return shapes + [(H,)] * len(header.get("vectors", ()))
 
 
 def meant(
     text, x, states, weights, reverse, bias, extras, H, lengths=None, reset=None, reset_states=(), h_mask=None, zone=(),
-    layer_norm=False,
+    layer_norm=False, P=0,
 ):  # fmt: skip
     """``y, last`` of a layer as the ops are to compute them, by operations that autograd follows."""
     header, sections = split(text)
@@ -177,6 +178,7 @@ def meant(
         w_hh = own.pop(0) if recurrent else None
         b_ih = own.pop(0) if bias and w_ih is not None else None
         b_hh = own.pop(0) if bias and w_hh is not None else None
+        w_hr = own.pop(0) if P else None
         ln_x = own.pop(0) if layer_norm and w_ih is not None else None
         ln_h = own.pop(0) if layer_norm and w_hh is not None else None
 
@@ -185,9 +187,10 @@ def meant(
             x = x if gain is None else torch.nn.functional.layer_norm(x, x.shape[-1:], gain, None, 1e-5)
             return x if b is None else x + b
 
-        h = {k: states[n][d] if states else x.new_zeros(B, H) for n, k in enumerate(names)}
-        again = {k: reset_states[n][d] if reset_states else x.new_zeros(B, H) for n, k in enumerate(names)}
-        mask = 1 if h_mask is None else h_mask.expand(D, B, H)[d]
+        widths = [P or H, *[H] * (len(names) - 1)]
+        h = {k: states[n][d] if states else x.new_zeros(B, widths[n]) for n, k in enumerate(names)}
+        again = {k: reset_states[n][d] if reset_states else x.new_zeros(B, widths[n]) for n, k in enumerate(names)}
+        mask = 1 if h_mask is None else h_mask.expand(D, B, P or H)[d]
         u_d = [e if x.dim() == 3 else e[group] for e in extras]
         y = [None] * T
         backwards = reverse[d % len(reverse)]
@@ -229,8 +232,10 @@ def meant(
                 more |= {k: value for k, value in puts.items() if k[0] == "cross"}
             puts = interpreted(sections["forward"], read)
             new = {k: puts["new", k].expand(B, H) for k in names}
+            if P:
+                new[names[0]] = new[names[0]] @ w_hr.T
             if zone:
-                zones = [z.expand(T, D, B, H)[t, d] for z in zone]
+                zones = [z.expand(T, D, B, n)[t, d] for z, n in zip(zone, widths, strict=True)]
                 new = {k: z * old[k] + (1 - z) * new[k] for k, z in zip(names, zones, strict=True)}
             out = puts["y", None].expand(B, H) if ("y", None) in puts else new[names[0]]
             h = {k: torch.where(alive, new[k], h[k]) for k in names}

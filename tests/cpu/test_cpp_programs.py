@@ -6,13 +6,15 @@ import random
 import pytest
 import torch
 from common import TOLERANCES, assert_close
-from pairwise import ALL
+from pairwise import ALL, cases
 from program_texts import CELLS
 from programs import meant, split, weight_shapes
 
+import rnnkernels
 from rnnkernels import backends
 from rnnkernels.cells import program
 from rnnkernels.cells.call import LayerCall
+from rnnkernels.cells.parts import projected
 
 if backends.EXTENSION_ERROR is not None:
     pytest.skip(f"the C++ extension is not there: {backends.EXTENSION_ERROR}", allow_module_level=True)
@@ -37,21 +39,25 @@ class Case:
             I = len(header["inputs"]) * H  # noqa: E741
         self.bias = not on("unbiased")
         self.norm = on("norm")
-        shapes = weight_shapes(self.text, I, H, self.bias, self.norm)
+        self.P = P = max(2 * H // 3, 1) if on("project") else 0
+        if P:
+            self.text = projected(program.parse(self.text))
+        widths = [P or H, *[H] * (S - 1)]
+        shapes = weight_shapes(self.text, I, H, self.bias, self.norm, P)
         leaf = lambda *shape, scale=0.5: self.leaf(shape, scale)  # noqa: E731
         self.x = leaf(*lead, T, B, I)
-        scales = [H**-0.5 if len(s) == 2 and s[1] == H else 0.5 for s in shapes]
+        scales = [H**-0.5 if len(s) == 2 and s[1] in (H, P) else 0.5 for s in shapes]
         self.weights = [leaf(*s, scale=scale) for _ in range(D) for s, scale in zip(shapes, scales, strict=True)]
-        self.states = [leaf(D, B, H) for _ in range(S)] if not on("stateless") else []
+        self.states = [leaf(D, B, n) for n in widths] if not on("stateless") else []
         steps = header.get("step", [])
         self.extras = [leaf(*lead, T, B, 1 if name.endswith(":1") else H) for name in steps]
         self.extras += [leaf(*lead, B, H) for _ in header.get("sequence", [])]
-        self.reset_states = [leaf(D, B, H) for _ in range(S)] if on("restart") else []
+        self.reset_states = [leaf(D, B, n) for n in widths] if on("restart") else []
         self.lengths = torch.randint(0, T + 1, (B,), generator=self.random) if on("lengths") else None
         self.reset = torch.rand(T, B, generator=self.random) < 0.3 if on("reset") or on("restart") else None
         chance = lambda *shape: torch.rand(*shape, generator=self.random, dtype=torch.float64)  # noqa: E731
-        self.h_mask = (chance(D, B, H) < 0.7) * 1.5 if on("h_mask") and "recurrent" in header else None
-        self.zone = [chance(T, D, B, H) for _ in range(S)] if on("zone") else []
+        self.h_mask = (chance(D, B, P or H) < 0.7) * 1.5 if on("h_mask") and "recurrent" in header else None
+        self.zone = [chance(T, D, B, n) for n in widths] if on("zone") else []
         self.zone = [chance(1, D, 1, 1).round() for _ in range(S)] if on("zone_mask") else self.zone
 
     def leaf(self, shape, scale):
@@ -70,8 +76,9 @@ class Case:
         if "strided" in self.words:
             extras = [e.transpose(0, 1).contiguous().transpose(0, 1) for e in extras]
         return (
-            self.text, x, to(self.states), to(self.weights), self.reverse, self.bias, False, None, None, self.lengths,
-            self.reset, to(self.reset_states), self.h_mask, self.zone, self.norm, 1e-5, self.H, extras, 0, 0,
+            self.text, x, to(self.states), to(self.weights), self.reverse, self.bias, self.P > 0, None, None,
+            self.lengths, self.reset, to(self.reset_states), self.h_mask, self.zone, self.norm, 1e-5, self.H, extras,
+            0, 0,
         )  # fmt: skip
 
     def run(self):
@@ -88,7 +95,7 @@ class Case:
     def meant(self):
         return meant(
             self.text, self.x, self.states, self.weights, self.reverse, self.bias, self.extras, self.H, self.lengths,
-            self.reset, self.reset_states, self.h_mask, self.zone, self.norm,
+            self.reset, self.reset_states, self.h_mask, self.zone, self.norm, self.P,
         )  # fmt: skip
 
     def expectation(self):
@@ -154,6 +161,40 @@ def test_every_option(name, words):
     for k, shape in enumerate(("odd", "row")):
         Case(name, torch.float64, *SHAPES[shape], words, seed=k).compare()
     Case(name, torch.float32, *SHAPES["wide"], words, seed=3).compare()
+
+
+@rnnkernels.cell(
+    inputs="i o", recurrent="i o", states="h c", vectors="p", step_inputs="gamma rate:1", sequence_inputs="f"
+)  # fmt: skip
+def noted(x, r, s, v, u):
+    c = torch.sigmoid(u.f) * s.c + torch.sigmoid(x.i + r.i + v.p * s.c) * u.gamma
+    return torch.sigmoid(x.o + r.o) * torch.tanh(c * u.rate) - v.p * s.c, c
+
+
+PROJECTED = {name: text for name, text in CELLS.items() if projected(program.parse(text))}
+PROJECTED |= {"noted": str(noted), "elman": str(rnnkernels.cells.rnn)}  # whose backward pass reads the new h
+
+
+WITH_PROJECTION = ("", "lengths both restart", "zone h_mask unbiased", "norm zone_mask lengths", "groups both lengths",
+                   "strided stateless reverse")  # fmt: skip
+
+
+@pytest.mark.parametrize("name, words, instruction_set", cases(PROJECTED, WITH_PROJECTION, INSTRUCTION_SETS),
+                         indirect=["instruction_set"])  # fmt: skip
+def test_projections(name, words, instruction_set):
+    for k, shape in enumerate(("odd", "row", "step")):
+        Case(PROJECTED[name], torch.float64, *SHAPES[shape], f"project {words}", seed=k).compare()
+    for dtype in (torch.float32, *HALVES):
+        Case(PROJECTED[name], dtype, *SHAPES["wide"], f"project {words}", seed=3).compare()
+
+
+def test_programs_without_a_projection():
+    assert {"my_lstm", "three_states", "no_inputs"} <= set(PROJECTED) and "decay_gru" not in PROJECTED
+    for name, text in CELLS.items():
+        if name not in PROJECTED:
+            case = Case(name, torch.float64, *SHAPES["odd"])
+            with pytest.raises(RuntimeError, match=f"{split(text)[0]['cell'][1]} has no projection"):
+                OPS.plain_layer(*case.arguments()[:6], True, *case.arguments()[7:], False)
 
 
 @pytest.mark.parametrize("dtype", HALVES)

@@ -7,6 +7,7 @@ import torch
 
 from rnnkernels.cells import library
 from rnnkernels.cells.definition import cell
+from rnnkernels.cells.parts import projected
 from rnnkernels.cells.reference import zero_past
 from rnnkernels.cells.trace import product
 from rnnkernels.cells.weights import weights_of
@@ -70,6 +71,13 @@ def autonomous(r, s):
     return tanh(r.a + s.m), sigmoid(r.b) * s.m + 0.1 * s.h
 
 
+@cell(inputs="i o", recurrent="i o", states="h c", vectors="p", step_inputs="gamma rate:1", sequence_inputs="f")
+def noted(x, r, s, v, u):
+    """A cell with a projection, whose operand reads all kinds of inputs and an old state."""
+    c = sigmoid(u.f) * s.c + sigmoid(x.i + r.i + v.p * s.c) * u.gamma
+    return sigmoid(x.o + r.o) * tanh(c * u.rate) - v.p * s.c, c
+
+
 LIBRARY = {name: getattr(library, name).program for name in library.__all__}
 OF_LIBRARY = ("rnn", "lstm", "gru", "gru_reset_before", "peephole_lstm", "gru_d", "ind_rnn")
 CELLS = {name: LIBRARY[name] for name in OF_LIBRARY}
@@ -78,14 +86,15 @@ CELLS |= {c.program.name: c.program for c in (rate, mixed, crossing, every_opera
 
 def arguments(
     program, T=3, B=2, I=3, H=20, reverse=(False,), groups=0, stages=(), lengths=None, bias=True,  # noqa: E741
-    layer_norm=False, states=True, dtype=torch.float32, seed=0,
+    layer_norm=False, states=True, dtype=torch.float32, seed=0, P=0,
 ):  # fmt: skip
-    """The op's arguments up to ``extras``, as a list. ``stages``: of reset, restart, h_mask, zone."""
+    """The op's arguments up to ``extras``, as a list. ``stages``: of reset, restart, h_mask, zone. P: projection."""
     random = torch.Generator().manual_seed(seed)
     normal = lambda *shape, scale=0.6: (scale * torch.randn(shape, generator=random)).to(dtype)  # noqa: E731
     chance = lambda *shape: torch.rand(*shape, generator=random)  # noqa: E731
     group, D, S = (groups,) if groups else (), len(reverse) * max(1, groups), len(program.states)
-    table = weights_of(program.text, I, H, bias=bias, layer_norm=layer_norm)
+    text, widths = projected(program) if P else program.text, [P or H, *[H] * (S - 1)]
+    table = weights_of(text, I, H, P, bias=bias, project=P > 0, layer_norm=layer_norm)
     scale = 0.6 if dtype.itemsize > 2 else 0.15  # larger weights make the recurrence chaotic: it magnifies rounding
     weights = [normal(*w.shape, scale=scale) for _ in range(D) for w in table]
     x = normal(*group, T, B, len(program.inputs) * H if program.given else I)
@@ -97,10 +106,10 @@ def arguments(
         x, *extras = (torch.where(live, v, poison) for v in (x, *extras))
     extras += [normal(*group, B, H) for _ in program.sequence]
     reset = chance(*group, T, B) < 0.4 if {"reset", "restart"} & set(stages) else None
-    given = [normal(D, B, H) for _ in range(S if "restart" in stages else 0)]
-    h_mask = ((chance(D, B, H) < 0.6) / 0.8).to(dtype) if "h_mask" in stages else None
-    zone = [(chance(T, D, B, H).mul(3).floor() / 2).clamp(max=1).to(dtype) for _ in range(S if "zone" in stages else 0)]
+    given = [normal(D, B, n) for n in widths if "restart" in stages]
+    h_mask = ((chance(D, B, P or H) < 0.6) / 0.8).to(dtype) if "h_mask" in stages else None
+    zone = [(chance(T, D, B, n).mul(3).floor() / 2).clamp(max=1).to(dtype) for n in widths if "zone" in stages]
     return [
-        program.text, x, [normal(D, B, H) for _ in range(S if states else 0)], weights, list(reverse), bias, False,
+        text, x, [normal(D, B, n) for n in widths if states], weights, list(reverse), bias, P > 0,
         None, None, lengths, reset, given, h_mask, zone, layer_norm, 1e-5, H, extras,
     ]  # fmt: skip

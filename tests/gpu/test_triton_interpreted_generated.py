@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton_shim
 from common import assert_close
-from generated_cases import CELLS, LIBRARY, arguments
+from generated_cases import CELLS, LIBRARY, arguments, noted
 from pairwise import ALL, cases, in_turn, product
 from program_cases import RandomCell
 from triton_cases import BOTH, compare, interpreter, running  # noqa: F401 - used by every test
@@ -20,7 +20,7 @@ from rnnkernels import backends
 from rnnkernels.backends.triton import cells as triton_cells
 from rnnkernels.backends.triton import graphs, launch, schedules
 from rnnkernels.backends.triton.cells import generated
-from rnnkernels.cells import spec_of
+from rnnkernels.cells import library, spec_of
 from rnnkernels.cells.call import LayerCall
 from rnnkernels.cells.program import parse
 from rnnkernels.op import run
@@ -87,6 +87,20 @@ def test_all_stages(cell, schedule):
     """The cells with most that may go wrong, with all of the stages."""
     stages = ["restart", "h_mask", "zone"]
     check(cell, schedule, T=4, B=3, H=20, reverse=BOTH, groups=2, lengths=[[4, 0, 3], [1, 4, 2]], stages=stages)
+
+
+PROJECTED = {c.program.name: c.program for c in (noted, library.rnn, library.lstm, library.cifg_lstm)}
+WITH_PROJECTION = (
+    dict(T=4, B=2, H=20, P=7), dict(T=3, B=3, H=16, P=8, reverse=BOTH, lengths=[3, 0, 2], stages=["restart", "zone"]),
+    dict(T=3, B=2, H=20, P=7, bias=False, states=False, stages=["h_mask", "reset"], layer_norm=True),
+    dict(T=3, B=2, H=33, P=20, groups=2, lengths=[[3, 0], [1, 2]], stages=["zone", "h_mask"]),
+    dict(T=1, B=2, H=20, P=7), dict(T=3, B=2, H=20, P=7, dtype=torch.bfloat16, reverse=(True,)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("options, cell", [*rotated(WITH_PROJECTION, PROJECTED), (WITH_PROJECTION[3], "noted")])
+def test_projections(options, cell):
+    compare(arguments(PROJECTED[cell], **options))
 
 
 BUILT_IN = ["rnn", "lstm", "gru", "gru_reset_before"]

@@ -59,7 +59,21 @@ def uneven(x, r, s):
     return p, torch.sigmoid(x.c) * s.w, 0.5 * s.w + p
 
 
+@rnnkernels.cell(inputs="h", recurrent="h")
+def elman(x, r):
+    return torch.tanh(x.h + r.h)
+
+
+@rnnkernels.cell(
+    inputs="i o", recurrent="i o", states="h c", vectors="p", step_inputs="gamma rate:1", sequence_inputs="f"
+)  # fmt: skip
+def noted(x, r, s, v, u):
+    c = torch.sigmoid(u.f) * s.c + torch.sigmoid(x.i + r.i + v.p * s.c) * u.gamma
+    return torch.sigmoid(x.o + r.o) * torch.tanh(c * u.rate) - v.p * s.c, c
+
+
 CELLS = {cell.program.name: cell for cell in (lstm, peephole, before, decayed, rates, elementwise, uneven)}
+PROJECTED = {cell.program.name: cell for cell in (lstm, peephole, uneven, elman, noted)}  # that have a projection
 
 
 def eager(name):
@@ -93,9 +107,16 @@ def eager(name):
         p = tanh(x.b + r.b) * s.q + x.a
         return (p, sigmoid(x.c) * s.w, 0.5 * s.w + p), None
 
+    def noted(x, r, s, v, u, again):
+        c = sigmoid(u.f) * s.c + sigmoid(x.i + r.i + v.p * s.c) * u.gamma
+        return (sigmoid(x.o + r.o) * tanh(c * u.rate) - v.p * s.c, c), None
+
+    def elman(x, r, s, v, u, again):
+        return (tanh(x.h + r.h),), None
+
     return {
-        "lstm": lstm, "peephole": lstm, "before": before, "decayed": decayed, "rates": rates,
-        "elementwise": elementwise, "uneven": uneven,
+        "noted": noted, "elman": elman, "lstm": lstm, "peephole": lstm, "before": before, "decayed": decayed,
+        "rates": rates, "elementwise": elementwise, "uneven": uneven,
     }[name]  # fmt: skip
 
 
@@ -106,7 +127,7 @@ def loop(layer, x, hx, lengths=None, **inputs):
     """What a ``Recurrent`` has to give for x (T, B, I), by a loop over steps: ``y, states (S of (L*D, B, H))``."""
     program, own, H, D = layer.cell.program, dict(layer.named_parameters()), layer.hidden_size, 1 + layer.bidirectional
     T, B, S = x.size(0), x.size(1), len(program.states)
-    hx = hx or [x.new_zeros(layer.num_layers * D, B, H) for _ in range(S)]
+    hx = hx or [x.new_zeros(layer.num_layers * D, B, H if k else layer.proj_size or H) for k in range(S)]
     step, operand = eager(program.name), OPERANDS.get(program.name)
     last = []
     for i in range(layer.num_layers):
@@ -127,6 +148,7 @@ def loop(layer, x, hx, lengths=None, **inputs):
                     r = SimpleNamespace(**dict(zip(program.recurrent, a.unflatten(-1, (-1, H)).unbind(1), strict=True)))
                 again = lambda q, w=w: q @ w["weight_hh"][-H:].T + (w["bias_hh"][-H:] if "bias_hh" in w else 0)  # noqa: E731
                 new, y = step(gates, r, s, v, u, again)
+                new = (new[0] @ w["weight_hr"].T, *new[1:]) if "weight_hr" in w else new
                 y = new[0] if y is None else y
                 if lengths is not None:
                     alive = (t < lengths)[:, None]

@@ -57,6 +57,30 @@ def test_results(isa, dtype):
         OPS.use_instruction_set("")
 
 
+@rnnkernels.cell(inputs="f g", project_input=False)
+def weightless(x, s):
+    f = torch.sigmoid(x.f)
+    return f * s.h + (1 - f) * x.g
+
+
+@pytest.mark.parametrize("name", ("peephole_lstm", "gru_reset_before", "gru_d", "rnn", "min_gru", "weightless"))
+def test_cells_of_ones_own(name):
+    """With a projection or extra inputs, a product inside the step, or without a recurrent product or any weight."""
+    torch.manual_seed(0)
+    cell = weightless if name == "weightless" else getattr(rnnkernels.cells, name)
+    width = 2 * H if name == "weightless" else I
+    layer = rnnkernels.Recurrent(cell, width, H, proj_size=9 if cell.projected else 0, bidirectional=True)
+    step = rnnkernels.RecurrentCell(cell, width, H)
+    frozen, step_frozen = rnnkernels.freeze(layer), rnnkernels.freeze(step)
+    assert (frozen._packed.number > 0) == (step_frozen._packed.number > 0) == (name != "weightless")
+    with torch.no_grad():
+        for T, B in ((1, 1), (9, 1), (2, 3), (1, 40), (5, 33), (2, 3)):
+            x, more = torch.randn(T, B, width), {"gamma": torch.rand(T, B, H)} if name == "gru_d" else {}
+            assert_close(f"{T} {B}", frozen(x, **more)[0], layer(x, **more)[0].double(), 1e-5)
+            one = {k: u[0] for k, u in more.items()}
+            assert_close(f"cell {B}", step_frozen(x[0], **one)[0], step(x[0], **one)[0].double(), 1e-5)
+
+
 def test_it_is_a_copy_with_the_same_names():
     model = Model()
     names, training = list(model.state_dict()), model.training

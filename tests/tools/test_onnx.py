@@ -158,6 +158,8 @@ def test_a_quantised_program_that_is_exported_already():
 @pytest.mark.parametrize("name, layer, more", [
     ("proj_size", LSTM(I, H, proj_size=3), {}),
     ("layer_norm", GRU(I, H, layer_norm=True), {}),
+    ("the cell li_gru", rnnkernels.Recurrent(rnnkernels.cells.li_gru, I, H), {}),
+    ("the cell gru_d", rnnkernels.Recurrent(rnnkernels.cells.gru_d, I, H), {"gamma": torch.rand(5, 3, H)}),
     ("zoneout", RNN(I, H, zoneout=0.1), {}),
     ("heads", LSTM(I, H, heads=2), {}),
     ("reset", GRU(I, H), {"reset": torch.zeros(5, 3, dtype=torch.bool)}),

@@ -242,12 +242,8 @@ def weight_gradients(problem, y, gates, cells, found, dvectors=None, dbiases=Non
             out.append(recurrent_weight_gradient(problem, y, gates, cells, found.planes[d].flatten(2), d))
         out += dbiases[d] if dbiases else biases(problem, found, d)
         if problem.w_hr:
-            c = own_cells(problem, gates, cells, d)
-            if problem.ln_c:
-                gain, bias = (v[d].to(c.dtype) for v in problem.ln_c)
-                c = F.layer_norm(c, c.shape[2:], gain, bias, problem.eps)
-            hidden = problem.cell.output(gates[d], c, problem.functions)
-            out.append(torch.mm(found.projected[d].view(-1, problem.P).t(), hidden.view(-1, problem.H)))
+            hidden = before_projection(problem, y, gates, cells, d)
+            out.append(torch.mm(found.projected[d].view(-1, problem.P).t(), hidden.reshape(-1, problem.H)))
         out += dgains[d] if dgains else []
         out += dvectors[d] if dvectors else []
     return out
@@ -265,6 +261,24 @@ def entered(problem, after, first, restart, d):
         return before
     given = before.new_zeros(()) if restart is None else restart.to(after.dtype)
     return torch.where(problem.group_reset(d)[:, :, None] != 0, given, before)
+
+
+def before_projection(problem, y, gates, cells, d):
+    """h before the projection at each step of direction d (T, B, H)."""
+    cell = problem.cell
+    if not cell.text:
+        c = own_cells(problem, gates, cells, d)
+        if problem.ln_c:
+            gain, bias = (v[d].to(c.dtype) for v in problem.ln_c)
+            c = F.layer_norm(c, c.shape[2:], gain, bias, problem.eps)
+        return cell.output(gates[d], c, problem.functions)
+    kept, after = None if gates is None else gates[d].to(problem.accumulate), [None]
+    for v in range(1, cell.states):
+        zoned = problem.zone and v in cell.own
+        after.append(kept[:, :, cell.kept + cell.own.index(v)] if zoned else cells[(v - 1) * problem.D + d])
+    states, vectors, inputs = entered_all(problem, y, cells, d)
+    hidden = cell.output(states, after, kept, vectors, inputs).to(problem.dtype)
+    return hidden if problem.lengths is None else torch.where(live(problem, d), hidden, 0)
 
 
 def own_cells(problem, gates, cells, d):

@@ -55,7 +55,8 @@ class Cell(NamedTuple):
 
     output: Any = None
     """``output(gates, cells, functions)``: h before a projection, from the kept planes and the last state, at all steps
-    and in torch, with the functions that the call chooses by name; None: no projection."""
+    and in torch, with the functions that the call chooses by name; None: no projection. Of a program it is
+    ``output(states, new, gates, vectors, inputs)``, from all states before and after the steps."""
 
     vectors: int = 0
     """V learned vectors (H), which follow the states among what the functions read and give gradients of."""

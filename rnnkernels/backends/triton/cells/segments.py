@@ -4,7 +4,8 @@ Letters: T time, B batch, H hidden, K planes that the forward pass keeps.
 """
 
 from ....cells import interpret
-from ....cells.program import OPERATIONS, SHARED, Instruction, Put, Section
+from ....cells.parts import output_again, part, plane
+from ....cells.program import OPERATIONS, SHARED, Instruction
 
 
 def stores_of(section):
@@ -64,26 +65,6 @@ def kept_values(program):
         if to == "keep" and forward.code[value].op == "cross":
             kept[first.value("cross", forward.code[value].what)] = what
     return kept
-
-
-def part(section, values, leaves):
-    """The section with the named values alone: their numbers by what they are stored as.
-
-    ``leaves`` are instructions that load values, by their numbers, in place of those that compute them.
-    """
-    code, numbers, needed = [], {}, set(values.values())
-    for n in range(max(needed), -1, -1):
-        if n in needed and n not in leaves:
-            needed.update(section.code[n].args)
-    for n in sorted(needed):
-        numbers[n] = len(code)
-        op, args, what = leaves.get(n, section.code[n])
-        code.append(Instruction(op, tuple(numbers[a] for a in args), what))
-    return Section(tuple(code), tuple(Put(*store, numbers[n]) for store, n in values.items()))
-
-
-def plane(number):
-    return Instruction("k", (), number)
 
 
 def from_planes(program):
@@ -151,6 +132,14 @@ def new_cells(program, gates, old):
 
 
 def output(program, gates, cells, functions):
-    """h of every step (T, B, H), in the dtype of the kept planes, from these and from the new last state."""
+    """h of every step (T, B, H) before a projection, in the dtype of the kept planes, from these and from the new last
+    state: of a built-in cell."""
     loads = planes_of(program, gates) | {("n", program.states[-1]): cells}
     return run(output_part(program), loads, cells, functions)["new", program.states[0]].to(gates.dtype)
+
+
+def output_of_program(program, states, new, gates, vectors, inputs):
+    """The same of a program: from its states before and after the steps, kept planes (or None), vectors and inputs."""
+    loads = beside(program, states, vectors, inputs) | ({} if gates is None else planes_of(program, gates))
+    loads |= {("n", name): tensor for name, tensor in zip(program.states, new, strict=True)}
+    return run(output_again(program), loads, gates[:, :, 0] if new[-1] is None else new[-1])["new", program.states[0]]
