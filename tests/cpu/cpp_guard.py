@@ -48,11 +48,11 @@ def both_ways(shape, call, dy, dlast, dcells, fence=lambda t: t):
 def shapes():
     for dtype in (torch.float32, torch.bfloat16):
         grids = cpp_worker.sizes(dtype), cpp_tiles.remainders(dtype), cpp_tiles.calls(dtype)
-        masks, norms = islice(cpp_stages.masks(dtype), 0, None, 7), islice(cpp_stages.norms(dtype), 0, None, 9)
-        step = 3 if ALL else 5  # grids go through the four cells
+        step, more = (3, 7) if ALL else (7, 15)  # grids go through the four cells
+        masks, norms = islice(cpp_stages.masks(dtype), 0, None, more), islice(cpp_stages.norms(dtype), 0, None, more)
         for shape in chain(islice(grids[0], 0, None, step), islice(grids[1], 0, None, step), grids[2], masks, norms):
             yield shape if shape.layout in (None, "batch first") else shape._replace(layout=None)
-    yield from islice(cpp_worker.sizes(torch.float64), 0, None, 5)
+    yield from islice(cpp_worker.sizes(torch.float64), 0, None, 5 if ALL else 11)
 
 
 def on_sets(sets):

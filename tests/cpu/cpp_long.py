@@ -5,6 +5,7 @@ import mmap
 import torch
 from common import error
 from cpp_cases import OPS, Shape, build
+from pairwise import ALL
 
 import rnnkernels
 from rnnkernels.cells import CELLS, spec_of
@@ -37,8 +38,8 @@ def in_pieces(call, dy, dlast, steps):
 def very_long():
     """100,000 steps: all at once as in pieces, forward and backward, and float32 as float64."""
     T = 100_000
-    for cell in CELLS:
-        for B in (1, 2):
+    for n, cell in enumerate(CELLS):
+        for B in (1, 2) if ALL else (1 + n % 2,):
             call, dy, dlast, _ = build(Shape(cell, torch.float64, T=T, B=B, I=2, H=4), 0)
             y, last, saved = OPS.layer(*call, True)
             dx, dstates, dweights = backward(dy, dlast, call, y, saved)

@@ -32,7 +32,7 @@ def failures(sets, dtype, examples, **ranges):
     """What hypothesis finds: at most one pair of an instruction set and a text."""
 
     @settings(
-        max_examples=examples if ALL else examples // 2, deadline=None, derandomize=True, database=None,
+        max_examples=examples if ALL else examples // 4, deadline=None, derandomize=True, database=None,
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(shape=shapes(dtype, **ranges), seed=st.integers(0, 99))

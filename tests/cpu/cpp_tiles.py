@@ -5,6 +5,7 @@ Smaller ones, in cpp_worker.py, run in numbers everywhere. ``test_tiles_are_reac
 
 import torch
 from cpp_cases import BOTH, HALVES, Shape, cells
+from pairwise import ALL
 
 CELLS = ("lstm", "gru", "rnn")
 
@@ -17,6 +18,8 @@ def inputs(n, dtype):
 def remainders(dtype):
     """Rows mod 16 and 32, hidden units mod 64, inputs mod 32; with threads, directions and lengths in turn."""
     for n in range(0, 77, 3 if dtype == torch.float16 else 1):
+        if not ALL and n % 5 > 1:  # with all values of n % 3, n % 4 and n % 7
+            continue
         sizes = dict(dtype=dtype, T=2 + n % 4, B=16 + 7 * n % 55, I=inputs(32 + 5 * n % 39, dtype), H=64 + n)
         ways = dict(reverse=BOTH if n % 3 == 0 else (n % 3 == 1,), lengths="ragged" if n % 4 == 1 else None)
         more = dict(bias=n % 5 > 0, states=n % 7 > 0, threads=n % 4 + 1)

@@ -1,7 +1,7 @@
 """The threads of the C++ backend: whatever the threads meet with, a call ends and its results are right.
 
-Every test runs one function of this file in a process of its own and gives it a generous time; the usual time is a
-second or two, most of it for importing torch.
+Every test runs functions of this file in a process of its own and gives them a generous time; the usual time is a
+second or two, most of it for importing torch. So functions that leave nothing behind share one.
 """
 
 import ctypes
@@ -17,6 +17,7 @@ import torch
 from common import assert_close
 from cpp_cases import BOTH, OPS, Shape, build, in_float64
 from cpp_worker import in_process
+from pairwise import ALL
 
 from rnnkernels import LSTM, backends
 from rnnkernels.cells import CELLS, reference
@@ -33,6 +34,7 @@ PROJECTED = [Shape("lstm", T=9, B=2, I=64, H=256, P=100)]
 TILES = [Shape(cell, T=9, B=b, I=40, H=150) for cell in MANY for b in (17, 32)]  # split by either, with AMX
 NORMED = [Shape(cell, T=7, B=20, I=20, H=136, stages="norm") for cell in CELLS]  # never split by hidden units
 SHAPES = HIDDEN + BATCH + TWO + PROJECTED + TILES + NORMED
+SOME = SHAPES if ALL else SHAPES[::2]  # every form, with two cells or more
 
 
 class Case:
@@ -63,15 +65,18 @@ class Case:
         torch.set_num_threads(threads)
 
 
-def check_all(threads, times=3, shapes=SHAPES):
+def check_all(threads, times=3, shapes=SOME):
     torch.set_num_threads(threads)
     for shape in shapes:
         Case(shape).check(times)
 
 
 def counts():
+    cases = [Case(shape) for shape in SHAPES]
     for threads in (1, 2, 3):
-        check_all(threads, times=2)
+        torch.set_num_threads(threads)
+        for case in cases:
+            case.check(2)
 
 
 def schedules():
@@ -122,7 +127,7 @@ def same_bits():
     for shape in shapes:
         call, dy, dlast, _ = build(shape, 0)
         first = None
-        for _ in range(12):
+        for _ in range(12 if ALL else 6):
             y, last, saved = OPS.layer(*call, True)
             dx, dstates, dweights, *_ = OPS.layer_backward(dy, dlast, None, *call, y, saved, [True] * 4)
             run = [y, *last, dx, *dstates, *dweights]
@@ -134,7 +139,7 @@ def same_bits():
 def python_threads():
     """Several Python threads, each with a team of its own."""
     torch.set_num_threads(2)
-    cases, failed = [Case(s) for s in SHAPES], []
+    cases, failed = [Case(s) for s in SOME], []
 
     def work(first):
         torch.set_num_threads(2)
@@ -196,7 +201,7 @@ def fork_of(function):
 def fork():
     """A forked child has none of the threads that its parent used before; the parent keeps its own."""
     torch.set_num_threads(2)
-    cases = [Case(s) for s in SHAPES]
+    cases = [Case(s) for s in SOME]
     for case in cases:
         case.check()
     assert fork_of(lambda: [case.check(2) for case in cases]) == 0, "the child failed"
@@ -250,7 +255,7 @@ def data_loader():
 def nested():
     """Inside a parallel region of OpenMP, entered as compiled code does it: every member calls the op."""
     torch.set_num_threads(2)
-    cases = [Case(s) for s in SHAPES]
+    cases = [Case(s) for s in SOME]
     cases[0].check()  # OpenMP is there now
     with open("/proc/self/maps") as maps:
         libraries = {line.split()[-1] for line in maps if "libgomp" in line}
@@ -278,29 +283,29 @@ NEEDS_GOMP = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 
 
 @pytest.mark.parametrize(
-    "function, variables",
+    "functions, variables",
     [
-        (counts, {}),
-        (schedules, {}),
-        (oversubscribed, {}),
-        pytest.param(one_core, {}, marks=NEEDS_AFFINITY),
-        (fewer_threads_than_asked, {"OMP_THREAD_LIMIT": "2"}),
-        (fewer_threads_than_asked, {"OMP_THREAD_LIMIT": "1"}),
-        (fewer_threads_than_asked, {"OMP_DYNAMIC": "true"}),
-        (busy_neighbours, {}),
-        (same_bits, {}),
-        (python_threads, {}),
-        (other_matrices, {}),
-        pytest.param(fork, {}, marks=NEEDS_FORK),
-        pytest.param(torch_multiprocessing, {}, marks=NEEDS_FORK),
-        pytest.param(data_loader, {}, marks=NEEDS_FORK),
-        pytest.param(nested, {}, marks=NEEDS_GOMP),
+        ([schedules, counts, oversubscribed], {}),
+        pytest.param([one_core], {}, marks=NEEDS_AFFINITY),
+        ([fewer_threads_than_asked], {"OMP_THREAD_LIMIT": "2"}),
+        ([fewer_threads_than_asked], {"OMP_THREAD_LIMIT": "1"}),
+        ([fewer_threads_than_asked], {"OMP_DYNAMIC": "true"}),
+        ([busy_neighbours], {}),
+        ([same_bits, python_threads, other_matrices], {}),
+        pytest.param([fork], {}, marks=NEEDS_FORK),
+        pytest.param([torch_multiprocessing, data_loader], {}, marks=NEEDS_FORK),
+        pytest.param([nested], {}, marks=NEEDS_GOMP),
     ],
-    ids=lambda v: v.__name__ if callable(v) else ",".join(f"{k}={n}" for k, n in v.items()) or "plain",
+    ids=lambda v: (
+        ",".join(f.__name__ for f in v)
+        if isinstance(v, list)
+        else ",".join(f"{k}={n}" for k, n in v.items()) or "plain"
+    ),
 )
-def test_ends_and_is_right(function, variables):
-    code = f"import test_cpp_threads; test_cpp_threads.{function.__name__}()"
-    output, trouble = in_process("-c", code, timeout=TIMEOUT, **variables)
+def test_ends_and_is_right(functions, variables):
+    calls = [f"test_cpp_threads.{function.__name__}()" for function in functions]
+    code = "; ".join(["import test_cpp_threads", *calls])
+    output, trouble = in_process("-c", code, timeout=TIMEOUT * len(calls), **variables)
     assert not trouble, f"{trouble}\n{output}"
 
 

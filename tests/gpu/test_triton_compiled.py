@@ -73,7 +73,7 @@ def resident_cases():
         yield pytest.param(arch, kind, cell, H, id=f"{arch}-{kind}-{cell}-{H}")
 
 
-@pytest.mark.parametrize("arch, kind, name, H", among(resident_cases()))
+@pytest.mark.parametrize("arch, kind, name, H", among(resident_cases(), 1))
 def test_resident(arch, kind, name, H):
     """All that the chooser keeps on chip: no spills, within the estimate, and no weights loaded in the loop."""
     cell = CELLS[name]
@@ -123,11 +123,10 @@ def cooperative_cases():
 @pytest.mark.parametrize("arch, kind, cell, share, H, backward, stages", among(cooperative_cases(), 1))
 def test_cooperative(arch, kind, cell, share, H, backward, stages):
     """No spills, within the estimate, no weights loaded in the loop; an arrival, and a wait, at each step."""
-    tiles = shared_tiles(share, kind)
+    tiles, passes = shared_tiles(share, kind), (triton_offline.PASSES[backward],)
     (launch,) = (
         each
-        for each in compiled(arch, cell, kind, H, stages=STAGES[stages], tiles=tiles, reverse=(False,))
-        if each.backward == backward
+        for each in compiled(arch, cell, kind, H, stages=STAGES[stages], tiles=tiles, reverse=(False,), passes=passes)
     )
     found = check(launch, arch, kind != "ieee")
     assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles)
@@ -145,7 +144,7 @@ def stepwise_cases():
                 yield pytest.param(arch, kind, at, id=f"{arch}-{kind}-{at}")
 
 
-@pytest.mark.parametrize("arch, kind, at", among(stepwise_cases()))
+@pytest.mark.parametrize("arch, kind, at", among(stepwise_cases(), 1))
 def test_stepwise(arch, kind, at):
     """Every row of the table of stepwise launches, at a hidden size that is no multiple of the tiles."""
     step = schedules.row(schedules.STEPWISE, kind, ARCHS[arch].chip)[at]
@@ -166,7 +165,7 @@ def norm_cases():
                 yield pytest.param(arch, kind, cell, schedule, id=f"{arch}-{kind}-{cell}-{schedule}")
 
 
-@pytest.mark.parametrize("arch, kind, cell, schedule", among(norm_cases()))
+@pytest.mark.parametrize("arch, kind, cell, schedule", among(norm_cases(), 1))
 def test_layer_norm(arch, kind, cell, schedule):
     chip, tiles = ARCHS[arch].chip, None
     H = schedules.row(schedules.RESIDENT, kind, chip)[-1].H
@@ -185,8 +184,9 @@ def test_layer_norm(arch, kind, cell, schedule):
 
 def test_projection_is_the_same_loop():
     tiles = schedules.Tiles("stepwise", 64, 16, 64, 4, 3, "")
-    found = compiled("sm_90", "lstm", "half", 1024, P=256, tiles=tiles)
-    assert len(found) == 8 and {launch.grid[1] for launch in found} == {16, 4}
+    found = compiled("sm_90", "lstm", "half", 1024, T=4, P=256, tiles=tiles)
+    assert len(found) == 16 and {launch.grid[1] for launch in found} == {16, 4}
+    assert len({launch.compiled.hash for launch in found}) <= 12  # they do not multiply with T
     for launch in found:
         check(launch, "sm_90", True)
 
@@ -198,7 +198,8 @@ def test_inference_in_fp16():
 
 
 @pytest.mark.parametrize("cell, T, H, P, launches, kernels", [
-    ("gru", 9, 64, 0, 2, 2), ("lstm", 18, 200, 0, 2, 2), ("lstm", 18, 2000, 0, 36, 6), ("lstm", 18, 200, 72, 72, 12),
+    ("gru", 9, 64, 0, 2, 2), ("lstm", 18, 200, 0, 2, 2), ("lstm", 18, 2000, 0, 36, 6),
+    pytest.param("lstm", 18, 200, 72, 72, 12, marks=pytest.mark.long),  # as above
 ])  # fmt: skip
 def test_launches_of_a_sequence(cell, T, H, P, launches, kernels):
     """One launch, or one per step, of kernels that do not multiply with T."""

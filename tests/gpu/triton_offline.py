@@ -31,6 +31,7 @@ from rnnkernels.cells.weights import weights_of
 
 # Kernels are the same for every T; so many launches of a step each cost only time.
 STEPS = 64
+PASSES = ("forward", "backward")
 STAGES = ("lengths", "reset", "restart", "h_mask", "zone", "layer_norm")
 # By name, the dtype and torch's switch for float32 in RNNs.
 ARITHMETICS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "ieee": torch.float32}
@@ -113,10 +114,13 @@ def replaced(owner: Any, name: str, value: Any):
 
 
 @contextmanager
-def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None = None):
+def compiling(
+    gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None = None, passes: tuple[str, ...] = PASSES
+):
     """Within this context the Triton backend's launches are compiled for a chip and collected in the list it gives.
 
-    float32 products are as ``arithmetic`` ("tf32", "tf32x3" or "ieee") says; ``tiles`` stands in for the chooser's.
+    float32 products are as ``arithmetic`` ("tf32", "tf32x3" or "ieee") says; ``tiles`` stands in for the chooser's;
+    launches of other passes than ``passes`` are left out.
     """
     found: list[Launch] = []
     chosen: dict[str, Any] = {}
@@ -129,6 +133,8 @@ def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None 
         return chosen["tiles"]
 
     def compile_only(kernel, *args, grid, warmup, **kwargs):
+        if PASSES[chosen["backward"]] not in passes:
+            return
         compiled = whole(kernel, *args, grid=grid, warmup=True, **kwargs)
         grid = (*grid, 1, 1)[:3]
         found.append(Launch(kernel.fn.__name__, chosen["backward"], chosen["tiles"], grid, compiled))
@@ -148,7 +154,7 @@ def compiling(gpu: Gpu, arithmetic: str = "ieee", tiles: schedules.Tiles | None 
 def launches(
     gpu: Gpu, cell: str, dtype: torch.dtype, T: int, B: int, H: int, P: int = 0, reverse: tuple[bool, ...] = (False,),
     groups: int = 1, states: bool = False, stages: tuple[str, ...] = (), train: bool = True, arithmetic: str = "ieee",
-    tiles: schedules.Tiles | None = None,
+    tiles: schedules.Tiles | None = None, passes: tuple[str, ...] = PASSES,
 ) -> list[Launch]:  # fmt: skip
     """The launches of one layer, forward and, with ``train``, backward.
 
@@ -158,6 +164,7 @@ def launches(
         groups: X, each with an input of its own (heads).
         states: whether initial states are given, and gradients come to the final ones.
         stages: of STAGES; "restart" is a reset to states that are given.
+        passes: of PASSES, those to compile.
 
     Raises:
         ValueError: for any other stage.
@@ -192,7 +199,7 @@ def launches(
         cell, empty(*group, T, B, width), first, [empty(*shape) for shape in per_direction * D], list(reverse), True,
         P > 0, None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, H, extras,
     )  # fmt: skip
-    with compiling(gpu, arithmetic, tiles) as found:
+    with compiling(gpu, arithmetic, tiles, passes) as found:
         y, last, saved = launch.layer(*call, train)
         if train:
             needs = [True, states, True, True]
