@@ -6,6 +6,7 @@ import os
 import sys
 import types
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -27,27 +28,72 @@ SHAPES = [  # each cell and each extra
 SPECIAL = {"resets": {"resets": 0.3}, "heads": {"heads": 2, "L": 1}, "packed": {"packed": True}}
 
 
-def checked(name: str, cases: list[tuple[Workload, str, str]]) -> list[dict]:
-    """The same in a process of its own, where the provider's library may start what threads it likes."""
+def plain(name):
+    modes = ["infer"] * 5 if name in ("onnxruntime", "openvino") else ["train"] * 3 + ["infer"] * 2  # train gives y too
+    return [(w, "float32", mode) for w, mode in zip(SHAPES, modes, strict=True)]
+
+
+def special(name):
+    shapes = [replace(SMALL, cell=cell, **extra) for cell in ("lstm", "gru") for extra in SPECIAL.values()]
+    return [(w, "float32", mode) for w in shapes for mode in ("infer", "train")]
+
+
+def steps(name):
+    cells, L = (CELLS, 2) if name == "stepper" else (("rnn",), 1)
+    return [(replace(SMALL, cell=cell, T=1, L=L), "float32", "infer") for cell in cells]
+
+
+def sequence(name):
+    return [(SMALL, "float32", "infer")]
+
+
+def dtypes(name):
+    cells = CELLS if name == "onnxruntime" else ("lstm",)  # it refuses some cells
+    return [(replace(SMALL, cell=cell, L=1), dtype, "infer") for cell in cells for dtype in ("float64", "bfloat16")]
+
+
+def int8(name):
+    return [(replace(SMALL, cell=cell, I=32, H=32), "int8", "infer") for cell in CELLS]
+
+
+ASKED = {
+    "torch": (plain, special, int8), "rnnkernels": (plain, special, int8), "onnxruntime": (plain, dtypes, int8),
+    "openvino": (plain, dtypes), "jax": (plain, dtypes), "torch_compile": (steps, sequence),
+    "stepper": (steps, sequence),
+}  # fmt: skip
+
+
+def asked_of(kind):
+    return [name for name, kinds in ASKED.items() if kind in kinds]
+
+
+@cache
+def answers(name):
+    """The facts of all that a provider is asked, by kind: from one process of its own, where its library may start what
+    threads it likes."""
+    kinds = [(kind, case) for kind in ASKED[name] for case in kind(name)]
+    ask = facts_without_inductor if name == "torch_compile" else facts_of
+    facts = worker.call(1, ask, name, [case for _, case in kinds])
+    return {kind: [f for (k, _), f in zip(kinds, facts, strict=True) if k is kind] for kind in ASKED[name]}
+
+
+def checked(name, kind):
+    """Pairs of a case of this kind and what was found."""
     if PROVIDERS[name].missing():
         pytest.skip(f"{name} {PROVIDERS[name].missing()}")
-    return worker.call(1, facts_without_inductor if name == "torch_compile" else facts_of, name, cases)
+    return list(zip(kind(name), answers(name)[kind], strict=True))
 
 
-@pytest.mark.parametrize("name", ["torch", "onnxruntime", "openvino", "jax", "rnnkernels"])
+@pytest.mark.parametrize("name", asked_of(plain))
 def test_every_provider_gives_what_torch_gives(name):
-    modes = ["infer"] * 5 if name in ("onnxruntime", "openvino") else ["train"] * 3 + ["infer"] * 2  # train gives y too
-    cases = [(w, "float32", mode) for w, mode in zip(SHAPES, modes, strict=True)]
-    for case, facts in zip(cases, checked(name, cases), strict=True):
+    for case, facts in checked(name, plain):
         assert "reason" not in facts and facts["error"] < 2e-5, (case, facts)
 
 
-@pytest.mark.parametrize("name", ["torch", "rnnkernels"])
+@pytest.mark.parametrize("name", asked_of(special))
 def test_resets_heads_and_lengths_are_what_ours_and_torch_s_way_agree_on(name):
     """torch splits and pads, packs, loops over heads; ours has arguments. Both against torch's way in float64."""
-    shapes = [replace(SMALL, cell=cell, **special) for cell in ("lstm", "gru") for special in SPECIAL.values()]
-    cases = [(w, "float32", mode) for w in shapes for mode in ("infer", "train")]
-    for case, facts in zip(cases, checked(name, cases), strict=True):
+    for case, facts in checked(name, special):
         assert "reason" not in facts and facts["error"] < 2e-5, (case, facts)
 
 
@@ -106,31 +152,26 @@ def test_torchrl_says_what_it_is_measured_on():
         assert "reason" not in facts and facts["error"] < 2e-5, facts
 
 
-@pytest.mark.parametrize("name", ["torch_compile", "stepper"])
+@pytest.mark.parametrize("name", asked_of(steps))
 def test_the_providers_of_single_steps_give_what_torch_gives(name):
-    cells, L = (CELLS, 2) if name == "stepper" else (("rnn",), 1)
-    cases = [(replace(SMALL, cell=cell, T=1, L=L), "float32", "infer") for cell in cells]
-    for facts in checked(name, cases):
+    for _, facts in checked(name, steps):
         assert "reason" not in facts and facts["error"] < 2e-5, facts
-    (long,) = checked(name, [(SMALL, "float32", "infer")])
+    ((_, long),) = checked(name, sequence)
     assert "step" in long["reason"] and not long.get("red"), long
 
 
-@pytest.mark.parametrize("name", ["jax", "onnxruntime", "openvino"])
+@pytest.mark.parametrize("name", asked_of(dtypes))
 def test_other_dtypes_are_right_or_refused_with_a_reason(name):
-    cells = CELLS if name == "onnxruntime" else ("lstm",)  # it refuses some cells
-    cases = [(replace(SMALL, cell=cell, L=1), dtype, "infer") for cell in cells for dtype in ("float64", "bfloat16")]
-    found = checked(name, cases)
-    for case, facts in zip(cases, found, strict=True):
+    found = checked(name, dtypes)
+    for case, facts in found:
         assert not facts.get("red"), (case, facts)
-    right = {dtype for (_, dtype, _), facts in zip(cases, found, strict=True) if "reason" not in facts}
+    right = {dtype for (_, dtype, _), facts in found if "reason" not in facts}
     assert right == {"jax": {"float64", "bfloat16"}, "openvino": {"bfloat16"}}.get(name, right & {"float64"})
 
 
-@pytest.mark.parametrize("name", ["torch", "onnxruntime", "rnnkernels"])
+@pytest.mark.parametrize("name", asked_of(int8))
 def test_int8_weights_are_near_or_refused_with_a_reason(name):
-    cases = [(replace(SMALL, cell=cell, I=32, H=32), "int8", "infer") for cell in CELLS]
-    found = dict(zip(CELLS, checked(name, cases), strict=True))
+    found = {w.cell: facts for (w, _, _), facts in checked(name, int8)}
     assert not any(facts.get("red") for facts in found.values()), found
     right = {cell for cell, facts in found.items() if "reason" not in facts}
     for cell in right:

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from common import assert_close
+from pairwise import cases
 from test_modules import LAYERS, B, H, I, T, both, states
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
@@ -32,10 +33,7 @@ def tail(out):
     return out[0], out[1:]
 
 
-@pytest.mark.parametrize("bias", (True, False))
-@pytest.mark.parametrize("batch_first", (True, False))
-@pytest.mark.parametrize("bidirectional", (True, False))
-@pytest.mark.parametrize("cell", FUNCTIONS)
+@pytest.mark.parametrize("cell, bidirectional, batch_first, bias", cases(FUNCTIONS, *[(True, False)] * 3))
 def test_equal_to_torch(cell, bidirectional, batch_first, bias):
     ours, theirs, extra = FUNCTIONS[cell]
     _, params, x, hx = case(cell, 2, bidirectional, bias)

@@ -1,12 +1,12 @@
 """The modules against torch.nn's: results, every gradient, state, random numbers, precision."""
 
 import copy
-import itertools
 import pickle
 
 import pytest
 import torch
 from common import assert_close, error
+from pairwise import cases
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -73,9 +73,9 @@ def assert_same(actual, expected):
         assert_close(name, actual[name], expected[name])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", LAYERS)
-@pytest.mark.parametrize("layers, bidirectional, bias", [*itertools.product((1, 2), (False, True), (True, False))])
+@pytest.mark.parametrize(
+    "cell, kind, layers, bidirectional, bias", cases(LAYERS, KINDS, (1, 2), (False, True), (True, False))
+)
 def test_layers_equal_torch(cell, kind, layers, bidirectional, bias):
     name, extra = LAYERS[cell]
     theirs, ours = both(
@@ -143,10 +143,9 @@ def test_layout_of_results(cell):
     assert ours(x[:0])[0].shape == (0, T, theirs(x[:0])[0].size(2))
 
 
-@pytest.mark.parametrize("train", (True, False))
-@pytest.mark.parametrize("dtype", (torch.float32, torch.float64))
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize(
+    "cell, kind, dtype, train", cases(LAYERS, KINDS, (torch.float32, torch.float64), (True, False)), ids=str
+)
 def test_dropout_draws_the_numbers_of_torch(cell, kind, dtype, train):
     name, extra = LAYERS[cell]
     theirs, ours = both(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from common import TOLERANCES, assert_close, error, run_layer
 from conftest import CPU_BACKENDS
+from pairwise import cases
 
 from rnnkernels import backends
 
@@ -80,9 +81,7 @@ def ours(tensors, zones, **more):
     return run_layer("lstm", tensors[0], [], tensors[1:], zone=zones, layer_norm=True, **more)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("zone", ZONES)
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size, zone, dtype", cases(SIZES, ZONES, [torch.bfloat16, torch.float16]), ids=str)
 def test_each_step_is_right(backend, size, zone, dtype):
     tensors, zones, _ = make(size, zone, dtype)
     T, B, _, H = size
@@ -95,9 +94,7 @@ def test_each_step_is_right(backend, size, zone, dtype):
     assert_close("c", cells[0], c, TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("zone", ZONES)
-@pytest.mark.parametrize("size", SHORT, ids=str)
+@pytest.mark.parametrize("size, zone, dtype", cases(SHORT, ZONES, [torch.bfloat16, torch.float16]), ids=str)
 def test_all_steps_are_as_right_as_their_last_digits(size, zone, dtype):
     tensors, zones, dy = make(size, zone, dtype)
     wide = [t.detach().double().requires_grad_() for t in tensors]

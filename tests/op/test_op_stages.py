@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import assert_close, make_case
+from pairwise import cases
 from torch.autograd import gradcheck, gradgradcheck
 
 from rnnkernels.cells import CELLS
@@ -104,9 +105,7 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("reverse", [(False,), (False, True)], ids=["forward", "both"])
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell, stage, reverse", cases(CELLS, STAGES, [(False,), (False, True)]), ids=str)
 def test_stage_equals_a_plain_loop(cell, stage, reverse):
     case = make_case(cell, T=T, B=B, H=H, reverse=reverse, **STAGES[stage])
     D, n = len(reverse), len(case.tensors)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from common import assert_close, make_case
+from pairwise import cases
 from test_op_stages import STAGES, B, H, T, random, stage_arguments
 
 from rnnkernels.cells import CELLS, reference
@@ -38,11 +39,12 @@ def arguments_of(cell, stage, reverse, P=0, groups=False, states=True):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("reverse", [(False,), (True,), (False, True)], ids=["forward", "reverse", "both"])
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("cell", [*CELLS, "projected"])
-def test_gates_are_those_of_the_forward_pass(cell, stage, reverse, parts, monkeypatch):
+REVERSES = {"forward": (False,), "reverse": (True,), "both": (False, True)}
+
+
+@pytest.mark.parametrize("cell, stage, direction, parts", cases([*CELLS, "projected"], STAGES, REVERSES, [1, 3]))
+def test_gates_are_those_of_the_forward_pass(cell, stage, direction, parts, monkeypatch):
+    reverse = REVERSES[direction]
     monkeypatch.setattr(recompute, "PARTS", parts)
     monkeypatch.setattr(recompute, "LEAST", 1)
     P, cell = (2, "lstm") if cell == "projected" else (0, cell)

@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+from pairwise import cases
 from test_modules import LAYERS, B, H, I, T, flat
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, vmap
@@ -73,9 +74,9 @@ def assert_same_bits(f, *args):
         assert torch.equal(a, e), f"output {n}: {(a - e).abs().max()}"
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layers, bidirectional, bias", [*itertools.product((1, 2, 3), (False, True), (True, False))])
-@pytest.mark.parametrize("cell", LAYERS)
+@pytest.mark.parametrize(
+    "cell, layers, bidirectional, bias, dtype", cases(LAYERS, (1, 2, 3), (False, True), (True, False), DTYPES), ids=str
+)
 @torch.no_grad()
 def test_equals_the_layers_one_by_one(cell, layers, bidirectional, bias, dtype):
     for batch_first, steps in itertools.product((False, True), (1, T)):
