@@ -53,31 +53,28 @@ examples: $(VENV)/installed
 notebooks: $(VENV)/notebooks
 	$(PY) examples/notebooks/make.py
 
-# Two suites at a time, each in a process of its own, for Triton kernels are interpreted in one and compiled in another:
-# what has no threads of its own goes on in the background. All run, and the last line is the sum of theirs. Where the
-# short suite has pairs of values (tests/pairwise.py), test-all has their products.
+# Suites are in processes of their own, for Triton kernels are interpreted in one and compiled in another. Two run at a
+# time, and the next begins when one has ended: hence the longest first. All run, each prints all it has to say when it
+# has ended, and the last line is the sum of theirs. Where the short suite has pairs of values (tests/pairwise.py),
+# test-all has their products.
 OPTIONS := tests/examples tests/nn/test_option*.py tests/op/test_op_*.py
 INTERPRETED := tests/gpu/test_triton_interpreted*.py
 COMPILED := tests/gpu/test_triton_compiled*.py
+SUITES := all-others cpu triton-compiled options-examples triton-interpreted
+SUITE_all-others = tests benchmarks/test_regression.py --ignore=tests/cpu \
+  $(patsubst %,--ignore-glob='%',$(INTERPRETED) $(COMPILED) $(OPTIONS))
+SUITE_cpu = tests/cpu
+SUITE_triton-compiled = $(COMPILED)
+SUITE_options-examples = $(OPTIONS)
+SUITE_triton-interpreted = $(INTERPRETED)
 test-all: export RNNKERNELS_TESTS = all
 test test-all: export TRITON_CACHE_DIR ?= $(CURDIR)/build/triton
+test test-all: export OMP_WAIT_POLICY ?= passive
 test test-all: $(VENV)/installed $(VENV)/triton
 	@$(PY) -c "import torch, rnnkernels._C" || { echo "The C++ extension was not built: see the messages of pip above."; exit 1; }
-	@set -o pipefail; mkdir -p build; rm -f build/tests-*.log build/failed-*; \
-	suite() { \
-	  name=$$1; shift; echo; echo "== tests: $$name"; \
-	  env "$$@" 2>&1 | tee "build/tests-$$name.log" || touch "build/failed-$$name"; \
-	}; \
-	set -m; { \
-	  suite triton-interpreted OMP_NUM_THREADS=1 TRITON_INTERPRET=1 $(TEST) $(INTERPRETED); \
-	  suite triton-compiled OMP_NUM_THREADS=1 $(TEST) $(COMPILED); \
-	  suite options-examples OMP_NUM_THREADS=1 $(TEST) $(OPTIONS); \
-	} > build/background.log & \
-	background=$$!; set +m; trap 'kill -- -$$background 2>/dev/null' EXIT; \
-	suite all-others $(TEST) tests benchmarks/test_regression.py --ignore=tests/cpu \
-	  $(patsubst %,--ignore-glob='%',$(INTERPRETED) $(COMPILED) $(OPTIONS)); \
-	suite cpu $(TEST) tests/cpu; \
-	wait $$background; cat build/background.log; failed="$$(cd build && ls failed-* 2>/dev/null)"; \
+	@mkdir -p build; rm -f build/tests-*.log build/failed-*
+	@printf '%s\n' $(SUITES) | xargs -P 2 -I NAME $(MAKE) --no-print-directory suite-NAME
+	@failed="$$(cd build && ls failed-* 2>/dev/null)"; \
 	echo; for log in build/tests-*.log; do echo "$$(basename $$log .log): $$(tail -n 1 $$log)"; done; \
 	tail -q -n 1 build/tests-*.log | awk ' \
 	  { for (n = 2; n <= NF; n++) if ($$n ~ /^(passed|failed|error|errors|skipped|xfailed|xpassed),?$$/) { \
@@ -87,6 +84,13 @@ test test-all: $(VENV)/installed $(VENV)/triton
 	    for (n = 1; n <= 6; n++) if (count[words[n]]) text = text (text ? ", " : "") count[words[n]] " " words[n]; \
 	    printf "=========== %s in %.2fs ===========\n", text, seconds }'; \
 	if [ -n "$$failed" ]; then echo "$$failed"; exit 1; fi
+
+suite-triton-interpreted: export TRITON_INTERPRET = 1
+suite-triton-interpreted suite-triton-compiled suite-options-examples: export OMP_NUM_THREADS = 1
+suite-%:
+	@echo "== tests: $* has begun; see build/tests-$*.log"; \
+	$(TEST) $(SUITE_$*) > build/tests-$*.log 2>&1 || touch build/failed-$*; \
+	echo; echo "== tests: $*"; cat build/tests-$*.log
 
 # Their packages are many, and hold others back: hence the environment. The suites of two projects run where checkouts of
 # them are named: make clients SB3_CONTRIB=../stable-baselines3-contrib TORCHRL=../rl (about 35 minutes).

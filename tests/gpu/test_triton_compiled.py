@@ -124,10 +124,8 @@ def cooperative_cases():
 def test_cooperative(arch, kind, cell, share, H, backward, stages):
     """No spills, within the estimate, no weights loaded in the loop; an arrival, and a wait, at each step."""
     tiles, passes = shared_tiles(share, kind), (triton_offline.PASSES[backward],)
-    (launch,) = (
-        each
-        for each in compiled(arch, cell, kind, H, stages=STAGES[stages], tiles=tiles, reverse=(False,), passes=passes)
-    )
+    more = dict(stages=STAGES[stages], tiles=tiles, reverse=(False,), passes=passes)
+    (launch,) = compiled(arch, cell, kind, H, **more)
     found = check(launch, arch, kind != "ieee")
     assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles)
     if not STAGES[stages]:
