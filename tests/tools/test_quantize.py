@@ -9,6 +9,7 @@ import cpp_worker
 import pytest
 import torch
 from common import assert_close, error
+from pairwise import ALL
 from test_modules import LAYERS, flat
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -95,6 +96,8 @@ def remainders():
     may be rounded the other way now and then, which has consequences for its row, but not for many rows."""
     rows = off = 0
     for n, (cell, H, k) in enumerate(itertools.product(("rnn", "lstm", "gru"), (1, 20, 40, 127, 256), range(3))):
+        if not ALL and k != n // 3 % 3:
+            continue
         I = (1, 2, 3, 5, 8, 50, 129)[n * 3 % 7]  # noqa: E741
         _, q = make(cell, I, H, seed=n)
         for B in {(1, 2, 33)[k], 1 + n % 20}:
@@ -167,6 +170,7 @@ def float_rows():
 CHECKS = (schedule, remainders, not_finite, float_rows)
 
 
+@pytest.mark.skipif(CPP, reason="the instruction sets are compared with it below")
 def test_the_definition():
     assert not [failure for check in CHECKS for failure in check()]
 
