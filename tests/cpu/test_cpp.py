@@ -120,7 +120,7 @@ def checks(isa):
         grids = [c for c in grids if c.endswith("float32") or not c.startswith(("masks", "activations", "norms"))]
     numerics = NUMERICS
     tiles = {"amx": TILES, "avx512_bf16": TILES[1:2], "avx512": TILES[:1]}.get(isa, [])
-    if not ALL and isa not in (INSTRUCTION_SETS[0], "baseline"):  # the loop over time is the same in all
+    if not ALL and isa not in (INSTRUCTION_SETS[0], "baseline"):  # the loop over time and its threads are the same
         numerics = [check for check in NUMERICS if check not in LONG + THREADS]
     return [c for c in grids if c not in TILES] + tiles + numerics + LINUX
 

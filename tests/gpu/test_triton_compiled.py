@@ -73,7 +73,12 @@ def resident_cases():
         yield pytest.param(arch, kind, cell, H, id=f"{arch}-{kind}-{cell}-{H}")
 
 
-@pytest.mark.parametrize("arch, kind, name, H", among(resident_cases(), 1))
+RESIDENT = list(resident_cases())
+DEAREST = [case for case in RESIDENT if case.values == ("sm_90", "half", "lstm", 128)]  # most registers of all
+CHOSEN = among(RESIDENT, 1)
+
+
+@pytest.mark.parametrize("arch, kind, name, H", CHOSEN + [case for case in DEAREST if case not in CHOSEN])
 def test_resident(arch, kind, name, H):
     """All that the chooser keeps on chip: no spills, within the estimate, and no weights loaded in the loop."""
     cell = CELLS[name]
