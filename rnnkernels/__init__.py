@@ -5,7 +5,7 @@ import sys
 from . import backends, cells
 from ._version import __version__
 from .cells.definition import cell
-from .cells.trace import derivative, product
+from .cells.trace import derivative, norm, product
 from .nn import checks, functional
 from .nn.composed import EALSTM, GRUD, LiGRU
 from .nn.layers import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
@@ -52,6 +52,7 @@ __all__ = [
     "freeze",
     "functional",
     "keras",
+    "norm",
     "onnx",
     "product",
     "quantize_dynamic",

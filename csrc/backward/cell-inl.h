@@ -37,7 +37,7 @@ template <class A>
 class OperandsAgain {
  public:
   OperandsAgain(const Tape<A>& tape, const BackwardCell<A>& cell) : tape_(tape), cell_(cell) {
-    if (tape.call.cell->program) machine_.emplace(tape.call.cell->program.get());
+    if (tape.call.cell->program) machine_.emplace(tape.call);
   }
   void first(int64_t t, int64_t b, A* to) {
     if (cell_.operand_again) run(cell_.operand_again, t, b, to);

@@ -229,7 +229,7 @@ struct Backward {
       Team::run(schedule.unit_threads, [&](Team::Member& member) {
         Tiles tiles;
         std::optional<Machine<A>> machine;
-        if (program) machine.emplace(program);
+        if (program) machine.emplace(call);
         A* const part = call.layer_norm ? norms.part(rows.part) : nullptr;
         for (int64_t s = rows.step; s <= steps; ++s) {
           const int64_t n = rows.last - rows.first;

@@ -119,6 +119,8 @@ struct LayerCall {
   // The place of state k among them, -1 if it is the output.
   int64_t history(int k) const { return cell->program ? cell->program->history(k) : k - 1; }
   int64_t planes() const { return cell->kept + (cell->program && zone[0] ? int64_t(cell->program->zoned.size()) : 0); }
+  // True if a step has norms, of the products or inside the cell: all units of a row are needed together.
+  bool whole_rows() const { return layer_norm || (cell->program && cell->program->norms); }
   bool quantized() const { return !scales.empty(); }
   // True if a cell makes no h larger than 1 or than the one before.
   bool bounded() const {

@@ -103,6 +103,8 @@ const std::map<std::string, Arithmetic>& arithmetic() {
       {"sigmoid_back", {Op::sigmoid_back, 2}},
       {"relu_back", {Op::relu_back, 2}},
       {"through", {Op::through, 3}},
+      {"layer_norm", {Op::layer_norm, 2}},
+      {"layer_norm_back", {Op::layer_norm_back, 3}},
   };
   return table;
 }
@@ -274,6 +276,11 @@ class Parser {
         uint16_t* const to[] = {&each.a, &each.b, &each.c};
         for (size_t k = 1; k < line.size(); ++k)
           *to[k - 1] = uint16_t(number(line[k], size_t(section.values), "value"));
+        if (each.op == Op::layer_norm || each.op == Op::layer_norm_back) {
+          const Instruction& eps = section.code[*to[line.size() - 2]];
+          require(eps.op == Op::constant && p_.constants[eps.index] >= 0,
+                  "the last value of " + line[0] + " is its eps, a constant of 0 or more");
+        }
       } else {
         return;  // the next section, or an error
       }

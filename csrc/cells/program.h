@@ -18,6 +18,7 @@ enum class Op : uint8_t {
   a, x, r, s, v, u, i, cross, k, n, g, gy, gi, dcross, go, constant,
   add, sub, mul, div, neg, abs, sign, sqrt, exp, log, log1p, expm1, sigmoid, tanh, relu, min, max, lt, le, eq, where,
   tanh_back, sigmoid_back, relu_back, through,
+  layer_norm, layer_norm_back,               // of all units of a row; the last operand is eps, a constant
   mul_add, mul_tanh_back, mul_sigmoid_back,  // a b + c, and derivatives of a b by c: made of two of the others
 };
 // clang-format on
@@ -47,6 +48,7 @@ struct Section {
   std::vector<Instruction> code;  // without what nothing reads
   std::vector<PutOrder> puts;
   int registers = 0, values = 0;
+  bool norms = false;  // it is run for all units of a row at once
 };
 
 struct Program {
@@ -59,7 +61,7 @@ struct Program {
   int steps = 0;                                                        // how many extras are of steps
   bool given = false;                                                   // x is the pre-activation
   int kept = 0, crossing = 0;
-  bool inner = false, has_operand = false, has_y = false;
+  bool inner = false, has_operand = false, has_y = false, norms = false;  // norms: a section has them
   Section operand, first, forward, backward, backward_first, backward_operand;
   // The operand of the inner product again, from what `first` keeps (loads k); not there where that does not suffice.
   Section again;

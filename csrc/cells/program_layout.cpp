@@ -24,6 +24,7 @@ int operands_of(const Instruction& each) {
     case Op::through:  // only its value counts
       return 1;
     case Op::where:
+    case Op::layer_norm_back:
     case Op::mul_add:
     case Op::mul_tanh_back:
     case Op::mul_sigmoid_back:
@@ -79,6 +80,9 @@ void allocate(Section& section) {
   section.code.erase(std::remove_if(section.code.begin(), section.code.end(),
                                     [&](const Instruction& each) { return last[each.value] < 0; }),
                      section.code.end());
+  section.norms = std::any_of(section.code.begin(), section.code.end(), [](const Instruction& each) {
+    return each.op == Op::layer_norm || each.op == Op::layer_norm_back;
+  });
   std::vector<int> free, of(size_t(section.values), -1);
   for (Instruction& each : section.code) {
     std::set<uint16_t> ends;  // an operand's register may become the result's: instructions go vector by vector
@@ -206,7 +210,7 @@ void lay_out(Program& p) {
   give_planes(p);
   make_inner_operand_again(p);
   for (Section* section : {&p.operand, &p.first, &p.forward, &p.backward, &p.backward_first, &p.backward_operand})
-    fuse(*section), allocate(*section);
+    fuse(*section), allocate(*section), p.norms |= section->norms;
   p.instructions = int(p.operand.code.size() + p.first.code.size() + p.forward.code.size());
   std::set<int> zoned;
   for (const Section* section : {&p.backward, &p.backward_first})

@@ -1,8 +1,10 @@
 // Runs a program's sections over blocks of vectors: each instruction goes over up to 32 vectors before the next one
-// does, so that choosing it costs little, and few enough that all registers stay in the first-level cache.
+// does, so that choosing it costs little, and few enough that all registers stay in the first-level cache. A section
+// with norms goes over whole rows.
 #pragma once
 #include "../machine/functions-inl.h"
 #include "../products/gemm-inl.h"
+#include "row_norm-inl.h"
 #include "stages-inl.h"
 
 namespace RNNKERNELS_SET {
@@ -39,15 +41,16 @@ class Machine {
     INLINE V operator[](int64_t i) const { return load(at + i * step); }
   };
 
-  explicit Machine(const Program* of) {
-    const Program& program = *of;
+  explicit Machine(const LayerCall& call) : H_(call.H) {
+    const Program& program = *call.cell->program;
     int registers = 1;
     for (const Section* each :
          {&program.operand, &program.first, &program.forward, &program.backward, &program.backward_first,
           &program.backward_operand, &program.again, &program.output_again})
       registers = std::max(registers, each->registers);
     block_ = std::clamp<int64_t>(kBytesOfRegisters / (registers * kBytes), 4, 32);
-    registers_.allocate(registers * block_ * W);
+    most_ = program.norms ? std::max(block_, padded<A>(H_) / W) : block_;
+    registers_.allocate(registers * most_ * W);
     constants_.allocate(int64_t(program.constants.size()) * W);
     for (size_t k = 0; k < program.constants.size(); ++k) V(A(program.constants[k])).store(constants_.data() + k * W);
   }
@@ -56,12 +59,13 @@ class Machine {
   // run) by one of the functions below, put(order, value, run).
   template <class Source>
   void run(const Section& section, int64_t m0, int64_t m1, int64_t q0, int64_t q1, Source& source) {
-    const int64_t rows = std::max<int64_t>(1, std::min(m1 - m0, block_)), units = block_ / rows;
+    const int64_t rows = std::max<int64_t>(1, section.norms ? block_ / (q1 - q0) : std::min(m1 - m0, block_)),
+                  units = section.norms ? q1 - q0 : block_ / rows;
     for_even_blocks(q0, q1, units, [&](int64_t q, int64_t across) {
       for_even_blocks(m0, m1, rows, [&](int64_t m, int64_t down) {
         const Run run{m, q, down, across};
         for (const Instruction& each : section.code) {
-          if (each.op >= Op::add) compute(each, run.n());
+          if (each.op >= Op::add) compute(each, run);
           else if (each.op == Op::constant) values_[each.value] = {constants_.data() + each.index * W, 0};
           else source.load(*this, each, run);
         }
@@ -110,14 +114,15 @@ class Machine {
 
   // The register of a result, which it becomes.
   INLINE A* reg(const Instruction& each) {
-    A* const to = registers_.data() + each.reg * block_ * W;
+    A* const to = registers_.data() + each.reg * most_ * W;
     values_[each.value] = {to, W};
     return to;
   }
 
-  __attribute__((noinline)) void compute(const Instruction& each, int n) {
+  __attribute__((noinline)) void compute(const Instruction& each, const Run& run) {
     const Value a = values_[each.a], b = values_[each.b], c = values_[each.c];
     A* const to = reg(each);
+    const int n = run.n();
     const V one(A(1)), zero(A(0));
 #define UNARY(f)                \
   for (int i = 0; i < n; ++i) { \
@@ -186,6 +191,10 @@ class Machine {
         BINARY(x * y * (one - y));
       case Op::relu_back:
         BINARY(where_positive(y, x));
+      case Op::layer_norm:
+        return norm(run, to, a, *b.at);
+      case Op::layer_norm_back:
+        return norm_back(run, to, a, b, *c.at);
       case Op::mul_add:
         TERNARY(x * y + z);
       case Op::mul_tanh_back:
@@ -200,7 +209,34 @@ class Machine {
 #undef BINARY
   }
 
-  int64_t block_;  // vectors that an instruction goes over
+  // f(norm of a row of v, the row's first vector) for every row.
+  template <class F>
+  void for_norms(const Run& run, const Value& v, A eps, const F& f) const {
+    for (int64_t i = 0; i < run.rows * run.units; i += run.units) {
+      auto get = [&](int, int64_t j, int) { return v[i + j / W]; };
+      f(normal<A>(0, 1, H_, eps, get), i);
+    }
+  }
+  void norm(const Run& run, A* to, const Value& v, A eps) const {
+    for_norms(run, v, eps, [&](const auto& row, int64_t i) {
+      for_row<A>(0, 1, H_, [&](int, int64_t j, int n) { row.at(0, j, n).store(to + i * W + j); });
+    });
+  }
+  // The gradient of v, from that of its norm.
+  void norm_back(const Run& run, A* to, const Value& d, const Value& v, A eps) const {
+    for_norms(run, v, eps, [&](const auto& row, int64_t i) {
+      auto gradient = [&](int, int64_t j, int) { return d[i + j / W]; };
+      const V mean(sum_of_row<A>(0, 1, H_, gradient) / row.n),
+          slope(sum_of_row<A>(0, 1, H_, [&](int g, int64_t j, int n) { return gradient(g, j, n) * row.at(g, j, n); }) /
+                row.n);
+      for_row<A>(0, 1, H_, [&](int g, int64_t j, int n) {
+        ((gradient(g, j, n) - mean - row.at(g, j, n) * slope) * V(row.scale)).store(to + i * W + j);
+      });
+    });
+  }
+
+  const int64_t H_;
+  int64_t block_, most_;  // vectors that an instruction goes over, and those of a whole row where there are more
   Scratch<A> registers_, constants_;
   Value values_[Program::kInstructions] = {};
 };

@@ -13,8 +13,8 @@ template <class A>
 struct Work {
   typename Operands<A>::Copy x, h, second;
   std::optional<Machine<A>> machine;  // of a program
-  explicit Work(const Program* program = nullptr) {
-    if (program) machine.emplace(program);
+  explicit Work(const LayerCall& call) {
+    if (call.cell->program) machine.emplace(call);
   }
 };
 

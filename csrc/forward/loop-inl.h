@@ -53,6 +53,7 @@ struct Forward : PanelSizes<A> {
   Operands<A> operands{call, schedule, chunk, Pp, overflow};
   const NormWeights<A> norms{call};
   const bool zoned = bool(call.zone[0]);
+  const bool whole_rows = call.whole_rows();
   const bool unbounded = !call.bounded() || call.project;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s, const ForwardCell<A>& of) : Of(c), call(c), schedule(s), cell(of) {}
@@ -77,7 +78,7 @@ struct Forward : PanelSizes<A> {
     if (states > 1) strip.c.allocate((states - 1) * strip.rows * Hp, true);
     const bool norm_of_c = call.layer_norm && cell.output;
     if (call.project || norm_of_c) strip.cell_out.allocate(strip.rows * Hp);
-    if (call.layer_norm) strip.normed.allocate(strip.rows * panels * std::max(SUMS, WIDTH));
+    if (whole_rows) strip.sums.allocate(strip.rows * panels * std::max(SUMS, WIDTH));
     if (norm_of_c) strip.cell_c.allocate(strip.rows * Hp);
     if (operands.has_operand) strip.operand.allocate(strip.rows * Pp, true);
     if (cell.first) {
@@ -85,7 +86,7 @@ struct Forward : PanelSizes<A> {
       strip.second.allocate(strip.rows * Pp);
       if (schedule.hh == Layout::pairs) strip.second_split.allocate(strip.rows, P, schedule.parts);
     }
-    if (schedule.chunked) strip.pre.allocate(chunk * strip.rows * panels * X_SUMS);
+    if (schedule.chunked || whole_rows) strip.pre.allocate(chunk * strip.rows * panels * X_SUMS);
   }
 
   // Rows r..r+n of a job as a job of their own, from step t of the loop on.
@@ -222,10 +223,17 @@ struct Forward : PanelSizes<A> {
     }
   }
 
-  // Step t, whose h is in `slot`; pre: the norms of the input's sums. Norms are of all units of a row.
+  // Step t, whose h is in `slot`; pre: the input's sums or their norms, where they are there. Norms are of all units of
+  // a row: all sums come before them.
   __attribute__((noinline)) void step_normed(const Strip<A>& strip, Work<A>& work, Tiles& tiles, int64_t t,
-                                             int64_t slot, const A* pre, const RowsView<A>& h) const {
-    A* const sums = strip.normed.data();
+                                             int64_t slot, const A* pre, const RowsView<A>& x,
+                                             const RowsView<A>& h) const {
+    A* const sums = strip.sums.data();
+    if (!pre && gates_ih > 0) {
+      pre = strip.pre.data();
+      for (int64_t u = 0; u < panels; ++u)
+        weights.multiply_input(tiles, strip.d, u, strip.rows, x, strip.pre.data() + u * X_SUMS, panels * X_SUMS);
+    }
     auto for_rows = [&](auto&& f) {
       for_even_blocks(0, strip.rows, std::max<int64_t>(1, UNITS / all_units), [&](int64_t r, int64_t n) {
         Block<A> of{strip, work, t, slot, r, n, 0, all_units};
@@ -235,7 +243,7 @@ struct Forward : PanelSizes<A> {
     };
     for (int64_t u = 0; u < panels && gates_first > 0; ++u)
       weights.multiply_state(tiles, strip.d, u, strip.rows, h, sums + u * SUMS, panels * SUMS);
-    normalize_rows(strip.d, sums, strip.rows, gates_first, 1, 0);
+    if (call.layer_norm) normalize_rows(strip.d, sums, strip.rows, gates_first, 1, 0);
     for_rows([&](Block<A>& of) {
       of.state = place(sums, panels * SUMS, gates_first, 0, 0);
       (cell.first ? cell.first : cell.last)(*this, of);
@@ -245,7 +253,7 @@ struct Forward : PanelSizes<A> {
       const RowsView<A> second = operands.rows_of_second(strip, work.second);
       for (int64_t u = 0; u < panels; ++u)
         weights.multiply_second(tiles, strip.d, u, strip.rows, second, sums + u * WIDTH, panels * WIDTH);
-      normalize_rows(strip.d, sums, strip.rows, 1, 1, gates_first);
+      if (call.layer_norm) normalize_rows(strip.d, sums, strip.rows, 1, 1, gates_first);
       for_rows([&](Block<A>& of) {
         of.second = place(sums, panels * WIDTH, 1, 0, 0);
         cell.last(*this, of);
@@ -273,7 +281,7 @@ struct Forward : PanelSizes<A> {
     const bool input = !pre && gates_ih > 0;
     const RowsView<A> x = input ? operands.rows_of_x(strip, work.x, t, 1) : RowsView<A>{},
                       h = gates_first > 0 ? operands.rows_of_h(strip, work.h, slot) : RowsView<A>{};
-    if (__builtin_expect(call.layer_norm, 0)) return step_normed(strip, work, tiles, t, slot, pre, h), true;
+    if (__builtin_expect(whole_rows, 0)) return step_normed(strip, work, tiles, t, slot, pre, x, h), true;
     alignas(64) A sums[MOST], x_sums[MOST];
     const auto run = cell.first ? cell.first : cell.last;
     for_blocks(strip, member, panels, slot & 1, [&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
@@ -308,7 +316,7 @@ struct Forward : PanelSizes<A> {
 
   void run_strip(Strip<A>& strip, Team::Member& member, Handover<Strip<A>>& strips) const {
     const bool back = call.backwards(strip.d);
-    Work<A> work(call.cell->program.get());
+    Work<A> work(call);
     Tiles tiles;
     for (int64_t done = strip.begun; done < T; done += chunk) {
       if (schedule.unit_threads == 1 && strips.wanted() && divisible(call, strip.rows, T - done)) {

@@ -18,8 +18,8 @@ struct Strip {
   // are there by then [rows][value][Hp].
   Scratch<A> second, crossing;
   SplitRows second_split;
-  Scratch<A> operand;         // what the first product multiplies, where that is not h [rows][Pp]
-  Scratch<A> normed, cell_c;  // with layer_norm: the state's sums of a step, as pre; c as the cell made it [rows][Hp]
+  Scratch<A> operand;       // what the first product multiplies, where that is not h [rows][Pp]
+  Scratch<A> sums, cell_c;  // with norms: the state's sums of a step, as pre; c as the cell made it [rows][Hp]
   int64_t at(int64_t slot, int64_t r) const { return (slot & 1) * rows + r; }
 };
 

@@ -13,7 +13,7 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
                instructions = cell.program ? cell.program->instructions : 0,
                step = recurrent + 2.0 * B * cell.ih_gates * call.H * call.I + 2.0 * B * call.H * instructions;
   Schedule s{engine, Layout::panels, Layout::panels, Layout::panels, 0, false, false, 1, 1};
-  s.phases = call.cell->phases, s.normed = call.layer_norm;
+  s.phases = call.cell->phases, s.normed = call.whole_rows();
   const int64_t threads = step * call.T * D < 1e6 ? 1 : thread_count();
   s.threaded = threads > 1;
   if (threads > D) {
@@ -23,9 +23,9 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
     const int64_t wanted = (threads + D - 1) / D, by_batch = std::min(wanted, B / full);
     const int64_t by_units =
         std::min({threads, (call.H + Vec<A>::W - 1) / Vec<A>::W, int64_t(recurrent / double(call.cell->phases) / 1e5)});
-    if (call.T == 1 && by_units > 1 && !call.layer_norm) s.unit_threads = by_units;  // each weight is read once
+    if (call.T == 1 && by_units > 1 && !s.normed) s.unit_threads = by_units;  // each weight is read once
     else if (by_batch > 1 && 2 * by_batch >= std::min(wanted, by_units)) s.row_jobs = by_batch;
-    else if (by_units > 1 && !call.layer_norm) s.unit_threads = by_units;  // a norm is of all units
+    else if (by_units > 1 && !s.normed) s.unit_threads = by_units;  // a norm is of all units
     else if (D == 1) s.row_jobs = std::clamp<int64_t>(B, 1, wanted);
   }
   // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not

@@ -18,7 +18,7 @@ class StreamOf final : public Stream {
   StreamOf(const LayerCall& given, int64_t members)
       : call_(endless(given)), loop_(call_, stream_schedule(call_), forward_cell<A>(call_)), job_{0, 0, call_.B} {
     works_.reserve(size_t(members));
-    for (int64_t i = 0; i < members; ++i) works_.emplace_back(call_.cell->program.get());
+    for (int64_t i = 0; i < members; ++i) works_.emplace_back(call_);
     loop_.weights.pack(false);
     loop_.start(job_);
     for (auto& work : works_) work.x.rows.allocate(call_.B * call_.I);

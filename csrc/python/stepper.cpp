@@ -39,7 +39,8 @@ struct Stepper {
                                                  : 2) {
     const double ih = double(cell->ih_gates) * call.H, hh = double(cell->hh_gates) * call.H;
     operations = 2.0 * B * (ih * I + hh * P * count + ih * P * (count - 1));
-    members = std::clamp<int64_t>(int64_t(operations / double(count * cell->phases) / kPerBarrier), 1, kMaxMembers);
+    if (!call.whole_rows())  // a norm is of all units
+      members = std::clamp<int64_t>(int64_t(operations / double(count * cell->phases) / kPerBarrier), 1, kMaxMembers);
     const size_t n = weights.size() / size_t(count);
     for (int64_t i = 0; i < count; ++i, call.I = P) {
       call.weights.assign(weights.begin() + i * n, weights.begin() + (i + 1) * n);

@@ -53,6 +53,8 @@ def pullback(graph, y, d):
         return ((b, make("mul", d, c)),)
     if op == "norm":
         return ((a, make("norm_back", d, y, a)),)
+    if op == "layer_norm":  # b: eps
+        return ((a, make("layer_norm_back", d, a, b)),)
     return ()  # loads, and functions that are constant almost everywhere
 
 

@@ -16,6 +16,7 @@ EAGER = {
     "expm1": lambda a: math.expm1(a) if a < 700 else math.inf,
     "log": lambda a: math.log(a) if a > 0 else math.nan, "log1p": lambda a: math.log1p(a) if a > -1 else math.nan,
     "sigmoid": lambda a: 1 / (1 + math.exp(-a)) if a > -700 else 0.0, "where": lambda c, a, b: a if c else b,
+    "layer_norm": lambda a, eps: 0.0 if eps else math.nan,
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ Values are tensors (..., H), or numbers.
 """
 
 import torch
+import torch.nn.functional as F
 from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
 from torch.autograd import forward_ad
 
@@ -57,6 +58,22 @@ def choose(like, condition, a, b):
     return torch.where(tensor(condition, like) != 0, tensor(a, like), tensor(b, like))
 
 
+def row(value, like):
+    return tensor(value, like).expand(like.shape)
+
+
+def layer_norm(like, a, eps):
+    return F.layer_norm(row(a, like), like.shape[-1:], eps=eps)
+
+
+def layer_norm_back(like, d, a, eps):
+    d, centred = row(d, like), row(a, like)
+    centred = centred - centred.mean(-1, keepdim=True)
+    scale = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    y = centred * scale
+    return (d - d.mean(-1, keepdim=True) - y * (d * y).mean(-1, keepdim=True)) * scale
+
+
 def of_tensors(function):
     return lambda like, *values: function(*(tensor(v, like) for v in values))
 
@@ -71,7 +88,7 @@ OPERATIONS = {
     "le": compare(torch.le), "eq": compare(torch.eq), "where": choose,
     "tanh_back": lambda like, d, y: d * (1 - y * y), "sigmoid_back": lambda like, d, y: d * y * (1 - y),
     "relu_back": lambda like, d, y: choose(like, compare(torch.gt)(like, y, 0.0), d, 0.0),
-    "through": of_tensors(Through.apply),
+    "through": of_tensors(Through.apply), "layer_norm": layer_norm, "layer_norm_back": layer_norm_back,
 }  # fmt: skip
 
 

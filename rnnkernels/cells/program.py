@@ -41,8 +41,11 @@ MOST_TEXT, MOST_INSTRUCTIONS, MOST_GATES, MOST_STATES, MOST_INPUTS, MOST_KEPT, M
 OPERATIONS = {  # name: number of values that it takes
     "add": 2, "sub": 2, "mul": 2, "div": 2, "neg": 1, "abs": 1, "sign": 1, "sqrt": 1, "exp": 1, "log": 1, "log1p": 1,
     "expm1": 1, "sigmoid": 1, "tanh": 1, "relu": 1, "min": 2, "max": 2, "lt": 2, "le": 2, "eq": 2, "where": 3,
-    "tanh_back": 2, "sigmoid_back": 2, "relu_back": 2, "through": 3,
+    "tanh_back": 2, "sigmoid_back": 2, "relu_back": 2, "through": 3, "layer_norm": 2, "layer_norm_back": 3,
 }  # fmt: skip
+NORMS = {"layer_norm", "layer_norm_back"}
+"""Operations that are not pointwise, but of all H units of a row: ``layer_norm a eps``, less the mean and over the root
+of the biased variance and eps, and ``layer_norm_back d a eps``, the gradient of a. eps is a constant."""
 
 PLACEHOLDERS = (("act", 1), ("gate", 1), ("norm", 1), ("act_back", 2), ("gate_back", 2), ("norm_back", 3))
 """Operations of the built-in cells that stand for what a call chooses: activations, and a layer norm over the units.
@@ -127,6 +130,8 @@ class Program(NamedTuple):
     """K: planes of (T, B, H) that training keeps."""
     sections: dict[str, Section] = {}  # noqa: RUF012 - never changed
     text: str = ""
+    norms: bool = False
+    """There are norms inside the step: of a row, all hidden units are needed together."""
 
     @property
     def extras(self):
@@ -276,9 +281,9 @@ def parse(text, more=()):
         "vectors": program.vectors, "extras": program.extras, "keep": program.keep,
         "crossing": MOST_CROSSING,
     }  # fmt: skip
-    program = program._replace(
-        sections={name: parse_section(name, body, lists, OPERATIONS | dict(more)) for name, body in bodies.items()}
-    )
+    sections = {name: parse_section(name, body, lists, OPERATIONS | dict(more)) for name, body in bodies.items()}
+    norms = any(i.op in NORMS for section in sections.values() for i in section.code)
+    program = program._replace(sections=sections, norms=norms)
     check(program)
     return program
 
@@ -320,7 +325,10 @@ def parse_section(name, body, lists, operations):
         if op in operations:
             if len(tokens) != operations[op]:
                 refuse(f"{op} takes {operations[op]} values, got {len(tokens)}")
-            code.append(Instruction(op, tuple(index(t, len(code), "an earlier value") for t in tokens)))
+            args = tuple(index(t, len(code), "an earlier value") for t in tokens)
+            if op in NORMS and (code[args[-1]].op != "const" or code[args[-1]].what < 0):
+                refuse(f"the last value of {op} is its eps: expected a constant of 0 or more")
+            code.append(Instruction(op, args))
         elif op in loads:
             kind = LOADS[op]
             if len(tokens) != (kind is not None):

@@ -19,7 +19,7 @@ ALLOWED = (
     "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, pow by 2, "
     "3, -1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, logsigmoid, silu, "
     "gelu(approximate='tanh'), elu, hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, float, detach, "
-    "rnnkernels.product and rnnkernels.derivative"
+    "rnnkernels.product, rnnkernels.norm and rnnkernels.derivative"
 )
 
 
@@ -324,6 +324,34 @@ def product(name: str, value: Tensor) -> Tensor:
         raise trace.error("a cell has one inner product")
     trace.inner = value.node
     return Symbol(trace, trace.graph.load("i"))
+
+
+def norm(value: Tensor, *, eps: float = 1e-5) -> Tensor:
+    """The layer norm of a value inside a cell, over the H units of a row: without gain or bias, which vectors can be.
+
+    As ``torch.nn.functional.layer_norm(value, (H,), eps=eps)``: less the mean, over the root of the biased variance and
+    eps. With heads, a row has the units of one head.
+
+    Args:
+        value: any value of the cell's function.
+        eps: a number of 0 or more, which may be a constant of the cell. Default: 1e-5
+
+    Example::
+
+        @rnnkernels.cell(inputs="i f g o", recurrent="i f g o", states="h c", vectors="gain shift")
+        def normed_lstm(x, r, s, v):
+            i, f, o = torch.sigmoid(x.i + r.i), torch.sigmoid(x.f + r.f), torch.sigmoid(x.o + r.o)
+            c = f * s.c + i * torch.tanh(x.g + r.g)
+            return o * torch.tanh(rnnkernels.norm(c) * v.gain + v.shift), c
+    """
+    if not isinstance(value, Symbol):
+        raise TypeError(f"norm is for values inside a cell, got {type(value).__name__}")
+    trace = value.trace
+    number = trace.graph.number(trace.symbol(eps).node)
+    if number is None or number < 0:
+        got = "a value" if number is None else number
+        raise trace.error(f"expected eps of norm to be a number of 0 or more, got {got}")
+    return trace.op("layer_norm", value, eps)
 
 
 def derivative(

@@ -1,6 +1,6 @@
 """Programs against autograd: backward sections run on numbers, beside torch's derivatives of the forward sections.
 
-All of a program is pointwise, so that each of N numbers is a case of its own.
+All of a program but its norms is pointwise, so that each of N numbers, a row, is a case of its own.
 """
 
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from common import assert_close
 
 from rnnkernels.cells import interpret
 from rnnkernels.cells.definition import cell as rnnkernels_cell
-from rnnkernels.cells.trace import product
+from rnnkernels.cells.trace import norm, product
 
 OWN_RESULTS = {"operand": "go", "inner": "gi"}  # what a value is put as, and the gradient that it comes back as
 
@@ -110,6 +110,11 @@ def hardsigmoid(a):
     return (a / 6 + 0.5).clamp(0, 1) if isinstance(a, torch.Tensor) else F.hardsigmoid(a)
 
 
+def layer_norm(a):
+    """With a large eps: the derivative for a row of equal numbers is not steep."""
+    return F.layer_norm(a, a.shape[-1:], eps=0.3) if isinstance(a, torch.Tensor) else norm(a, eps=0.3)
+
+
 UNARY = [  # functions of one value, and what they do to its degree: numbers stay in range
     (torch.sigmoid, 0), (torch.tanh, 0), (torch.relu, 1), (abs, 1), (lambda a: torch.exp(torch.tanh(a)), 0),
     (lambda a: torch.log(abs(a) + 0.5), 0), (lambda a: torch.sqrt(a * a + 0.1), 1), (lambda a: torch.log1p(a * a), 0),
@@ -120,6 +125,7 @@ UNARY = [  # functions of one value, and what they do to its degree: numbers sta
     (lambda a: torch.rsqrt(1 + a * a), 0), (lambda a: 1.5 / (a * a + 2), 0),
     (lambda a: 0.5 * a, 1), (lambda a: a / 4, 1), (lambda a: 2 - a, 1), (lambda a: a - 0.3, 1),
     (lambda a: torch.where(a > 0.2, a, 0.1), 1), (lambda a: a.detach(), 1), (lambda a: -1 * a + 0.0, 1),
+    (layer_norm, 0),
 ]  # fmt: skip
 BINARY = [
     (torch.add, max), (lambda a, b: a - b, max), (lambda a, b: a + (-b), max), (lambda a, b: a * b, lambda a, b: a + b),

@@ -11,7 +11,7 @@ import torch
 
 import rnnkernels
 from rnnkernels.cells.definition import CALL, LAYER, cell
-from rnnkernels.cells.trace import CellError, derivative, product
+from rnnkernels.cells.trace import CellError, derivative, norm, product
 from rnnkernels.nn.options import Options
 
 HERE = Path(__file__).name
@@ -99,7 +99,7 @@ def attribute(x, r, s):
     return x.a.shape[0]  # here
 
 
-def norm(x, r, s):
+def norm_of_torch(x, r, s):
     return torch.nn.functional.layer_norm(x.a, (4,))  # here
 
 
@@ -168,6 +168,22 @@ def two_products(x, r, s):
     return n + product("b", s.h)  # here
 
 
+def negative_eps(x, r, s):
+    return x.a + norm(s.h, eps=-1)  # here
+
+
+def eps_of_values(x, r, s):
+    return x.a + norm(s.h, eps=s.h * s.h)  # here
+
+
+def eps_from_outside(x, r, s):
+    return x.a + norm(s.h, eps=TENSOR)  # here
+
+
+def infinite_eps(x, r, s):
+    return x.a + norm(s.h, eps=math.inf)  # here
+
+
 WITH_LINE = {  # a function, and what is said of the line that says "here"
     in_place_module: "a cell cannot have in-place code such as += (write h = h + x); " + ALLOWED,
     in_place_method: "a cell cannot have in-place code such as .mul_(); " + ALLOWED,
@@ -186,7 +202,11 @@ WITH_LINE = {  # a function, and what is said of the line that says "here"
     reduced: "a cell cannot have torch.softmax; " + ALLOWED,
     method: "a cell cannot have .mean; " + ALLOWED,
     attribute: "a cell cannot have .shape; " + ALLOWED,
-    norm: "a cell cannot have torch.layer_norm; " + ALLOWED,
+    norm_of_torch: "a cell cannot have torch.layer_norm; " + ALLOWED,
+    negative_eps: "expected eps of norm to be a number of 0 or more, got -1",
+    eps_of_values: "expected eps of norm to be a number of 0 or more, got a value",
+    eps_from_outside: "a tensor comes from outside of the cell; ",
+    infinite_eps: "expected finite numbers, got inf",
     module: "a cell cannot have torch.linear; " + ALLOWED,
     dropout: "a cell cannot have torch.dropout; " + ALLOWED,
     exact_gelu: "a cell cannot have gelu but with approximate='tanh'; " + ALLOWED,
@@ -352,7 +372,10 @@ def test_operand_and_output_are_functions_of_states():
             assert f"{HERE}:{function.__code__.co_firstlineno}: " in str(refusal.value)
 
 
-def test_product_and_derivative_are_for_values_of_cells():
+def test_product_norm_and_derivative_are_for_values_of_cells():
+    for value, kind in ((TENSOR, "Tensor"), (2.0, "float")):
+        with pytest.raises(TypeError, match=f"norm is for values inside a cell, got {kind}"):
+            norm(value)
     with pytest.raises(TypeError, match="product is for values inside a cell, got Tensor"):
         product("a", TENSOR)
     with pytest.raises(TypeError, match="derivative makes functions for values inside a cell, got Tensor"):
@@ -405,5 +428,9 @@ def test_constants():
     assert "const 0.5" in str(decay) and decay.constants == {"k": 0.5}
     assert "const 0.25" in str(decay.with_constants(k=0.25))
     assert decay.with_constants() is decay
+    made = cell(inputs="a", constants={"eps": 1e-3})(lambda x, s, eps: norm(s.h + x.a, eps=eps))
+    assert "const 0.001\nlayer_norm" in str(made) and "const 0.5\nlayer_norm" in str(made.with_constants(eps=0.5))
+    with pytest.raises(CellError, match="expected eps of norm to be a number of 0 or more, got -2"):
+        made.with_constants(eps=-2.0)
     with pytest.raises(TypeError, match="decay has no constant q; its constants are k"):
         decay.with_constants(q=1)

@@ -189,6 +189,12 @@ REFUSED = {  # what is replaced in which text, by what, and what is said
     "gradients": (DECAY, "put da r 0\n", "put da r 0\nput dr r 0\n", "a gate's gradient is put twice"),
     "gradient of both": (DECAY, "put dx n 1\n", "put dx n 1\nput dx r 1\n", "a gate's gradient is put twice"),
     "gradient of i": (DECAY, "put dx n 1\n", "put da n 1\n", "a gate's gradient is put twice"),
+    "eps": (MINIMAL, "x a", "x a\nlayer_norm 0 0", "the last value of layer_norm is its eps: expected a constant of 0"),
+    "negative eps": (MINIMAL, "x a", "x a\nconst -1\nlayer_norm 0 1", "the last value of layer_norm is its eps: expected"),
+    "eps of back": (
+        MINIMAL, "g h", "g h\nconst 1\nlayer_norm_back 0 1 0", "the last value of layer_norm_back is its eps: expected"
+    ),
+    "norm of one": (MINIMAL, "x a", "x a\nlayer_norm 0", "layer_norm takes 2 values, got 1"),
     "empty line": (MINIMAL, "x a", "x  a", "expected one name or number after x"),
     "tab": (MINIMAL, "x a", "x\ta", "forward has no instruction 'x\\ta'"),
     "carriage return": (MINIMAL, "x a", "x a\r", "expected a name out of inputs (a), got 'a\\r'"),
@@ -217,8 +223,11 @@ def test_every_kind_of_line_has_a_refusal():
                 parse(DECAY.replace("put operand 2", f"put {to} q 2" if kind else f"put {to} 2", 1))
 
 
-TOKENS = sorted({token for text in (DECAY, MINIMAL) for token in text.split()} | {"999", "-1", "0.5", "1e400", "é", ""})
-TEXTS = [MINIMAL, DECAY, *(str(getattr(cells, name)) for name in ("lstm", "gru_reset_before", "lif", "cfc"))]
+NORMED = MINIMAL.replace("x a", "x a\nconst 1e-05\nlayer_norm 0 1", 1)
+NORMED = NORMED.replace("put new h 0", "put new h 2").replace("g h\n", "g h\nv p\nconst 1e-05\nlayer_norm_back 0 1 2\n")
+NORMED = NORMED.replace("put dx a 0", "put dx a 3").replace("states h", "states h\nvectors p")
+TOKENS = sorted({token for text in (DECAY, NORMED) for token in text.split()} | {"999", "-1", "0.5", "1e400", "é", ""})
+TEXTS = [MINIMAL, DECAY, NORMED, *(str(getattr(cells, name)) for name in ("lstm", "gru_reset_before", "lif", "cfc"))]
 changes = st.lists(st.tuples(*[st.integers(0, 10**4)] * 4), min_size=1, max_size=4)
 
 

@@ -20,6 +20,7 @@ FUNCTIONS = {
     "tanh_back": lambda d, y: d * (1 - y * y), "sigmoid_back": lambda d, y: d * y * (1 - y),
     "relu_back": lambda d, y: torch.where(y > 0, d, torch.zeros_like(d)),
     "through": lambda y, x, m: y.detach() + (x - x.detach()) * m.detach(),
+    "layer_norm": lambda a, eps: torch.nn.functional.layer_norm(a, a.shape[-1:], eps=eps.item()),
 }  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def pulled_back(code, words, values, d, index):
         "min": lambda: chosen(code, d, code("le", v[0], v[1])), "max": lambda: chosen(code, d, code("le", v[1], v[0])),
         "lt": lambda: (), "le": lambda: (), "eq": lambda: (),
         "where": lambda: (None, *chosen(code, d, v[0])),
-        "through": lambda: (None, code("mul", d, v[2])),
+        "through": lambda: (None, code("mul", d, v[2])), "layer_norm": lambda: (code("layer_norm_back", d, *v),),
     }  # fmt: skip
     return [(int(k), g) for k, g in zip(at, rules[op](), strict=False) if g is not None]
 

@@ -340,6 +340,8 @@ REFUSED = {
     "gradient twice": ("put da f 15", "put dx i 15"), "gy without y": ("g h", "gy"), "i without first": ("s c", "i"),
     "k in forward": ("a i", "k 0"), "go in backward": ("g h", "go"), "order": ("keep 4\n", "keep 4\nvectors p\n"),
     "infinite": ("s c", "const inf"), "not a number": ("s c", "const nan"), "overflowing": ("s c", "const 1e999"),
+    "eps of no constant": ("sigmoid 0", "layer_norm 0 4"), "negative eps": ("sigmoid 0", "const -1\nlayer_norm 0 5"),
+    "norm of one": ("sigmoid 0", "layer_norm 0"), "derivative of two": ("sigmoid 0", "const 1\nlayer_norm_back 0 5"),
     "hexadecimal": ("s c", "const 0x10"), "given without inputs": (
         "inputs i f g o\nrecurrent i f g o\nstates h c\n", "recurrent i f g o\nstates h c\ngiven\n"),
     "operand alone": ("forward", "operand\ns h\nput operand 0\nforward"), "first alone": (

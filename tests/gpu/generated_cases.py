@@ -9,7 +9,7 @@ from rnnkernels.cells import library
 from rnnkernels.cells.definition import cell
 from rnnkernels.cells.parts import projected
 from rnnkernels.cells.reference import zero_past
-from rnnkernels.cells.trace import product
+from rnnkernels.cells.trace import norm, product
 from rnnkernels.cells.weights import weights_of
 
 sigmoid, tanh = torch.sigmoid, torch.tanh
@@ -78,10 +78,36 @@ def noted(x, r, s, v, u):
     return sigmoid(x.o + r.o) * tanh(c * u.rate) - v.p * s.c, c
 
 
+@cell(inputs="i f g o", recurrent="i f g o", states="h c", vectors="gain shift")
+def normed(x, r, s, v):
+    """The LSTM with the layer norm of c on its way to the output, and of a sum of gates."""
+    i, f, o = sigmoid(x.i + r.i), sigmoid(x.f + r.f), sigmoid(x.o + r.o)
+    c = f * s.c + i * tanh(norm(x.g + r.g, eps=1e-3))
+    return o * tanh(norm(c) * v.gain + v.shift), c
+
+
+@cell(inputs="z n", recurrent="z n", states="h w", vectors="p", step_inputs="u", output=lambda s: norm(s.w, eps=0.01),
+      operand=lambda s, u: norm(s.h + u.u, eps=0.01))  # fmt: skip
+def normed_inner(x, r, s, v, u):
+    """Norms of operands of both products, of sums, of vectors and of the output."""
+    z = sigmoid(norm(x.z + r.z, eps=0.01))
+    n = tanh(norm(x.n + product("n", norm(s.h, eps=0.01) * z), eps=0.01))
+    h = norm(v.p) + z * (s.h - n)
+    return h, 0.5 * (s.w + h)
+
+
+@cell(inputs="z n")
+def normed_alone(x, s):
+    """No recurrent product: units of a step meet in the norm alone."""
+    return s.h + sigmoid(x.z) * (norm(tanh(x.n) + 0.5 * s.h) - s.h)
+
+
 LIBRARY = {name: getattr(library, name).program for name in library.__all__}
 OF_LIBRARY = ("rnn", "lstm", "gru", "gru_reset_before", "peephole_lstm", "gru_d", "ind_rnn")
 CELLS = {name: LIBRARY[name] for name in OF_LIBRARY}
 CELLS |= {c.program.name: c.program for c in (rate, mixed, crossing, every_operation, running, many_gates, autonomous)}
+NORMED = {c.program.name: c.program for c in (normed, normed_inner, normed_alone)}
+"""Cells whose units meet inside the step, which one schedule has."""
 
 
 def arguments(

@@ -12,7 +12,7 @@ import pytest
 import torch
 import triton_shim
 from common import assert_close
-from generated_cases import CELLS, LIBRARY, arguments, noted
+from generated_cases import CELLS, LIBRARY, NORMED, arguments, noted
 from pairwise import ALL, cases, in_turn, product
 from program_cases import RandomCell
 from triton_cases import BOTH, compare, interpreter, running  # noqa: F401 - used by every test
@@ -118,6 +118,44 @@ def test_projections(options, cell):
     compare(arguments(PROJECTED[cell], **options))
 
 
+WITH_NORMED = MORE | {"lengths": VARIANTS["lengths"]} | {
+    " and ".join(stages): dict(T=3, B=3, H=20, reverse=BOTH, lengths=[3, 0, 2], layer_norm=norm, stages=stages)
+    for stages, norm in ((["restart", "h_mask", "zone"], False), (["reset", "zone"], True))
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cell, case", in_turn(
+    NORMED, WITH_NORMED, exists=lambda cell, case: case != "float64" or not NORMED[cell].recurrent  # it is refused
+))  # fmt: skip
+def test_norms_inside_the_cell(cell, case):
+    compare(arguments(NORMED[cell], **WITH_NORMED[case]))
+
+
+def test_norms_inside_the_cell_need_a_program_with_whole_rows():
+    """A schedule that shares out units is refused with the reason; so is the backend where no other fits."""
+    facts = LayerCall(*arguments(NORMED["normed"])).facts(training=True)
+    said = launch.schedule(facts)
+    assert "forward resident" in said and "backward resident" in said and launch.unsupported(facts) is None
+    units = "a norm inside the cell is over units of other programs"
+    for name in ("cooperative", "stepwise"):
+        with schedules.force(name), pytest.raises(RuntimeError, match=f"'{name}' is forced but cannot run .*: {units}"):
+            launch.layer(*arguments(NORMED["normed"]), False)
+    args = arguments(NORMED["normed"], H=600, T=1, B=1)
+    facts = LayerCall(*args).facts()
+    reason = launch.unsupported(facts)
+    assert reason.startswith("not resident: ") and f"not cooperative: {units}; not stepwise: {units}" in reason
+    with backends.force("triton"), pytest.raises(RuntimeError, match=f"cannot run this call:\n.*\n.*not stepwise: {units}"):
+        run.layer(LayerCall(*args))
+    with pytest.raises(NotImplementedError, match=f"the Triton backend cannot run this layer: .*not stepwise: {units}"):
+        launch.layer(*args, False)
+    facts = LayerCall(*arguments(NORMED["normed_alone"], H=1200, T=1, B=1)).facts()
+    assert "a norm inside the cell is over more than the 1024 units of a program" in launch.unsupported(facts)
+    compare(arguments(NORMED["normed_alone"], H=300, T=2, B=3))
+
+
+BUILT_IN = ["rnn", "lstm", "gru", "gru_reset_before"]
+
+
 @pytest.mark.parametrize("cell, schedule", cases(BUILT_IN, schedules.NAMES))
 def test_equals_built_in(cell, schedule):
     """A program has the bits of the built-in cell forward, and the same gradients to rounding."""
@@ -200,8 +238,15 @@ def test_library(cell, schedule):
 
 @pytest.mark.parametrize("seed", range(24 if ALL else 6))
 def test_cells_by_chance(seed):
+
+
+@pytest.mark.parametrize("seed", range(24 if ALL else 8))
+def test_cells_by_chance(seed, monkeypatch):
     """In float64: rounding may be anything in such cells."""
     program = RandomCell(random.Random(seed).randrange).cell.program
+    if program.norms:  # which want whole rows: no chip has them in float64
+        tiles = schedules.Tiles("resident", 32, 8, 32, 4, 1, "for the test")
+        monkeypatch.setattr(schedules, "resident", lambda *_: tiles)
     compare(arguments(program, T=3, B=3, H=20, reverse=BOTH, lengths=[3, 1, 2], seed=seed, dtype=torch.float64))
 
 

@@ -31,29 +31,37 @@ def unsupported(call):
         return f"{chip.name} has compute capability {chip.capability / 10}, it needs 8.0"
     if call.dtype not in DTYPES:
         return f"dtype {call.dtype} is not one of {', '.join(map(str, DTYPES))}"
-    return missing(call)
+    return missing(call) or unfit(call)
 
 
 def missing(call):
     """The stages that the kernels lack for a layer on any chip, as a reason, or None."""
     spec = spec_of(call.cell)
-    if spec.program.inner and cell_of(call.cell).inner is None:
+    if spec.program.inner and cell_of(call).inner is None:
         return f"{spec.name} keeps nothing that gives the operand of its second product"
-    if "project" in call.stages and not call.lacking(STAGES) and cell_of(call.cell).output is None:
+    if "project" in call.stages and not call.lacking(STAGES) and cell_of(call).output is None:
         return f"{spec.name} has no projection"
     return call.lacking(STAGES)
 
 
-def cell_of(name):
-    """The ``Cell`` of the op's ``cell``: a name or a program."""
+def unfit(call):
+    """The reason why no schedule of the call's chip can run a cell with norms, forward and backward, or None."""
+    if not spec_of(call.cell).program.norms:
+        return None
+    cell, norm = cell_of(call), "layer_norm" in call.stages
+    return schedules.unfit(call.dtype, cell, call.B, call.D, call.H, schedules.chip_of(call.device), norm)
+
+
+def cell_of(call):
+    """The ``Cell`` of a call: of a name or a program."""
     from . import cells  # imports triton
 
-    return cells.cell_of(name)
+    return cells.cell_of(call.cell, call.H)
 
 
 def schedule(call):
     """The schedule of the forward pass and, in training, of the backward pass, with the reasons."""
-    said, cell = [], cell_of(call.cell)
+    said, cell = [], cell_of(call)
     for backward in (False, True) if call.training else (False,):
         tiles = schedules.choose(
             call.dtype, cell, call.B, call.D, call.H, call.P, "project" in call.stages,
@@ -79,7 +87,7 @@ def problem_of(call):
             raise RuntimeError(
                 f"rnnkernels: expected all tensors on {call.x.device}, the device of x, but got {t.device}"
             )
-    reason = missing(call.facts())
+    reason = missing(call.facts()) or unfit(call.facts())
     if reason is not None:
         raise NotImplementedError(f"rnnkernels: the Triton backend cannot run this layer: {reason}")
     return problem.problem_of(call)

@@ -143,7 +143,7 @@ def problem_of(call):
     ln_c = [call.weight(name) for name in ("ln_c_gain", "ln_c_bias")]
     chip = schedules.chip_of(x.device)
     return Problem(
-        cell_of(call.cell), x, [s.contiguous() for s in call.states], x.size(-3), x.size(-2), D, x.size(-1),
+        cell_of(call.cell, call.H), x, [s.contiguous() for s in call.states], x.size(-3), x.size(-2), D, x.size(-1),
         call.H, call.P, [bool(r) for r in call.reverse],
         call.activation or "tanh", call.recurrent_activation or "sigmoid",
         x.dtype, x.device, chip, schedules.precision(x.dtype, chip),

@@ -139,9 +139,14 @@ def crowded(cell):
 
 
 def alone(cell, H):
-    """The tiles of a cell without a recurrent product, whose units do not meet: any program may have any of them."""
-    size = min(block(H), 64)
-    return Tiles("resident", size, 256 // size, 16, 4, 1, "there is no recurrent product", None)
+    """The tiles of a cell without a recurrent product, whose units meet in norms only, or the reason against them."""
+    size = block(H) if cell.norms else min(block(H), 64)
+    if size > MOST_ROW:
+        return f"a norm inside the cell is over more than the {MOST_ROW} units of a program"
+    return Tiles("resident", size, max(1, 256 // size), 16, 4, 1, "there is no recurrent product", None)
+
+
+MOST_ROW = 1024  # units that a program of 128 threads has of a row
 
 
 def pieces(width, parts, widest):
@@ -217,7 +222,17 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=Fal
         RuntimeError: if a schedule is forced that cannot run it.
     """
     kind = arithmetic(dtype, precision(dtype, chip))
-    return _choose(kind, cell, B, D, H, K, project, chip, backward, T == 1, norm, _forced)
+    tiles = _choose(kind, cell, B, D, H, K, project, chip, backward, T == 1, norm, _forced)
+    if isinstance(tiles, str):
+        raise RuntimeError(tiles)
+    return tiles
+
+
+def unfit(dtype, cell, B, D, H, chip, norm):
+    """The reason why no schedule can run both passes of a layer, or None."""
+    kind = arithmetic(dtype, precision(dtype, chip))
+    both = [_choose(kind, cell, B, D, H, H, False, chip, backward, False, norm, None) for backward in (False, True)]
+    return next((why for why in both if isinstance(why, str)), None)
 
 
 @functools.lru_cache(4096)
@@ -235,13 +250,17 @@ def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, force
             ways["cooperative"] = "a single step has nothing to keep weights for"
         if norm:
             ways["cooperative"] = "a layer norm is over units of other programs"
+        if cell.norms:
+            ways |= dict.fromkeys(NAMES[1:], "a norm inside the cell is over units of other programs")
     if forced in ways:
         if isinstance(ways[forced], str):
-            raise RuntimeError(f"the schedule {forced!r} is forced but cannot run this layer: {ways[forced]}")
+            return f"the schedule {forced!r} is forced but cannot run this layer: {ways[forced]}"
         return ways[forced]._replace(reason="forced")
     if forced is None:
         fitting = next((tiles for tiles in ways.values() if isinstance(tiles, Tiles)), None)
         if fitting is not None:
             return fitting
     reason = "forced" if forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
+    if "stepwise" in ways:
+        return reason
     return stepwise(kind, cell.recurrent_gates, B, D, H, K, chip, reason, norm)

@@ -13,6 +13,7 @@ from pathlib import Path
 from triton.runtime.cache import get_cache_manager
 
 from ....cells import spec_of
+from ....cells.program import NORMS
 from . import segments
 from .layout import Cell
 from .segments import stores_of
@@ -27,10 +28,11 @@ OPERATIONS = {
     "sigmoid_back": "{0} * ({1} * (1 - {1}))", "relu_back": "tl.where({1} > 0, {0}, 0.0)", "through": "{0}",
     "act": "activate({}, ACTIVATION)", "act_back": "{0} * slope({1}, ACTIVATION)", "gate": "activate({}, GATE)",
     "gate_back": "{0} * slope({1}, GATE)", "norm": "{0}", "norm_back": "{0}",  # the loops call what is beyond a norm
+    "layer_norm": "layer_norm({}, {}, UNITS)", "layer_norm_back": "layer_norm_back({}, {}, {}, UNITS)",
 }  # fmt: skip
 WITH_NUMBERS = {"add", "sub", "mul", "lt", "le", "eq"}  # all other instructions take a number as a tile of it
 MATH = (
-    "activate", "divide", "exp", "expm1", "larger", "log", "log1p", "sigmoid", "sign", "slope", "smaller",
+    "activate", "divide", "exp", "expm1", "larger", "layer_norm", "layer_norm_back", "log", "log1p", "sigmoid", "sign", "slope", "smaller",
     "square_root", "tanh",
 )  # fmt: skip
 SETTINGS = "ACTIVATION: tl.constexpr, GATE: tl.constexpr"
@@ -44,7 +46,7 @@ s  {states}{beside}
 import triton
 import triton.language as tl
 
-{math}'''
+{math}{units}'''
 
 
 class Layout:
@@ -144,6 +146,7 @@ class Function:
                 name, numbers = f"t{number}", op not in WITH_NUMBERS
                 numbers = numbers or all(isinstance(self.values[a], float) for a in args)
                 given = [self.tile(a) if numbers else self.literal(a) for a in args]
+                given[-1] = self.literal(args[-1]) if op in NORMS else given[-1]
                 value = OPERATIONS[op].format(*given, type=f"{like}.dtype")
                 name = value if value in given else name
             else:
@@ -176,8 +179,8 @@ def function(name, arguments, lines, *results):
     return head + "".join(f"    {line}\n" for line in (*lines, f"return {', '.join(results)}"))
 
 
-def source(spec):
-    """The source of the cell's functions."""
+def source(spec, H=None):
+    """The source of the cell's functions; of a cell with norms, for H hidden units."""
     program, layout = spec.program, Layout(spec)
     S = len(program.states)
     loads = {load: f"s[{n}]" for n, load in enumerate(layout.beside)}
@@ -244,10 +247,11 @@ def source(spec):
             out += function(name, f"{arguments}, {SETTINGS}", body.lines, body.tile(cut.puts[0].value))
     used = ", ".join(name for name in MATH if f"{name}(" in out)
     beside = "".join(f" {name}" for _, name in layout.beside[S:])
+    units = f"\nUNITS = tl.constexpr({H})\n" if program.norms else ""
     return HEAD.format(
         name=program.name, inputs=" ".join(program.inputs), recurrent=" ".join(program.recurrent),
         states=" ".join(program.states), beside=beside,
-        math=f"\nfrom rnnkernels.backends.triton.cells.math import {used}\n" if used else "",
+        math=f"\nfrom rnnkernels.backends.triton.cells.math import {used}\n" if used else "", units=units,
     ) + out  # fmt: skip
 
 
@@ -265,11 +269,16 @@ def imported(text):
     return module
 
 
+def cell_of(name, H=None):
+    """The ``Cell`` of the op's ``cell``: the name of a built-in cell, or the text of a program; the functions of one with
+    norms are for H hidden units."""
+    return _cell_of(name, H if spec_of(name).program.norms else None)
+
+
 @functools.cache
-def cell_of(name):
-    """The ``Cell`` of the op's ``cell``: the name of a built-in cell, or the text of a program."""
+def _cell_of(name, H):
     spec = spec_of(name)
-    program, layout, module = spec.program, Layout(spec), imported(source(spec))
+    program, layout, module = spec.program, Layout(spec), imported(source(spec, H))
     second, other = program.inner, "operand" in program.sections
     early = [n for n, place in enumerate(layout.planes) if place and place[0] == "backward_first"]
 
@@ -291,5 +300,5 @@ def cell_of(name):
         sequences=len(program.sequence), steps=len(program.step), operand=module.operand if other else None,
         backward_operand=module.backward_operand if other else None, operands=in_torch(segments.operand, other),
         operand_gradients=in_torch(segments.operand_gradients, other), y=program.own_output, own=tuple(layout.own),
-        finite=spec.built_in, text="" if spec.built_in else program.text,
+        finite=spec.built_in, norms=program.norms, text="" if spec.built_in else program.text,
     )  # fmt: skip
