@@ -78,6 +78,7 @@ def cells(x: Tensor) -> None:
     spike = rnnkernels.derivative(lambda v: (v > 0) * 1.0, lambda v, d: d / (1 + v.abs()))
     assert_type(spike, Callable[[Tensor], Tensor])
     assert_type(rnnkernels.product("n", x), Tensor)
+    assert_type(rnnkernels.norm(x, eps=1e-3), Tensor)
     assert_type(rnnkernels.RNNCell(4, 8, nonlinearity="relu")(x), Tensor)
     assert_type(rnnkernels.GRUCell(4, 8, device="cpu")(x, x), Tensor)
     assert_type(rnnkernels.LSTMCell(4, 8, bias=False)(x, (x, x)), Pair)

@@ -37,7 +37,7 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
              few_steps = !kept && (once ? rows < kPassing : call.T * ((B + 5) / 6) < 4);
   s.passing = once && !few_steps;
   const bool projects = cell.ih_gates > 0;
-  s.chunked = projects && (call.layer_norm || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
+  s.chunked = projects && (s.normed || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
   if (few_steps || (!kept && !once && call.T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
   const bool earns = call.T >= kEarningSteps && cell.hh_gates * call.H * call.P * int64_t(sizeof(A)) <= kNearBytes;
   if (few_steps || (!kept && rows == 1 && call.P >= 128 && !earns)) s.hh = Layout::in_place;
@@ -76,7 +76,7 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const bool wide = sums && (call.H >= 64 || (single && call.H >= 32));
   const int64_t ih_bytes = 2 * s.parts * cell.ih_gates * call.H * call.I,
                 hh_bytes = 2 * s.parts * cell.hh_gates * call.H * call.P;
-  if (tiles && projects && call.T > 1) s.chunked = call.layer_norm || rows < 32 || ih_bytes > kNearBytes;
+  if (tiles && projects && call.T > 1) s.chunked = s.normed || rows < 32 || ih_bytes > kNearBytes;
   const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
   if (once && !tiles) return s;
   if (wide && rows >= few && near) s.hh = Layout::pairs;

@@ -190,7 +190,7 @@ REFUSED = {  # what is replaced in which text, by what, and what is said
     "gradient of both": (DECAY, "put dx n 1\n", "put dx n 1\nput dx r 1\n", "a gate's gradient is put twice"),
     "gradient of i": (DECAY, "put dx n 1\n", "put da n 1\n", "a gate's gradient is put twice"),
     "eps": (MINIMAL, "x a", "x a\nlayer_norm 0 0", "the last value of layer_norm is its eps: expected a constant of 0"),
-    "negative eps": (MINIMAL, "x a", "x a\nconst -1\nlayer_norm 0 1", "the last value of layer_norm is its eps: expected"),
+    "negative eps": (MINIMAL, "x a", "x a\nconst -1\nlayer_norm 0 1", "the last value of layer_norm is its eps: exp"),
     "eps of back": (
         MINIMAL, "g h", "g h\nconst 1\nlayer_norm_back 0 1 0", "the last value of layer_norm_back is its eps: expected"
     ),

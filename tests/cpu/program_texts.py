@@ -211,15 +211,15 @@ NORMED = derived(
     forward="a i\na f\na g\ns c\nv gain\nv shift\nconst 1e-05\nsigmoid 0\nsigmoid 1\nlayer_norm 2 6\ntanh 9\n"
     "mul 8 3\nmul 7 10\nadd 11 12\nlayer_norm 13 6\nmul 14 4\nadd 15 5\ntanh 16\nmul 17 7\nput new h 18\nput new c 13",
 )
-# Norms in every section, and what they read in others: of operands of both products, of sums, of vectors, of the output.
+# Norms in every section: of the operands of both products, of sums, a state, a vector and the output.
 NORMED_INNER = derived(
     "cell 1 normed_inner\ninputs z n\nrecurrent z n\nstates h w\nvectors p\nstep u",
     operand="s h\nu u\nadd 0 1\nconst 0.01\nlayer_norm 2 3\nput operand 4",
     first="a z\nx n\ns h\nconst 0.01\nlayer_norm 0 3\nsigmoid 4\nlayer_norm 2 3\nmul 6 5\nput inner 7\nput cross 0 5\n"
     "put cross 1 1",
-    forward="cross 0\ncross 1\ni\ns h\ns w\nv p\nconst 0.01\nadd 1 2\nlayer_norm 7 6\ntanh 8\nlayer_norm 5 6\nmul 9 10\n"
-    "sub 3 11\nmul 0 12\nadd 11 13\nadd 4 14\nconst 0.5\nmul 15 16\nlayer_norm 17 6\nput new h 14\nput new w 17\n"
-    "put y 18",
+    forward="cross 0\ncross 1\ni\ns h\ns w\nv p\nconst 0.01\nadd 1 2\nlayer_norm 7 6\ntanh 8\nlayer_norm 5 6\n"
+    "mul 9 10\nsub 3 11\nmul 0 12\nadd 11 13\nadd 4 14\nconst 0.5\nmul 15 16\nlayer_norm 17 6\n"
+    "put new h 14\nput new w 17\nput y 18",
 )  # fmt: skip
 # Every function.
 FUNCTION_CELL = derived(

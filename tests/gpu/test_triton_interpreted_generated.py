@@ -144,7 +144,8 @@ def test_norms_inside_the_cell_need_a_program_with_whole_rows():
     facts = LayerCall(*args).facts()
     reason = launch.unsupported(facts)
     assert reason.startswith("not resident: ") and f"not cooperative: {units}; not stepwise: {units}" in reason
-    with backends.force("triton"), pytest.raises(RuntimeError, match=f"cannot run this call:\n.*\n.*not stepwise: {units}"):
+    refused = f"backend 'triton' is forced but cannot run this call:\n.*\n  triton: not resident.*not stepwise: {units}"
+    with backends.force("triton"), pytest.raises(RuntimeError, match=refused):
         run.layer(LayerCall(*args))
     with pytest.raises(NotImplementedError, match=f"the Triton backend cannot run this layer: .*not stepwise: {units}"):
         launch.layer(*args, False)

@@ -32,8 +32,8 @@ OPERATIONS = {
 }  # fmt: skip
 WITH_NUMBERS = {"add", "sub", "mul", "lt", "le", "eq"}  # all other instructions take a number as a tile of it
 MATH = (
-    "activate", "divide", "exp", "expm1", "larger", "layer_norm", "layer_norm_back", "log", "log1p", "sigmoid", "sign", "slope", "smaller",
-    "square_root", "tanh",
+    "activate", "divide", "exp", "expm1", "larger", "layer_norm", "layer_norm_back", "log", "log1p", "sigmoid", "sign",
+    "slope", "smaller", "square_root", "tanh",
 )  # fmt: skip
 SETTINGS = "ACTIVATION: tl.constexpr, GATE: tl.constexpr"
 HEAD = '''"""The cell {name}, generated from its program. Tuples of tiles (units, batch):
@@ -270,8 +270,8 @@ def imported(text):
 
 
 def cell_of(name, H=None):
-    """The ``Cell`` of the op's ``cell``: the name of a built-in cell, or the text of a program; the functions of one with
-    norms are for H hidden units."""
+    """The ``Cell`` of the op's ``cell``: the name of a built-in cell, or the text of a program. With norms in it, its
+    functions are for H hidden units."""
     return _cell_of(name, H if spec_of(name).program.norms else None)
 
 
