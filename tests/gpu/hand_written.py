@@ -50,7 +50,7 @@ def gru_backward(ds, new, old, kept, ACTIVATION: tl.constexpr, GATE: tl.constexp
 FUNCTIONS = {"lstm": (lstm, lstm_backward), "gru": (gru, gru_backward)}
 
 
-def hand_written(name):
-    """The built-in ``Cell`` with the functions of this file."""
+def hand_written(name, H=None):
+    """The built-in ``Cell`` with the functions of this file, for any H."""
     forward, backward = FUNCTIONS[name]
     return cell_of(name)._replace(forward=forward, backward=backward)

@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     )
 
 import triton_offline
-from generated_cases import CELLS
+from generated_cases import CELLS, NORMED
 from hand_written import hand_written
 from machine_code import facts, resources
 from pairwise import ALL, in_turn
@@ -75,6 +75,16 @@ def test_other_chips(arch, dtype):
     cell = "every_operation" if dtype == torch.float64 else "crossing"
     for launch in compiled(CELLS[cell].text, 32, ("lengths",), arch, dtype):
         assert resources(launch.compiled)["shared"] <= ARCHS[arch].chip.shared
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "gfx942"])
+@pytest.mark.parametrize("cell", NORMED)
+def test_norms_inside_the_cell(cell, arch):
+    """They compile for one program with all units of a row, and fit."""
+    for launch in compiled(NORMED[cell].text, 32, ("lengths",), arch):
+        assert launch.tiles.schedule == "resident" and launch.tiles.BH == 32
+        found = resources(launch.compiled)
+        assert found["stack"] <= MOST_STACK and found["shared"] <= ARCHS[arch].chip.shared
 
 
 @pytest.mark.parametrize("cell, size", in_turn(["peephole_lstm", "crossing"], ["resident", "stepwise"]))
