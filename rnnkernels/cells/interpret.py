@@ -62,8 +62,19 @@ def row(value, like):
     return tensor(value, like).expand(like.shape)
 
 
+def normalized(v, eps, gain=None, bias=None):
+    """The layer norm of v (..., H). In forward mode it is written out: torch's own tangent has wrong derivatives
+    (pytorch issue 196700)."""
+    if forward_ad._current_level < 0:
+        return F.layer_norm(v, v.shape[-1:], gain, bias, eps)
+    v = v - v.mean(-1, keepdim=True)
+    scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)
+    v = (v if gain is None else gain * v) * scale
+    return v if bias is None else v + bias
+
+
 def layer_norm(like, a, eps):
-    return F.layer_norm(row(a, like), like.shape[-1:], eps=eps)
+    return normalized(row(a, like), eps)
 
 
 def layer_norm_back(like, d, a, eps):

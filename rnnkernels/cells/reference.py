@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import torch
 import torch.nn.functional as F
 from torch._C import DispatchKey
-from torch.autograd import forward_ad
 
 from . import accumulate_dtype, interpret
 from .call import LayerCall
@@ -34,16 +33,6 @@ def dequantized(weights, scales):
     """The floats that int8 weights stand for; ``scales`` has the factors of the rows of each int8 matrix, in order."""
     scale = iter(scales)
     return [w * next(scale)[:, None] if w.dtype == torch.int8 else w for w in weights]
-
-
-def layer_norm(v, gain, bias, eps):
-    """The layer norm of v (..., H). In forward mode it is written out: torch's own tangent has wrong derivatives
-    (pytorch issue 196700)."""
-    if forward_ad._current_level < 0:
-        return F.layer_norm(v, v.shape[-1:], gain, bias, eps)
-    v = v - v.mean(-1, keepdim=True)
-    v = gain * v * torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)
-    return v if bias is None else v + bias
 
 
 def weights_of(weights, d, directions):
@@ -92,7 +81,7 @@ class Direction:
 
     def affine(self, v, w, b, weight):
         v = v @ w.T
-        v = v if weight is None else layer_norm(v, weight, None, self.eps)
+        v = v if weight is None else interpret.normalized(v, self.eps, weight)
         return v if b is None else v + b
 
     def inputs(self, x):
@@ -114,7 +103,7 @@ class Direction:
 
     def norm(self, c):
         """c on its way to the output."""
-        return layer_norm(c, *self.ln_c, self.eps) if self.ln_c else c
+        return interpret.normalized(c, self.eps, *self.ln_c) if self.ln_c else c
 
     def step(self, x, old, h_mask, extras):
         """The new states (without zoneout), the output where it is not the first of them, and the kept planes.

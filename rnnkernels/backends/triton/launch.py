@@ -48,8 +48,9 @@ def unfit(call):
     """The reason why no schedule of the call's chip can run a cell with norms, forward and backward, or None."""
     if not spec_of(call.cell).program.norms:
         return None
-    cell, norm = cell_of(call), "layer_norm" in call.stages
-    return schedules.unfit(call.dtype, cell, call.B, call.D, call.H, schedules.chip_of(call.device), norm)
+    project, norm = (stage in call.stages for stage in ("project", "layer_norm"))
+    chip = schedules.chip_of(call.device)
+    return schedules.unfit(call.dtype, cell_of(call), call.B, call.D, call.H, call.P, project, chip, norm)
 
 
 def cell_of(call):

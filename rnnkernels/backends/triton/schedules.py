@@ -228,10 +228,10 @@ def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=Fal
     return tiles
 
 
-def unfit(dtype, cell, B, D, H, chip, norm):
+def unfit(dtype, cell, B, D, H, P, project, chip, norm):
     """The reason why no schedule can run both passes of a layer, or None."""
     kind = arithmetic(dtype, precision(dtype, chip))
-    both = [_choose(kind, cell, B, D, H, H, False, chip, backward, False, norm, None) for backward in (False, True)]
+    both = [_choose(kind, cell, B, D, H, P, project, chip, backward, False, norm, None) for backward in (False, True)]
     return next((why for why in both if isinstance(why, str)), None)
 
 
@@ -250,8 +250,8 @@ def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, force
             ways["cooperative"] = "a single step has nothing to keep weights for"
         if norm:
             ways["cooperative"] = "a layer norm is over units of other programs"
-        if cell.norms:
-            ways |= dict.fromkeys(NAMES[1:], "a norm inside the cell is over units of other programs")
+    if cell.norms and cell.recurrent_gates:
+        ways |= dict.fromkeys(NAMES[1:], "a norm inside the cell is over units of other programs")
     if forced in ways:
         if isinstance(ways[forced], str):
             return f"the schedule {forced!r} is forced but cannot run this layer: {ways[forced]}"
