@@ -240,10 +240,6 @@ def test_library(cell, schedule):
 
 
 @pytest.mark.parametrize("seed", range(24 if ALL else 6))
-def test_cells_by_chance(seed):
-
-
-@pytest.mark.parametrize("seed", range(24 if ALL else 8))
 def test_cells_by_chance(seed, monkeypatch):
     """In float64: rounding may be anything in such cells."""
     program = RandomCell(random.Random(seed).randrange).cell.program
