@@ -68,8 +68,12 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   s.parts = parts;
   // Weights that are used once are split for so many rows, and only by matrix registers. To split W_ih in three parts
   // takes as long as its products with a hundred rows.
-  const int64_t few = once ? (single ? 16 : 64) : single ? 4 : 16,
-                fewest = once ? few : single || kept ? 2 * few : 8 * few;
+  const int64_t few = once     ? (single ? 16 : 64)
+                      : single ? 4
+                               : 16,
+                fewest = once             ? few
+                         : single || kept ? 2 * few
+                                          : 8 * few;
   // Six products a number earn the least where sums are short, and there the matrix unit of a virtual machine, which a
   // stranger may be using at the same time, is no faster than vectors.
   const bool sums = s.parts < 3 || once || call.I + call.P > kShortSums;
