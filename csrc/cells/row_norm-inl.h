@@ -7,7 +7,7 @@ namespace RNNKERNELS_SET {
 namespace {
 template <class A>
 INLINE Vec<A> first_of(Vec<A> v, int n) {  // the other lanes are zero
-  if (n >= Vec<A>::W) return v;
+  if (__builtin_expect(n >= Vec<A>::W, 1)) return v;
   alignas(64) A buffer[Vec<A>::W];
   v.store(buffer);
   return load_first(buffer, n);

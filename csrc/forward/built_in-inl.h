@@ -28,7 +28,7 @@ void built_in_first(const Forward<A>& loop, const Block<A>& of) {
       }
       const int lanes = int(std::min<int64_t>(W, H - j));
       if (call.h_mask) h = h * coefficients<A>(call.h_mask, 0, strip.d, strip.b0 + m, j, lanes);
-      const V product = Cell::first(functions, s, h);
+      const V product = first_of(Cell::first(functions, s, h), lanes);
       for (int g = 0; g < G; ++g) s[g].store(strip.crossing.data() + (m * G + g) * Hp + j);
       product.store(strip.second.data() + m * Pp + j);
       if (strip.second_split) strip.second_split.put(product, m, j, loop.overflow);

@@ -173,7 +173,8 @@ struct Forward : PanelSizes<A> {
   template <bool STAGED>
   INLINE void put(const Block<A>& of, const Row& row, int64_t j, int lanes, bool alive, V out) const {
     if (STAGED && zoned) out = zoneout(zone(0, of, row, j, lanes), load(row.h_old + j), out);
-    const V h = alive ? out : load(row.h_old + j);
+    V h = alive ? out : load(row.h_old + j);
+    h = first_of(h, lanes);  // rows of products are padded: no NaN there of an infinite x, times zero
     h.store(row.h + j);
     if (row.split && unbounded) row.split.put(h, row.h_split, j, row.overflow);
     else if (row.split) row.split.put(h, row.h_split, j);
