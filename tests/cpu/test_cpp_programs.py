@@ -162,7 +162,7 @@ def test_every_option(name, words):
     turn = list(CELLS).index(name) + OPTIONS.index(words)
     for k, (dtype, shape) in enumerate(((torch.float64, "odd"), (torch.float64, "row"), (torch.float32, "wide"))):
         if ALL or (k + turn) % 3 == 0:  # every cell has every option, with another shape
-            Case(name, dtype, *SHAPES[shape], words, seed=k).compare()
+            Case(name, dtype, *SHAPES[shape], words, seed=3 + k).compare()  # seed 2 draws a divisor near zero
 
 
 @rnnkernels.cell(

@@ -153,6 +153,7 @@ def test_options(name):
 
 @ALL
 def test_transforms(name):
+    torch._dynamo.reset()  # graphs of other layers, whose code this is too
     layer = layer_of(name)
     inputs = inputs_of(layer)
     x = torch.randn(T, B, layer.input_size, dtype=torch.float64, requires_grad=True)

@@ -49,7 +49,8 @@ def test_in_this_process(package):
     model, path = package
     run = torch._inductor.aoti_load_package(path)
     for B, T in ((4, 11), (1, 3), (9, 1)):
-        assert torch.equal(run(counting(B, T)), model(counting(B, T)))
+        with torch.no_grad():  # in training, torch's own ops compute the single step
+            assert torch.equal(run(counting(B, T)), model(counting(B, T)))
 
 
 def test_without_python(package, tmp_path):
