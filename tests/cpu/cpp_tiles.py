@@ -76,7 +76,7 @@ def calls(dtype):
     for lengths in ("ragged", "grouped", "zeros"):
         yield from cells(dtype=dtype, T=4, B=18, I=inputs(33, dtype), H=65, X=2, reverse=BOTH, lengths=lengths)
     yield from cells("lstm", dtype=dtype, T=4, B=33, I=inputs(33, dtype), H=65, dcells=True, dlast=False, reverse=BOTH)
-    yield Shape("rnn", dtype, 4, 20, inputs(40, dtype), 70, activation="relu", reverse=BOTH)
+    yield Shape("rnn", dtype, 4, 21, inputs(40, dtype), 70, activation="relu", reverse=BOTH)
 
 
 def tiles(dtype):
