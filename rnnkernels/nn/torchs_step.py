@@ -40,6 +40,11 @@ def why_for_cell(cell, dtype, training):
     return "a step of it is two products" if cell == "rnn" else FOR_TRAINING
 
 
+def possible(cell, activation, dtype, T, B, H):
+    """True if torch has the step of these layers, and something to compute."""
+    return T == 1 and B > 0 and H > 0 and dtype in DTYPES and (cell, activation) in STEPS
+
+
 def why_for_layers(facts, training):
     """The reason why torch's own ops compute the single step of layers, from the ``Facts`` of one; None where ours do.
 
@@ -47,13 +52,9 @@ def why_for_layers(facts, training):
     """
     suited = (
         training
-        and facts.T == 1
-        and facts.B > 0
-        and facts.H > 0
-        and facts.dtype in DTYPES
         and not (facts.stages or facts.parts)
         and facts.recurrent_activation == "sigmoid"
-        and (facts.cell, facts.activation) in STEPS
+        and possible(facts.cell, facts.activation, facts.dtype, facts.T, facts.B, facts.H)
     )
     return FOR_TRAINING if suited else None
 
@@ -63,11 +64,7 @@ def suits_layers(cell, activation, x, states, weights, LD, H):
     return (
         eager()
         and x.is_cpu
-        and x.size(0) == 1
-        and x.size(1) > 0
-        and H > 0
-        and x.dtype in DTYPES
-        and (cell, activation or "tanh") in STEPS
+        and possible(cell, activation or "tanh", x.dtype, x.size(0), x.size(1), H)
         and all(s.shape == (LD, x.size(1), H) for s in states)
         and wants_gradient((*weights, x, *states))
     )

@@ -1,9 +1,10 @@
-// Checks csrc/threads/handover.h: everything is done once, by threads of any number and speed, and no thread waits for ever.
+// Checks csrc/threads/handover.h: everything is done once, by threads of any number and speed, and no thread waits for
+// ever.
 #include "handover.h"
 
+#include "check.h"
+
 #include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <stdexcept>
 #include <thread>
 
@@ -23,13 +24,6 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
     });
   for (auto& other : others) other.join();
 }
-
-static void check(bool good, int line) {
-  if (good) return;
-  std::printf("line %d\n", line);
-  std::exit(1);
-}
-#define CHECK(condition) check(condition, __LINE__)
 
 struct Range {
   int64_t first, last;

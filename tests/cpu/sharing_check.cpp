@@ -1,8 +1,8 @@
 // Checks csrc/threads/sharing.h with calls that sleep: when a call goes alone, and when it is shared again.
 #include "sharing.h"
 
-#include <cstdio>
-#include <cstdlib>
+#include "check.h"
+
 #include <thread>
 
 using std::chrono::milliseconds;
@@ -18,13 +18,6 @@ static bool call(uint64_t kind, int shared, int waiting, int single, bool barrie
   if (!alone && barrier) Sharing::late(milliseconds(waiting));
   return alone;
 }
-
-static void check(bool good, int line) {
-  if (good) return;
-  std::printf("line %d\n", line);
-  std::exit(1);
-}
-#define CHECK(condition) check(condition, __LINE__)
 
 int main() {
   // Nobody waits for long: every call is shared.

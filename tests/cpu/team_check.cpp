@@ -1,8 +1,8 @@
 // Checks csrc/threads/team.h: who stays in a team whose members are late at barriers.
 #include "team.h"
 
-#include <cstdio>
-#include <cstdlib>
+#include "check.h"
+
 #include <vector>
 
 using std::chrono::milliseconds;
@@ -13,13 +13,6 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
   for (int64_t i = 0; i < n; ++i) others.emplace_back([&, i] { body(i, i + 1); });
   for (auto& other : others) other.join();
 }
-
-static void check(bool good, int line) {
-  if (good) return;
-  std::printf("line %d\n", line);
-  std::exit(1);
-}
-#define CHECK(condition) check(condition, __LINE__)
 
 constexpr int kSteps = 40;
 constexpr int64_t kFine = 1 << 20;  // things to share, so many that a share tells how large the team is

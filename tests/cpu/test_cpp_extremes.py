@@ -19,7 +19,7 @@ WITH_PARTS = [isa for isa in SETS if isa in ("amx", "avx512_bf16")]
 PLAIN = "avx512"  # the same kernels, all in vectors
 if not WITH_PARTS:
     pytest.skip("no instruction set of this machine has products of bf16 parts", allow_module_level=True)
-SIZES = dict(T=4, B=34, I=40, H=257, reverse=(False, True))  # float32 in parts, of x too
+SIZES = dict(T=4, B=34, I=40, H=229, reverse=(False, True))  # float32 in parts, of x too
 FEW = dict(T=4, B=18, I=33, H=65, reverse=(False, True))  # 16 bits in parts, x as numbers
 VALUES = {
     "inf": INF, "-inf": -INF, "NaN": NAN, "largest": 3.4e38, "-3.39e38": -3.39e38, "2^63": 2.0**63, "2^62": 2.0**62,
@@ -128,10 +128,10 @@ def differs(actual, expected):
         if not torch.equal(test(actual), test(expected)):
             return f"{name} in {int(test(actual).sum())} places, not {int(test(expected).sum())}"
     a, e = (t.double().nan_to_num(0, 0, 0) for t in (actual, expected))
-    # Row by row, so that a huge number does not hide others; both sides round, and sums of huge numbers cancel. What
+    # Row by row, so that a huge number does not hide others; both sides round, and so both may err by the tolerance. What
     # AMX takes for zero is below 2^-126.
     e_most = e.abs().amax(-1)
-    excess = (a - e).abs().amax(-1) - 4 * TOLERANCES[actual.dtype] * e_most
+    excess = (a - e).abs().amax(-1) - 2 * TOLERANCES[actual.dtype] * e_most
     return None if (excess <= 1e-36).all() else f"relative error {(excess / e_most).max():.1e}"
 
 

@@ -7,6 +7,7 @@ from pairwise import ALL, cases
 from program_cases import HALVES, OPS, OPTIONS, Case
 from program_texts import CELLS
 from programs import split
+from recurrent_cases import noted
 
 import rnnkernels
 from rnnkernels import backends
@@ -55,14 +56,6 @@ def test_every_option(name, words):
     for k, (dtype, shape) in enumerate(((torch.float64, "odd"), (torch.float64, "row"), (torch.float32, "wide"))):
         if ALL or (k + turn) % 3 == 0:  # every cell has every option, with another shape
             Case(name, dtype, *SHAPES[shape], words, seed=3 + k).compare()  # seed 2 draws a divisor near zero
-
-
-@rnnkernels.cell(
-    inputs="i o", recurrent="i o", states="h c", vectors="p", step_inputs="gamma rate:1", sequence_inputs="f"
-)  # fmt: skip
-def noted(x, r, s, v, u):
-    c = torch.sigmoid(u.f) * s.c + torch.sigmoid(x.i + r.i + v.p * s.c) * u.gamma
-    return torch.sigmoid(x.o + r.o) * torch.tanh(c * u.rate) - v.p * s.c, c
 
 
 PROJECTED = {name: text for name, text in CELLS.items() if projected(program.parse(text))}
