@@ -128,7 +128,7 @@ def differs(actual, expected):
         if not torch.equal(test(actual), test(expected)):
             return f"{name} in {int(test(actual).sum())} places, not {int(test(expected).sum())}"
     a, e = (t.double().nan_to_num(0, 0, 0) for t in (actual, expected))
-    # Row by row, so that a huge number does not hide others; both sides round, and so both may err by the tolerance. What
+    # Row by row, so that a huge number does not hide others; both sides round, so both may err by the tolerance. What
     # AMX takes for zero is below 2^-126.
     e_most = e.abs().amax(-1)
     excess = (a - e).abs().amax(-1) - 2 * TOLERANCES[actual.dtype] * e_most
