@@ -73,8 +73,9 @@ struct Tape {
   V h_new(int64_t t, int64_t b, int64_t j, int n) const {
     const V h = y.get(y_at(t, b) + j, n);
     if (!call.zone[0]) return h;
-    const V one(1), zone = coefficients<A>(call.zone[0], t, d, b, j, n), old = zone * state_before(0, t, b, j, n),
-                    share = one - zone, own = where_positive(share * share, (h - old) / share);
+    const V one(1), zone = coefficients<A>(call.zone[0], t, d, b, j, n), share = one - zone;
+    if (call.zone[0].bools) return where_positive(share, h);
+    const V old = zone * state_before(0, t, b, j, n), own = where_positive(share * share, (h - old) / share);
     if (call.act != Activation::relu && call.act != Activation::hard_sigmoid) return own;
     // At a corner, rounding must not make a gradient: y and the old h are each rounded, and so are their products.
     const bool brain = call.storage == Storage::bfloat16, half = call.storage == Storage::float16;

@@ -5,23 +5,6 @@
 
 namespace RNNKERNELS_SET {
 namespace {
-template <class A>
-INLINE Vec<A> first_of(Vec<A> v, int n) {  // the other lanes are zero
-  if (__builtin_expect(n >= Vec<A>::W, 1)) return v;
-  alignas(64) A buffer[Vec<A>::W];
-  v.store(buffer);
-  return load_first(buffer, n);
-}
-template <class A>
-INLINE A total(Vec<A> v) {
-  alignas(64) A part[Vec<A>::W];
-  v.store(part);
-#pragma GCC unroll 4
-  for (int n = Vec<A>::W / 2; n > 0; n /= 2)
-    for (int i = 0; i < n; ++i) part[i] += part[i + n];
-  return part[0];
-}
-
 // f(gate, unit, lanes) for every vector of a row.
 template <class A, class F>
 INLINE void for_row(int g0, int g1, int64_t H, const F& f) {

@@ -23,6 +23,8 @@ inline __attribute__((always_inline)) __m256i first_lanes(int n) {
 #define SQRT_DOUBLE(a) _mm256_sqrt_pd((__m256d)(a))
 #define MASKED_LOAD(p, n) _mm256_maskload_ps((const float*)(p), first_lanes(n))
 #define MASKED_STORE(p, n, v) _mm256_maskstore_ps((float*)(p), first_lanes(n), (__m256)(v))
+#define WIDEN_8(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p)))
+#define WIDEN_16(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(p)))
 }  // namespace avx2
 
 #include "dispatch-inl.h"

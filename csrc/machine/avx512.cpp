@@ -23,6 +23,8 @@ constexpr int kBytes = 64, kRegisters = 32;
 #define MASKED_LOAD(p, n) _mm512_maskz_loadu_ps(__mmask16((1u << (n)) - 1), (const void*)(p))
 #define MASKED_STORE(p, n, v) _mm512_mask_storeu_ps((void*)(p), __mmask16((1u << (n)) - 1), (__m512)(v))
 #define STREAM(p, v) _mm512_stream_si512((__m512i*)(p), (__m512i)(v))
+#define WIDEN_8(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)(p)))
+#define WIDEN_16(p) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(p)))
 #define HALVES_TO_FLOATS(p) _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)(p)))
 #define FLOATS_TO_HALVES(p, v) _mm256_storeu_si256((__m256i*)(p), _mm512_cvtps_ph((__m512)(v), 0))
 #define PAIRS

@@ -94,6 +94,16 @@ INLINE void store_first(Vec<A> v, A* p, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+template <class A>
+INLINE Vec<A> first_of(Vec<A> v, int n) {  // the other lanes are zero
+  if (__builtin_expect(n >= Vec<A>::W, 1)) return v;
+  using Ints = typename Vec<A>::IntData;
+  using Int = std::conditional_t<sizeof(A) == 8, uint64_t, uint32_t>;
+  Ints lanes{};
+  for (int i = 0; i < Vec<A>::W; ++i) lanes[i] = Int(i);
+  return Vec<A>((typename Vec<A>::Data)((Ints)v.v & (Ints)(lanes < Ints{} + Int(n))));
+}
+
 // A whole vector to an aligned place, not by way of the caches: for what is read long after. Other threads may read it
 // after `drain`.
 template <class A>
@@ -113,11 +123,21 @@ INLINE void drain() {
 // Numbers 0 and 1 from as many bools.
 template <class A>
 INLINE Vec<A> of_bools(const uint8_t* p, int n) {
+  constexpr int W = Vec<A>::W;
   using Ints = typename Vec<A>::IntData;
-  uint8_t bytes __attribute__((vector_size(Vec<A>::W))) = {};
-  if (__builtin_expect(n >= Vec<A>::W, 1)) __builtin_memcpy(&bytes, p, sizeof(bytes));
-  else std::copy_n(p, n, reinterpret_cast<uint8_t*>(&bytes));
-  const Ints ones = Ints{} - __builtin_convertvector(bytes, Ints);  // all bits, or none
+  uint8_t bytes __attribute__((vector_size(W))) = {};
+  if (__builtin_expect(n < W, 0)) std::copy_n(p, n, reinterpret_cast<uint8_t*>(&bytes)), p = (const uint8_t*)&bytes;
+  Ints wide;
+#ifdef WIDEN_8  // what the compiler makes of a conversion is long
+  if constexpr (sizeof(A) == 4) {
+    wide = (Ints)WIDEN_8(p);
+  } else
+#endif
+  {
+    __builtin_memcpy(&bytes, p, sizeof(bytes));
+    wide = __builtin_convertvector(bytes, Ints);
+  }
+  const Ints ones = Ints{} - wide;  // all bits, or none
   return Vec<A>((typename Vec<A>::Data)(ones & (Ints)Vec<A>(A(1)).v));
 }
 
@@ -139,9 +159,14 @@ __attribute__((noinline)) inline void floats_to_halves(Vec<float> v, uint16_t* t
 
 INLINE Vec<float> floats_of_16(const uint16_t* from, Storage storage) {
   if (storage == Storage::bfloat16) {
+#ifdef WIDEN_16
+    const Vec<float>::IntData wide = (Vec<float>::IntData)WIDEN_16(from);
+#else
     Halves bits;
     __builtin_memcpy(&bits, from, sizeof(bits));
-    return Vec<float>((Vec<float>::Data)(__builtin_convertvector(bits, Vec<float>::IntData) << 16));
+    const Vec<float>::IntData wide = __builtin_convertvector(bits, Vec<float>::IntData);
+#endif
+    return Vec<float>((Vec<float>::Data)(wide << 16));
   }
 #ifdef HALVES_TO_FLOATS
   return Vec<float>((Vec<float>::Data)HALVES_TO_FLOATS(from));
@@ -236,7 +261,7 @@ class Stored {
   Storage storage_;
 };
 
-// ---- Transpose and sum W x W in registers --------------------------------------------------------------------------
+// ---- Transpose and sum in registers ----------------------------------------------------------------------------------
 #if __has_builtin(__builtin_shufflevector)
 template <int S, bool High, class A, int... i>
 INLINE Vec<A> exchange(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
@@ -272,6 +297,15 @@ INLINE Vec<A> reduce(Vec<A>* rows) {
   }
   return rows[0];
 }
+template <int S, class A, int... i>
+INLINE Vec<A> swapped(Vec<A> v, std::integer_sequence<int, i...>) {
+  return Vec<A>(__builtin_shufflevector(v.v, v.v, (i ^ S)...));
+}
+template <class A, int S = Vec<A>::W / 2>
+INLINE A total(Vec<A> v) {
+  if constexpr (S == 0) return v.v[0];
+  else return total<A, S / 2>(v + swapped<S>(v, std::make_integer_sequence<int, Vec<A>::W>{}));
+}
 #else
 template <class A>
 INLINE Vec<A> reduce(Vec<A>* rows) {
@@ -279,6 +313,14 @@ INLINE Vec<A> reduce(Vec<A>* rows) {
   for (int i = 0; i < Vec<A>::W; ++i)
     for (int j = 0; j < Vec<A>::W; ++j) sums.v[i] += rows[i].v[j];
   return sums;
+}
+template <class A>
+INLINE A total(Vec<A> v) {
+  alignas(kBytes) A part[Vec<A>::W];
+  v.store(part);
+  for (int n = Vec<A>::W / 2; n > 0; n /= 2)
+    for (int i = 0; i < n; ++i) part[i] += part[i + n];
+  return part[0];
 }
 template <class A>
 INLINE void transpose(Vec<A>* rows) {
