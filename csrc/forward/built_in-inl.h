@@ -41,8 +41,8 @@ template <class A, class Cell, class F>
 void built_in_last(const Forward<A>& loop, const Block<A>& of) {
   using V = Vec<A>;
   constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, K = Cell::KEPT;
-  constexpr int UNITS = G == 1 ? 4 : 1;  // vectors of a row at once: one gate is little to do for it
-  constexpr int ROWS = 3 * G, HH = G, BOTH = 2 * G;    // of biases, see Weights
+  constexpr int UNITS = G == 1 ? 4 : 1;              // vectors of a row at once: one gate is little to do for it
+  constexpr int ROWS = 3 * G, HH = G, BOTH = 2 * G;  // of biases, see Weights
   const LayerCall& call = loop.call;
   const Strip<A>& strip = of.strip;
   const F functions = F::of(call);

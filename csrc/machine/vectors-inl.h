@@ -261,7 +261,7 @@ class Stored {
   Storage storage_;
 };
 
-// ---- Transpose and sum in registers ----------------------------------------------------------------------------------
+// ---- Transpose and sum in registers --------------------------------------------------------------------------------
 #if __has_builtin(__builtin_shufflevector)
 template <int S, bool High, class A, int... i>
 INLINE Vec<A> exchange(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {

@@ -79,17 +79,16 @@ struct Order<3> {
   static constexpr int n = 6, left[] = {0, 0, 1, 1, 0, 2}, right[] = {2, 1, 1, 0, 0, 0};
 };
 
-// MT blocks of up to 16 rows times NT vectors of columns (two times three: of 16 rows).
+// MT blocks of up to 16 rows times NT vectors of columns: one block times up to four, or two times up to two.
 template <int MT, int NT, int PARTS, bool QUADS>
 void multiply_in_tiles(const PairProduct& p) {
   using O = Order<PARTS>;
-  constexpr int SUMS = MT == 2 && NT == 3 ? 3 : 2;  // from one block's to the next one's
   const Bits *left = p.left, *right = p.right;
   const int64_t row = 2 * p.row, sums_row = 4 * p.sums_row, right_part = p.NB * kTile;
   each<MT>([&](auto m) {
     each<NT>([&](auto n) {
-      if (p.sum != Sum::put) load_tile<SUMS * m + n>(p.sums + m * 16 * p.sums_row + n * 16, sums_row);
-      else clear_tile<SUMS * m + n>();
+      if (p.sum != Sum::put) load_tile<2 * m + n>(p.sums + m * 16 * p.sums_row + n * 16, sums_row);
+      else clear_tile<2 * m + n>();
     });
   });
   for (int64_t k = 0; k < p.K; k += kBlock, left += kBlock, right += PARTS * right_part) {
@@ -101,18 +100,6 @@ void multiply_in_tiles(const PairProduct& p) {
           each<j + 1>([&](auto s) {
             constexpr int i = j == 2 && s < 2 ? 1 - s : s;  // in the same order as below
             multiply_tiles<n, 5 + i, 4, QUADS>();
-          });
-        });
-      });
-    } else if constexpr (NT == 3) {  // one register for each factor, back and forth over the columns
-      each<O::n>([&](auto s) {
-        constexpr int i = O::left[s], j = O::right[s];
-        each<MT>([&](auto m) {
-          load_tile<6>(left + m * 16 * p.row + i * p.part, row);
-          each<NT>([&](auto n) {
-            constexpr int c = m ? NT - 1 - n : n;
-            load_tile<7>(right + j * right_part + c * kTile, 64);
-            multiply_tiles<NT * m + c, 6, 7, QUADS>();
           });
         });
       });
@@ -128,7 +115,7 @@ void multiply_in_tiles(const PairProduct& p) {
     }
   }
   each<MT>([&](auto m) {
-    each<NT>([&](auto n) { store_tile<SUMS * m + n>(p.sums + m * 16 * p.sums_row + n * 16, sums_row); });
+    each<NT>([&](auto n) { store_tile<2 * m + n>(p.sums + m * 16 * p.sums_row + n * 16, sums_row); });
   });
 }
 
@@ -137,10 +124,10 @@ void multiply_in_tiles(const PairProduct& p) {
 template <int NB, int PARTS, bool QUADS>
 void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
   const bool is_long = p.sum == Sum::add_long;
-  const int64_t stretch = is_long ? 256 : NB == 3 || p.K * PARTS > 768 ? p.K : 384 / PARTS;
+  const int64_t stretch = is_long ? 256 : p.K * PARTS > 768 ? p.K : 384 / PARTS;
   for (int64_t k = 0; k < p.K; k += stretch)
     for (int64_t r = 0; r < rows;) {
-      const bool two = NB != 3 ? rows - r > 16 : rows - r >= 32 && p.K * PARTS > 384;
+      const bool two = rows - r > 16;
       const int64_t n = std::min<int64_t>(rows - r, two ? 32 : 16);
       alignas(64) float own[32 * NB * 16];
       float* sums = p.sums + r * p.sums_row;
@@ -150,9 +137,9 @@ void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
       else part.sums = sums, part.sum = k ? Sum::add : p.sum;
       tiles.shape(two, int((n - 1) % 16 + 1));
       if (two) {
-        constexpr int NT = NB == 4 ? 2 : NB;
-        for (int c = 0; c < NB; c += NT, part.right += NT * kTile, part.sums += NT * 16)
-          multiply_in_tiles<2, NT, PARTS, QUADS>(part);
+        for (int c = 0; c + 1 < NB; c += 2, part.right += 2 * kTile, part.sums += 2 * 16)
+          multiply_in_tiles<2, 2, PARTS, QUADS>(part);
+        if constexpr (NB % 2) multiply_in_tiles<2, 1, PARTS, QUADS>(part);
       } else {
         multiply_in_tiles<1, NB, PARTS, QUADS>(part);
       }
