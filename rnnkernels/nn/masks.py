@@ -55,19 +55,20 @@ def random_bools(p, shape, device):
     """Bools, each true with probability p, from 8 random bits each: on a CPU a sixth of the time of torch.bernoulli.
 
     The threshold is rounded up or down at random, once for every row, so that the probability is p and not a multiple
-    of 2^-8; where p is so close to 0 or 1 that rows would differ by it, it takes 16 bits. The comparison is in place,
-    which torch does in whole vectors. Under torch.jit.trace, which cannot record ``view(dtype)`` and would freeze the
-    size, the bools come from torch.rand.
+    of 2^-8; where p is so close to 0 or 1 that rows would differ by it, it takes 16 bits. Under torch.jit.trace, which
+    cannot record ``view(dtype)`` and would freeze the size, the bools come from torch.rand.
     """
     if jit_tracing():
         return torch.rand(shape, device=device) < p
     count, rare = math.prod(shape), min(p, 1 - p)
     kind, size = (torch.int8, 8) if rare > 2**-6 else (torch.int16, 16)
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count * size // 64),), device=device)
-    whole, rest = divmod(rare * 2**size, 1)
-    limits = (torch.rand((*shape[:-1], 1), device=device) < rest).to(kind) + (int(whole) - 2 ** (size - 1))
-    found = words.view(kind)[:count].view(shape).lt_(limits)
-    found = found.view(torch.bool) if size == 8 else found.bool()
+    bits, whole = words.view(kind)[:count].view(shape), math.floor(rare * 2**size)
+    limits = (torch.rand((*shape[:-1], 1), device=device) < rare * 2**size - whole).to(kind) + (whole - 2 ** (size - 1))
+    if size > 8 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        found = bits < limits
+    else:
+        found = bits.lt_(limits).view(torch.bool)  # torch compares whole vectors in place only; vmap has no lt_
     return found if p == rare else ~found
 
 
