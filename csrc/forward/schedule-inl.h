@@ -34,7 +34,10 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   // Weights that are kept have been packed before. A single row of a single step reads large ones as fast as they lie.
   const int64_t bytes = (cell.ih_gates * call.I + cell.hh_gates * call.P) * call.H * int64_t(sizeof(A));
   const bool kept = call.kept_place >= 0 && (call.T * B > 1 || bytes <= kNearBytes), once = call.T == 1 && !kept,
-             few_steps = !kept && (once ? rows < kPassing : call.T * ((B + 5) / 6) < 4);
+             floats = call.storage == Storage::float32 || call.storage == Storage::float64;
+  const int64_t least = std::min(cell.ih_gates > 0 ? call.I : kLong, cell.hh_gates > 0 ? call.P : kLong),
+                passing = floats && least >= kLong ? kPassingLong : kPassing;
+  const bool few_steps = !kept && (once ? rows < passing : call.T * ((B + 5) / 6) < 4);
   s.passing = once && !few_steps;
   const bool projects = cell.ih_gates > 0;
   s.chunked = projects && (s.normed || (call.T > 1 && rows < 16));  // few rows: poorly filled tiles
@@ -68,7 +71,10 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   s.parts = parts;
   // Weights that are used once are split for so many rows, and only by matrix registers. To split W_ih in three parts
   // takes as long as its products with a hundred rows.
-  const int64_t few = once     ? (single ? 16 : 64)
+  const int64_t few_once = single       ? 16
+                           : parts == 2 ? 64
+                                        : 192,
+                few = once     ? few_once
                       : single ? 4
                                : 16,
                 fewest = once             ? few

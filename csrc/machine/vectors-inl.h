@@ -211,6 +211,13 @@ class Stored {
   INLINE Storage storage() const { return storage_; }
   INLINE const uint16_t* bits(int64_t i) const { return static_cast<const uint16_t*>(data_) + i; }
 
+  // Numbers i..end, in the second-level cache by the time that they are read.
+  void prefetch(int64_t i, int64_t end) const {
+    const int64_t size = direct() ? sizeof(A) : 2;
+    const char* const from = static_cast<const char*>(data_);
+    for (i *= size; i < end * size; i += 64) __builtin_prefetch(from + i, 0, 2);
+  }
+
   INLINE Vec<A> get(int64_t i, int n) const { return direct() ? load_first(at(i), n) : get_16(i, n, storage_); }
   INLINE Vec<A> get_16(int64_t i, int n, Storage storage) const {
     if constexpr (sizeof(A) == 8) {
@@ -284,6 +291,16 @@ INLINE void transpose(Vec<A>* rows) {
     transpose<2 * S>(rows);
   }
 }
+// Lanes of a, but where S is in their number those of b; and their neighbours, S lanes on or back. The first is a
+// blend, which is not bound to one port of the processor as the second is.
+template <int S, class A, int... i>
+INLINE Vec<A> kept(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
+  return Vec<A>(__builtin_shufflevector(a.v, b.v, ((i & S) ? Vec<A>::W + i : i)...));
+}
+template <int S, class A, int... i>
+INLINE Vec<A> crossed(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
+  return Vec<A>(__builtin_shufflevector(a.v, b.v, ((i & S) ? Vec<A>::W + i - S : i + S)...));
+}
 // Lane i of the result is the sum of the lanes of rows[i].
 template <int S = 1, class A>
 INLINE Vec<A> reduce(Vec<A>* rows) {
@@ -292,7 +309,7 @@ INLINE Vec<A> reduce(Vec<A>* rows) {
     constexpr std::make_integer_sequence<int, W> lanes{};
 #pragma GCC unroll 16
     for (int i = 0; i < W; i += 2 * S)
-      rows[i] = exchange<S, false>(rows[i], rows[i + S], lanes) + exchange<S, true>(rows[i], rows[i + S], lanes);
+      rows[i] = kept<S>(rows[i], rows[i + S], lanes) + crossed<S>(rows[i], rows[i + S], lanes);
     return reduce<2 * S>(rows);
   }
   return rows[0];

@@ -78,25 +78,34 @@ __attribute__((noinline)) void dot_tile(const A* a, int64_t row, const Get& get,
   }
   alignas(kBytes) A out[W];
   reduce(acc).store(out);
-  for (int m = 0; m < MR; ++m)
-    for (int j = 0; j < n; ++j) sums[m * sums_row + j] = out[m * U + j];
+  for (int m = 0; m < MR; ++m) {
+    if (n == U) __builtin_memcpy(sums + m * sums_row, out + m * U, sizeof(A) * U);
+    else std::copy_n(out + m * U, n, sums + m * sums_row);
+  }
 }
 
 // The same for any number of rows and weight rows.
 template <class A, class Get>
 void dot_rows(int64_t rows, const A* a, int64_t row, const Get& get, int64_t first, int64_t n, int64_t K, A* sums,
               int64_t sums_row) {
-  auto block = [&](auto mr, int64_t m) {
+  // Rows m0..m1, MR at a time, with as many weight rows at a time as there are rows of a vector's sums for them.
+  auto block = [&](auto mr, int64_t m0, int64_t m1) {
     constexpr int MR = decltype(mr)::value, U = Vec<A>::W / MR;
-    for (int64_t j = 0; j < n; j += U)
-      dot_tile<MR>(a + m * row, row, get, first + j * K, int(std::min<int64_t>(U, n - j)), K, sums + m * sums_row + j,
-                   sums_row);
+    for (int64_t j = 0; j < n; j += U) {
+      const int64_t next = j + U < n && m1 - m0 > MR ? std::min<int64_t>(U, n - j - U) * K : 0;
+      for (int64_t m = m0; m < m1; m += MR) {
+        dot_tile<MR>(a + m * row, row, get, first + j * K, int(std::min<int64_t>(U, n - j)), K, sums + m * sums_row + j,
+                     sums_row);
+        const int64_t ahead = first + (j + U) * K;
+        get.w.prefetch(ahead + next * (m - m0) / (m1 - m0), ahead + next * (m + MR - m0) / (m1 - m0));
+      }
+    }
   };
   constexpr int MANY = std::min(4, Vec<A>::W / 2);
-  int64_t m = 0;
-  for (; m + MANY <= rows; m += MANY) block(std::integral_constant<int, MANY>{}, m);
-  for (; m + 2 <= rows; m += 2) block(std::integral_constant<int, 2>{}, m);
-  for (; m < rows; ++m) block(std::integral_constant<int, 1>{}, m);
+  const int64_t many = rows / MANY * MANY, two = rows / 2 * 2;
+  block(std::integral_constant<int, MANY>{}, 0, many);
+  block(std::integral_constant<int, 2>{}, many, two);
+  block(std::integral_constant<int, 1>{}, two, rows);
 }
 
 // sums[m][j] = row m times the weights' row of K numbers from `first + j * K` on, as they are stored. For weights in
