@@ -80,7 +80,8 @@ __attribute__((noinline)) void dot_tile(const A* a, int64_t row, const Get& get,
   reduce(acc).store(out);
   for (int m = 0; m < MR; ++m) {
     if (n == U) __builtin_memcpy(sums + m * sums_row, out + m * U, sizeof(A) * U);
-    else std::copy_n(out + m * U, n, sums + m * sums_row);
+    else
+      for (int j = 0; j < n; ++j) sums[m * sums_row + j] = out[m * U + j];
   }
 }
 
@@ -88,7 +89,8 @@ __attribute__((noinline)) void dot_tile(const A* a, int64_t row, const Get& get,
 template <class A, class Get>
 void dot_rows(int64_t rows, const A* a, int64_t row, const Get& get, int64_t first, int64_t n, int64_t K, A* sums,
               int64_t sums_row) {
-  // Rows m0..m1, MR at a time, with as many weight rows at a time as there are rows of a vector's sums for them.
+  // Rows m0..m1, MR at a time, with as many weight rows as fill a vector with their sums. Weight rows stay in the
+  // first-level cache for all of them, while the next ones are fetched.
   auto block = [&](auto mr, int64_t m0, int64_t m1) {
     constexpr int MR = decltype(mr)::value, U = Vec<A>::W / MR;
     for (int64_t j = 0; j < n; j += U) {
