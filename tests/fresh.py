@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -35,8 +36,9 @@ def server():
 
 
 def python(*arguments, env=None, cwd=None, timeout=120):
-    """Runs ``python [-W action[::category] ...] -c code``, or ``-m module`` in place of the code: what
-    ``subprocess.run`` gives, with its output as text. The package of these tests can be imported."""
+    """Runs ``python [-W action[::category] ...] -c code``, or ``-m module`` or a file in place of the code: what
+    ``subprocess.run`` gives, with its output as text. The package of these tests can be imported. What has run for
+    ``timeout`` seconds ends with SIGALRM, and with it what it has forked."""
     env = dict(os.environ if env is None else env)
     env["PYTHONPATH"] = os.pathsep.join([package(), env.get("PYTHONPATH", "")])
     command = [sys.executable, *map(str, arguments)]
@@ -55,8 +57,12 @@ def serve():
     for line in sys.stdin:
         asked = json.loads(line)
         if child := os.fork():
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+            _, status = os.waitpid(child, 0)
+            with suppress(ProcessLookupError):
+                os.killpg(child, signal.SIGKILL)
+            print(os.waitstatus_to_exitcode(status), flush=True)
             continue
+        os.setsid()
         for number, path in enumerate((os.devnull, *asked["paths"])):
             os.dup2(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), number)
         signal.alarm(asked["timeout"])
@@ -77,11 +83,15 @@ def main():
         action, _, category = words[1].partition("::")
         warnings.simplefilter(action, getattr(builtins, category) if category else Warning)
         words = words[2:]
-    kind, text, *sys.argv[1:] = words
-    if kind == "-m":
-        runpy.run_module(text, run_name="__main__", alter_sys=True)
+    if words[0] == "-m":
+        sys.argv[1:] = words[2:]
+        runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+    elif words[0] == "-c":
+        sys.argv[:] = ["-c", *words[2:]]
+        exec(compile(words[1], "<string>", "exec"), globals())
     else:
-        exec(compile(text, "<string>", "exec"), globals())
+        sys.argv[:] = words
+        runpy.run_path(words[0], run_name="__main__")
 
 
 if __name__ == "__main__":
