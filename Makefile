@@ -54,13 +54,13 @@ notebooks: $(VENV)/notebooks
 	$(PY) examples/notebooks/make.py
 
 # Suites are in processes of their own, for Triton kernels are interpreted in one and compiled in another. Two run at a
-# time, and the next begins when one has ended: hence the longest first. All run, each prints all it has to say when it
-# has ended, and the last line is the sum of theirs. Where the short suite has pairs of values (tests/pairwise.py),
-# test-all has their products.
+# time, and the next begins when one has ended: hence the longest first, and last the one that has several processes of
+# its own. All run, each prints all it has to say when it has ended, and the last line is the sum of theirs. Where the
+# short suite has pairs of values (tests/pairwise.py), test-all has their products.
 OPTIONS := tests/examples tests/nn/test_option*.py tests/op/test_op_*.py
 INTERPRETED := tests/gpu/test_triton_interpreted*.py
 COMPILED := tests/gpu/test_triton_compiled*.py
-SUITES := all-others cpu triton-compiled options-examples triton-interpreted
+SUITES := all-others options-examples triton-compiled triton-interpreted cpu
 SUITE_all-others = tests benchmarks/test_regression.py --ignore=tests/cpu \
   $(patsubst %,--ignore-glob='%',$(INTERPRETED) $(COMPILED) $(OPTIONS))
 SUITE_cpu = tests/cpu

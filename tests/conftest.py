@@ -1,6 +1,8 @@
 """Fixtures of all tests. Tests run with warnings as errors; only the one about a missing extension is expected."""
 
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,3 +35,24 @@ def backend(request):
             pytest.skip(f"{request.param}: {reason}")
     with backends.force(request.param):
         yield request.param
+
+
+@pytest.fixture(autouse=True, scope="session")
+def laid_out_once():
+    """Pictures of a name are laid out once, which takes most of their time, and then only drawn."""
+    if "matplotlib.figure" not in sys.modules:  # nothing that was collected draws
+        yield
+        return
+    figure, before = sys.modules["matplotlib.figure"].Figure, set()
+    whole = figure.savefig
+
+    def savefig(self, path, **options):
+        name = Path(path).name
+        if name in before:
+            self.set_layout_engine("none")
+        before.add(name)
+        whole(self, path, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure, "savefig", savefig)
+        yield

@@ -180,7 +180,7 @@ def build(folder):
 
 def finds(folder, name, fault):
     """Whether the tests of a fault fail with it."""
-    variables = {"PLANTED": name, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    variables = {"PLANTED": name, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}{os.pathsep}{folder / 'tests'}"}
     variables |= {"TRITON_INTERPRET": "1"} if fault.kind == "triton" else {}
     variables |= {"GLIBC_TUNABLES": "glibc.malloc.perturb=1:glibc.malloc.tcache_count=0"}  # as in test_cpp.py
     if ".py" in fault.tests:

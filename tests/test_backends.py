@@ -2,11 +2,9 @@
 
 import importlib
 import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
+import fresh
 import pytest
 import torch
 from common import assert_close, make_case
@@ -29,11 +27,9 @@ def call(**changes):
 
 
 def python(*arguments, **environment):
-    """Run this Python, warnings on, with the package on its path."""
-    path = os.pathsep.join([str(Path(rnnkernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    """Run Python, warnings on, with these environment variables of ours only."""
     outer = {k: v for k, v in os.environ.items() if not k.startswith("RNNKERNELS")}
-    environment = {**outer, "PYTHONPATH": path, **environment}
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+    return fresh.python(*arguments, env={**outer, **environment})
 
 
 @pytest.fixture(autouse=True)

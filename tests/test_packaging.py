@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import fresh
 import pytest
 import setuptools
 
@@ -48,12 +49,8 @@ WARNING = "rnnkernels: the C++ extension is not there, the CPU runs on the slow 
 
 def python(code, *options):
     """Run code in a fresh interpreter, outside the repository."""
-    path = os.pathsep.join([str(Path(rnnkernels.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("RNNKERNELS", "PYTHONWARNINGS"))}
-    environment["PYTHONPATH"] = path
-    return subprocess.run(
-        [sys.executable, *options, "-c", code], capture_output=True, text=True, env=environment, timeout=120, cwd="/"
-    )
+    return fresh.python(*options, "-c", code, env=environment, cwd="/")
 
 
 def test_without_the_extension_it_warns_once_and_runs_on_the_reference():
@@ -96,7 +93,7 @@ def test_a_build_that_failed_leaves_its_reason(tmp_path):
         setup.parent / "rnnkernels", out / "rnnkernels", ignore=shutil.ignore_patterns("*.so"), dirs_exist_ok=True
     )
     code = "import sys\nsys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f)]\nimport rnnkernels"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=out, timeout=120)
+    done = fresh.python("-c", code, cwd=out)
     assert "it could not be built: Command '['false'" in done.stderr, done.stderr
 
 

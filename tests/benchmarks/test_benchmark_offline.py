@@ -144,7 +144,7 @@ def test_tensors_without_memory_launch_the_kernels_that_real_ones_do():
 
 def test_each_stage_is_another_kernel_and_an_unknown_one_is_refused():
     def hashes(*stages):
-        found = triton_offline.launches(ARCHS["sm_80"], "gru", torch.bfloat16, 3, 4, 16, stages=stages, train=False)
+        found = triton_offline.launches(ARCHS["sm_80"], "rnn", torch.bfloat16, 3, 4, 16, stages=stages, train=False)
         return {launch.compiled.hash for launch in found}
 
     apart = [

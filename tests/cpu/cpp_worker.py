@@ -20,6 +20,7 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from common import TOLERANCES
@@ -138,22 +139,30 @@ WORKER = Path(__file__)
 
 
 def in_process(*command, timeout=240, **variables):
-    """Runs this file, or other arguments of python, in a process of its own; returns its output and how it ended."""
+    """Runs this file, or other arguments of python, in a process of its own; returns its output and how it ended. It is
+    a fork of one that has imported torch, unless there are variables that are read when libraries are loaded."""
     tests, package = Path(__file__).parents[1], Path(rnnkernels.__file__).parents[1]
     folders = [package, tests, *(path for path in sorted(tests.iterdir()) if path.is_dir())]
     path = os.pathsep.join([*map(str, folders), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, *command], env=os.environ | {"PYTHONPATH": path} | variables,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
-    try:
-        output, said = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with what it has forked
-        output, said = process.communicate()
-        return output, f"still running after {timeout} s, last words:\n{said[-1500:]}"
-    trouble = f"exit status {process.returncode}, last words:\n{said[-1500:]}" if process.returncode else None
-    return output, trouble
+    env = os.environ | {"PYTHONPATH": path} | variables
+    if not any(name.startswith(("OMP_", "GLIBC_", "LD_")) for name in variables):
+        done = fresh.python(*command, env=env, timeout=timeout)
+        output, said, status, late = done.stdout, done.stderr, done.returncode, done.returncode == -signal.SIGALRM
+    else:
+        process = subprocess.Popen(
+            [sys.executable, *command], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+        late = False
+        try:
+            output, said = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            late = True
+            os.killpg(process.pid, signal.SIGKILL)  # with what it has forked
+            output, said = process.communicate()
+        status = process.returncode
+    how = f"still running after {timeout} s" if late else f"exit status {status}"
+    return output, f"{how}, last words:\n{said[-1500:]}" if status else None
 
 
 @cache

@@ -1,10 +1,9 @@
 """The head-to-head program: the two trainings agree, the model learns, and unusable files end in one clear line."""
 
 import math
-import subprocess
-import sys
 from pathlib import Path
 
+import fresh
 import pytest
 import torch
 from common import UNUSABLE_TEXTS, refused, unusable
@@ -120,9 +119,7 @@ def test_the_shortest_text_that_is_accepted_works(tmp_path, capsys):
 def test_it_imports_no_more_than_make_demo_installs():
     """Packages of the extra `demo` and of torch; Lightning, tokenizers and the like belong to the other examples."""
     code = "import sys, examples.demo; print(*{name.partition('.')[0] for name in sys.modules})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=Path(demo.__file__).parents[1]
-    )
+    done = fresh.python("-c", code, cwd=Path(demo.__file__).parents[1])
     assert done.returncode == 0, done.stderr
     imported = set(done.stdout.split())
     assert {"torch", "matplotlib", "numpy", "tqdm"} <= imported

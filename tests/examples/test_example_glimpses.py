@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 
 from examples import caption, common, glimpses
 
-TINY = ("--pictures", "300", "--epochs", "2", "--hidden", "12")
+TINY = ("--pictures", "130", "--epochs", "2", "--hidden", "12")
 
 
 def metrics(out):

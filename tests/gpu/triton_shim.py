@@ -4,7 +4,7 @@
 - bfloat16: casts round to nearest even, arithmetic and dots go through float32 (the stock interpreter truncates, and
   multiplies the bit patterns as integers);
 - ``tl.fma`` of float32 rounds once, as it does everywhere else;
-- types are made once, and the language is patched once per launch: the same values in half the time;
+- types and shapes are made once, and the language is patched once per launch: the same values in a third of the time;
 - optionally, ``EMULATE_TF32`` rounds the operands of tf32 dots;
 - ``concurrent_grid``: the programs of a grid run at the same time, one thread each, and a seeded scheduler decides at
   every memory operation which goes on, so that kernels whose programs wait for each other can be tested, repeatably.
@@ -18,6 +18,7 @@ from functools import cache
 import numpy as np
 import triton.language as tl
 import triton.runtime.interpreter as interpreter
+from triton.language.semantic import TritonSemantic
 
 EMULATE_TF32 = False
 BUILDER = interpreter.InterpreterBuilder
@@ -198,17 +199,30 @@ def patch_nesting():
 
 
 def patch_types():
-    """Types are made once: the stock interpreter makes those of a tensor and of its shape again for each result, and a
-    table of all dtypes whenever it asks for one, which is a third of the time."""
+    """Types and shapes are made once: the stock interpreter makes those of a tensor again for each result, a table of
+    all dtypes whenever it asks for one, and a shape for every two operands, which is half of the time."""
     core, stock_block, stock_dtype = tl.core, tl.block_type.__init__, interpreter._get_np_dtype
     stock_tuple, blocks, shapes, dtypes = core._type_for_tuple_values, {}, {}, {}
+    stock_tensor, stock_broadcast, of_scalar = tl.tensor.__init__, TritonSemantic.broadcast_impl_value, {}
 
     def block(self, element_ty, shape):
-        key = element_ty.name, *(getattr(n, "value", n) for n in shape)
+        sizes = tuple(getattr(n, "value", n) for n in shape)
+        key = element_ty.name, sizes
         if key not in blocks:
             stock_block(self, element_ty, shape)
-            blocks[key] = dict(vars(self))
+            blocks[key] = vars(self) | {"sizes": sizes, "of_tensors": {}}
         vars(self).update(blocks[key])
+
+    def tensor(self, handle, type):
+        known = type.of_tensors if type.is_block() else of_scalar
+        if not known:
+            stock_tensor(self, handle, type)
+            known.update(shape=self.shape, numel=self.numel)
+        vars(self).update(known, handle=handle, type=type, dtype=type.scalar)
+
+    def broadcast(self, a, b):
+        same = a.type.is_block() and b.type.is_block() and a.type.sizes == b.type.sizes
+        return (a, b) if same else stock_broadcast(self, a, b)
 
     def of_values(values, fields=None):
         if fields or not all(type(v) is int or type(v) is tl.constexpr and type(v.value) is int for v in values):
@@ -224,6 +238,7 @@ def patch_types():
         return dtypes[dtype.name]
 
     tl.block_type.__init__, core._type_for_tuple_values, interpreter._get_np_dtype = block, of_values, np_dtype
+    tl.tensor.__init__, TritonSemantic.broadcast_impl_value = tensor, broadcast
 
 
 def switching(stock):

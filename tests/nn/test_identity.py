@@ -2,13 +2,11 @@
 
 import copy
 import io
-import os
 import pickle
-import subprocess
-import sys
 import warnings
 from functools import singledispatch
 
+import fresh
 import pytest
 import torch
 from common import assert_close
@@ -200,9 +198,8 @@ f = torch.compile(lambda x: m(x)[0], fullgraph=True, backend="eager")
 assert torch.allclose(f(x), m(x)[0]) and isinstance(m, torch.nn.GRU)
 assert not any(getattr(finder, "name", "") == "torch._dynamo.variables.builder" for finder in sys.meta_path)
 """
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    )
+    done = fresh.python("-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 class Net(nn.Module):

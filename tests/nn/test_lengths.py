@@ -1,9 +1,8 @@
 """Wrong lengths: an error at once on the CPU, an assertion on other devices and in graphs, for which nobody waits."""
 
 import os
-import subprocess
-import sys
 
+import fresh
 import pytest
 import torch
 from torch.func import grad, vmap
@@ -126,7 +125,7 @@ print("passed")
 @pytest.mark.parametrize("value, status, words", [("0", 0, "passed"), ("1", 1, ASSERTED), ("no", 1, "=no is neither")])
 def test_environment_variable(value, status, words):
     env = {**os.environ, checks.ENVIRONMENT_VARIABLE: value}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=env)
+    done = fresh.python("-c", PROGRAM, env=env)
     assert done.returncode == status and words in done.stdout + done.stderr
 
 

@@ -12,6 +12,8 @@ from test_options import B, H, T, build, run
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call, grad, vmap
 
+import rnnkernels
+
 INDUCTOR = "inductor" if any(map(shutil.which, ("g++", "clang++", "c++"))) else "aot_eager"
 # what torch's own compiler does in compiling
 pytestmark = [
@@ -96,7 +98,8 @@ def test_compiled(fresh, name):
 
 
 def test_recompute_compiles_once_for_all_lengths(fresh):
-    module = make("LSTM").eval()
+    torch.manual_seed(0)
+    module = rnnkernels.LSTM(3, 4, zoneout=(0.1, 0.2), layer_norm=True, recompute=True, dtype=torch.float64).eval()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for T in (5, 9, 40):

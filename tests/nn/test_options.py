@@ -7,7 +7,7 @@ from conftest import CPU_BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from options_cases import ACTIVATIONS, plain
-from pairwise import cases, in_turn
+from pairwise import ALL, cases, in_turn
 from test_modules import flat
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
@@ -162,7 +162,7 @@ def test_features_alone_and_in_pairs(cell, first, second, name):
     st.lists(st.sampled_from(list(FEATURES)), min_size=3, max_size=7, unique=True),
     st.integers(1, 2), st.booleans(), st.integers(0, 99),
 )  # fmt: skip
-@settings(deadline=None, derandomize=True, max_examples=120, database=None)
+@settings(deadline=None, derandomize=True, max_examples=120 if ALL else 60, database=None)
 def test_any_combination(name, cell, features, layers, bias, seed):
     chosen = []
     for feature in features:

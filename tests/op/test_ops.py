@@ -6,7 +6,7 @@ import pytest
 import torch
 from common import assert_close, make_case
 from conftest import CPU_BACKENDS
-from pairwise import cases
+from pairwise import ALL, cases
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
@@ -46,7 +46,7 @@ GRID = cases(CELLS, VARIANTS, CPU_BACKENDS, exists=has_variant)
 def test_gradients_of_first_and_second_order(backend, cell, variant):
     case = make_case(cell, **{"T": 2, "I": 2, "H": 3, **VARIANTS[variant]})
     assert gradcheck(case, case.tensors, fast_mode=variant != "plain")
-    assert gradgradcheck(case, case.tensors, fast_mode=variant != "plain")
+    assert gradgradcheck(case, case.tensors, fast_mode=variant != "plain" or not ALL)
 
 
 @pytest.mark.parametrize("make", [

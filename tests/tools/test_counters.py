@@ -1,9 +1,9 @@
 """FLOP counters: the products of every cell, direction, projection and head, forward and backward, counted by hand."""
 
-import subprocess
 import sys
 import types
 
+import fresh
 import pytest
 import torch
 from common import make_case
@@ -132,4 +132,4 @@ def test_registration_waits_for_the_counter():
     """The import of this package does not import torch's counter, which takes Triton along."""
     code = "import rnnkernels, sys; assert 'torch.utils.flop_counter' not in sys.modules\n"
     code += "import torch, torch.utils.flop_counter as c; assert torch.ops.rnnkernels.stack in c.flop_registry"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    fresh.python("-c", code).check_returncode()
