@@ -86,7 +86,7 @@ FAULTS = {
     "cpp: two parts of a float instead of three": Fault(
         "cpp", "s.parts = parts;",
         "s.parts = PLANTED ? std::min(parts, 2) : parts;",
-        "test_cpp_accuracy.py",
+        "test_cpp_accuracy.py -k amx",  # with -O1 sigmoid is a little less right on AVX2
     ),
     "cpp: a mask of the reset is not that of the row": Fault(
         "cpp", "return call.reset && next >= 0 && next < T && call.resets(d, next, b);",
