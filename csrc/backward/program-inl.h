@@ -83,7 +83,7 @@ struct BackwardSource {
 
 // The gradients of the states after step t, for rows r..r+n and vectors q0..q1 of units: those of the new states go to
 // the cell, and what zoneout or the end of a sequence lets pass stays with the old ones. That of state 0 through the
-// recurrent product is there; with a projection, all of it.
+// recurrent product is there; with a projection, all of it. States apart from y may have gradients of every step.
 template <class A>
 void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
   using V = Vec<A>;
@@ -91,15 +91,21 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
   const int64_t t = of.t, row = loop.gradients.row;
   const bool zoned = bool(call.zone[0]), y_is_h = !call.cell->program->has_y;
   const bool plain = !zoned && !call.lengths && !call.reset && !call.h_mask;
-  for (int k = call.project; k < int(call.cell->states); ++k)
+  for (int k = call.project; k < int(call.cell->states); ++k) {
+    const int64_t history = call.cell->program->history(k);
+    const A* const dcells =
+        history < 0 || !loop.dcells ? nullptr : loop.dcells + history * call.D * loop.T * loop.B * loop.H;
     for (int64_t b = of.r; b < of.r + of.n; ++b) {
+      const int64_t at = loop.tape.cells_at(t, b);
       if (plain) {
         A *to = loop.gradients.of_state[k].data() + b * row, *carried = loop.carried.c_of(b, k);
         const int64_t y = k == 0 && y_is_h ? loop.tape.y_at(t, b) : -1;
         for (int64_t j = of.q0 * V::W; j < of.q1 * V::W; j += V::W) {
           V d = load(carried + j);
           if (k == 0) d = load(to + j) + d;
-          if (y >= 0) d = d + loop.dy.get(y + j, int(std::min<int64_t>(V::W, loop.H - j)));
+          const int lanes = int(std::min<int64_t>(V::W, loop.H - j));
+          if (y >= 0) d = d + loop.dy.get(y + j, lanes);
+          if (dcells) d = d + load_first(dcells + at + j, lanes);
           d.store(to + j), V(A(0)).store(carried + j);
         }
         continue;
@@ -111,6 +117,7 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
         V d, old(A(0));
         if (k == 0) d = loop.carried.arriving(t, b, j, load(to + j));
         else loop.carried.arriving_c(t, b, j, k), d = load(carried + j);
+        if (dcells) d = d + load_first(dcells + at + j, lanes);
         if (!alive) {
           old = d;
         } else {
@@ -120,6 +127,7 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
         old.store(carried + j), d.store(to + j);
       }
     }
+  }
 }
 
 template <class A>

@@ -199,9 +199,8 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
   if (call.histories())
     call.cells = const_cast<void*>(
         call.take(saved.back(), {call.histories() * call.D, call.T, call.B, call.H}, "cells", accumulate));
-  STD_TORCH_CHECK(!dcells || !call.cell->program, "rnnkernels: the cell ", call.cell->name,
-                  " is a program: its states have no gradients of their own");
-  if (dcells) call.dcells = call.take(*dcells, {call.D, call.T, call.B, call.H}, "dcells", accumulate);
+  if (dcells)
+    call.dcells = call.take(*dcells, {call.histories() * call.D, call.T, call.B, call.H}, "dcells", accumulate);
 
   Tensor dx = needs[0] ? (x.dim() == 4 ? empty(type, {x.size(0), call.T, call.B, call.I})
                                        : empty(type, {call.T, call.B, call.I}))

@@ -99,11 +99,12 @@ def gradients(graph, seeds, leaves):
     return {n: total[n] for n in leaves if n in total}
 
 
-def cheapest(graph, needed, free, price):
-    """The values to keep: a smallest set that cuts ``needed`` off from the loads that the backward pass does not have.
+def cheapest(graph, needed, free, price, early=False):
+    """The values to keep: a smallest set that cuts ``needed`` off from the loads that are not ``free``.
 
-    Of smallest sets the one nearest to ``needed``, which leaves the least to be computed again. A vertex cut by
-    augmenting paths (Ford & Fulkerson 1956): node n is an edge of capacity ``price(n)`` from 2n to 2n + 1.
+    Of smallest sets the one nearest to ``needed``, which leaves the least to be computed again; with ``early`` the one
+    nearest to the loads. A vertex cut by augmenting paths (Ford & Fulkerson 1956): node n is an edge of capacity
+    ``price(n)`` from 2n to 2n + 1.
     """
     nodes = [n for n in graph.ancestors(needed, free) if n not in free]
     source, sink = -1, -2
@@ -143,6 +144,8 @@ def cheapest(graph, needed, free, price):
         for a, b in path:
             capacity[a][b] -= flow
             capacity[b][a] += flow
+    if early:
+        return [n for n in nodes if 2 * n in before and 2 * n + 1 not in before]
     late = reach(sink, False)  # what can still reach the sink: its border is the nearest cut
     return [n for n in nodes if 2 * n + 1 in late and 2 * n not in late]
 

@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from .. import backends
 from ..cells import reference, spec_of
 from ..cells.interpret import primal
-from . import recompute, vmap
+from . import recompute, tangent, vmap
 from .flat import Plan, Pull
 
 
@@ -155,8 +155,7 @@ def double_backward(pull, tensors, gg):
 
 
 def run_in_torch(pull, *tensors):
-    """``run_layer_backward`` in torch operations, for gradients with tangents, and for ``is_grads_batched``, whose old
-    vmap takes only torch's ops."""
+    """``run_layer_backward`` in torch operations, for ``is_grads_batched``, whose old vmap takes only torch's ops."""
     (dy, *dlast), inputs, _ = pull.split(tensors)
     n = sum(pull.plan.sizes())
     with torch.enable_grad():
@@ -224,8 +223,10 @@ class Eager(torch.autograd.Function):
         grads = output_gradients(ctx.plan, grads) if ctx.plan.return_saved else grads
         pull, flat = pull_of(ctx.plan, ctx.n_in, ctx.needs_input_grad[1:], ctx.saved_tensors, grads)
         given = [g for g in grads if g is not None]
-        if not torch.compiler.is_compiling() and (any(map(is_legacy_batchedtensor, given)) or has_tangent(given)):
+        if not torch.compiler.is_compiling() and batched_as_before(given):
             run = without_autocast(run_in_torch)
+        elif not torch.compiler.is_compiling() and has_tangent(given):
+            run = TransformBackward.apply
         else:
             run = EagerBackward.apply if torch.is_grad_enabled() else run_layer_backward
         return (None, *pull.spread(run(pull, *flat)))
@@ -255,14 +256,20 @@ class TransformBackward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        """The backward pass is linear in its gradients; what it saved has no tangent where modules call it."""
-        given, *rest = ctx.pull.split(tangents)
-        if any(t is not None for part in rest for t in part):
-            raise NotImplementedError(FORWARD_MODE)
+        """The backward pass is linear in its gradients. What it saved are functions of the layer's inputs."""
+        given, of_inputs, _ = ctx.pull.split(tangents)
         with forward_ad._set_fwd_grad_enabled(True):
             grads, inputs, saved = ctx.pull.split([t if t is None else primal(t) for t in ctx.saved_tensors])
-            given = [torch.zeros_like(g) if t is None else t for t, g in zip(given, grads, strict=True)]
-            return TransformBackward.apply(ctx.pull, *given, *inputs, *saved)
+            found = []
+            if any(t is not None for t in given):
+                given = [torch.zeros_like(g) if t is None else t for t, g in zip(given, grads, strict=True)]
+                found.append(TransformBackward.apply(ctx.pull, *given, *inputs, *saved))
+            if any(t is not None for t in of_inputs):
+                run = without_autocast(
+                    lambda y: tangent.of_gradients(Transform.apply, ctx.pull, grads, inputs, of_inputs)
+                )
+                found.append(run(saved[0]))
+            return found[0] if len(found) == 1 else tuple(map(torch.add, *found))
 
 
 class Transform(torch.autograd.Function):
@@ -276,10 +283,12 @@ class Transform(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         plan, *tensors = inputs
+        ctx.n_out = len(output)
         rest = output[1 + spec_of(plan.cell).states :]
         own, saved = rest[: plan.exposed], rest[plan.exposed :]
         ctx.plan, ctx.n_in = plan, len(tensors)
         ctx.save_for_backward(*tensors, own[0] if plan.exposed else output[0], *saved)
+        ctx.save_for_forward(*tensors, output[0], *(saved[-1:] if plan.return_cells else ()))
         if not plan.return_saved:
             saved = saved[:-1] if plan.return_cells else saved
             ctx.mark_non_differentiable(*own, *saved)
@@ -299,8 +308,20 @@ class Transform(torch.autograd.Function):
         return vmap.layer(Transform.apply, info.batch_size, in_dims[1:], plan, tensors)
 
     @staticmethod
-    def jvp(ctx, *tangents):
-        raise NotImplementedError(FORWARD_MODE)
+    def jvp(ctx, _, *tangents):
+        plan, n = ctx.plan, ctx.n_in
+        spec = spec_of(plan.cell)
+        if plan.return_saved or plan.return_cells != (spec.apart > 0):  # not by run.py
+            raise NotImplementedError(FORWARD_MODE)
+        with forward_ad._set_fwd_grad_enabled(True):
+            tensors = [t if t is None else primal(t) for t in ctx.saved_tensors]
+            (y, *cells), tensors = tensors[n:], tensors[:n]
+            run = without_autocast(
+                lambda y: tangent.of_layer(Transform.apply, plan, tensors, tangents, y, *cells or [None])
+            )
+            found = run(y)
+        dcells = found[1 + spec.states :]
+        return (*found[: 1 + spec.states], *[None] * (ctx.n_out - len(found)), *dcells)
 
 
 FORWARD_MODE = "rnnkernels: the raw ops have no forward-mode derivative (jvp, jacfwd); modules and functional have"
@@ -313,6 +334,14 @@ def has_tangent(tensors):
     if transforming():
         return True
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def batched_as_before(tensors):
+    """True if a tensor, or its tangent, is of torch's old vmap, as of ``is_grads_batched``: it takes only torch's ops."""
+    tensors = [t for t in tensors if t is not None]
+    if forward_ad._current_level >= 0 and not transforming():
+        tensors += [t for t in map(lambda t: forward_ad.unpack_dual(t).tangent, tensors) if t is not None]
+    return any(map(is_legacy_batchedtensor, tensors))
 
 
 def forward_mode():

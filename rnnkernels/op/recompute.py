@@ -21,30 +21,21 @@ def without_gates(cell, saved):
 def with_gates(call, y, cells):
     """The tensors that ``save`` gives, from the call, y (T, B, D*P) and [cells (D, T, B, H)], or [].
 
-    The states that entered a step are those that left the one before, so that no step has to wait for another.
+    The states that entered the steps are there, so that no step has to wait for another.
     """
-    spec, x, reverse, lengths, reset, h_mask = call.spec, call.x, call.reverse, call.lengths, call.reset, call.h_mask
+    spec, x, h_mask = call.spec, call.x, call.h_mask
     K = spec.planes_of(len(call.zone) > 0)
     if not K:
         return cells
     acc, D, (T, B) = accumulate_dtype(x.dtype), call.D, y.shape[:2]
-    states = call.states or reference.zero_states(call)
-    outputs, rows = y.unflatten(-1, (D, -1)), max(spec.gates, 1) * call.H
-    parts = parts_of(y, B * rows)
+    parts = parts_of(y, B * max(spec.gates, 1) * call.H)
     gates = x.new_empty(D, T, B, K, call.H)
-    apart = [c for n in cells for c in n.unflatten(0, (spec.apart, D))]
     for d in range(D):
         own = reference.Direction(call, d)
-        backward, ends = reverse[d % len(reverse)], reference.group(lengths, d, reverse, 1)
-        x_TBI, at = reference.group(x, d, reverse, 3), reference.group(reset, d, reverse, 2)
+        x_TBI = reference.group(x, d, call.reverse, 3)
         extras = reference.extras_of(call, d)
-        left = [c[d] for c in apart]
-        left, first = left if spec.apart == spec.states else [outputs[:, :, d], *left], [s[d].to(acc) for s in states]
-        restart = [s[d].to(acc) for s in call.reset_states] or [0.0] * len(left)
         for a, b in parts:
-            old = [entering(s, f, backward, ends, a, b) for s, f in zip(left, first, strict=True)]
-            if at is not None:
-                old = [torch.where(at[a:b, :, None], r, s) for s, r in zip(old, restart, strict=True)]
+            old = entered(call, y, cells[0] if cells else None, d, a, b)
             inputs = own.inputs(x_TBI[a:b].to(acc))
             # a row for each step and sequence
             rows_of = lambda t: t.expand(b - a, *t.shape[-2:]).flatten(0, 1)  # noqa: B023, E731
@@ -65,6 +56,26 @@ def parts_of(y, each):
         return [(0, T)]  # a compiler, which may trace with its own tensors, fuses as it likes, for any T
     steps = max(-(-T // PARTS), LEAST // max(1, each), 1)
     return [(a, min(a + steps, T)) for a in range(0, T, steps)]
+
+
+def entered(call, y, cells, d, a=0, b=None):
+    """The states (b-a, B, H or P) that enter steps a to b of direction d, from y (T, B, D*P) and cells, if any.
+
+    The states that entered a step are those that left the one before.
+    """
+    acc, reverse = accumulate_dtype(call.x.dtype), call.reverse
+    b = y.size(0) if b is None else b
+    left = [] if cells is None else list(cells.unflatten(0, (call.spec.apart, call.D))[:, d])
+    if len(left) < call.spec.states:
+        left = [y.unflatten(-1, (call.D, -1))[:, :, d], *left]
+    first = [s[d].to(acc) for s in call.states or reference.zero_states(call)]
+    backward, ends = reverse[d % len(reverse)], reference.group(call.lengths, d, reverse, 1)
+    old = [entering(s, f, backward, ends, a, b) for s, f in zip(left, first, strict=True)]
+    at = reference.group(call.reset, d, reverse, 2)
+    if at is None:
+        return old
+    restart = [s[d].to(acc) for s in call.reset_states] or [0.0] * len(old)
+    return [torch.where(at[a:b, :, None], r, s) for s, r in zip(old, restart, strict=True)]
 
 
 def entering(left, first, backward, ends, a, b):

@@ -7,11 +7,13 @@ from .. import backends
 from ..cells import reference
 from ..recorders import onnx
 from . import schema  # noqa: F401 - defines the ops
+from . import tangent
 from .autograd import (
     OPS,
     Eager,
     Transform,
     autocast_enabled,
+    batched_as_before,
     differentiating,
     forward_mode,
     has_tangent,
@@ -82,11 +84,15 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
     recorded = not transform and recording()
     if traced and forward_mode():  # not in the graph: each step unrolled, without derivatives of a user's own
         return torch.compiler.disable(layer)(call, return_cells=return_cells, recompute=recompute, exposed=exposed)
-    if not traced and has_tangent(tensors):  # a tangent flows through torch's operations, and so does reverse over it
-        y, last, saved = reference.layer(*call, return_cells)
+    forward = not traced and has_tangent(tensors)
+    if forward and (recorded or backend == "reference" or batched_as_before(tensors) or tangent.why_not(call)):
+        y, last, saved = reference.layer(*call, return_cells)  # a tangent flows through torch's operations
         return (y, tuple(last), saved[-1]) if return_cells else (y, tuple(last))
+    transform = transform or forward
     if not recorded and (transform or wants_gradient(tensors)):
-        plan = Plan.of(call, backend, return_cells=return_cells, recompute=recompute, exposed=exposed)
+        cells = return_cells or (forward and call.spec.apart > 0)  # the tangents of a layer follow from its results
+        recompute = recompute or (forward and not tangent.differentiated(tensors))  # gates of no use
+        plan = Plan.of(call, backend, return_cells=cells, recompute=recompute, exposed=exposed)
         if transform:
             y, *rest = transform_in_graph(*plan, *tensors) if traced else Transform.apply(plan, *tensors)
         elif traced or x.size(0) == 1 or x.is_contiguous() or not any(w.requires_grad for w in weights):

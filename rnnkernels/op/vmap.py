@@ -130,7 +130,7 @@ def layer_backward(apply, N, dims, pull, tensors):
     flat = [
         fold(*dy, N, table["y"]),
         *[fold(t, d, N, table["state"]) for t, d in dlast],
-        *[fold(t, d, N, table["cells"]) for t, d in dcells],
+        *[fold_cells(t, d, N, table["cells"], spec_of(plan.cell).apart) for t, d in dcells],
         *flat,
         fold(*y, N, table["y"]),
         *[

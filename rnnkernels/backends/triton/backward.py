@@ -50,7 +50,7 @@ from .tiles import (
 
 @triton.jit(do_not_specialize=PLAIN)
 def scan_backward(
-    dy, dcells,  # gradients of y (T, B, D, H) and of the last state (D, T, B, H), or None
+    dy, dcells,  # gradients of y (T, B, D, H), and of every step's states apart from y (D, T, B, H) each; or None
     w,  # (D, G, H, K): the weights of the product that read this cell's output, transposed
     gates, saved,  # as kept by the forward pass; saved: the S states after every step, the first perhaps as y
     s_first,  # the S initial states (D, B, H), or None for zeros
@@ -166,8 +166,9 @@ def scan_backward(
         else:
             dout = ()
         if dcells is not None:
-            value = tl.load(dcells + row * H + j, mask=mask, other=0.0)
-            arriving = replaced(arriving, S - 1, arriving[S - 1] + value.to(ACC), S)
+            for v in tl.static_range(S - len(dcells), S):
+                value = tl.load(dcells[v - (S - len(dcells))] + row * H + j, mask=mask, other=0.0)
+                arriving = replaced(arriving, v, arriving[v] + value.to(ACC), S)
         if not RESIDENT and PHASE < 2:
             later = time_at(i + LAG, vn, reverse, LENGTHS)
             read = source + ((d * T + later) * B + vb) * (SOURCE * K)

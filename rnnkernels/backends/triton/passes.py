@@ -266,7 +266,8 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
     apart = cell.operand is not None and dinputs is not None and tiles.schedule != "resident"
     doperand = torch.empty_like(dinputs) if apart else None
     held = None if single or not cell.cross else tuple(problem.empty(D, B, H, **wide) for _ in range(cell.cross))
-    common = dict(dcells=dcells, gates=gates, saved=saved, planes=planes, held=held) | beside(problem, True) | of_cell
+    of_cells = None if dcells is None else of_states(problem, dcells)
+    common = dict(dcells=of_cells, gates=gates, saved=saved, planes=planes, held=held) | beside(problem, True) | of_cell
     common |= dict(dfixed=fixed or None, dinputs=dinputs, doperand=doperand)
     if project:
         projected = problem.empty(D, T, B, 1, P)
