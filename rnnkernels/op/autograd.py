@@ -337,7 +337,7 @@ def has_tangent(tensors):
 
 
 def batched_as_before(tensors):
-    """True if a tensor, or its tangent, is of torch's old vmap, as of ``is_grads_batched``: it takes only torch's ops."""
+    """True if a tensor, or its tangent, is of torch's old vmap, which takes only torch's ops: ``is_grads_batched``."""
     tensors = [t for t in tensors if t is not None]
     if forward_ad._current_level >= 0 and not transforming():
         tensors += [t for t in map(lambda t: forward_ad.unpack_dual(t).tangent, tensors) if t is not None]

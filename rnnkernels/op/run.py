@@ -6,8 +6,7 @@ from torch.autograd import forward_ad
 from .. import backends
 from ..cells import reference
 from ..recorders import onnx
-from . import schema  # noqa: F401 - defines the ops
-from . import tangent
+from . import schema, tangent  # noqa: F401 - schema defines the ops
 from .autograd import (
     OPS,
     Eager,

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import backends
-from ..cells import spec_of
+from ..cells import spec_of, tangent
 from ..cells.call import LayerCall
 from ..nn import torchs_step
 from ..nn.base import RecurrentBase
@@ -44,6 +44,8 @@ class Layer(NamedTuple):
     """How that backend would run it; empty without a backend."""
     others: tuple[tuple[str, str], ...]
     """(name, reason) for every other backend, in order of preference."""
+    tangents: str | None = None
+    """Why forward mode (``jvp``) runs on the reference instead, step by step; None: it runs on the backend too."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -76,6 +78,8 @@ class Explanation:
             else:
                 lines.append(f"  runs on   {at.backend:{width}}  {at.schedule}")
             lines += [f"  not on    {name:{width}}  {reason}" for name, reason in at.others]
+            if at.tangents is not None:
+                lines.append(f"  forward mode on the reference, step by step: {at.tangents}")
         return "\n".join(lines if self.program is None else [*lines, self.program])
 
     __repr__ = __str__
@@ -203,7 +207,11 @@ def describe(index, call, torchs=None):
     forced = backends.forced()
     instead = f"it could run this, but {forced} is forced" if forced else f"it could run this, but {chosen} comes first"
     others = tuple((name, reason or instead) for name, reason in backends.reasons(call) if name != chosen)
+    tangents = None
+    if chosen not in (None, "reference"):
+        project, normed = "project" in call.stages, "layer_norm" in call.stages
+        tangents = tangent.why_not(call.cell, call.activation, call.recurrent_activation, project, normed)
     if torchs is None or call.device.type != "cpu" or forced or autocast_enabled("cpu"):
-        return Layer(index, call, chosen, schedule, others)
+        return Layer(index, call, chosen, schedule, others, tangents)
     ours = (chosen, "it could run this, but torch's own op comes first")
-    return Layer(index, call, "torch", f"its own op: {torchs}", (ours, *others))
+    return Layer(index, call, "torch", f"its own op: {torchs}", (ours, *others), tangents)

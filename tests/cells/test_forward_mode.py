@@ -3,13 +3,18 @@
 import pytest
 import torch
 from common import assert_close
-from recurrent_cases import CELLS
+from pairwise import cases
+from recurrent_cases import CELLS as OWN
 from test_library import BOTH, OF_LIBRARY, Layer
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, linearize, vjp, vmap
 
 import rnnkernels
-from rnnkernels import Recurrent, cells
+from rnnkernels import Recurrent, backends, cells
+from rnnkernels.cells import CELLS
+from rnnkernels.cells.call import LayerCall
+from rnnkernels.cells.weights import weights_of
+from rnnkernels.op import run
 
 pytestmark = [  # of torch's own jvp and linearize
     pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning"),
@@ -63,10 +68,104 @@ def check(f, primals, numbers=True):
 
 
 @pytest.mark.parametrize("name", OF_LIBRARY)
-def test_cells(name):
-    """Of every tensor at once: x, states, weights, vectors, extra inputs."""
+def test_cells(name, monkeypatch):
+    """Of every tensor at once: x, states, weights, vectors, extra inputs; on the kernels, twice too."""
+    monkeypatch.setattr(run, "reference", None)
     layer = Layer(name, T=2, B=2, I=1, H=2, reverse=BOTH, lengths=torch.tensor([2, 1]))
     check(lambda *t: torch.cat([v.flatten() for v in layer(*t)]), layer.tensors, numbers=name != "lif")
+
+
+LENGTHS, RESET = torch.tensor([[3, 0], [2, 3]]), torch.tensor([[[1, 0], [0, 0], [0, 1]], [[0, 0], [1, 1], [0, 0]]]).bool()
+OPTIONS = "plain", "lengths", "reset", "restart", "h_mask", "zone", "groups", "no bias", "no states", "activations"
+SOME = "lstm", "gru", "gru_reset_before", "gru_d", "lif", "cfc", "sru", "ea_lstm"
+
+
+def case_of(name, options, reverse, dtype=torch.float64):
+    """A call of a cell as a function of its tensors that have gradients, and these."""
+    random = torch.Generator().manual_seed(3)
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64).to(dtype)  # noqa: E731
+    cell = getattr(cells, name)
+    text = cell.kernel if "activations" in options else str(cell)
+    bias, groups, program = "no bias" not in options, (2,) * ("groups" in options), cell.program
+    D, table = (2 if groups else 1) * len(reverse), weights_of(text, I, H, bias=bias)
+    of_states = lambda: [draw(D, B, H).exp() for _ in program.states]  # noqa: E731
+    extras = [draw(*groups, T, B, 1 if u in program.narrow else H) for u in program.step]
+    extras += [draw(*groups, B, H) for _ in program.sequence]
+    shared = (lambda t: t) if groups else (lambda t: t[0])
+    call = LayerCall(
+        text, draw(*groups, T, B, I), [] if "no states" in options else of_states(),
+        [0.7 * draw(*w.shape) for _ in range(D) for w in table], reverse, bias,
+        activation="hard_sigmoid" if "activations" in options else None,
+        recurrent_activation="relu" if "activations" in options and len(program.states) > 1 else None,
+        lengths=shared(LENGTHS) if "lengths" in options else None,
+        reset=shared(RESET) if {"reset", "restart"}.intersection(options) else None,
+        reset_states=of_states() if "restart" in options else [],
+        h_mask=draw(D, B, H) if "h_mask" in options else None,
+        zone=[draw(T, D, B, H).sigmoid() for _ in program.states] if "zone" in options else [], hidden_size=H,
+        extras=extras,
+    )  # fmt: skip
+    n, fixed = sum(call.sizes()), call.flat()
+
+    def f(*tensors):
+        y, last = run.layer(LayerCall.from_flat(call.settings(), call.sizes(), [*tensors, *fixed[n:]]))
+        return torch.cat([v.flatten() for v in (y, *last)])
+
+    return f, fixed[:n]
+
+
+def exists(name, option, other, reverse, moving):
+    options = {option, other}
+    if OPTIONS.index(other) < OPTIONS.index(option):
+        return False
+    if "activations" in options and getattr(cells, name).kernel not in CELLS:
+        return False
+    return not ("h_mask" in options and not getattr(cells, name).program.recurrent)
+
+
+@pytest.mark.parametrize(
+    "name, option, other, reverse, moving",
+    cases(SOME, OPTIONS, OPTIONS, ((False,), (True,), BOTH), ("x", "weights", "all"), exists=exists),
+)
+def test_options(name, option, other, reverse, moving):
+    """Pairs of options, and tangents of some tensors: beside the reference, and derivatives in both orders."""
+    f, tensors = case_of(name, (option, other), reverse)
+    given = [k for k, t in enumerate(tensors) if moving == "all" or (moving == "x") != (t.dim() < 3)]
+    tangents = [0.5 * tensors[k].cos() for k in given]
+
+    def of(*t):
+        return f(*(t[given.index(k)] if k in given else v for k, v in enumerate(tensors)))
+
+    w = torch.linspace(-1, 1, f(*tensors).numel(), dtype=torch.float64)
+    each, primals = tuple(range(len(given))), tuple(tensors[k] for k in given)
+
+    def results():
+        y, dy = jvp(of, primals, (*tangents,))
+        along = grad(lambda *t: (jvp(of, t, (*tangents,))[1] * w).sum(), each)(*primals)
+        back = jvp(grad(lambda *t: (of(*t) * w).sum(), each), primals, (*tangents,))[1]
+        return y, dy, *along, *back
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "reference", None)
+        found = results()
+    assert_close("a tangent without reverse mode", jvp(of, primals, (*tangents,))[1], found[1])
+    with backends.force("reference"):
+        expected = results()
+    for k, (a, e) in enumerate(zip(found, expected, strict=True)):
+        assert_close(f"result {k}", a, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dtypes(dtype):
+    """Beside float64, from the same numbers."""
+    for name in ("lstm", "gru", "sru"):
+        f, tensors = case_of(name, ("reset",), BOTH, dtype)
+        g, _ = case_of(name, ("reset",), BOTH)
+        tangents = [t.cos() for t in tensors]
+        found = jvp(f, (*tensors,), (*tangents,))
+        expected = jvp(g, tuple(t.double() for t in tensors), tuple(t.double() for t in tangents))
+        for what, a, e in zip(("y", "dy"), found, expected, strict=True):
+            assert a.dtype == dtype
+            assert_close(what, a, e)
 
 
 def of_module(module, call):
@@ -99,10 +198,10 @@ MODULES = {
         lambda: Recurrent(cells.slstm, I, H, heads=2, zoneout=0.2, **F64).eval(), lambda layer, x: layer(x)
     ),
     "without a projection": (
-        lambda: Recurrent(CELLS["elementwise"], 2 * H, H, **F64), lambda layer, x: layer(x.repeat(1, 1, H))
+        lambda: Recurrent(OWN["elementwise"], 2 * H, H, **F64), lambda layer, x: layer(x.repeat(1, 1, H))
     ),
     "cell": (lambda: rnnkernels.RecurrentCell(cells.mgu, I, H, **F64), lambda layer, x: layer(x[0])),
-    "no batch": (lambda: Recurrent(CELLS["rates"], I, H, alpha=0.5, **F64), lambda layer, x: layer(x[:, 0])),
+    "no batch": (lambda: Recurrent(OWN["rates"], I, H, alpha=0.5, **F64), lambda layer, x: layer(x[:, 0])),
     "LSTM": (lambda: rnnkernels.LSTM(I, H, layer_norm=True, **F64), lambda layer, x: layer(x)),
     "GRUD": (lambda: rnnkernels.GRUD(I, H, **F64), lambda layer, x: layer(x, MASK)),
     "EALSTM": (lambda: rnnkernels.EALSTM(I, B, H, **F64), lambda layer, x: layer(x, x[0])),

@@ -5,7 +5,7 @@ from common import TOLERANCES, assert_close
 from program_texts import CELLS
 from programs import meant, split, weight_shapes
 
-from rnnkernels.cells import program
+from rnnkernels.cells import accumulate_dtype, program
 from rnnkernels.cells.parts import projected
 
 OPS = torch.ops.rnnkernels
@@ -50,6 +50,7 @@ class Case:
         self.h_mask = (chance(D, B, P or H) < 0.7) * 1.5 if on("h_mask") and "recurrent" in header else None
         self.zone = [chance(T, D, B, n) for n in widths] if on("zone") else []
         self.zone = [chance(1, D, 1, 1).round() for _ in range(S)] if on("zone_mask") else self.zone
+        self.dcells = None  # gradients of the states apart from y after every step
 
     def leaf(self, shape, scale):
         t = scale * torch.randn(shape, generator=self.random, dtype=torch.float64)
@@ -81,7 +82,7 @@ class Case:
 
     def backward(self, y, saved, dy, dlast, needs=(True,) * 4):
         dlast = [d.to(self.dtype) for d in dlast]
-        return OPS.plain_layer_backward(dy.to(self.dtype), dlast, None, *self.arguments(), y, saved, needs)
+        return OPS.plain_layer_backward(dy.to(self.dtype), dlast, self.dcells, *self.arguments(), y, saved, needs)
 
     def meant(self):
         return meant(
@@ -90,11 +91,14 @@ class Case:
         )  # fmt: skip
 
     def expectation(self):
-        y, last = self.meant()
+        y, last, cells = self.meant()
         grads = [torch.randn(t.shape, generator=self.random, dtype=torch.float64).to(self.dtype).double()
                  for t in (y, *last)]  # fmt: skip
         leaves = [self.x, *self.states, *self.weights, *self.reset_states, *self.extras]
         loss = sum((t * g).sum() for t, g in zip((y, *last), grads, strict=True))
+        if len(cells) and self.words:
+            self.dcells = torch.randn(cells.shape, generator=self.random).to(accumulate_dtype(self.dtype))
+            loss = loss + (cells * self.dcells).sum()
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
         return y, last, grads, [torch.zeros_like(t) if g is None else g for t, g in zip(leaves, found, strict=True)]
 

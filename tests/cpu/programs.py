@@ -162,7 +162,8 @@ def meant(
     text, x, states, weights, reverse, bias, extras, H, lengths=None, reset=None, reset_states=(), h_mask=None, zone=(),
     layer_norm=False, P=0,
 ):  # fmt: skip
-    """``y, last`` of a layer as the ops are to compute them, by operations that autograd follows."""
+    """``y, last, cells`` of a layer as the ops are to compute them, by operations that autograd follows; cells: the
+    states apart from y after every step, () for none."""
     header, sections = split(text)
     inputs, recurrent, names = (header.get(k, []) for k in ("inputs", "recurrent", "states"))
     vectors = header.get("vectors", [])
@@ -170,7 +171,8 @@ def meant(
     grouped = x if x.dim() == 4 else x[None]
     X, T, B = grouped.shape[:3]
     D, each = X * len(reverse), len(weights) // (X * len(reverse))
-    ys, lasts = [], []
+    ys, lasts, histories = [], [], []
+    apart = names if any(put[:2] == ["put", "y"] for put in sections["forward"]) else names[1:]
     for d in range(D):
         w, group = list(weights[d * each : (d + 1) * each]), d // len(reverse)
         v = dict(zip(vectors, w[len(w) - len(vectors) :], strict=True))
@@ -193,7 +195,7 @@ def meant(
         again = {k: reset_states[n][d] if reset_states else x.new_zeros(B, widths[n]) for n, k in enumerate(names)}
         mask = 1 if h_mask is None else h_mask.expand(D, B, P or H)[d]
         u_d = [e if x.dim() == 3 else e[group] for e in extras]
-        y = [None] * T
+        y, history = [None] * T, [None] * T
         backwards = reverse[d % len(reverse)]
         for t in reversed(range(T)) if backwards else range(T):
             length = torch.full((B,), T) if lengths is None else lengths if lengths.dim() == 1 else lengths[group]
@@ -241,6 +243,9 @@ def meant(
             out = puts["y", None].expand(B, H) if ("y", None) in puts else new[names[0]]
             h = {k: torch.where(alive, new[k], h[k]) for k in names}
             y[t] = torch.where(alive, out, torch.zeros_like(out))
+            history[t] = [h[k] for k in apart]
         ys.append(torch.stack(y))
         lasts.append([h[k] for k in names])
-    return torch.cat(ys, -1), [torch.stack(each) for each in zip(*lasts, strict=True)]
+        histories.append([torch.stack(each) for each in zip(*history, strict=True)])
+    cells = [torch.stack(each) for each in zip(*histories, strict=True)]
+    return torch.cat(ys, -1), [torch.stack(each) for each in zip(*lasts, strict=True)], torch.cat(cells) if cells else ()

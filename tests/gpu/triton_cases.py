@@ -124,13 +124,13 @@ def compare(args, schedule=None, seed=0, inference=ALL):
     random = torch.Generator().manual_seed(3)
     dy, *dlast = [torch.randn(t.shape, generator=random).to(x.dtype) for t in (y64, *last64)]
     dcells = None
-    if spec.built_in and spec.states > 1:
+    if spec.apart:
         dcells = torch.randn(saved64[-1].shape, generator=random).to(saved64[-1].dtype)
         if x.dtype != torch.float64:
             dcells = dcells.float()
         if lengths is not None:  # beyond its length a row has no cell states
             live = torch.arange(T)[:, None] < lengths.view(-1, 1, B)
-            dcells *= live.repeat_interleave(D // live.size(0), 0)[..., None]
+            dcells *= live.repeat_interleave(D // live.size(0), 0).repeat(spec.apart, 1, 1)[..., None]
     with running(schedule, seed):
         y, last, saved = launch.layer(*args, True)
         inferred = launch.layer(*args, False) if inference else (y, last, [])
