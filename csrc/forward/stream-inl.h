@@ -25,7 +25,11 @@ class StreamOf final : public Stream {
   }
 
   void read(const void* x, int64_t stride_T, int64_t stride_B) override {
-    loop_.operands.x = loop_.stored(x), call_.x_stride_T = stride_T, call_.x_stride_B = stride_B;
+    call_.x = x, loop_.operands.x = loop_.stored(x), call_.x_stride_T = stride_T, call_.x_stride_B = stride_B;
+  }
+  void read_extra(size_t k, const void* data, int64_t stride_T, int64_t stride_B) override {
+    Extra& extra = call_.extras[k];
+    extra.data = data, extra.stride_T = stride_T, extra.stride_B = stride_B;
   }
   void write(void* y, int64_t stride_T, int64_t stride_B) override {
     loop_.y = loop_.stored(y), loop_.y_stride_T = stride_T, loop_.y_stride_B = stride_B;

@@ -39,6 +39,8 @@ class Stream {
   // Where the steps that follow read and write: element (t, b, i) lies at t * stride_T + b * stride_B + i.
   virtual void read(const void* x, int64_t stride_T, int64_t stride_B) = 0;
   virtual void write(void* y, int64_t stride_T, int64_t stride_B) = 0;
+  // The same for input k of a program besides x; stride_T is 0 for one of a sequence.
+  virtual void read_extra(size_t k, const void* data, int64_t stride_T, int64_t stride_B) = 0;
   // One member's part of step t; all members have done theirs when it returns. False: it has left the team.
   virtual bool step(int64_t t, Team::Member& member) = 0;
   virtual void advance(int64_t steps) = 0;  // after the steps 0..steps

@@ -24,7 +24,7 @@ struct Stepper {
   const std::shared_ptr<const CellInfo> cell;
   std::vector<std::unique_ptr<Stream>> layers;
   std::vector<Scratch<char>> between;  // the output of every layer but the last
-  int64_t B, I, P, bytes;              // bytes: of an element
+  int64_t B, I, H, P, bytes;           // bytes: of an element
   double operations = 0;               // of a step
   int64_t members = 1;                 // at most
   std::atomic_flag busy = ATOMIC_FLAG_INIT;
@@ -33,6 +33,7 @@ struct Stepper {
       : cell(std::move(owner)),
         B(call.B),
         I(call.I),
+        H(call.H),
         P(call.P),
         bytes(call.storage == Storage::float64   ? 8
               : call.storage == Storage::float32 ? 4
@@ -101,11 +102,13 @@ PyObject* make(PyObject*, PyObject* args) {
   if (relu) call.act = Activation::relu;
   try {
     const std::shared_ptr<const CellInfo> owner = find_cell(cell);
-    if (!owner || (owner->program && !owner->program->extras.empty())) {
-      PyErr_Format(PyExc_ValueError, "a Stepper runs cells whose only input is x, not %.60s", cell);
+    if (!owner) {
+      PyErr_Format(PyExc_ValueError, "there is no cell %.60s", cell);
       return nullptr;
     }
     call.cell = owner.get();
+    for (size_t k = 0; owner->program && k < owner->program->extras.size(); ++k)
+      call.extras.push_back({nullptr, 0, 0, 0, owner->program->narrow[k]});
     auto stepper = std::make_unique<Stepper>(owner, call, layers, weights);
     PyObject* capsule = PyCapsule_New(stepper.get(), kName, [](PyObject* self) { delete stepper_of(self); });
     if (capsule) stepper.release();
@@ -118,8 +121,8 @@ PyObject* make(PyObject*, PyObject* args) {
   }
 }
 
-// (stepper, x, out[, T, x_stride_T, x_stride_B, out_stride_T, out_stride_B]) -> whether it was run, which it is not if
-// the two overlap or have no memory
+// (stepper, x, out[, T, x_stride_T, x_stride_B, out_stride_T, out_stride_B[, address, stride_T and stride_B of each
+// input besides x]]) -> whether it was run, which it is not if out has no memory or overlaps an input, or x has none
 PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   Stepper* s = stepper_of(args[0]);
   const Hold hold(s);
@@ -127,12 +130,27 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   const char* x = static_cast<const char*>(PyLong_AsVoidPtr(args[1]));
   char* out = static_cast<char*>(PyLong_AsVoidPtr(args[2]));
   long long given[] = {1, 0, s->I, 0, s->P};
-  for (Py_ssize_t i = 3; i < n; ++i) given[i - 3] = PyLong_AsLongLong(args[i]);
+  for (Py_ssize_t i = 3; i < std::min<Py_ssize_t>(n, 8); ++i) given[i - 3] = PyLong_AsLongLong(args[i]);
+  const Program* const program = s->cell->program.get();
+  const size_t extras = program ? program->extras.size() : 0;
+  if (!PyErr_Occurred() && n != Py_ssize_t(8 + 3 * extras) && (extras > 0 || n != 3))
+    PyErr_Format(PyExc_TypeError, "a step of this cell has %zu inputs besides x", extras);
   if (PyErr_Occurred()) return nullptr;
   const auto [T, x_T, x_B, out_T, out_B] = given;
-  const char* const x_end = x + ((T - 1) * x_T + (s->B - 1) * x_B + s->I) * s->bytes;
-  const char* const out_end = out + ((T - 1) * out_T + (s->B - 1) * out_B + s->P) * s->bytes;
-  if (!x || !out || (x < out_end && out < x_end)) return PyBool_FromLong(false);
+  auto end = [&, steps = T](const char* at, int64_t stride_T, int64_t stride_B, int64_t width) {
+    return at + ((steps - 1) * stride_T + (s->B - 1) * stride_B + width) * s->bytes;
+  };
+  const char* const out_end = end(out, out_T, out_B, s->P);
+  if (!x || !out || (x < out_end && out < end(x, x_T, x_B, s->I))) return PyBool_FromLong(false);
+  for (size_t k = 0; k < extras; ++k) {
+    PyObject* const* const at = args + 8 + 3 * k;
+    const char* data = static_cast<const char*>(PyLong_AsVoidPtr(at[0]));
+    const int64_t u_T = PyLong_AsLongLong(at[1]), u_B = PyLong_AsLongLong(at[2]);
+    if (PyErr_Occurred()) return nullptr;
+    if (!data || (data < out_end && out < end(data, u_T, u_B, program->narrow[k] ? 1 : s->H)))
+      return PyBool_FromLong(false);
+    for (auto& layer : s->layers) layer->read_extra(k, data, u_T, u_B);
+  }
   s->layers.front()->read(x, x_T, x_B);
   s->layers.back()->write(out, out_T, out_B);
   if (s->operations * double(T) < kLarge) {

@@ -170,7 +170,7 @@ ACTIVATIONS |= {"hard_sigmoid": hard_sigmoid, "linear": lambda graph, x: x}
 
 
 def values_of(program, activation, recurrent_activation):
-    """The graph of a program's step, and the values that it puts, but for what training keeps: ``{(to, what): value}``."""
+    """The graph of a program's step, and the values that it puts, ``{(to, what): value}``, but not for training."""
     functions = {"act": activation, "gate": recurrent_activation, "norm": "linear"}
     graph, puts, crossing = Graph(), {}, {}
     for name in ("operand", "first", "forward"):

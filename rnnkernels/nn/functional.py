@@ -227,7 +227,7 @@ def recurrent(
     else:
         H = input.size(2) // max(spec.gates, 1)
     x = input.transpose(0, 1) if batch_first else input
-    extras = take_extras(cell, more, input, batch_first, 3)
+    extras = take_extras(cell.program, more, input, batch_first, 3)
     check_extras(program, extras, x, H)
     check_heads_of(program, heads, H, project)
     lengths = None if lengths is None else check_lengths(lengths, x)

@@ -61,7 +61,7 @@ def refuse_unknown(cell, keywords):
         raise TypeError(f"got an unexpected keyword argument {name!r} ({cell.program.name} has constants: {constants})")
 
 
-def take_extras(cell, given, x, batch_first, dims):
+def take_extras(program, given, x, batch_first, dims, who="forward"):
     """The extra inputs as the op wants them, in the order of the program, from those of a call by name.
 
     Args:
@@ -69,15 +69,15 @@ def take_extras(cell, given, x, batch_first, dims):
             a batch (T, H or 1); sequence inputs (B, H) or (H,).
         x: the input as the user gave it.
         dims: 3, 2 for an input without a batch.
+        who: the function that is called.
     """
-    program = cell.program
     unknown = [name for name in given if name not in program.extras]
     missing = [name for name in program.extras if given.get(name) is None]
     known = ", ".join(program.extras) or "none"
     if unknown:
-        raise TypeError(f"forward() got an unexpected input {unknown[0]!r}; extra inputs of {program.name}: {known}")
+        raise TypeError(f"{who}() got an unexpected input {unknown[0]!r}; extra inputs of {program.name}: {known}")
     if missing:
-        raise TypeError(f"forward() missing the input {missing[0]!r}; extra inputs of {program.name}: {known}")
+        raise TypeError(f"{who}() missing the input {missing[0]!r}; extra inputs of {program.name}: {known}")
     return [laid_out(program, name, given[name], x, batch_first, dims) for name in program.extras]
 
 

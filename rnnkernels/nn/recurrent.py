@@ -214,13 +214,13 @@ class Recurrent(RecurrentBase):
             given = dict(inputs)
             if input.sorted_indices is not None:
                 given = {name: u.index_select(0, input.sorted_indices) for name, u in given.items()}
-            extras = take_extras(self.cell, given, input.data, False, 3)
+            extras = take_extras(program, given, input.data, False, 3)
             return self._forward_more(input, hx, lengths, reset, False, extras=extras)
         if input.is_nested:
             refuse_nested("Recurrent")
         if input.dim() not in (2, 3):
             raise ValueError(self._wrong_input.format(input.dim()))
-        extras = take_extras(self.cell, inputs, input, self.batch_first, input.dim())
+        extras = take_extras(program, inputs, input, self.batch_first, input.dim())
         return self._forward_more(input, hx, lengths, reset, False, extras=extras)
 
     def _layers(self, x, states, lengths=None, drop=torch.dropout, reset=None, more=None):
@@ -300,7 +300,7 @@ class RecurrentCell(Leaf, nn.Module):
                 raise ValueError(f"RecurrentCell: Expected {name} to be {dims}D, as the input, got {s.dim()}D instead")
         steps = {name: u.unsqueeze(0) if name in program.step else u for name, u in inputs.items()}
         x = input.unsqueeze(0)
-        extras = take_extras(self.cell, steps, x, False, dims + 1)
+        extras = take_extras(program, steps, x, False, dims + 1)
         if dims == 1:
             x, states = x.unsqueeze(1), [s.unsqueeze(0) for s in states]
         check_extras(program, extras, x, self.hidden_size)

@@ -223,7 +223,7 @@ class Eager(torch.autograd.Function):
         grads = output_gradients(ctx.plan, grads) if ctx.plan.return_saved else grads
         pull, flat = pull_of(ctx.plan, ctx.n_in, ctx.needs_input_grad[1:], ctx.saved_tensors, grads)
         given = [g for g in grads if g is not None]
-        if not torch.compiler.is_compiling() and batched_as_before(given):
+        if not torch.compiler.is_compiling() and of_old_vmap(given):
             run = without_autocast(run_in_torch)
         elif not torch.compiler.is_compiling() and has_tangent(given):
             run = TransformBackward.apply
@@ -269,6 +269,8 @@ class TransformBackward(torch.autograd.Function):
                     lambda y: tangent.of_gradients(Transform.apply, ctx.pull, grads, inputs, of_inputs)
                 )
                 found.append(run(saved[0]))
+            if not found:  # y and what is saved have no derivative of their own
+                return (None,) * sum(ctx.pull.wanted())
             return found[0] if len(found) == 1 else tuple(map(torch.add, *found))
 
 
@@ -336,7 +338,7 @@ def has_tangent(tensors):
     return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
-def batched_as_before(tensors):
+def of_old_vmap(tensors):
     """True if a tensor, or its tangent, is of torch's old vmap, which takes only torch's ops: ``is_grads_batched``."""
     tensors = [t for t in tensors if t is not None]
     if forward_ad._current_level >= 0 and not transforming():

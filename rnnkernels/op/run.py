@@ -12,7 +12,7 @@ from .autograd import (
     Eager,
     Transform,
     autocast_enabled,
-    batched_as_before,
+    of_old_vmap,
     differentiating,
     forward_mode,
     has_tangent,
@@ -84,7 +84,7 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
     if traced and forward_mode():  # not in the graph: each step unrolled, without derivatives of a user's own
         return torch.compiler.disable(layer)(call, return_cells=return_cells, recompute=recompute, exposed=exposed)
     forward = not traced and has_tangent(tensors)
-    if forward and (recorded or backend == "reference" or batched_as_before(tensors) or tangent.why_not(call)):
+    if forward and (recorded or backend == "reference" or of_old_vmap(tensors) or tangent.why_not(call)):
         y, last, saved = reference.layer(*call, return_cells)  # a tangent flows through torch's operations
         return (y, tuple(last), saved[-1]) if return_cells else (y, tuple(last))
     transform = transform or forward

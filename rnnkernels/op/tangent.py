@@ -57,6 +57,10 @@ def of_layer(apply, plan, tensors, tangents, y, cells):
         y, cells: results of the layer; cells (the states apart from y times D, T, B, H), or None without such states.
     """
     call, moving = plan.call(tensors), plan.call(tangents)
+    if any(t is not None for t in (moving.h_mask, *moving.zone)):
+        raise NotImplementedError("rnnkernels: h_mask and zone have no forward-mode derivative; detach them")
+    if (reason := why_not(call)) is not None:  # a call of the op by hand: modules and functions ask before
+        raise NotImplementedError(f"rnnkernels: the op has no forward-mode derivative here: {reason}")
     apart, D, dtype = call.spec.apart, call.D, call.x.dtype
     derived = derivation(call, moving)
     found = [None] * D
@@ -118,8 +122,10 @@ def together(call, moving, derived, own, parts):
             return t
         return stacked([reference.group(t, d, call.reverse, dims - 1) for d in own])
 
-    def of_directions(t, at):  # masks, which may be broadcast
-        return t if t is None or t.dim() < -at or t.size(at) == 1 else t[own] if at == -t.dim() else t[:, own]
+    def of_directions(t):  # masks (..., D, B, H), which may be broadcast
+        if t is None or len(own) == call.D or t.dim() < 3 or t.size(-3) == 1:
+            return t
+        return t[own] if t.dim() == 3 else t[:, own]
 
     def of_states(tangents):
         if all(t is None for t in tangents):
@@ -130,9 +136,9 @@ def together(call, moving, derived, own, parts):
     weights = [w for part in parts for w in part.weights()]
     return LayerCall(
         derived.text, stacked([part.input() for part in parts]), of_states(moving.states), weights,
-        tuple(call.reverse[own[0] % len(call.reverse)] for _ in own[:1]), bias=False,
+        (call.reverse[own[0] % len(call.reverse)],), bias=False,
         lengths=of_groups(call.lengths, 2), reset=of_groups(call.reset, 3), reset_states=of_states(moving.reset_states),
-        h_mask=of_directions(call.h_mask, -3), zone=[of_directions(z, -3) for z in call.zone], hidden_size=call.H,
+        h_mask=of_directions(call.h_mask), zone=list(map(of_directions, call.zone)), hidden_size=call.H,
         extras=[stacked(tensors) for tensors in zip(*(part.extras() for part in parts), strict=True)], parts=call.parts,
     )  # fmt: skip
 
@@ -142,11 +148,8 @@ class Direction:
 
     def __init__(self, call, moving, derived, d, y, cells):
         self.program, self.derived, self.own = call.spec.program, derived, reference.Direction(call, d)
-        acc, ends, names = (
-            accumulate_dtype(call.x.dtype),
-            reference.group(call.lengths, d, call.reverse, 1),
-            names_of(call.cell, call.bias),
-        )
+        acc, names = accumulate_dtype(call.x.dtype), names_of(call.cell, call.bias)
+        ends = reference.group(call.lengths, d, call.reverse, 1)
 
         def of_steps(t):
             t = reference.group(t, d, call.reverse, 3)
@@ -235,13 +238,8 @@ class Direction:
         for side in (r, i):
             gates = tuple(g for g in derived.apart if g in side.gates)
             of_r |= by_gate(gates, affine((side,), gates, own.H))
-        of_shared = affine((x, r), shared, own.H)
-        if (
-            of_shared is not None
-            and of_shared.dim() == 4
-            and shared == program.inputs
-            and not derived.apart + derived.added
-        ):
+        of_shared, all_shared = affine((x, r), shared, own.H), shared == program.inputs
+        if all_shared and not derived.apart + derived.added and of_shared is not None and of_shared.dim() == 4:
             return of_shared.flatten(-2)
         of_x = by_gate(shared, of_shared) | by_gate(alone, affine((x,), alone, own.H))
         found = [of_x.get(g) for g in program.inputs] + [of_r.get(g) for g in derived.apart]

@@ -20,6 +20,7 @@ from ..nn.base import MODES
 from ..nn.cell_modules import kind_of_cell
 from ..nn.checks import check_inference, check_weights
 from ..nn.options import refuse_options
+from ..nn.own_cells import check_extras, take_extras
 from ..nn.recurrent import Recurrent, RecurrentCell
 from .stepper_runners import Cpp, Reference, run_cpp
 
@@ -36,8 +37,8 @@ class Stepper:
 
     Args:
         module: RNN, LSTM, GRU or one of their cells, of ``rnnkernels`` or ``torch.nn``, or a ``Recurrent`` or
-            ``RecurrentCell`` of a cell without step and sequence inputs, on the CPU: any number of layers, with or
-            without bias and projection, float32, float64, bfloat16 or float16. ``batch_first`` has no effect here.
+            ``RecurrentCell``, on the CPU: any number of layers, with or without bias and projection, float32, float64,
+            bfloat16 or float16. ``batch_first`` has no effect here.
         batch_size: B, the number of streams that advance together.
 
     A Stepper is not for several threads at once: a call while another is running raises RuntimeError. It can be used
@@ -47,15 +48,15 @@ class Stepper:
     is written step by step runs on it unchanged: ``model.cell.forward = Stepper(model.cell, batch_size=1)``.
 
     Raises:
-        TypeError: for a module of another kind, and for a cell with step or sequence inputs.
+        TypeError: for a module of another kind, and for a cell with an input of the name x or out.
         ValueError: for a bidirectional module, one without hidden units, one with an option that torch.nn does not have
             and that counts in inference, a device or dtype other than those above, a batch size below 1.
         RuntimeError: for weights whose shapes do not fit the module, and if a backend is forced that cannot do this.
     """
 
     __slots__ = (
-        "_B", "_I", "_P", "_acc", "_dtype", "_handle", "_is_cell", "_name", "_out", "_out_shape", "_runner", "_shapes",
-        "_own", "_x_shape",
+        "_B", "_H", "_I", "_P", "_acc", "_dtype", "_handle", "_is_cell", "_name", "_out", "_out_shape", "_program",
+        "_runner", "_shapes", "_x_shape",
     )  # fmt: skip
 
     def __init__(self, module: nn.Module, batch_size: int) -> None:
@@ -64,7 +65,7 @@ class Stepper:
             raise TypeError(
                 f"Expected an RNN, LSTM or GRU of rnnkernels or torch.nn, or a cell, but got {type(module).__name__}"
             )
-        self._own = module.cell.program.name if isinstance(module, (Recurrent, RecurrentCell)) else None
+        self._program = module.cell.program if isinstance(module, (Recurrent, RecurrentCell)) else None
         self._is_cell = not isinstance(module, nn.RNNBase)
         if not self._is_cell and module.bidirectional:
             raise ValueError(
@@ -90,7 +91,7 @@ class Stepper:
                 names = ", ".join(map(str, backends.Cpp.DTYPES))
                 raise ValueError(f"Expected weights on the CPU, all of one of {names}, but got {w.dtype} on {w.device}")
         check_weights(weights, cell, L, 1, I, H, P, bias=bias, project=project)
-        self._B, self._I, self._P = B, I, P
+        self._B, self._I, self._H, self._P = B, I, H, P
         self._dtype, self._acc, self._name = dtype, accumulate_dtype(dtype), str(module)
         facts = backends.Facts(
             cell, weights[0].device, dtype, 1, B, I, H, P, 1,
@@ -105,44 +106,49 @@ class Stepper:
         if chosen == "cpp":
             self._runner = Cpp(cell, B, I, H, P, L, bias, project, activation, weights)
             self._handle = self._runner.handle
-            self._x_shape = (B, I)  # step and step_ skip the checks for an x of this shape
+            if self._program is None or not self._program.extras:
+                self._x_shape = (B, I)  # step and step_ skip the checks for an x of this shape
         else:
             self._runner = Reference(cell, L, bias, project, activation, weights, self._zeros())
 
-    def step(self, x: Tensor) -> Tensor:
+    def step(self, x: Tensor, **inputs: Tensor) -> Tensor:
         """Take one step, or several.
 
         Args:
             x: (B, I), or (T, B, I) for T steps, in the dtype of the weights; any strides.
+            inputs: the step inputs of a cell of one's own, (B, H or 1) or (T, B, H or 1) as x, and its sequence inputs
+                (B, H), by name, in every call.
 
         Returns:
             The output (B, P), or (T, B, P): the same bits as from T calls.
 
         Raises:
             TypeError, ValueError, RuntimeError: for an x of another type, shape, dtype or device, or one that requires
-                a gradient while gradients are enabled, or has a forward-mode tangent. The state is as it was.
+                a gradient while gradients are enabled, or has a forward-mode tangent; and for such inputs, unknown and
+                missing ones. The state is as it was.
         """
         if is_compiling():
-            return torch.compiler.disable(outside)(self, x)
+            return torch.compiler.disable(outside)(self, x, None, inputs)
         if (
             type(x) is Tensor and x.shape == self._x_shape and x.dtype is self._dtype and x.is_cpu
             and x.is_contiguous() and not x.requires_grad and not x.is_neg() and forward_ad._current_level < 0
+            and not inputs
         ):  # fmt: skip
             out = torch.empty_like(self._out)
             if run_cpp(self._handle, x.data_ptr(), out.data_ptr()):
                 return out
-        x = self._checked(x)
+        x, extras = self._checked(x, inputs, "step")
         out = torch.empty((*x.shape[:-1], self._P), dtype=self._dtype, device="cpu")
-        self._run(x, out)
+        self._run(x, out, extras)
         return out
 
-    def step_(self, x: Tensor, out: Tensor) -> Tensor:
+    def step_(self, x: Tensor, out: Tensor, **inputs: Tensor) -> Tensor:
         """``step`` into an existing tensor: allocates nothing if the rows of x are contiguous.
 
         Args:
-            x: as for :meth:`step`.
+            x, inputs: as for :meth:`step`.
             out: (B, P) or (T, B, P); its rows are contiguous, with any strides between them, and overlap neither each
-                other nor x.
+                other nor x and the inputs.
 
         Returns:
             ``out``.
@@ -151,29 +157,30 @@ class Stepper:
             TypeError, ValueError, RuntimeError: as for :meth:`step`, and for such an ``out``. Nothing is written.
         """
         if is_compiling():
-            return torch.compiler.disable(outside)(self, x, out)
+            return torch.compiler.disable(outside)(self, x, out, inputs)
         dtype = self._dtype
         if (
             type(x) is Tensor and x.shape == self._x_shape and x.dtype is dtype and x.is_cpu
             and x.is_contiguous() and not x.requires_grad and not x.is_neg()
             and type(out) is Tensor and out.shape == self._out_shape and out.dtype is dtype and out.is_cpu
             and out.is_contiguous() and not out.requires_grad and not out.is_neg() and forward_ad._current_level < 0
-            and run_cpp(self._handle, x.data_ptr(), out.data_ptr())
+            and not inputs and run_cpp(self._handle, x.data_ptr(), out.data_ptr())
         ):  # fmt: skip
             increment_version(out)
             return out
-        x = self._checked(x)
+        x, extras = self._checked(x, inputs, "step_")
         self._check_out(x, out)
-        self._run(x, out)
+        self._run(x, out, extras)
         increment_version(out)
         return out
 
-    def __call__(self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None) -> Any:
+    def __call__(self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None, **inputs: Tensor) -> Any:
         """Take one step from the state ``hx``, as a call of the cell does; for Steppers of cells.
 
         Args:
             input: (B, I), or (I,) where B is 1.
             hx: what the last call returned: h (B, H), or (h, c) for an LSTMCell, (H,) with (I,). Default: zeros
+            inputs: as for the RecurrentCell: its step and sequence inputs by name, (B, H or 1), or (H or 1,) with (I,).
 
         Returns:
             h' (B, H), or (h', c') for an LSTMCell, in the dtype of the weights; of a RecurrentCell the output and the
@@ -184,21 +191,22 @@ class Stepper:
             TypeError, ValueError, RuntimeError: as :meth:`step` and :meth:`load_state`.
         """
         if is_compiling():
-            return torch.compiler.disable(Stepper._call)(self, input, hx)
-        return self._call(input, hx)
+            return torch.compiler.disable(Stepper._call)(self, input, hx, inputs)
+        return self._call(input, hx, inputs)
 
-    def _call(self, input, hx):
+    def _call(self, input, hx, inputs):
         """``__call__`` outside of graphs."""
         if not self._is_cell:
             raise TypeError(f"A Stepper of {self._name} is not callable: use step, state and load_state")
         states = () if hx is None else (hx,) if isinstance(hx, Tensor) else hx
         if isinstance(input, Tensor) and input.dim() == 1 and self._B == 1:
             rows = [s[None] if isinstance(s, Tensor) and s.dim() == 1 else s for s in states]
-            new = self._call(input[None], None if hx is None else rows if len(rows) != 1 else rows[0])
+            given = {name: u[None] if isinstance(u, Tensor) and u.dim() == 1 else u for name, u in inputs.items()}
+            new = self._call(input[None], None if hx is None else rows if len(rows) != 1 else rows[0], given)
             return tree_map(lambda s: s.squeeze(0), new)
         if isinstance(input, Tensor) and input.dim() > 2:
             raise ValueError(f"Stepper: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        x = self._checked(input)
+        x, extras = self._checked(input, inputs, "forward")
         for s in states:
             if isinstance(s, Tensor):
                 check_inference("a Stepper", "hx", s)
@@ -206,11 +214,12 @@ class Stepper:
             self._runner.reset(None)
         else:
             self.load_state(hx)
-        y = self.step(x)
-        if self._own is None and len(self._shapes) == 1:
+        y = torch.empty((self._B, self._P), dtype=self._dtype, device="cpu")
+        self._run(x, y, extras)
+        if self._program is None and len(self._shapes) == 1:
             return y
         states = tree_map(lambda s: s.to(self._dtype), self.state)
-        return (y, states[1]) if self._own is None else (y, states)
+        return (y, states[1]) if self._program is None else (y, states)
 
     def reset(self, mask: Tensor | None = None) -> None:
         """Set the state to zero: of the rows where ``mask``, bool (B,) on the CPU, is true; of all without a mask.
@@ -290,8 +299,9 @@ class Stepper:
         """New zeros for the S states."""
         return [torch.zeros(s, dtype=self._acc, device="cpu") for s in self._shapes]
 
-    def _checked(self, x):
-        """x, or a copy of it whose rows are contiguous; raises as ``step`` does."""
+    def _checked(self, x, inputs, who):
+        """x and the cell's other inputs, (T, B, H or 1) and (B, H), or copies whose rows are contiguous; raises as
+        ``step`` does, in the name of ``who``."""
         self._check_tensor("x", "input", x)
         shape = x.shape
         if len(shape) not in (2, 3):
@@ -302,9 +312,20 @@ class Stepper:
             raise ValueError(f"Expected input.size(-2) to be equal to batch_size. Expected {self._B}, got {shape[-2]}")
         if shape[0] == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if x.is_neg() or (x.stride(-1) != 1 and self._I > 1):
-            return x.contiguous().resolve_neg()
-        return x
+        program = self._program
+        if program is None or not program.extras:
+            if inputs:
+                raise TypeError(f"{who}() got an unexpected keyword argument {next(iter(inputs))!r}")
+            return whole_rows(x), ()
+        if len(shape) == 2:
+            inputs = {
+                n: u.unsqueeze(0) if isinstance(u, Tensor) and n in program.step else u for n, u in inputs.items()
+            }
+        extras = take_extras(program, inputs, x, False, 3, who)
+        for name, u in zip(program.extras, extras, strict=True):
+            self._check_tensor(name, name, u)
+        check_extras(program, extras, x if len(shape) == 3 else x.unsqueeze(0), self._H)
+        return whole_rows(x), [whole_rows(u) for u in extras]
 
     def _check_tensor(self, name, role, t):
         """The checks that x and out share: type, device, dtype, layout, no gradient."""
@@ -338,27 +359,29 @@ class Stepper:
                 f"for shape {shape}"
             )
 
-    def _run(self, x, out):
+    def _run(self, x, out, extras):
         """All steps, on checked tensors."""
         if x.dim() == 2:
             x, out = x.unsqueeze(0), out.unsqueeze(0)
-        if not self._runner.run(x, out):
+        if not self._runner.run(x, out, extras):
             raise RuntimeError("Expected out and x to have memory of their own, but they overlap or have none")
+
+
+def whole_rows(t):
+    """t, or a copy of it, with elements next to each other in the last dimension, and no negative bit."""
+    return t.contiguous().resolve_neg() if t.is_neg() or (t.stride(-1) != 1 and t.size(-1) > 1) else t
 
 
 def kind_of(module):
     """The cell of a module and its activation; None for a module of another kind."""
     if not isinstance(module, (Recurrent, RecurrentCell)):
         return MODES.get(module.mode) if isinstance(module, nn.RNNBase) else kind_of_cell(module)
-    program = module.cell.program
-    if program.extras:
-        raise TypeError(
-            f"a Stepper takes cells whose only input is x, but {program.name} has {', '.join(program.extras)}: step a "
-            "RecurrentCell instead"
-        )
+    for name in ("x", "out"):
+        if name in module.cell.program.extras:
+            raise TypeError(f"a Stepper has an argument {name} of its own, which {module.cell.program.name} has too")
     return module._kind if isinstance(module, Recurrent) else (module.cell.kernel, None)
 
 
-def outside(stepper, x, out=None):
+def outside(stepper, x, out, inputs):
     """A step for a compiler to leave out of its graph."""
-    return stepper.step(x) if out is None else stepper.step_(x, out)
+    return stepper.step(x, **inputs) if out is None else stepper.step_(x, out, **inputs)

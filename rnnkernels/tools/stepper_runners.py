@@ -1,6 +1,7 @@
 """The runners of a ``Stepper``: the C++ extension, or the reference. Letters as in stepper.py."""
 
 import importlib
+from functools import partial
 
 import torch
 
@@ -12,7 +13,8 @@ from ..op.schema import over_layers
 
 _C = importlib.import_module("rnnkernels._C") if backends.EXTENSION_ERROR is None else None
 run_cpp = getattr(_C, "step", None)
-"""``run_cpp(handle, address of x, address of out)``: a step; False, and nothing done, if they overlap or are null."""
+"""``run_cpp(handle, address of x, address of out)``: a step of a cell whose only input is x; False, and nothing done,
+if they overlap or are null."""
 STORAGE = [torch.float32, torch.float64, torch.bfloat16, torch.float16]  # numbered as in csrc/cells/layer_call.h
 
 
@@ -28,10 +30,15 @@ class Cpp:
             [w.data_ptr() for w in weights],
         )  # fmt: skip
 
-    def run(self, x, out):
-        """Steps over x (T, B, I) into out (T, B, P); False, and nothing done, if they overlap or have no memory."""
-        strides = x.stride(0), x.stride(1), out.stride(0), out.stride(1)
-        return run_cpp(self.handle, x.data_ptr(), out.data_ptr(), x.size(0), *strides)
+    def run(self, x, out, extras):
+        """Steps over x (T, B, I), and the cell's other inputs (T, B, H or 1) or (B, H), into out (T, B, P).
+
+        False, and nothing done, if out overlaps one of these, or one has no memory.
+        """
+        more = (x.size(0), x.stride(0), x.stride(1), out.stride(0), out.stride(1))
+        for u in extras:
+            more += (u.data_ptr(), u.stride(0) if u.dim() == 3 else 0, u.stride(-2))
+        return run_cpp(self.handle, x.data_ptr(), out.data_ptr(), *more)
 
     def reset(self, mask):
         """Zeros where mask, or everywhere."""
@@ -52,21 +59,27 @@ class Reference:
         self.weights, self.states = [w.to(states[0].dtype, copy=True) for w in weights], states
 
     @torch.no_grad()
-    def run(self, x, out):
-        """Steps over x (T, B, I) into out (T, B, P); False, and nothing done, if they overlap or have no memory."""
-        if overlap(x, out):
+    def run(self, x, out, extras):
+        """As that of ``Cpp``."""
+        if any(overlap(t, out) for t in (x, *extras)):
             return False
-        x = x.to(self.weights[0].dtype, copy=True, memory_format=torch.contiguous_format)  # strides can change bits
+        # contiguous, because strides can change bits
+        to = dict(dtype=self.weights[0].dtype, copy=True, memory_format=torch.contiguous_format)
+        x, *extras = (t.to(**to) for t in (x, *extras))
         with torch.autocast("cpu", enabled=False):
-            for x_1BI, out_BP in zip(x.split(1), out, strict=True):
-                y, self.states = over_layers(self.layer, x_1BI, self.states, self.weights, self.num_layers, 1)
+            for t, (x_1BI, out_BP) in enumerate(zip(x.split(1), out, strict=True)):
+                now = [u[t : t + 1] if u.dim() == 3 else u for u in extras]
+                layer = partial(self.layer, now)
+                y, self.states = over_layers(layer, x_1BI, self.states, self.weights, self.num_layers, 1)
                 out_BP.copy_(y[0])
         return True
 
-    def layer(self, i, x, states, weights):
+    def layer(self, extras, i, x, states, weights):
         """Layer i for one step."""
-        H = states[-1].size(-1)
-        return reference.layer(*LayerCall(self.cell, x, states, weights, *self.settings, hidden_size=H), False)[:2]
+        call = LayerCall(
+            self.cell, x, states, weights, *self.settings, hidden_size=states[-1].size(-1), extras=extras
+        )  # fmt: skip
+        return reference.layer(*call, False)[:2]
 
     def reset(self, mask):
         """Zeros where mask, or everywhere."""

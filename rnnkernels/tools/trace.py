@@ -66,7 +66,7 @@ def trace(
 
     extras, cell = (), getattr(module, "cell", None)
     if cell is not None:
-        extras = take_extras(cell, inputs, input, module.batch_first, input.dim())
+        extras = take_extras(cell.program, inputs, input, module.batch_first, input.dim())
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record, extras))(input)
     lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
     options = module._options or PLAIN

@@ -75,7 +75,8 @@ def test_cells(name, monkeypatch):
     check(lambda *t: torch.cat([v.flatten() for v in layer(*t)]), layer.tensors, numbers=name != "lif")
 
 
-LENGTHS, RESET = torch.tensor([[3, 0], [2, 3]]), torch.tensor([[[1, 0], [0, 0], [0, 1]], [[0, 0], [1, 1], [0, 0]]]).bool()
+LENGTHS = torch.tensor([[3, 0], [2, 3]])  # of two groups, as the next
+RESET = torch.tensor([[[1, 0], [0, 0], [0, 1]], [[0, 0], [1, 1], [0, 0]]], dtype=torch.bool)
 OPTIONS = "plain", "lengths", "reset", "restart", "h_mask", "zone", "groups", "no bias", "no states", "activations"
 SOME = "lstm", "gru", "gru_reset_before", "gru_d", "lif", "cfc", "sru", "ea_lstm"
 

@@ -247,5 +247,5 @@ def meant(
         ys.append(torch.stack(y))
         lasts.append([h[k] for k in names])
         histories.append([torch.stack(each) for each in zip(*history, strict=True)])
-    cells = [torch.stack(each) for each in zip(*histories, strict=True)]
-    return torch.cat(ys, -1), [torch.stack(each) for each in zip(*lasts, strict=True)], torch.cat(cells) if cells else ()
+    last, cells = ([torch.stack(each) for each in zip(*all, strict=True)] for all in (lasts, histories))
+    return torch.cat(ys, -1), last, torch.cat(cells) if cells else ()

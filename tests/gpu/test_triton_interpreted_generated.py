@@ -17,6 +17,7 @@ from pairwise import ALL, cases, in_turn, product
 from program_cases import RandomCell
 from triton_cases import BOTH, compare, interpreter, running  # noqa: F401 - used by every test
 
+import rnnkernels
 from rnnkernels import backends
 from rnnkernels.backends.triton import cells as triton_cells
 from rnnkernels.backends.triton import graphs, launch, schedules
@@ -300,3 +301,29 @@ def test_source_is_as_written_by_hand():
     path.write_text("raise RuntimeError")
     assert Path(generated.imported(text).__file__).read_text() == text
     assert triton_cells.cell_of(CELLS["gru"].text) is triton_cells.cell_of(CELLS["gru"].text)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # torch's own jvp uses it
+@pytest.mark.parametrize("name", ["gru_d", "mgu", "peephole_lstm", "lif"])
+def test_tangents(name):
+    """Forward mode, and reverse over it, on the generated kernels of tangents, beside the reference."""
+    torch.manual_seed(0)
+    cell, (T, B, I, H) = getattr(library, name), (3, 2, 3, 5)  # noqa: E741
+    layer = rnnkernels.Recurrent(cell, I, H, dtype=torch.float64)
+    u = {u: torch.rand(T, B, 1 if u in cell.program.narrow else H, dtype=torch.float64) for u in cell.program.step}
+    primals = {"x": torch.randn(T, B, I, dtype=torch.float64)} | {n: p.detach() for n, p in layer.named_parameters()}
+    tangents = {n: torch.randn_like(t) for n, t in primals.items()}
+
+    def f(of):
+        x, given = of["x"], {n: p for n, p in of.items() if n != "x"}
+        return torch.func.functional_call(layer, given, x, dict(u, lengths=torch.tensor([3, 1])))[0]
+
+    def along(of):
+        return torch.func.jvp(f, (of,), (tangents,))[1]
+
+    found = []
+    for backend in ("triton", "reference"):
+        with backends.force(backend):
+            found.append(dict(torch.func.grad(lambda of: along(of).sin().sum())(primals), dy=along(primals)))
+    for what, expected in found[1].items():
+        assert_close(what, found[0][what], expected)
