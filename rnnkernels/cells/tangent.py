@@ -92,9 +92,9 @@ def of_cell(cell, activation, recurrent_activation, of_weights, of_inputs):
     moving, free = set(), set()
     for n in graph.ancestors(steps.values()):
         op, of, what = graph.nodes[n]
-        if op[1:] in THROUGH_STEPS and op[0] == "d" or any(m in moving for m in of):
+        if (op[0] == "d" and op[1:] in THROUGH_STEPS) or any(m in moving for m in of):
             moving.add(n)
-        elif all(m in free for m in of) if of else op in ("const", "v") or what in program.sequence and op == "u":
+        elif all(m in free for m in of) if of else op in ("const", "v") or (op == "u" and what in program.sequence):
             free.add(n)
     met = {m for n in moving for m in graph.nodes[n].of if m not in moving and m not in free}
     kept = derive.cheapest(graph, met, free, lambda n: 1, early=True)
@@ -102,7 +102,10 @@ def of_cell(cell, activation, recurrent_activation, of_weights, of_inputs):
         n: graph.nodes[n].what for n in kept if graph.nodes[n].what in program.narrow and graph.nodes[n].op == "u"
     }
     wide = [n for n in kept if n not in narrow]
-    names = {n: f"u{k}" for k, n in enumerate([*wide, *narrow])}
+    prefix = "u"
+    while any(u.startswith(prefix) for u in program.sequence):
+        prefix += "_"
+    names = {n: f"{prefix}{k}" for k, n in enumerate([*wide, *narrow])}
     if len(names) > MOST_INPUTS:
         raise Refused(f"its tangent needs {len(names)} values of each step, and {MOST_INPUTS} are possible")
 

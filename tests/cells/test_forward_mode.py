@@ -218,6 +218,42 @@ def test_modules(name):
     check(f, (X, *parameters))
 
 
+@rnnkernels.cell(inputs="a b c d e f g i", states="h")
+def wide(x, s):
+    return torch.tanh(x.a * x.b * x.c * x.d * x.e * x.f * x.g * x.i * s.h + x.a)
+
+
+def test_step_by_step():
+    """Layers whose tangents are the reference's: ``explain`` says so, and why."""
+    for layer, why in (
+        (Recurrent(wide, I, H, **F64), "its tangent needs 9 values of each step, and 8 are possible"),
+        (rnnkernels.LSTM(I, H, proj_size=2, **F64), "its first state is a projection"),
+        (rnnkernels.GRU(I, H, layer_norm=True, **F64), "its products have a layer norm"),
+        (rnnkernels.GRU(I, H, **F64), None),
+    ):
+        explained = rnnkernels.explain(layer, X)
+        assert explained.layers[0].tangents == why
+        assert (f"forward mode on the reference, step by step: {why}" in str(explained)) == (why is not None)
+        f = lambda x: layer(x)[0]  # noqa: B023, E731
+        y, back = vjp(f, X)
+        w = y.detach().cos()
+        assert_close(f"jvp beside vjp: {why}", (jvp(f, (X,), (X,))[1] * w).sum(), (back(w)[0] * X).sum())
+
+
+def test_ops_called_by_hand():
+    """What they cannot do is an error, where a transform hides the tangent too."""
+    w = [torch.randn(n, m, dtype=torch.float64) for n, m in ((3 * H, I), (3 * H, H))]
+    gain = torch.ones(3 * H, dtype=torch.float64)
+    call = LayerCall("gru", X, [], [*w, gain, gain], bias=False, layer_norm=True)
+    op = lambda x: torch.ops.rnnkernels.layer(*call._replace(x=x), False)[0]  # noqa: E731
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative"):
+        jvp(vmap(op), (X[None],), (X[None],))
+    mask = torch.ones(1, B, H, dtype=torch.float64)
+    call = LayerCall("gru", X, [], w, bias=False, h_mask=mask)
+    with pytest.raises(NotImplementedError, match="h_mask and zone have no forward-mode derivative"):
+        jvp(lambda mask: run.layer(call._replace(h_mask=mask))[0], (mask,), (mask,))
+
+
 def test_linearize():
     """Under make_fx, where values of lengths cannot be read."""
     layer = Recurrent(cells.min_gru, I, H, **F64).requires_grad_(False)
