@@ -92,8 +92,8 @@ def staged():
 
 @pytest.mark.parametrize("way, stages", staged())
 def test_stages(way, stages):
-    """With lengths and both directions; layer norms where the schedule has them."""
-    norm = "layer norm" in stages and way[1] != "cooperative"
+    """With lengths and both directions."""
+    norm = "layer norm" in stages
     check(*way, T=3, B=3, H=20, reverse=BOTH, lengths=[3, 0, 2], layer_norm=norm, stages=stages)
 
 

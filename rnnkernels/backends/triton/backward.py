@@ -31,6 +31,7 @@ from .norms import (
     load_moments,
     store_parts,
     unnormed,
+    unnormed_product,
 )
 from .stages import entering, load_inputs, load_keep, load_vectors, masked, resets_at, unzoned
 from .tiles import (
@@ -61,7 +62,8 @@ def scan_backward(
     source,  # (D, T, B, SOURCE, K): gradients that the product reads; not read if resident
     planes,  # (D, T, B, PLANES, H): the gradients of the pre-activations, the result
     raw, gain,  # (D, T, B, G, H), (D, G, H): the recurrent products that were normed, and the gains; or None
-    moments,  # (D, T, B, 1 or 2, 2): their rows' mean and scale, in one norm per product
+    moments,  # (D, T, B, M, 2): their rows' mean and scale, in one norm per product
+    spread, along,  # (D, M, H), (D, T, B, M, H): as in norms.py, of the products that read normed values; or None
     c_gain, c_bias, c_moments,  # (D, H), (D, H), (D, T, B, 2): the same for the last state in the output; or None
     dnorm,  # (D, T, B, H): gradients of that norm, a result; or None
     held,  # (D, B, H) each: gradients that cross from one launch of a step to the next; or None
@@ -94,11 +96,11 @@ def scan_backward(
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     N: tl.constexpr = len(READS)  # gates of the first product
     G: tl.constexpr = N if FIRST is None else N + 1  # of the recurrent products
-    ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
-    NORMS: tl.constexpr = ARRIVALS
+    NORMS: tl.constexpr = 1 if FIRST is None else 2
     EMIT_NORM: tl.constexpr = len(EMITS) > 0
     RAWS: tl.constexpr = len(EMITS) + NORMS - 1
     OUTPUT_NORM: tl.constexpr = c_gain is not None
+    ARRIVALS: tl.constexpr = 2 if OUTPUT_NORM else NORMS  # in a step
     INPUTS: tl.constexpr = len(INPUT_J)
     FIXED: tl.constexpr = V + SEQUENCES
     MORE: tl.constexpr = V + INPUTS  # gradients that the cell gives after those of the states
@@ -115,6 +117,8 @@ def scan_backward(
         gains = load_gains(gain, RAWS, H, j, d, ACC)
     if OUTPUT_NORM:
         c_gains, c_biases = load_gains(c_gain, 1, H, j, d, ACC), load_gains(c_bias, 1, H, j, d, ACC)
+    if spread is not None:
+        spreads = load_gains(spread, NORMS, H, j, d, ACC)
     turn = D * 4 * PARTS * B
     if parts is not None:
         parts += d * 4 * PARTS * B
@@ -179,15 +183,13 @@ def scan_backward(
                 )  # fmt: skip
             else:
                 stop = tl.where(i + LAG < T, K, 0)
-                norm = None
-                if READ_NORM:
-                    there = (b < B) & (i + 1 < T)
-                    mean, scale = load_moments(moments, ((d * T + later) * B + b) * NORMS, there)
-                    total, products = add_parts(parts + (i + 1) % 2 * turn, PARTS, b, B)
-                    raw_row = raw + ((d * T + later) * B + b) * (G * K)
-                    norm = (raw_row, gain + d * (G * K), mean, scale, total, products)
-                dh = gradient_streamed(
-                    w, read, j, b < B, stop, READS, H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
+                dh = gradient_streamed(w, read, j, b < B, stop, READS, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+            if READ_NORM:
+                there, norms = (b < B) & (i + 1 < T), ((d * T + time_at(i + 1, n, reverse, LENGTHS)) * B + b) * NORMS
+                normal = tl.load(along + norms * H + j, mask=mask & there, other=0.0).to(ACC)
+                dh = unnormed_product(
+                    dh, moments + norms * 2, parts + (i + 1) % 2 * turn, spreads[0], normal, there, PARTS, b, B, N * K,
+                    COOPERATIVE,
                 )  # fmt: skip
             if LAG == 1:
                 dh = masked(dh, keep)
@@ -241,13 +243,16 @@ def scan_backward(
             mean, scale = load_moments(c_moments, row, b < B)
             output = (c[0] - mean) * scale * c_gains[0] + c_biases[0]
             dc = (OUTPUT(arriving[0], kept, output, ACTIVATION, GATE),)
-            if PHASE == 2:
-                total, products = add_parts(more_parts, PARTS, b, B)
-            else:
+            if PHASE < 2:
                 total, products = back_sums(dc, c, c_gains, mean, scale, 1)
-            if PHASE == 1:
+            if COOPERATIVE or PHASE == 1:
                 store_parts(more_parts, total, products, b, B)
-            else:
+            if COOPERATIVE:
+                arrive(counters)
+                wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
+            if COOPERATIVE or PHASE == 2:
+                total, products = add_parts(more_parts, b < B, PARTS, b, B, COOPERATIVE)
+            if PHASE != 1:
                 tl.store(dnorm + row * H + j, dc[0].to(dnorm.dtype.element_ty), mask=mask)
             dc_own = unnormed(dc[0], c[0], c_gains[0], mean, scale, total, products, H)
             arriving = replaced(arriving, S - 1, arriving[S - 1] + (dc_own - dc[0]), S)  # the cell adds dc
@@ -281,17 +286,14 @@ def scan_backward(
                     value = tl.load(held[v] + ((d * B + b) * H + j), mask=mask, other=0.0)
                     crossing = replaced(crossing, v, value, CROSS)
             dq = emitted[DQ]
-            norm = None
-            if EMIT_NORM:
-                mean, scale = load_moments(moments, row * NORMS + 1, b < B)
-                if PHASE == 2:
-                    total, products = add_parts(more_parts, PARTS, b, B)
-                    norm = (raw + (row * G + N) * H, gain + (d * G + N) * H, mean, scale, total, products)
+            norms = row * NORMS + 1
+            if EMIT_NORM and PHASE < 2:
+                mean, scale = load_moments(moments, norms, b < B)
+                total, products = back_sums((dq,), (raws[N],), (gains[N],), mean, scale, 1)
+                if RESIDENT:
+                    dq = unnormed(dq, raws[N], gains[N], mean, scale, total, products, H)
                 else:
-                    total, products = back_sums((dq,), (raws[N],), (gains[N],), mean, scale, 1)
-                if PHASE == 1:
                     store_parts(more_parts, total, products, b, B)
-                dq = unnormed(dq, raws[N], gains[N], mean, scale, total, products, H)
             dv = tl.zeros((BH, BB), ACC)
             if RESIDENT:
                 dv = product_resident((weights[N],), dq, 1, ACC, PRECISION)[0]
@@ -305,7 +307,12 @@ def scan_backward(
                     )  # fmt: skip
                 else:
                     dv = gradient_streamed(
-                        w + N * H * K, read, j, b < B, K, (DQ,), H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
+                        w + N * H * K, read, j, b < B, K, (DQ,), H, K, BH, BB, BK, ACC, PRECISION, STAGES
+                    )  # fmt: skip
+                if EMIT_NORM:
+                    normal = tl.load(along + norms * H + j, mask=mask, other=0.0).to(ACC)
+                    dv = unnormed_product(
+                        dv, moments + norms * 2, more_parts, spreads[1], normal, b < B, PARTS, b, B, K, COOPERATIVE
                     )  # fmt: skip
             if PHASE != 1:
                 masked_old = replaced(old, 0, masked(old[0], keep), S) + given

@@ -15,8 +15,8 @@ A generated cell (``cells/generated.py``) may have more: learned vectors and inp
 among what the cell reads; an operand of the recurrent product that is not h, and an output that is not h.
 
 The vector of a second product and the moments of a layer norm need the units of other programs. Resident programs own
-all units, cooperative ones wait a second time, and a stepwise launch ends there: the next launch (PHASE) loads the
-products that the earlier ones have stored, and computes the rest again.
+all units, cooperative ones wait once more, and a stepwise launch ends there: the next launch (PHASE) loads the products
+that the earlier ones have stored, and computes the rest again. The n-th wait within a step is where launch n ends.
 
 A row of length n is live at steps 0..n-1; a dead row keeps its states and writes zeros. A reverse direction stands at
 time n-1-i at its live step i, and at time i at a dead one: so every time is written exactly once.
@@ -33,7 +33,7 @@ from .dots import (
     product_streamed,
     wait,
 )
-from .norms import load_gains, normed
+from .norms import load_gains, normed, store_moments
 from .stages import biased, entering, load_inputs, load_keep, load_vectors, masked, resets_at, zoned
 from .tiles import (
     chosen,
@@ -96,9 +96,10 @@ def scan_forward(
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     N: tl.constexpr = G if FIRST is None else G - 1  # gates of the first product
     INPUTS: tl.constexpr = len(INPUT_J)
-    ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
     NORM: tl.constexpr = gain is not None
     SECOND: tl.constexpr = 2 if NORM else 1  # the launch that stores the vector of a second product for the next one
+    NORMED: tl.constexpr = SECOND if c_gain is None else SECOND + 1  # launches up to the end, without a second product
+    ARRIVALS: tl.constexpr = NORMED if FIRST is None else 2 * NORMED  # in a step
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
@@ -154,7 +155,12 @@ def scan_forward(
         if PHASE == 1:
             store_tiles(at_sums, H, r, mask, N, BH, BB, False)
         if NORM:
-            r = normed(r, gains, parts, N, H, BH, j, b, B, EPS, PHASE, 1)
+            if COOPERATIVE or PHASE == 1:
+                store_moments(r, parts, N, H, BH, j, b, B)
+            if COOPERATIVE:
+                arrive(counters)
+                wait(counters, (ARRIVALS * i + 1) * tl.num_programs(1))
+            r = normed(r, gains, parts, N, H, BH, j, b, B, EPS, COOPERATIVE or PHASE > 1, COOPERATIVE)
         r = biased(r, biases, BIASED, 0, N)
         if FIRST is not None:
             read = between + (d * B + vb) * K if between is not None else None
@@ -168,7 +174,7 @@ def scan_forward(
                 q = product_resident((weights[N],), second, 1, ACC, PRECISION)
             elif COOPERATIVE:
                 arrive(counters)
-                wait(counters, (ARRIVALS * i + 1) * tl.num_programs(1))
+                wait(counters, (ARRIVALS * i + SECOND) * tl.num_programs(1))
                 q = product_cooperative((weights[N],), read, vb < B, 1, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)
             elif PHASE == SECOND + 1:
                 q = product_streamed(w + N * H * K, read, j, b < B, 1, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
@@ -179,12 +185,23 @@ def scan_forward(
             else:  # the results below are not used, and the compiler removes them
                 q = (tl.zeros((BH, BB), ACC),)
             if NORM:
-                q = normed(q, (gains[N],), more_parts, 1, H, BH, j, b, B, EPS, PHASE, 3)
+                if COOPERATIVE or PHASE == 3:
+                    store_moments(q, more_parts, 1, H, BH, j, b, B)
+                if COOPERATIVE:
+                    arrive(counters)
+                    wait(counters, (ARRIVALS * i + 3) * tl.num_programs(1))
+                q = normed(q, (gains[N],), more_parts, 1, H, BH, j, b, B, EPS, COOPERATIVE or PHASE > 3, COOPERATIVE)
             r = biased(r + q, biases, BIASED, N, G)
         new, kept = CELL(xs, r, old + given, ACTIVATION, GATE)
         if c_gain is not None:
-            c = normed((new[S - 1],), c_gains, more_parts, 1, H, BH, j, b, B, EPS, PHASE, 2)[0] + c_biases[0]
-            new = replaced(new, 0, OUTPUT(kept, c, ACTIVATION, GATE), S)
+            c = (new[S - 1],)
+            if COOPERATIVE or PHASE == 2:
+                store_moments(c, more_parts, 1, H, BH, j, b, B)
+            if COOPERATIVE:
+                arrive(counters)
+                wait(counters, (ARRIVALS * i + 2) * tl.num_programs(1))
+            c = normed(c, c_gains, more_parts, 1, H, BH, j, b, B, EPS, COOPERATIVE or PHASE > 2, COOPERATIVE)
+            new = replaced(new, 0, OUTPUT(kept, c[0] + c_biases[0], ACTIVATION, GATE), S)
         for v in tl.static_range(len(OWN)):
             kept = kept + (new[OWN[v]],)
         out = new[S] if Y else new[0]

@@ -26,55 +26,63 @@ def store_parts(parts, first, second, b, B):
 
 
 @triton.jit
-def add_parts(parts, PARTS: tl.constexpr, b, B):
-    """The sums over programs of the two numbers that each stored."""
+def load_parts(parts, there, PARTS: tl.constexpr, b, B, COOPERATIVE: tl.constexpr):
+    """The two numbers that each program stored, in rows, and the numbers of the programs."""
     part = tl.arange(0, triton.next_power_of_2(PARTS))[:, None]
-    at, there = parts + (part * B + b) * 2, (part < PARTS) & (b < B)
-    first = tl.load(at, mask=there, other=0.0)
-    return tl.sum(first, 0)[None, :], tl.sum(tl.load(at + 1, mask=there, other=0.0), 0)[None, :]
+    at, there = parts + (part * B + b) * 2, (part < PARTS) & there
+    CACHE: tl.constexpr = ".cg" if COOPERATIVE else ""  # stored by programs that run now: not from this processor's L1
+    first = tl.load(at, mask=there, other=0.0, cache_modifier=CACHE)
+    return first, tl.load(at + 1, mask=there, other=0.0, cache_modifier=CACHE), part
 
 
 @triton.jit
-def moments_of(
-    tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B, EPS: tl.constexpr,
-    PHASE: tl.constexpr, AT: tl.constexpr,
-):  # fmt: skip
-    """The mean of rows, and one over their deviation. Launch AT stores the mean and the squared distances of a
-    program's part, later ones combine them; in PHASE 0 a program has whole rows."""
-    ACC: tl.constexpr = tiles[0].dtype
-    if PHASE > AT:
-        part = tl.arange(0, triton.next_power_of_2((H + BH - 1) // BH))[:, None]
-        units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
-        at, there = parts + (part * B + b) * 2, (units > 0) & (b < B)
-        means, squares = tl.load(at, mask=there, other=0.0), tl.load(at + 1, mask=there, other=0.0)
-        count = (N * units).to(ACC)
-        mean = tl.sum(count * means, 0)[None, :] / (N * H)
-        apart = tl.where(there, means - mean, 0.0)
-        square = tl.sum(squares + count * apart * apart, 0)[None, :] / (N * H)
-    else:
-        count = (N * tl.minimum(H - tl.program_id(1) * BH, BH)).to(ACC)
-        total = tl.where(j < H, tiles[0], 0.0)
-        for g in tl.static_range(1, N):
-            total += tl.where(j < H, tiles[g], 0.0)
-        mean = tl.sum(total, 0)[None, :] / count
-        squares = tl.zeros_like(total)
-        for g in tl.static_range(N):
-            apart = tl.where(j < H, tiles[g] - mean, 0.0)
-            squares += apart * apart
-        square = tl.sum(squares, 0)[None, :]
-        if PHASE == AT:
-            store_parts(parts, mean, square, b, B)
-        square = square / count
-    return mean, 1 / tl.sqrt(square + EPS)
+def add_parts(parts, there, PARTS: tl.constexpr, b, B, COOPERATIVE: tl.constexpr):
+    """The sums over programs of the two numbers that each stored, always in the same order; zero where not there."""
+    first, second, _ = load_parts(parts, there, PARTS, b, B, COOPERATIVE)
+    return tl.sum(first, 0)[None, :], tl.sum(second, 0)[None, :]
+
+
+@triton.jit
+def moments_of(tiles, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j):
+    """Of a program's part of rows: the mean, the sum of squared distances from it, and the count of values."""
+    count = (N * tl.minimum(H - tl.program_id(1) * BH, BH)).to(tiles[0].dtype)
+    total = tl.where(j < H, tiles[0], 0.0)
+    for g in tl.static_range(1, N):
+        total += tl.where(j < H, tiles[g], 0.0)
+    mean = tl.sum(total, 0)[None, :] / count
+    squares = tl.zeros_like(total)
+    for g in tl.static_range(N):
+        apart = tl.where(j < H, tiles[g] - mean, 0.0)
+        squares += apart * apart
+    return mean, tl.sum(squares, 0)[None, :], count
+
+
+@triton.jit
+def store_moments(tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B):
+    """The moments of a program's part, for all programs that share the rows."""
+    mean, square, _ = moments_of(tiles, N, H, BH, j)
+    store_parts(parts, mean, square, b, B)
 
 
 @triton.jit
 def normed(
     tiles, gains, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B, EPS: tl.constexpr,
-    PHASE: tl.constexpr, AT: tl.constexpr,
+    STORED: tl.constexpr, COOPERATIVE: tl.constexpr,
 ):  # fmt: skip
-    """The N tiles minus their rows' means, over their deviations, times the gains."""
-    mean, scale = moments_of(tiles, parts, N, H, BH, j, b, B, EPS, PHASE, AT)
+    """The N tiles minus their rows' means, over their deviations, times the gains. STORED: all programs have stored the
+    moments of their parts; else a program has whole rows."""
+    if STORED:
+        PARTS: tl.constexpr = (H + BH - 1) // BH
+        means, squares, part = load_parts(parts, b < B, PARTS, b, B, COOPERATIVE)
+        units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
+        count = (N * units).to(means.dtype)
+        mean = tl.sum(count * means, 0)[None, :] / (N * H)
+        apart = tl.where(units > 0, means - mean, 0.0)
+        square = tl.sum(squares + count * apart * apart, 0)[None, :] / (N * H)
+    else:
+        mean, square, count = moments_of(tiles, N, H, BH, j)
+        square = square / count
+    scale = 1 / tl.sqrt(square + EPS)
     out = ()
     for g in tl.static_range(N):
         out = out + ((tiles[g] - mean) * scale * gains[g],)
@@ -83,7 +91,7 @@ def normed(
 
 @triton.jit
 def load_moments(moments, row, there):
-    """The mean and scale that ``moments_of`` gave, from memory (rows, 2)."""
+    """The mean of rows and one over their deviation, from memory (rows, 2)."""
     return tl.load(moments + row * 2, mask=there, other=0.0), tl.load(moments + row * 2 + 1, mask=there, other=0.0)
 
 
@@ -103,3 +111,16 @@ def back_sums(ds, raws, gains, mean, scale, N: tl.constexpr):
 def unnormed(d, raw, gain, mean, scale, total, products, COUNT: tl.constexpr):
     """The gradient of the normed values, from that of the norm and from the sums over the row's COUNT values."""
     return scale * (d * gain - total / COUNT - (raw - mean) * scale * (products / COUNT))
+
+
+@triton.jit
+def unnormed_product(
+    product, moments, parts, spread, along, there, PARTS: tl.constexpr, b, B, COUNT: tl.constexpr,
+    COOPERATIVE: tl.constexpr,
+):  # fmt: skip
+    """``unnormed`` of COUNT values a row and then their product with weights, where that is linear: from the product of
+    their gradients with the weights times the gains, and, of the weights themselves, the sums ``spread`` (units, 1) and
+    the product ``along`` (units, batch) with the normal values. So a row's sums are needed after the product only."""
+    _, scale = load_moments(moments, 0, there)
+    total, products = add_parts(parts, there, PARTS, b, B, COOPERATIVE)
+    return scale * (product - (total * spread + products * along) / COUNT)

@@ -248,8 +248,6 @@ def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, force
         ways["cooperative"] = cooperative(kind, cell.recurrent_gates, B, D, H, K, chip, backward)
         if single and forced is None and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"
-        if norm:
-            ways["cooperative"] = "a layer norm is over units of other programs"
     if cell.norms and cell.recurrent_gates:
         ways |= dict.fromkeys(NAMES[1:], "a norm inside the cell is over units of other programs")
     if forced in ways:
