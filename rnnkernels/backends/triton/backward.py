@@ -71,7 +71,7 @@ def scan_backward(
     dfixed,  # sums (D, B, H) that the gradients of V vectors and of SEQUENCES inputs are added to; or None
     dinputs,  # (D, T, B, INPUTS - SEQUENCES, H): gradients of the other inputs; or None
     doperand,  # (D, T, B, INPUTS - SEQUENCES, H): their part through the operand, if not resident; or None
-    parts,  # (2, D, 2, PARTS, B, 2): in turns, sums of the rows' parts as in norms.py; or None
+    parts,  # (2, D, 2, B, 2, PARTS): in turns, sums of the rows' parts as in norms.py; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, length_x, reset_x,
     CELL: tl.constexpr, RENEW: tl.constexpr,
@@ -188,7 +188,7 @@ def scan_backward(
                 there, norms = (b < B) & (i + 1 < T), ((d * T + time_at(i + 1, n, reverse, LENGTHS)) * B + b) * NORMS
                 normal = tl.load(along + norms * H + j, mask=mask & there, other=0.0).to(ACC)
                 dh = unnormed_product(
-                    dh, moments + norms * 2, parts + (i + 1) % 2 * turn, spreads[0], normal, there, PARTS, b, B, N * K,
+                    dh, moments + norms * 2, parts + (i + 1) % 2 * turn, spreads[0], normal, there, PARTS, b, N * K,
                     COOPERATIVE,
                 )  # fmt: skip
             if LAG == 1:
@@ -246,12 +246,12 @@ def scan_backward(
             if PHASE < 2:
                 total, products = back_sums(dc, c, c_gains, mean, scale, 1)
             if COOPERATIVE or PHASE == 1:
-                store_parts(more_parts, total, products, b, B)
+                store_parts(more_parts, total, products, PARTS, b, B)
             if COOPERATIVE:
                 arrive(counters)
                 wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
             if COOPERATIVE or PHASE == 2:
-                total, products = add_parts(more_parts, b < B, PARTS, b, B, COOPERATIVE)
+                total, products = add_parts(more_parts, b < B, PARTS, b, COOPERATIVE)
             if PHASE != 1:
                 tl.store(dnorm + row * H + j, dc[0].to(dnorm.dtype.element_ty), mask=mask)
             dc_own = unnormed(dc[0], c[0], c_gains[0], mean, scale, total, products, H)
@@ -293,7 +293,7 @@ def scan_backward(
                 if RESIDENT:
                     dq = unnormed(dq, raws[N], gains[N], mean, scale, total, products, H)
                 else:
-                    store_parts(more_parts, total, products, b, B)
+                    store_parts(more_parts, total, products, PARTS, b, B)
             dv = tl.zeros((BH, BB), ACC)
             if RESIDENT:
                 dv = product_resident((weights[N],), dq, 1, ACC, PRECISION)[0]
@@ -312,7 +312,7 @@ def scan_backward(
                 if EMIT_NORM:
                     normal = tl.load(along + norms * H + j, mask=mask, other=0.0).to(ACC)
                     dv = unnormed_product(
-                        dv, moments + norms * 2, more_parts, spreads[1], normal, b < B, PARTS, b, B, K, COOPERATIVE
+                        dv, moments + norms * 2, more_parts, spreads[1], normal, b < B, PARTS, b, K, COOPERATIVE
                     )  # fmt: skip
             if PHASE != 1:
                 masked_old = replaced(old, 0, masked(old[0], keep), S) + given
@@ -344,7 +344,7 @@ def scan_backward(
                     through = unnormed(dnorms[g], raws[g], gains[g], mean, scale, total, products, N * H)
                     later_reads = later_reads + (through,)
             elif PHASE != 1:
-                store_parts(parts + i % 2 * turn, total, products, b, B)
+                store_parts(parts + i % 2 * turn, total, products, PARTS, b, B)
         if COOPERATIVE:
             arrive(counters)
         if RESIDENT and OPERAND is not None:

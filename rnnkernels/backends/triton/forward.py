@@ -74,7 +74,7 @@ def scan_forward(
     sums,  # (D, B, G, H): the products of earlier launches of a step; or None
     gain,  # (D, G, H): of the layer norm of the recurrent products; or None
     c_gain, c_bias,  # (D, H): of the layer norm of the last state in the output; or None
-    parts,  # (D, 2, programs, B, 2): parts of rows' sums, as in norms.py; or None
+    parts,  # (D, 2, B, 2, programs): parts of rows' sums, as in norms.py; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
     CELL: tl.constexpr,
@@ -114,8 +114,9 @@ def scan_forward(
     if c_gain is not None:
         c_gains, c_biases = load_gains(c_gain, 1, H, j, d, ACC), load_gains(c_bias, 1, H, j, d, ACC)
     if parts is not None:
-        parts += d * 4 * tl.num_programs(1) * B
-        more_parts = parts + 2 * tl.num_programs(1) * B
+        PARTS: tl.constexpr = (H + BH - 1) // BH
+        parts += d * 4 * PARTS * B
+        more_parts = parts + 2 * PARTS * B
     else:
         more_parts = None
     keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None

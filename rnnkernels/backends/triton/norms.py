@@ -1,7 +1,7 @@
 """Layer norm in the time loops (Ba, Kiros & Hinton 2016): of the recurrent products of a row, and of the cell state.
 
 Letters as in forward.py. A row holds the values of all N gates of all H units for a batch row. If programs share its
-units, each stores its part of the sums over units in ``parts`` (programs, B, 2), and the next launch adds them up.
+units, each stores its part of the sums over units in ``parts`` (B, 2, programs), and the next launch adds them up.
 Beside a tile (units, batch) a number per unit is (units, 1), and one per row (1, batch).
 """
 
@@ -19,26 +19,26 @@ def load_gains(gain, N: tl.constexpr, H: tl.constexpr, j, d, ACC: tl.constexpr):
 
 
 @triton.jit
-def store_parts(parts, first, second, b, B):
-    at = parts + (tl.program_id(1) * B + b) * 2
+def store_parts(parts, first, second, PARTS: tl.constexpr, b, B):
+    at = parts + (b * 2 * PARTS + tl.program_id(1))
     tl.store(at, first, mask=b < B)
-    tl.store(at + 1, second, mask=b < B)
+    tl.store(at + PARTS, second, mask=b < B)
 
 
 @triton.jit
-def load_parts(parts, there, PARTS: tl.constexpr, b, B, COOPERATIVE: tl.constexpr):
+def load_parts(parts, there, PARTS: tl.constexpr, b, COOPERATIVE: tl.constexpr):
     """The two numbers that each program stored, in rows, and the numbers of the programs."""
     part = tl.arange(0, triton.next_power_of_2(PARTS))[:, None]
-    at, there = parts + (part * B + b) * 2, (part < PARTS) & there
+    at, there = parts + (b * 2 * PARTS + part), (part < PARTS) & there
     CACHE: tl.constexpr = ".cg" if COOPERATIVE else ""  # stored by programs that run now: not from this processor's L1
     first = tl.load(at, mask=there, other=0.0, cache_modifier=CACHE)
-    return first, tl.load(at + 1, mask=there, other=0.0, cache_modifier=CACHE), part
+    return first, tl.load(at + PARTS, mask=there, other=0.0, cache_modifier=CACHE), part
 
 
 @triton.jit
-def add_parts(parts, there, PARTS: tl.constexpr, b, B, COOPERATIVE: tl.constexpr):
+def add_parts(parts, there, PARTS: tl.constexpr, b, COOPERATIVE: tl.constexpr):
     """The sums over programs of the two numbers that each stored, always in the same order; zero where not there."""
-    first, second, _ = load_parts(parts, there, PARTS, b, B, COOPERATIVE)
+    first, second, _ = load_parts(parts, there, PARTS, b, COOPERATIVE)
     return tl.sum(first, 0)[None, :], tl.sum(second, 0)[None, :]
 
 
@@ -61,7 +61,8 @@ def moments_of(tiles, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j):
 def store_moments(tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B):
     """The moments of a program's part, for all programs that share the rows."""
     mean, square, _ = moments_of(tiles, N, H, BH, j)
-    store_parts(parts, mean, square, b, B)
+    PARTS: tl.constexpr = (H + BH - 1) // BH
+    store_parts(parts, mean, square, PARTS, b, B)
 
 
 @triton.jit
@@ -73,7 +74,7 @@ def normed(
     moments of their parts; else a program has whole rows."""
     if STORED:
         PARTS: tl.constexpr = (H + BH - 1) // BH
-        means, squares, part = load_parts(parts, b < B, PARTS, b, B, COOPERATIVE)
+        means, squares, part = load_parts(parts, b < B, PARTS, b, COOPERATIVE)
         units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
         count = (N * units).to(means.dtype)
         mean = tl.sum(count * means, 0)[None, :] / (N * H)
@@ -115,12 +116,12 @@ def unnormed(d, raw, gain, mean, scale, total, products, COUNT: tl.constexpr):
 
 @triton.jit
 def unnormed_product(
-    product, moments, parts, spread, along, there, PARTS: tl.constexpr, b, B, COUNT: tl.constexpr,
+    product, moments, parts, spread, along, there, PARTS: tl.constexpr, b, COUNT: tl.constexpr,
     COOPERATIVE: tl.constexpr,
 ):  # fmt: skip
     """``unnormed`` of COUNT values a row and then their product with weights, where that is linear: from the product of
     their gradients with the weights times the gains, and, of the weights themselves, the sums ``spread`` (units, 1) and
     the product ``along`` (units, batch) with the normal values. So a row's sums are needed after the product only."""
     _, scale = load_moments(moments, 0, there)
-    total, products = add_parts(parts, there, PARTS, b, B, COOPERATIVE)
+    total, products = add_parts(parts, there, PARTS, b, COOPERATIVE)
     return scale * (product - (total * spread + products * along) / COUNT)

@@ -157,7 +157,7 @@ def inside(problem, tiles):
     if len(problem.phases(tiles, False)) > 1:
         out |= dict(sums=problem.empty(D, B, G, H, **wide))
     if problem.norm:
-        parts = problem.empty(D, 2, -(-H // tiles.BH), B, 2, **wide) if shared else None
+        parts = problem.empty(D, 2, B, 2, -(-H // tiles.BH), **wide) if shared else None
         out |= dict(gain=stacked(problem.ln_h), parts=parts, EPS=problem.eps) if problem.ln_h else {}
     if problem.ln_c:
         c_gain, c_bias = map(stacked, problem.ln_c)
@@ -173,7 +173,7 @@ def inside_backward(problem, tiles, normed):
         return {}, {}
     products = dict(moments=normed.moments)
     if tiles.schedule != "resident":
-        parts = problem.empty(2, D, 2, programs, B, 2, **wide)
+        parts = problem.empty(2, D, 2, B, 2, programs, **wide)
         products |= dict(parts=parts, PARTS=programs, spread=normed.spread, along=normed.along)
     own = dict(raw=normed.raw, gain=stacked(problem.ln_h), EMITS=problem.cell.reads)
     if problem.ln_c:
