@@ -117,8 +117,6 @@ def scan_backward(
         gains = load_gains(gain, RAWS, H, j, d, ACC)
     if OUTPUT_NORM:
         c_gains, c_biases = load_gains(c_gain, 1, H, j, d, ACC), load_gains(c_bias, 1, H, j, d, ACC)
-    if spread is not None:
-        spreads = load_gains(spread, NORMS, H, j, d, ACC)
     turn = D * 4 * PARTS * B
     if parts is not None:
         parts += d * 4 * PARTS * B
@@ -186,9 +184,9 @@ def scan_backward(
                 dh = gradient_streamed(w, read, j, b < B, stop, READS, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
             if READ_NORM:
                 there, norms = (b < B) & (i + 1 < T), ((d * T + time_at(i + 1, n, reverse, LENGTHS)) * B + b) * NORMS
-                normal = tl.load(along + norms * H + j, mask=mask & there, other=0.0).to(ACC)
+                at_parts = parts + (i + 1) % 2 * turn
                 dh = unnormed_product(
-                    dh, moments + norms * 2, parts + (i + 1) % 2 * turn, spreads[0], normal, there, PARTS, b, N * K,
+                    dh, moments, at_parts, spread, along, norms, d * NORMS, mask & there, there, PARTS, H, j, b, N * K,
                     COOPERATIVE,
                 )  # fmt: skip
             if LAG == 1:
@@ -310,9 +308,9 @@ def scan_backward(
                         w + N * H * K, read, j, b < B, K, (DQ,), H, K, BH, BB, BK, ACC, PRECISION, STAGES
                     )  # fmt: skip
                 if EMIT_NORM:
-                    normal = tl.load(along + norms * H + j, mask=mask, other=0.0).to(ACC)
                     dv = unnormed_product(
-                        dv, moments + norms * 2, more_parts, spreads[1], normal, b < B, PARTS, b, K, COOPERATIVE
+                        dv, moments, more_parts, spread, along, norms, d * NORMS + 1, mask, b < B, PARTS, H, j, b, K,
+                        COOPERATIVE,
                     )  # fmt: skip
             if PHASE != 1:
                 masked_old = replaced(old, 0, masked(old[0], keep), S) + given

@@ -116,12 +116,14 @@ def unnormed(d, raw, gain, mean, scale, total, products, COUNT: tl.constexpr):
 
 @triton.jit
 def unnormed_product(
-    product, moments, parts, spread, along, there, PARTS: tl.constexpr, b, COUNT: tl.constexpr,
-    COOPERATIVE: tl.constexpr,
+    product, moments, parts, spread, along, row, norm, mask, there, PARTS: tl.constexpr, H: tl.constexpr, j, b,
+    COUNT: tl.constexpr, COOPERATIVE: tl.constexpr,
 ):  # fmt: skip
     """``unnormed`` of COUNT values a row and then their product with weights, where that is linear: from the product of
-    their gradients with the weights times the gains, and, of the weights themselves, the sums ``spread`` (units, 1) and
-    the product ``along`` (units, batch) with the normal values. So a row's sums are needed after the product only."""
-    _, scale = load_moments(moments, 0, there)
+    their gradients with the weights times the gains, and, of the weights themselves, the sums ``spread`` (norms, H) and
+    the products ``along`` (rows, H) with the normal values. So a row's sums are needed after the product only."""
+    _, scale = load_moments(moments, row, there)
     total, products = add_parts(parts, there, PARTS, b, COOPERATIVE)
-    return scale * (product - (total * spread + products * along) / COUNT)
+    normal = tl.load(along + row * H + j, mask=mask, other=0.0).to(product.dtype)
+    weights = tl.load(spread + norm * H + j, mask=j < H, other=0.0)
+    return scale * (product - (total * weights + products * normal) / COUNT)
