@@ -151,25 +151,11 @@ def compiling(
         yield found
 
 
-def launches(
-    gpu: Gpu, cell: str, dtype: torch.dtype, T: int, B: int, H: int, P: int = 0, reverse: tuple[bool, ...] = (False,),
-    groups: int = 1, states: bool = False, stages: tuple[str, ...] = (), train: bool = True, arithmetic: str = "ieee",
-    tiles: schedules.Tiles | None = None, passes: tuple[str, ...] = PASSES,
-) -> list[Launch]:  # fmt: skip
-    """The launches of one layer, forward and, with ``train``, backward.
-
-    Args:
-        cell: a name, or the text of a program.
-        P: size of a projection, 0 for none.
-        groups: X, each with an input of its own (heads).
-        states: whether initial states are given, and gradients come to the final ones.
-        stages: of STAGES; "restart" is a reset to states that are given.
-        passes: of PASSES, those to compile.
-
-    Raises:
-        ValueError: for any other stage.
-        NotImplementedError: if the backend lacks a stage.
-    """
+def call_of(
+    cell: str, dtype: torch.dtype, T: int, B: int, H: int, P: int = 0, reverse: tuple[bool, ...] = (False,),
+    groups: int = 1, states: bool = False, stages: tuple[str, ...] = (),
+) -> tuple:  # fmt: skip
+    """The op's arguments up to ``extras``, of tensors without memory; the arguments are those of ``launches``."""
     if unknown := set(stages) - set(STAGES):
         raise ValueError(f"Expected stages out of {', '.join(STAGES)}, but got {', '.join(sorted(unknown))}")
     spec = spec_of(cell)
@@ -195,15 +181,37 @@ def launches(
     zone = [empty(T, D, B, n, dtype=torch.bool) for n in widths] if "zone" in stages else []
     first = [empty(D, B, n) for n in widths] if states else []
     given = [empty(D, B, n) for n in widths] if "restart" in stages else []
-    call = (
+    return (
         cell, empty(*group, T, B, width), first, [empty(*shape) for shape in per_direction * D], list(reverse), True,
         P > 0, None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, H, extras,
     )  # fmt: skip
+
+
+def launches(
+    gpu: Gpu, cell: str, dtype: torch.dtype, T: int, B: int, H: int, P: int = 0, reverse: tuple[bool, ...] = (False,),
+    groups: int = 1, states: bool = False, stages: tuple[str, ...] = (), train: bool = True, arithmetic: str = "ieee",
+    tiles: schedules.Tiles | None = None, passes: tuple[str, ...] = PASSES,
+) -> list[Launch]:  # fmt: skip
+    """The launches of one layer, forward and, with ``train``, backward.
+
+    Args:
+        cell: a name, or the text of a program.
+        P: size of a projection, 0 for none.
+        groups: X, each with an input of its own (heads).
+        states: whether initial states are given, and gradients come to the final ones.
+        stages: of STAGES; "restart" is a reset to states that are given.
+        passes: of PASSES, those to compile.
+
+    Raises:
+        ValueError: for any other stage.
+        NotImplementedError: if the backend lacks a stage.
+    """
+    call = call_of(cell, dtype, T, B, H, P, reverse, groups, states, stages)
     with compiling(gpu, arithmetic, tiles, passes) as found:
         y, last, saved = launch.layer(*call, train)
         if train:
             needs = [True, states, True, True]
-            launch.layer_backward(empty(*y.shape), last if states else [], None, *call, y, saved, needs)
+            launch.layer_backward(torch.empty_like(y), last if states else [], None, *call, y, saved, needs)
     return found
 
 

@@ -24,7 +24,8 @@ from .products import first_step, own_biases, starts_again
 
 PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts=None, OUTPUT=None, EPS=0.0)
 PLAIN_BACKWARD = dict.fromkeys(("raw", "gain", "moments", "c_gain", "c_bias", "c_moments", "dnorm", "held", "parts"))
-PLAIN_BACKWARD |= dict.fromkeys(("spread", "along", "OUTPUT", "dfixed", "dinputs", "doperand")) | dict(READ_NORM=False, EMITS=(), PARTS=1)
+PLAIN_BACKWARD |= dict.fromkeys(("spread", "along", "OUTPUT", "dfixed", "dinputs", "doperand"))
+PLAIN_BACKWARD |= dict(READ_NORM=False, EMITS=(), PARTS=1)
 ALONE = dict.fromkeys(("vectors", "inputs", "inputs_at", "OPERAND"))
 ALONE |= dict(V=0, SEQUENCES=0, INPUT_J=(), Y=False, FINITE=True)  # of a cell that reads states and products only
 
