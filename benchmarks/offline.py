@@ -71,7 +71,8 @@ def rows_of(arch: str, arithmetic: str, w: Workload) -> list[dict]:
                 launched = triton_offline.launches(*sizes, (), mode == "train", arithmetic)
             for backward, this in enumerate(passes):
                 these = [each for each in launched if each.backward == bool(backward)]
-                row, grid = triton_offline.summary(these, w.cell, arithmetic, w.H, facts)
+                norm = "layer_norm" in w.stages
+                row, grid = triton_offline.summary(these, w.cell, arithmetic, w.H, facts, norm)
                 head = {"arch": arch, "arithmetic": arithmetic, "pass": this, "note": note}
                 rows.append(head | {"workloads": {name: {"grid": grid}}} | row)
     return rows

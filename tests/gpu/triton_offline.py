@@ -215,12 +215,16 @@ def launches(
     return found
 
 
-def reloads(cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: bool, found: dict) -> bool:
+def reloads(
+    cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: bool, found: dict, norm: bool = False
+) -> bool:
     """Whether the time loop loads the weights of a program that should have loaded them before.
 
     It does if less than the weights was loaded before the loop, or if the loop loads more than it needs, plus the
     weights. What it needs is what a step reads per unit and row, which the compiler may have up to four threads load,
-    and, where units are spread over programs, the vector of the product. ``found``: ``machine_code.facts``.
+    and, where units are spread over programs, the vector of the product; ``norm``: with layer norms, for each of these
+    some numbers of a unit or a row, and where units are spread two of each program and row. ``found``:
+    ``machine_code.facts``.
     """
     size, threads = schedules.BYTES[kind], 32 * found["warps"]
     weights = cell.recurrent_gates * min(tiles.BH, H) * K * size
@@ -229,10 +233,15 @@ def reloads(cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: b
     if tiles.schedule != "resident":
         parts = 16 * found["warps"]  # each warp takes a part of the vector, at least 16 wide
         needed += -(-K // parts) * parts * tiles.BB * size * (len(cell.recurrent) if backward else 1)
+    if norm:
+        programs = schedules.block(-(-H // tiles.BH)) if tiles.schedule != "resident" else 0
+        needed += (1 + (cell.first is not None) + (cell.hidden is not None)) * 8 * (programs * tiles.BB + 4 * threads)
     return found["bytes_before"] < weights or found["load_bytes"] >= needed + weights
 
 
-def summary(launched: list[Launch], cell: str, arithmetic: str, H: int, facts=machine_code.facts) -> tuple[dict, list]:
+def summary(
+    launched: list[Launch], cell: str, arithmetic: str, H: int, facts=machine_code.facts, norm: bool = False
+) -> tuple[dict, list]:
     """What the launches of one pass of a layer show, and the grid of the most frequent one. ``facts``: of a kernel.
 
     Registers, stack and shared memory are the largest of all, the rest is that of the most frequent one.
@@ -242,7 +251,7 @@ def summary(launched: list[Launch], cell: str, arithmetic: str, H: int, facts=ma
     taken = {name: machine_code.resources(each.compiled) for name, each in kernels.items()}
     spilling = [each for name, each in kernels.items() if taken[name]["stack"]]
     tiles, main, streamed = most.tiles, facts(most.compiled), most.tiles.schedule == "stepwise"
-    again = not streamed and reloads(cell_of(cell), tiles, kind_of(arithmetic), H, H, most.backward, main)
+    again = not streamed and reloads(cell_of(cell), tiles, kind_of(arithmetic), H, H, most.backward, main, norm)
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
         "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),
