@@ -29,6 +29,7 @@ from .norms import (
     back_sums,
     load_gains,
     load_moments,
+    meeting,
     store_parts,
     unnormed,
     unnormed_product,
@@ -72,6 +73,7 @@ def scan_backward(
     dinputs,  # (D, T, B, INPUTS - SEQUENCES, H): gradients of the other inputs; or None
     doperand,  # (D, T, B, INPUTS - SEQUENCES, H): their part through the operand, if not resident; or None
     parts,  # (2, D, 2, B, 2, PARTS): in turns, sums of the rows' parts as in norms.py; or None
+    rows,  # (D, norms of the cell, 2, B, 2, PARTS): memory of cells/rows.py, if cooperative; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, length_x, reset_x,
     CELL: tl.constexpr, RENEW: tl.constexpr,
@@ -83,6 +85,7 @@ def scan_backward(
     Y: tl.constexpr, FINITE: tl.constexpr, V: tl.constexpr, SEQUENCES: tl.constexpr, INPUT_J: tl.constexpr,
     READ_NORM: tl.constexpr, EMITS: tl.constexpr,  # the product reads normed values; the cell's planes that are such
     PARTS: tl.constexpr,
+    ROWS: tl.constexpr,  # norms in OPERAND, CELL and FIRST that meet other programs
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, PLANES: tl.constexpr,
     NEW: tl.constexpr, OLD: tl.constexpr,  # true for states that are read after and before the step
@@ -100,7 +103,8 @@ def scan_backward(
     EMIT_NORM: tl.constexpr = len(EMITS) > 0
     RAWS: tl.constexpr = len(EMITS) + NORMS - 1
     OUTPUT_NORM: tl.constexpr = c_gain is not None
-    ARRIVALS: tl.constexpr = 2 if OUTPUT_NORM else NORMS  # in a step
+    ARRIVALS: tl.constexpr = (2 if OUTPUT_NORM else NORMS) + ROWS[0] + ROWS[1] + ROWS[2]  # in a step
+    BEFORE: tl.constexpr = ROWS[0] + ROWS[1]  # those of OPERAND and CELL
     INPUTS: tl.constexpr = len(INPUT_J)
     FIXED: tl.constexpr = V + SEQUENCES
     MORE: tl.constexpr = V + INPUTS  # gradients that the cell gives after those of the states
@@ -121,6 +125,8 @@ def scan_backward(
     if parts is not None:
         parts += d * 4 * PARTS * B
         more_parts = parts + 2 * PARTS * B
+    if rows is not None:
+        rows += d * ((BEFORE + ROWS[2]) * 4 * PARTS) * B
     keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
     ds = load_states(ds_in, S, H, mask, j, b, d, B, BH, BB, ACC)
     restarted = load_states(ds_reset, S, H, mask, j, b, d, B, BH, BB, ACC)
@@ -210,7 +216,8 @@ def scan_backward(
                     more = load_inputs(
                         inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, at_time, b, j, there, ACC
                     )  # fmt: skip
-                    through = live_only(there, OPERAND(dh, later_states + fixed + more), S + MORE)
+                    meet = meeting(rows, counters, ARRIVALS * (T - 1 - i), 0, PARTS, b, B)
+                    through = live_only(there, OPERAND(dh, later_states + fixed + more + meet), S + MORE)
                     summed = added(summed, through[S : S + FIXED], FIXED)
                     if doperand is not None:
                         at = doperand + (((d * T + at_time) * B + b) * ((INPUTS - SEQUENCES) * H) + j)
@@ -255,7 +262,8 @@ def scan_backward(
             dc_own = unnormed(dc[0], c[0], c_gains[0], mean, scale, total, products, H)
             arriving = replaced(arriving, S - 1, arriving[S - 1] + (dc_own - dc[0]), S)  # the cell adds dc
             new = replaced(new, S - 1, output, S)
-        emitted, earlier = CELL(arriving + dout, new, old + given, kept, ACTIVATION, GATE)
+        meet = meeting(rows, counters, ARRIVALS * (T - 1 - i) + ROWS[0], ROWS[0], PARTS, b, B)
+        emitted, earlier = CELL(arriving + dout, new, old + given + meet, kept, ACTIVATION, GATE)
         more = earlier[S : S + MORE]
         crossing = earlier[S + MORE :]
         earlier = earlier[:S]
@@ -299,7 +307,7 @@ def scan_backward(
                 read = source + ((d * T + time_at(i, vn, reverse, LENGTHS)) * B + vb) * (SOURCE * K)
                 if COOPERATIVE:
                     arrive(counters)
-                    wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
+                    wait(counters, (ARRIVALS * (T - 1 - i) + BEFORE + 1) * tl.num_programs(1))
                     dv = gradient_cooperative(
                         (weights[N],), read, vb < B, (DQ,), K, BH, BB, PIECES, SPLIT, ACC, PRECISION
                     )  # fmt: skip
@@ -313,7 +321,8 @@ def scan_backward(
                         COOPERATIVE,
                     )  # fmt: skip
             if PHASE != 1:
-                masked_old = replaced(old, 0, masked(old[0], keep), S) + given
+                meet = meeting(rows, counters, ARRIVALS * (T - 1 - i) + BEFORE + 1, BEFORE, PARTS, b, B)
+                masked_old = replaced(old, 0, masked(old[0], keep), S) + given + meet
                 deltas, through = FIRST(dv, crossing, new, masked_old, kept, ACTIVATION, GATE)
                 if not FINITE and PADDED:
                     deltas = live_only(j < H, deltas, len(deltas))

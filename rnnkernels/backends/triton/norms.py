@@ -66,6 +66,26 @@ def store_moments(tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constex
 
 
 @triton.jit
+def whole_moments(means, squares, part, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr):
+    """The mean of rows and that of squared distances from it, and how far the means of parts are apart from it."""
+    units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
+    count = (N * units).to(means.dtype)
+    mean = tl.sum(count * means, 0)[None, :] / (N * H)
+    apart = tl.where(units > 0, means - mean, 0.0)
+    return mean, tl.sum(squares + count * apart * apart, 0)[None, :] / (N * H), apart
+
+
+@triton.jit
+def meeting(rows, counter, met, FROM: tl.constexpr, PARTS: tl.constexpr, b, B):
+    """What a cell's function has after its states if norms in it meet other programs (cells/rows.py): ``met``
+    arrivals before it, and FROM norms before its own in the memory of all."""
+    if rows is None:
+        return ()
+    else:
+        return (rows + FROM * (4 * PARTS) * B, counter, met, b, B)
+
+
+@triton.jit
 def normed(
     tiles, gains, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B, EPS: tl.constexpr,
     STORED: tl.constexpr, COOPERATIVE: tl.constexpr,
@@ -75,11 +95,7 @@ def normed(
     if STORED:
         PARTS: tl.constexpr = (H + BH - 1) // BH
         means, squares, part = load_parts(parts, b < B, PARTS, b, COOPERATIVE)
-        units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
-        count = (N * units).to(means.dtype)
-        mean = tl.sum(count * means, 0)[None, :] / (N * H)
-        apart = tl.where(units > 0, means - mean, 0.0)
-        square = tl.sum(squares + count * apart * apart, 0)[None, :] / (N * H)
+        mean, square, _ = whole_moments(means, squares, part, N, H, BH)
     else:
         mean, square, count = moments_of(tiles, N, H, BH, j)
         square = square / count

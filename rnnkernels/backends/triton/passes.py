@@ -23,9 +23,10 @@ from .problem import stacked, turned
 from .products import first_step, own_biases, starts_again
 
 PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts=None, OUTPUT=None, EPS=0.0)
+PLAIN |= dict(rows=None, ROWS=(0, 0, 0))
 PLAIN_BACKWARD = dict.fromkeys(("raw", "gain", "moments", "c_gain", "c_bias", "c_moments", "dnorm", "held", "parts"))
 PLAIN_BACKWARD |= dict.fromkeys(("spread", "along", "OUTPUT", "dfixed", "dinputs", "doperand"))
-PLAIN_BACKWARD |= dict(READ_NORM=False, EMITS=(), PARTS=1)
+PLAIN_BACKWARD |= dict(READ_NORM=False, EMITS=(), PARTS=1, rows=None, ROWS=(0, 0, 0))
 ALONE = dict.fromkeys(("vectors", "inputs", "inputs_at", "OPERAND"))
 ALONE |= dict(V=0, SEQUENCES=0, INPUT_J=(), Y=False, FINITE=True)  # of a cell that reads states and products only
 
@@ -163,20 +164,29 @@ def inside(problem, tiles):
     if problem.ln_c:
         c_gain, c_bias = map(stacked, problem.ln_c)
         out |= dict(c_gain=c_gain, c_bias=c_bias, OUTPUT=problem.cell.hidden)
-    return out
+    return out | meetings(problem, tiles, problem.cell.norms[:3])
+
+
+def meetings(problem, tiles, norms):
+    """Arguments of a loop for norms inside the cell's functions, if programs share rows."""
+    if not norms or tiles.schedule != "cooperative":
+        return {}
+    programs, wide = -(-problem.H // tiles.BH), dict(dtype=problem.accumulate)
+    return dict(rows=problem.empty(problem.D, sum(norms), 2, problem.B, 2, programs, **wide), ROWS=norms)
 
 
 def inside_backward(problem, tiles, normed):
     """Arguments of the backward loops for layer norms: those of all, and those of the cell's alone."""
     D, T, B, H = problem.D, problem.T, problem.B, problem.H
     wide, programs = dict(dtype=problem.accumulate), -(-H // tiles.BH)
+    own = meetings(problem, tiles, problem.cell.norms[3:]) | dict(PARTS=programs)
     if not problem.ln_h:
-        return {}, {}
+        return {}, own
     products = dict(moments=normed.moments)
     if tiles.schedule != "resident":
         parts = problem.empty(2, D, 2, B, 2, programs, **wide)
         products |= dict(parts=parts, PARTS=programs, spread=normed.spread, along=normed.along)
-    own = dict(raw=normed.raw, gain=stacked(problem.ln_h), EMITS=problem.cell.reads)
+    own |= dict(raw=normed.raw, gain=stacked(problem.ln_h), EMITS=problem.cell.reads)
     if problem.ln_c:
         c_gain, c_bias = map(stacked, problem.ln_c)
         own |= dict(

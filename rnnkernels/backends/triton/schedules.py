@@ -246,11 +246,12 @@ def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, force
         ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
     else:
         ways["resident"] = resident(kind, cell, H, chip, backward, norm)
-        ways["cooperative"] = cooperative(kind, cell.recurrent_gates, B, D, H, K, chip, backward, norm)
-        if single and forced is None and isinstance(ways["cooperative"], Tiles):
+        normed = norm or bool(cell.norms)
+        ways["cooperative"] = cooperative(kind, cell.recurrent_gates, B, D, H, K, chip, backward, normed)
+        if single and forced is None and not cell.norms and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"
     if cell.norms and cell.recurrent_gates:
-        ways |= dict.fromkeys(NAMES[1:], "a norm inside the cell is over units of other programs")
+        ways["stepwise"] = "a norm inside the cell is over units of other programs, which a launch does not wait for"
     if forced in ways:
         if isinstance(ways[forced], str):
             return f"the schedule {forced!r} is forced but cannot run this layer: {ways[forced]}"
