@@ -171,10 +171,10 @@ def test_norms_inside_the_cell_need_programs_that_run_at_once():
         pytest.raises(RuntimeError, match=f"'stepwise' is forced but cannot run .*{units}"),
     ):
         launch.layer(*arguments(NORMED["normed"]), False)
-    args = arguments(NORMED["normed"], H=600, T=1, B=1)
+    args = arguments(NORMED["normed"], H=1200, T=1, B=1)
     facts = LayerCall(*args).facts()
     reason = launch.unsupported(facts)
-    assert reason.startswith("not resident: ") and "not cooperative: in ieee arithmetic a program has" in reason
+    assert reason.startswith("not resident: ") and "no registers for a product 1200 wide; not stepwise" in reason
     refused = f"backend 'triton' is forced but cannot run this call:\n.*\n  triton: not resident.*not stepwise: {units}"
     with backends.force("triton"), pytest.raises(RuntimeError, match=refused):
         run.layer(LayerCall(*args))
