@@ -1,8 +1,9 @@
 """Layer norm in the time loops (Ba, Kiros & Hinton 2016): of the recurrent products of a row, and of the cell state.
 
 Letters as in forward.py. A row holds the values of all N gates of all H units for a batch row. If programs share its
-units, each stores its part of the sums over units in ``parts`` (B, 2, programs), and the next launch adds them up.
-Beside a tile (units, batch) a number per unit is (units, 1), and one per row (1, batch).
+units, each stores its part of the sums over units in ``parts`` (B, 2, programs), and adds up all of them when all are
+there: after a barrier, or in the next launch. Beside a tile (units, batch) a number per unit is (units, 1), and one per
+row (1, batch).
 """
 
 import triton
