@@ -14,6 +14,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import machine_code
@@ -24,10 +25,25 @@ from triton_offline import ARCHS, ARITHMETICS, arithmetics
 
 from benchmarks import cli, machine, report
 from benchmarks.tables import bullets
-from benchmarks.workloads import Workload, select
+from benchmarks.workloads import VARIANTS, Workload, select
+from rnnkernels.cells import library
 
 PASSES = {"infer": ("inference",), "train": ("training forward", "backward")}
 CACHE = machine.ROOT / "build" / "machine-code"
+# Beside the GPU workloads, by one of the same sizes: layers with layer norm, and cells as users write them.
+NORMED = ("amp", "flashrnn-lstm", "flashrnn-gru")
+OWN = {"lstm": "flashrnn-lstm", "peephole_lstm": "rl-bench-lstm", "li_gru": "packed", "slstm": "unmix"}
+
+
+def workloads() -> list[Workload]:
+    """Those of the table."""
+    found = select("cuda", [])
+    of = {w.name: w for w in found}
+    normed = [replace(of[name], name=f"{name}+layer_norm", family="layer_norm", **VARIANTS["layer_norm"])
+              for name in NORMED]  # fmt: skip
+    own = [replace(of[name], name=f"{name}+own-{cell}", family="own", cell=getattr(library, cell).program.text)
+           for cell, name in OWN.items()]  # fmt: skip
+    return found + normed + own
 
 
 def facts(compiled) -> dict:
@@ -55,7 +71,8 @@ def rows_of(arch: str, arithmetic: str, w: Workload) -> list[dict]:
                 launched = triton_offline.launches(*sizes, (), mode == "train", arithmetic)
             for backward, this in enumerate(passes):
                 these = [each for each in launched if each.backward == bool(backward)]
-                row, grid = triton_offline.summary(these, w.cell, arithmetic, w.H, facts)
+                norm = "layer_norm" in w.stages
+                row, grid = triton_offline.summary(these, w.cell, arithmetic, w.H, facts, norm)
                 head = {"arch": arch, "arithmetic": arithmetic, "pass": this, "note": note}
                 rows.append(head | {"workloads": {name: {"grid": grid}}} | row)
     return rows
@@ -141,7 +158,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--processes", type=int, choices=(1, 2), default=2)
     p.add_argument("--out", type=Path, default=cli.RESULTS / "offline", help="results without suffix")
     asked = p.parse_args(arguments)
-    asked.workloads = cli.workloads_of(p, asked, select("cuda", []))
+    asked.workloads = cli.workloads_of(p, asked, workloads())
     return asked
 
 

@@ -42,7 +42,8 @@ class Workload:
     @property
     def stages(self) -> tuple[str, ...]:
         """What its kernels do beside a plain layer's, by the names of the op."""
-        return tuple(name for name, used in (("lengths", self.packed), ("reset", self.resets > 0)) if used)
+        used = {"lengths": self.packed, "reset": self.resets > 0, "layer_norm": dict(self.options).get("layer_norm")}
+        return tuple(name for name in used if used[name])
 
     @property
     def walks(self) -> list[tuple[bool, ...]]:

@@ -185,6 +185,35 @@ def test_layer_norm(arch, kind, cell, schedule):
             assert schedule == "stepwise" or (launch.backward and arch == "gfx942"), launch.tiles.reason
 
 
+WAITS = {"rnn": (2, 1), "lstm": (3, 2), "gru": (2, 1), "gru_reset_before": (4, 2)}  # in a step, forward and backward
+
+
+def cooperative_norm_cases():
+    """The widest product of each pass that fits the chip."""
+    for arch, kind, cells in (
+        ("sm_80", "half", ["lstm"]), ("sm_90", "half", CELLS), ("sm_90", "tf32", ["lstm"]), ("sm_90", "ieee", ["lstm"]),
+        ("sm_100", "half", ["lstm"]), ("sm_100", "tf32", ["lstm"]),
+    ):  # fmt: skip
+        for cell in cells:
+            for backward in (False, True):
+                yield pytest.param(arch, kind, cell, backward, id=f"{arch}-{kind}-{cell}-{backward}")
+
+
+@pytest.mark.parametrize("arch, kind, cell, backward", among(cooperative_norm_cases(), 1))
+def test_cooperative_layer_norm(arch, kind, cell, backward):
+    """As without norms, but that float32 may keep four values that wait for the end of the loop on the stack."""
+    shares = schedules.row(schedules.COOPERATIVE, kind, ARCHS[arch].chip)
+    share = next(share for share in shares if share.warps == 8)
+    H, passes = share.K_back if backward else share.K, (triton_offline.PASSES[backward],)
+    tiles, stages = schedules.tiles_of(share, kind, norm=True), ("lengths", "layer_norm")
+    (launch,) = compiled(arch, cell, kind, H, tiles=tiles, stages=stages, reverse=(False,), passes=passes)
+    found = facts(launch.compiled)
+    assert found["stack"] <= (0 if kind == "half" else 16) and found["spills"] == 0
+    assert found["shared"] <= schedules.cooperative_bytes(kind, CELLS[cell].gates, H, tiles) <= ARCHS[arch].chip.shared
+    assert found["atomics"] == WAITS[cell][backward] and (found["tensor"] or kind == "ieee")
+    assert not triton_offline.reloads(CELLS[cell], tiles, kind, H, H, backward, found, norm=True), found
+
+
 def test_projection_is_the_same_loop():
     tiles = schedules.Tiles("stepwise", 32, 16, 32, 4, 3, "")
     found = compiled("sm_90", "lstm", "half", 512, T=4, P=128, tiles=tiles)

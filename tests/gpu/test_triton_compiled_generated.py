@@ -88,6 +88,15 @@ def test_norms_inside_the_cell(cell, arch):
         assert found["stack"] <= MOST_STACK and found["shared"] <= ARCHS[arch].chip.shared
 
 
+@pytest.mark.parametrize("cell, waits", [("normed", (3, 5)), ("normed_inner", (8, 12))])
+def test_norms_between_programs(cell, waits):
+    """Programs that share rows keep their weights, and wait once for each norm and for each product."""
+    for launch in compiled(NORMED[cell].text, 256, ("lengths",)):
+        found = facts(launch.compiled)
+        assert launch.tiles.schedule == "cooperative" and found["atomics"] == waits[launch.backward]
+        assert found["stack"] <= MOST_STACK and found["shared"] <= ARCHS["sm_90"].chip.shared and found["tensor"]
+
+
 @pytest.mark.parametrize(
     "cell, size, backward", in_turn(["peephole_lstm", "crossing"], ["resident", "stepwise"], [False, True])
 )

@@ -109,9 +109,9 @@ NORM_AND = {
 }
 
 
-@pytest.mark.parametrize("cell, schedule, more", cases(CELLS, ["resident", "stepwise"], NORM_AND))
+@pytest.mark.parametrize("cell, schedule, more", cases(CELLS, schedules.NAMES, NORM_AND))
 def test_layer_norm(cell, schedule, more):
-    """Alone, over a part of a tile (resident) or several tiles; and with all other stages."""
+    """Alone, over a part of a tile (resident) or several programs; and with all other stages."""
     options = dict(layer_norm=True, T=3, H=20, dtype=torch.float32)
     check(cell, schedule, inference=more == "nothing", **options, **NORM_AND[more])
 
@@ -121,6 +121,15 @@ NORMS = {
     "bf16, two products": dict(cell="gru_reset_before", T=2, B=2, H=127, dtype=torch.bfloat16, reverse=(True,)),
     "fp16, one step": dict(cell="gru", T=1, B=1, H=127, dtype=torch.float16, states=False, bias=False),
     "float64": dict(cell="gru", T=3, B=2, H=33, dtype=torch.float64, reverse=BOTH, lengths=[1, 3]),
+    "bf16, cooperative": dict(
+        cell="lstm", schedule="cooperative", T=2, B=2, H=36, dtype=torch.bfloat16, reverse=(True,)
+    ),
+    "fp16, two products, cooperative": dict(
+        cell="gru_reset_before", schedule="cooperative", T=2, B=2, H=36, dtype=torch.float16
+    ),
+    "groups, cooperative": dict(
+        cell="lstm", schedule="cooperative", T=3, B=17, H=20, dtype=torch.float32, reverse=BOTH, groups=2
+    ),
     "two batch tiles": dict(
         cell="lstm", T=2, B=17, H=20, dtype=torch.bfloat16, stages=["reset"], lengths=[2] * 16 + [1]
     ),

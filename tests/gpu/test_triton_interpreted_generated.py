@@ -10,6 +10,7 @@ from pathlib import Path
 import fake_graphs
 import pytest
 import torch
+import triton
 import triton_shim
 from common import assert_close
 from generated_cases import CELLS, LIBRARY, NORMED, arguments, noted
@@ -21,7 +22,7 @@ import rnnkernels
 from rnnkernels import backends
 from rnnkernels.backends.triton import cells as triton_cells
 from rnnkernels.backends.triton import graphs, launch, schedules
-from rnnkernels.backends.triton.cells import generated
+from rnnkernels.backends.triton.cells import generated, rows
 from rnnkernels.cells import library, spec_of
 from rnnkernels.cells.call import LayerCall
 from rnnkernels.cells.program import parse
@@ -93,8 +94,8 @@ def staged():
 
 @pytest.mark.parametrize("way, stages", staged())
 def test_stages(way, stages):
-    """With lengths and both directions; layer norms where the schedule has them."""
-    norm = "layer norm" in stages and way[1] != "cooperative"
+    """With lengths and both directions."""
+    norm = "layer norm" in stages
     check(*way, T=3, B=3, H=20, reverse=BOTH, lengths=[3, 0, 2], layer_norm=norm, stages=stages)
 
 
@@ -119,6 +120,11 @@ def test_projections(options, cell):
     compare(arguments(PROJECTED[cell], **options))
 
 
+@triton.jit
+def no_wait(counter, target):
+    pass
+
+
 WITH_NORMED = MORE | {"lengths": VARIANTS["lengths"]} | {
     " and ".join(stages): dict(T=3, B=3, H=20, reverse=BOTH, lengths=[3, 0, 2], layer_norm=norm, stages=stages)
     for stages, norm in ((["restart", "h_mask", "zone"], False), (["reset", "zone"], True))
@@ -134,19 +140,42 @@ def test_norms_inside_the_cell(case, cell):
     compare(arguments(NORMED[cell], **WITH_NORMED[case]))
 
 
-def test_norms_inside_the_cell_need_a_program_with_whole_rows():
-    """A schedule that shares out units is refused with the reason; so is the backend where no other fits."""
+SHARED = [cell for cell in NORMED if NORMED[cell].recurrent]
+WITH_SHARED = {name: WITH_NORMED[name] for name in ("bf16", "layer norm", "groups", "restart and h_mask and zone")}
+
+
+@pytest.mark.parametrize("cell, case, seed", in_turn(SHARED, WITH_SHARED, range(2)))
+def test_norms_inside_the_cell_of_programs_that_share_rows(cell, case, seed):
+    """They meet at each norm, in any order."""
+    compare(arguments(NORMED[cell], **WITH_SHARED[case]), "cooperative", seed)
+
+
+@pytest.mark.parametrize("cell", SHARED)
+def test_a_missing_wait_in_a_norm_is_found(cell, monkeypatch):
+    """The test of the test: some order of the programs shows it."""
+    monkeypatch.setattr(rows, "wait", no_wait)
+    with pytest.raises(AssertionError):
+        for seed in range(5):
+            compare(arguments(NORMED[cell], T=3, B=2, H=40), "cooperative", seed, inference=False)
+
+
+def test_norms_inside_the_cell_need_programs_that_run_at_once():
+    """A launch per step is refused with the reason; so is the backend where no other fits."""
     facts = LayerCall(*arguments(NORMED["normed"])).facts(training=True)
     said = launch.schedule(facts)
     assert "forward resident" in said and "backward resident" in said and launch.unsupported(facts) is None
-    units = "a norm inside the cell is over units of other programs"
-    for name in ("cooperative", "stepwise"):
-        with schedules.force(name), pytest.raises(RuntimeError, match=f"'{name}' is forced but cannot run .*: {units}"):
-            launch.layer(*arguments(NORMED["normed"]), False)
-    args = arguments(NORMED["normed"], H=600, T=1, B=1)
+    facts = LayerCall(*arguments(NORMED["normed"], H=100, T=1)).facts(training=True)
+    assert launch.schedule(facts).count("cooperative") == 2 and launch.unsupported(facts) is None
+    units = "a norm inside the cell is over units of other programs, which a launch does not wait for"
+    with (
+        schedules.force("stepwise"),
+        pytest.raises(RuntimeError, match=f"'stepwise' is forced but cannot run .*{units}"),
+    ):
+        launch.layer(*arguments(NORMED["normed"]), False)
+    args = arguments(NORMED["normed"], H=1200, T=1, B=1)
     facts = LayerCall(*args).facts()
     reason = launch.unsupported(facts)
-    assert reason.startswith("not resident: ") and f"not cooperative: {units}; not stepwise: {units}" in reason
+    assert reason.startswith("not resident: ") and "no registers for a product 1200 wide; not stepwise" in reason
     refused = f"backend 'triton' is forced but cannot run this call:\n.*\n  triton: not resident.*not stepwise: {units}"
     with backends.force("triton"), pytest.raises(RuntimeError, match=refused):
         run.layer(LayerCall(*args))

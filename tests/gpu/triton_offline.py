@@ -151,25 +151,11 @@ def compiling(
         yield found
 
 
-def launches(
-    gpu: Gpu, cell: str, dtype: torch.dtype, T: int, B: int, H: int, P: int = 0, reverse: tuple[bool, ...] = (False,),
-    groups: int = 1, states: bool = False, stages: tuple[str, ...] = (), train: bool = True, arithmetic: str = "ieee",
-    tiles: schedules.Tiles | None = None, passes: tuple[str, ...] = PASSES,
-) -> list[Launch]:  # fmt: skip
-    """The launches of one layer, forward and, with ``train``, backward.
-
-    Args:
-        cell: a name, or the text of a program.
-        P: size of a projection, 0 for none.
-        groups: X, each with an input of its own (heads).
-        states: whether initial states are given, and gradients come to the final ones.
-        stages: of STAGES; "restart" is a reset to states that are given.
-        passes: of PASSES, those to compile.
-
-    Raises:
-        ValueError: for any other stage.
-        NotImplementedError: if the backend lacks a stage.
-    """
+def call_of(
+    cell: str, dtype: torch.dtype, T: int, B: int, H: int, P: int = 0, reverse: tuple[bool, ...] = (False,),
+    groups: int = 1, states: bool = False, stages: tuple[str, ...] = (),
+) -> tuple:  # fmt: skip
+    """The op's arguments up to ``extras``, of tensors without memory; the arguments are those of ``launches``."""
     if unknown := set(stages) - set(STAGES):
         raise ValueError(f"Expected stages out of {', '.join(STAGES)}, but got {', '.join(sorted(unknown))}")
     spec = spec_of(cell)
@@ -195,24 +181,50 @@ def launches(
     zone = [empty(T, D, B, n, dtype=torch.bool) for n in widths] if "zone" in stages else []
     first = [empty(D, B, n) for n in widths] if states else []
     given = [empty(D, B, n) for n in widths] if "restart" in stages else []
-    call = (
+    return (
         cell, empty(*group, T, B, width), first, [empty(*shape) for shape in per_direction * D], list(reverse), True,
         P > 0, None, None, lengths, reset, given, h_mask, zone, norm, 1e-5, H, extras,
     )  # fmt: skip
+
+
+def launches(
+    gpu: Gpu, cell: str, dtype: torch.dtype, T: int, B: int, H: int, P: int = 0, reverse: tuple[bool, ...] = (False,),
+    groups: int = 1, states: bool = False, stages: tuple[str, ...] = (), train: bool = True, arithmetic: str = "ieee",
+    tiles: schedules.Tiles | None = None, passes: tuple[str, ...] = PASSES,
+) -> list[Launch]:  # fmt: skip
+    """The launches of one layer, forward and, with ``train``, backward.
+
+    Args:
+        cell: a name, or the text of a program.
+        P: size of a projection, 0 for none.
+        groups: X, each with an input of its own (heads).
+        states: whether initial states are given, and gradients come to the final ones.
+        stages: of STAGES; "restart" is a reset to states that are given.
+        passes: of PASSES, those to compile.
+
+    Raises:
+        ValueError: for any other stage.
+        NotImplementedError: if the backend lacks a stage.
+    """
+    call = call_of(cell, dtype, T, B, H, P, reverse, groups, states, stages)
     with compiling(gpu, arithmetic, tiles, passes) as found:
         y, last, saved = launch.layer(*call, train)
         if train:
             needs = [True, states, True, True]
-            launch.layer_backward(empty(*y.shape), last if states else [], None, *call, y, saved, needs)
+            launch.layer_backward(torch.empty_like(y), last if states else [], None, *call, y, saved, needs)
     return found
 
 
-def reloads(cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: bool, found: dict) -> bool:
+def reloads(
+    cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: bool, found: dict, norm: bool = False
+) -> bool:
     """Whether the time loop loads the weights of a program that should have loaded them before.
 
     It does if less than the weights was loaded before the loop, or if the loop loads more than it needs, plus the
     weights. What it needs is what a step reads per unit and row, which the compiler may have up to four threads load,
-    and, where units are spread over programs, the vector of the product. ``found``: ``machine_code.facts``.
+    and, where units are spread over programs, the vector of the product; ``norm``: with layer norms, for each of these
+    some numbers of a unit or a row, and where units are spread two of each program and row. ``found``:
+    ``machine_code.facts``.
     """
     size, threads = schedules.BYTES[kind], 32 * found["warps"]
     weights = cell.recurrent_gates * min(tiles.BH, H) * K * size
@@ -221,10 +233,15 @@ def reloads(cell, tiles: schedules.Tiles, kind: str, H: int, K: int, backward: b
     if tiles.schedule != "resident":
         parts = 16 * found["warps"]  # each warp takes a part of the vector, at least 16 wide
         needed += -(-K // parts) * parts * tiles.BB * size * (len(cell.recurrent) if backward else 1)
+    if norm:
+        programs = schedules.block(-(-H // tiles.BH)) if tiles.schedule != "resident" else 0
+        needed += (1 + (cell.first is not None) + (cell.hidden is not None)) * 8 * (programs * tiles.BB + 4 * threads)
     return found["bytes_before"] < weights or found["load_bytes"] >= needed + weights
 
 
-def summary(launched: list[Launch], cell: str, arithmetic: str, H: int, facts=machine_code.facts) -> tuple[dict, list]:
+def summary(
+    launched: list[Launch], cell: str, arithmetic: str, H: int, facts=machine_code.facts, norm: bool = False
+) -> tuple[dict, list]:
     """What the launches of one pass of a layer show, and the grid of the most frequent one. ``facts``: of a kernel.
 
     Registers, stack and shared memory are the largest of all, the rest is that of the most frequent one.
@@ -234,7 +251,7 @@ def summary(launched: list[Launch], cell: str, arithmetic: str, H: int, facts=ma
     taken = {name: machine_code.resources(each.compiled) for name, each in kernels.items()}
     spilling = [each for name, each in kernels.items() if taken[name]["stack"]]
     tiles, main, streamed = most.tiles, facts(most.compiled), most.tiles.schedule == "stepwise"
-    again = not streamed and reloads(cell_of(cell), tiles, kind_of(arithmetic), H, H, most.backward, main)
+    again = not streamed and reloads(cell_of(cell), tiles, kind_of(arithmetic), H, H, most.backward, main, norm)
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
         "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),

@@ -88,6 +88,20 @@ def test_nobody_waits_for_a_device(device):
     assert names[True] == names[False]
 
 
+def test_the_assertion_comes_first_and_once_for_all_layers(device, monkeypatch):
+    """Before anything reads the lengths, and again in neither another layer nor the backward pass; so too while the
+    caller records a CUDA graph, which then asserts at each replay."""
+    module, x = make(num_layers=2)
+    for capturing in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda value=capturing: value)
+        with Ops() as ops:
+            module(x, lengths=GOOD)[0].sum().backward()
+        layers = [at for at, name in enumerate(ops.names) if name == "rnnkernels::layer"]
+        assert len(layers) == 2 and "rnnkernels::layer_backward" in ops.names
+        assert ops.names.count("aten::_assert_async.msg") == 1
+        assert ops.names.index("aten::_assert_async.msg") < layers[0]
+
+
 def test_lengths_that_a_narrow_dtype_holds_but_not_t(device):
     module, x = rnnkernels.GRU(1, 2), torch.randn(300, 2, 1)
     y, _ = module(x, lengths=torch.tensor([255, 1], dtype=torch.uint8))

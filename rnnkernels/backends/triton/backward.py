@@ -29,8 +29,10 @@ from .norms import (
     back_sums,
     load_gains,
     load_moments,
+    meeting,
     store_parts,
     unnormed,
+    unnormed_product,
 )
 from .stages import entering, load_inputs, load_keep, load_vectors, masked, resets_at, unzoned
 from .tiles import (
@@ -61,7 +63,8 @@ def scan_backward(
     source,  # (D, T, B, SOURCE, K): gradients that the product reads; not read if resident
     planes,  # (D, T, B, PLANES, H): the gradients of the pre-activations, the result
     raw, gain,  # (D, T, B, G, H), (D, G, H): the recurrent products that were normed, and the gains; or None
-    moments,  # (D, T, B, 1 or 2, 2): their rows' mean and scale, in one norm per product
+    moments,  # (D, T, B, M, 2): their rows' mean and scale, in one norm per product
+    spread, along,  # (D, M, H), (D, T, B, M, H): as in norms.py, of the products that read normed values; or None
     c_gain, c_bias, c_moments,  # (D, H), (D, H), (D, T, B, 2): the same for the last state in the output; or None
     dnorm,  # (D, T, B, H): gradients of that norm, a result; or None
     held,  # (D, B, H) each: gradients that cross from one launch of a step to the next; or None
@@ -69,7 +72,8 @@ def scan_backward(
     dfixed,  # sums (D, B, H) that the gradients of V vectors and of SEQUENCES inputs are added to; or None
     dinputs,  # (D, T, B, INPUTS - SEQUENCES, H): gradients of the other inputs; or None
     doperand,  # (D, T, B, INPUTS - SEQUENCES, H): their part through the operand, if not resident; or None
-    parts,  # (2, D, 2, PARTS, B, 2): in turns, sums of the rows' parts as in norms.py; or None
+    parts,  # (2, D, 2, B, 2, PARTS): in turns, sums of the rows' parts as in norms.py; or None
+    rows,  # (D, norms of the cell, 2, B, 2, PARTS): memory of cells/rows.py, if cooperative; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, length_x, reset_x,
     CELL: tl.constexpr, RENEW: tl.constexpr,
@@ -81,6 +85,7 @@ def scan_backward(
     Y: tl.constexpr, FINITE: tl.constexpr, V: tl.constexpr, SEQUENCES: tl.constexpr, INPUT_J: tl.constexpr,
     READ_NORM: tl.constexpr, EMITS: tl.constexpr,  # the product reads normed values; the cell's planes that are such
     PARTS: tl.constexpr,
+    ROWS: tl.constexpr,  # norms in OPERAND, CELL and FIRST that meet other programs
     ACTIVATION: tl.constexpr, GATE: tl.constexpr, S: tl.constexpr,
     KEPT: tl.constexpr, PLANES: tl.constexpr,
     NEW: tl.constexpr, OLD: tl.constexpr,  # true for states that are read after and before the step
@@ -94,11 +99,12 @@ def scan_backward(
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     N: tl.constexpr = len(READS)  # gates of the first product
     G: tl.constexpr = N if FIRST is None else N + 1  # of the recurrent products
-    ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
-    NORMS: tl.constexpr = ARRIVALS
+    NORMS: tl.constexpr = 1 if FIRST is None else 2
     EMIT_NORM: tl.constexpr = len(EMITS) > 0
     RAWS: tl.constexpr = len(EMITS) + NORMS - 1
     OUTPUT_NORM: tl.constexpr = c_gain is not None
+    ARRIVALS: tl.constexpr = (2 if OUTPUT_NORM else NORMS) + ROWS[0] + ROWS[1] + ROWS[2]  # in a step
+    BEFORE: tl.constexpr = ROWS[0] + ROWS[1]  # those of OPERAND and CELL
     INPUTS: tl.constexpr = len(INPUT_J)
     FIXED: tl.constexpr = V + SEQUENCES
     MORE: tl.constexpr = V + INPUTS  # gradients that the cell gives after those of the states
@@ -119,6 +125,8 @@ def scan_backward(
     if parts is not None:
         parts += d * 4 * PARTS * B
         more_parts = parts + 2 * PARTS * B
+    if rows is not None:
+        rows += d * ((BEFORE + ROWS[2]) * 4 * PARTS) * B
     keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
     ds = load_states(ds_in, S, H, mask, j, b, d, B, BH, BB, ACC)
     restarted = load_states(ds_reset, S, H, mask, j, b, d, B, BH, BB, ACC)
@@ -180,15 +188,13 @@ def scan_backward(
                 )  # fmt: skip
             else:
                 stop = tl.where(i + LAG < T, K, 0)
-                norm = None
-                if READ_NORM:
-                    there = (b < B) & (i + 1 < T)
-                    mean, scale = load_moments(moments, ((d * T + later) * B + b) * NORMS, there)
-                    total, products = add_parts(parts + (i + 1) % 2 * turn, PARTS, b, B)
-                    raw_row = raw + ((d * T + later) * B + b) * (G * K)
-                    norm = (raw_row, gain + d * (G * K), mean, scale, total, products)
-                dh = gradient_streamed(
-                    w, read, j, b < B, stop, READS, H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
+                dh = gradient_streamed(w, read, j, b < B, stop, READS, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
+            if READ_NORM:
+                there, norms = (b < B) & (i + 1 < T), ((d * T + time_at(i + 1, n, reverse, LENGTHS)) * B + b) * NORMS
+                at_parts = parts + (i + 1) % 2 * turn
+                dh = unnormed_product(
+                    dh, moments, at_parts, spread, along, norms, d * NORMS, mask & there, there, PARTS, H, j, b, N * K,
+                    COOPERATIVE,
                 )  # fmt: skip
             if LAG == 1:
                 dh = masked(dh, keep)
@@ -211,7 +217,8 @@ def scan_backward(
                     more = load_inputs(
                         inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, at_time, b, j, there, ACC
                     )  # fmt: skip
-                    through = live_only(there, OPERAND(dh, later_states + fixed + more), S + MORE)
+                    meet = meeting(rows, counters, ARRIVALS * (T - 1 - i), 0, PARTS, b, B)
+                    through = live_only(there, OPERAND(dh, later_states + fixed + more + meet), S + MORE)
                     summed = added(summed, through[S : S + FIXED], FIXED)
                     if doperand is not None:
                         at = doperand + (((d * T + at_time) * B + b) * ((INPUTS - SEQUENCES) * H) + j)
@@ -242,18 +249,22 @@ def scan_backward(
             mean, scale = load_moments(c_moments, row, b < B)
             output = (c[0] - mean) * scale * c_gains[0] + c_biases[0]
             dc = (OUTPUT(arriving[0], kept, output, ACTIVATION, GATE),)
-            if PHASE == 2:
-                total, products = add_parts(more_parts, PARTS, b, B)
-            else:
+            if PHASE < 2:
                 total, products = back_sums(dc, c, c_gains, mean, scale, 1)
-            if PHASE == 1:
-                store_parts(more_parts, total, products, b, B)
-            else:
+            if COOPERATIVE or PHASE == 1:
+                store_parts(more_parts, total, products, PARTS, b, B)
+            if COOPERATIVE:
+                arrive(counters)
+                wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
+            if COOPERATIVE or PHASE == 2:
+                total, products = add_parts(more_parts, b < B, PARTS, b, COOPERATIVE)
+            if PHASE != 1:
                 tl.store(dnorm + row * H + j, dc[0].to(dnorm.dtype.element_ty), mask=mask)
             dc_own = unnormed(dc[0], c[0], c_gains[0], mean, scale, total, products, H)
             arriving = replaced(arriving, S - 1, arriving[S - 1] + (dc_own - dc[0]), S)  # the cell adds dc
             new = replaced(new, S - 1, output, S)
-        emitted, earlier = CELL(arriving + dout, new, old + given, kept, ACTIVATION, GATE)
+        meet = meeting(rows, counters, ARRIVALS * (T - 1 - i) + ROWS[0], ROWS[0], PARTS, b, B)
+        emitted, earlier = CELL(arriving + dout, new, old + given + meet, kept, ACTIVATION, GATE)
         more = earlier[S : S + MORE]
         crossing = earlier[S + MORE :]
         earlier = earlier[:S]
@@ -282,17 +293,14 @@ def scan_backward(
                     value = tl.load(held[v] + ((d * B + b) * H + j), mask=mask, other=0.0)
                     crossing = replaced(crossing, v, value, CROSS)
             dq = emitted[DQ]
-            norm = None
-            if EMIT_NORM:
-                mean, scale = load_moments(moments, row * NORMS + 1, b < B)
-                if PHASE == 2:
-                    total, products = add_parts(more_parts, PARTS, b, B)
-                    norm = (raw + (row * G + N) * H, gain + (d * G + N) * H, mean, scale, total, products)
+            norms = row * NORMS + 1
+            if EMIT_NORM and PHASE < 2:
+                mean, scale = load_moments(moments, norms, b < B)
+                total, products = back_sums((dq,), (raws[N],), (gains[N],), mean, scale, 1)
+                if RESIDENT:
+                    dq = unnormed(dq, raws[N], gains[N], mean, scale, total, products, H)
                 else:
-                    total, products = back_sums((dq,), (raws[N],), (gains[N],), mean, scale, 1)
-                if PHASE == 1:
-                    store_parts(more_parts, total, products, b, B)
-                dq = unnormed(dq, raws[N], gains[N], mean, scale, total, products, H)
+                    store_parts(more_parts, total, products, PARTS, b, B)
             dv = tl.zeros((BH, BB), ACC)
             if RESIDENT:
                 dv = product_resident((weights[N],), dq, 1, ACC, PRECISION)[0]
@@ -300,16 +308,22 @@ def scan_backward(
                 read = source + ((d * T + time_at(i, vn, reverse, LENGTHS)) * B + vb) * (SOURCE * K)
                 if COOPERATIVE:
                     arrive(counters)
-                    wait(counters, (ARRIVALS * (T - 1 - i) + 1) * tl.num_programs(1))
+                    wait(counters, (ARRIVALS * (T - 1 - i) + BEFORE + 1) * tl.num_programs(1))
                     dv = gradient_cooperative(
                         (weights[N],), read, vb < B, (DQ,), K, BH, BB, PIECES, SPLIT, ACC, PRECISION
                     )  # fmt: skip
                 else:
                     dv = gradient_streamed(
-                        w + N * H * K, read, j, b < B, K, (DQ,), H, K, BH, BB, BK, ACC, PRECISION, STAGES, norm
+                        w + N * H * K, read, j, b < B, K, (DQ,), H, K, BH, BB, BK, ACC, PRECISION, STAGES
+                    )  # fmt: skip
+                if EMIT_NORM:
+                    dv = unnormed_product(
+                        dv, moments, more_parts, spread, along, norms, d * NORMS + 1, mask, b < B, PARTS, H, j, b, K,
+                        COOPERATIVE,
                     )  # fmt: skip
             if PHASE != 1:
-                masked_old = replaced(old, 0, masked(old[0], keep), S) + given
+                meet = meeting(rows, counters, ARRIVALS * (T - 1 - i) + BEFORE + 1, BEFORE, PARTS, b, B)
+                masked_old = replaced(old, 0, masked(old[0], keep), S) + given + meet
                 deltas, through = FIRST(dv, crossing, new, masked_old, kept, ACTIVATION, GATE)
                 if not FINITE and PADDED:
                     deltas = live_only(j < H, deltas, len(deltas))
@@ -338,7 +352,7 @@ def scan_backward(
                     through = unnormed(dnorms[g], raws[g], gains[g], mean, scale, total, products, N * H)
                     later_reads = later_reads + (through,)
             elif PHASE != 1:
-                store_parts(parts + i % 2 * turn, total, products, b, B)
+                store_parts(parts + i % 2 * turn, total, products, PARTS, b, B)
         if COOPERATIVE:
             arrive(counters)
         if RESIDENT and OPERAND is not None:

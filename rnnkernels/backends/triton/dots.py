@@ -14,7 +14,6 @@ import os
 import triton
 import triton.language as tl
 
-from .norms import unnormed
 from .tiles import load_weights
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
@@ -68,24 +67,15 @@ def product_streamed(
 @triton.jit
 def gradient_streamed(
     w, rows, j, in_batch, stop, READS: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BH: tl.constexpr,
-    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, norm,
+    BB: tl.constexpr, BK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The sum over gates of w[g, j, :] @ rows[b, READS[g], :].
-
-    ``norm``: None, or the norm that the gradients pass backward as they are read: pointers to the rows' normed values
-    (b, G, :) and to the gains (G, :), and the rows' mean, scale and sums (1, batch) for ``unnormed``.
-    """
+    """The sum over gates of w[g, j, :] @ rows[b, READS[g], :]."""
     dh = tl.zeros((BH, BB), ACC)
     for start in tl.range(0, stop, BK, num_stages=STAGES):
         k = start + tl.arange(0, BK)
         inside = in_batch if K % BK == 0 else in_batch & (k[:, None] < K)
         for g in tl.static_range(len(READS)):
             part = tl.load(rows + (READS[g] * K + k[:, None]), mask=inside, other=0.0)
-            if norm is not None:
-                raw = tl.load(norm[0] + (g * K + k[:, None]), mask=inside, other=0.0).to(ACC)
-                gain = tl.load(norm[1] + (g * K + k[:, None]), mask=k[:, None] < K, other=0.0).to(ACC)
-                through = unnormed(part.to(ACC), raw, gain, norm[2], norm[3], norm[4], norm[5], len(READS) * K)
-                part = tl.where(inside, through, 0.0).to(w.dtype.element_ty)
             tile = rounded(load_weights(w + g * H * K, j, k[None, :], H, K, BH, BK), PRECISION)
             dh = tl.dot(tile, rounded(part, PRECISION), acc=dh, input_precision=PRECISION, out_dtype=ACC)
     return dh

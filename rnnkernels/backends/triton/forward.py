@@ -15,8 +15,8 @@ A generated cell (``cells/generated.py``) may have more: learned vectors and inp
 among what the cell reads; an operand of the recurrent product that is not h, and an output that is not h.
 
 The vector of a second product and the moments of a layer norm need the units of other programs. Resident programs own
-all units, cooperative ones wait a second time, and a stepwise launch ends there: the next launch (PHASE) loads the
-products that the earlier ones have stored, and computes the rest again.
+all units, cooperative ones wait once more, and a stepwise launch ends there: the next launch (PHASE) loads the products
+that the earlier ones have stored, and computes the rest again. The n-th wait within a step is where launch n ends.
 
 A row of length n is live at steps 0..n-1; a dead row keeps its states and writes zeros. A reverse direction stands at
 time n-1-i at its live step i, and at time i at a dead one: so every time is written exactly once.
@@ -33,7 +33,7 @@ from .dots import (
     product_streamed,
     wait,
 )
-from .norms import load_gains, normed
+from .norms import load_gains, meeting, normed, store_moments
 from .stages import biased, entering, load_inputs, load_keep, load_vectors, masked, resets_at, zoned
 from .tiles import (
     chosen,
@@ -74,7 +74,8 @@ def scan_forward(
     sums,  # (D, B, G, H): the products of earlier launches of a step; or None
     gain,  # (D, G, H): of the layer norm of the recurrent products; or None
     c_gain, c_bias,  # (D, H): of the layer norm of the last state in the output; or None
-    parts,  # (D, 2, programs, B, 2): parts of rows' sums, as in norms.py; or None
+    parts,  # (D, 2, B, 2, programs): parts of rows' sums, as in norms.py; or None
+    rows,  # (D, norms of the cell, 2, B, 2, programs): memory of cells/rows.py, if cooperative; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
     begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
     CELL: tl.constexpr,
@@ -83,6 +84,7 @@ def scan_forward(
     Y: tl.constexpr,  # the cell gives its output after the new states; else it is the first state
     OWN: tl.constexpr,  # the states that are kept as the cell made them, before zoneout
     FINITE: tl.constexpr,  # the cell gives numbers where all that it reads is zero, as for units that do not exist
+    ROWS: tl.constexpr,  # norms in OPERAND, FIRST and CELL that meet other programs
     BIASED: tl.constexpr, V: tl.constexpr, SEQUENCES: tl.constexpr, INPUT_J: tl.constexpr,
     PHASE: tl.constexpr,  # 1, 2, ...: the number of the launch in its step; 0: the only one
     EPS: tl.constexpr,
@@ -96,9 +98,12 @@ def scan_forward(
     COOPERATIVE: tl.constexpr = SCHEDULE == "cooperative"
     N: tl.constexpr = G if FIRST is None else G - 1  # gates of the first product
     INPUTS: tl.constexpr = len(INPUT_J)
-    ARRIVALS: tl.constexpr = 1 if FIRST is None else 2  # in a step
     NORM: tl.constexpr = gain is not None
     SECOND: tl.constexpr = 2 if NORM else 1  # the launch that stores the vector of a second product for the next one
+    NORMED: tl.constexpr = SECOND if c_gain is None else SECOND + 1  # launches up to the end, without a second product
+    BEFORE: tl.constexpr = (SECOND if FIRST is None else 2 * SECOND) - 1 + ROWS[1]  # arrivals in a step, before CELL
+    ARRIVALS: tl.constexpr = (NORMED if FIRST is None else 2 * NORMED) + ROWS[0] + ROWS[1] + ROWS[2]
+    PARTS: tl.constexpr = (H + BH - 1) // BH
     d, reverse, j, b, mask, n, vb, vn = place(
         lengths, length_x, T, B, H, BH, BB, REVERSE, DIRECTIONS, SCHEDULE
     )  # fmt: skip
@@ -113,10 +118,12 @@ def scan_forward(
     if c_gain is not None:
         c_gains, c_biases = load_gains(c_gain, 1, H, j, d, ACC), load_gains(c_bias, 1, H, j, d, ACC)
     if parts is not None:
-        parts += d * 4 * tl.num_programs(1) * B
-        more_parts = parts + 2 * tl.num_programs(1) * B
+        parts += d * 4 * PARTS * B
+        more_parts = parts + 2 * PARTS * B
     else:
         more_parts = None
+    if rows is not None:
+        rows += d * ((ROWS[0] + ROWS[1] + ROWS[2]) * 4 * PARTS) * B
     keep = load_keep(h_mask, H, mask, j, b, d, B, ACC) if h_mask is not None else None
     s = load_states(s_in, S, H, mask, j, b, d, B, BH, BB, ACC)
     if x is not None:
@@ -131,7 +138,7 @@ def scan_forward(
         again = resets_at(reset, reset_x, t, b, d, B, DIRECTIONS) if reset is not None else None
         old = entering(s, again, s_reset, S, H, mask, j, b, d, B)
         h = masked(old[0], keep)
-        operand = h if OPERAND is None else masked(OPERAND(old + given), keep)
+        operand = masked(OPERAND(old + given), keep) if RESIDENT and OPERAND is not None else h
         if sums is not None:
             at_sums = sums + ((d * B + b) * (G * H) + j)
         if PHASE > 1:
@@ -154,11 +161,17 @@ def scan_forward(
         if PHASE == 1:
             store_tiles(at_sums, H, r, mask, N, BH, BB, False)
         if NORM:
-            r = normed(r, gains, parts, N, H, BH, j, b, B, EPS, PHASE, 1)
+            if COOPERATIVE or PHASE == 1:
+                store_moments(r, parts, N, H, BH, j, b, B)
+            if COOPERATIVE:
+                arrive(counters)
+                wait(counters, (ARRIVALS * i + 1) * tl.num_programs(1))
+            r = normed(r, gains, parts, N, H, BH, j, b, B, EPS, COOPERATIVE or PHASE > 1, COOPERATIVE)
         r = biased(r, biases, BIASED, 0, N)
         if FIRST is not None:
             read = between + (d * B + vb) * K if between is not None else None
-            second, crossing = FIRST(xs, r, replaced(old, 0, h, S) + given, ACTIVATION, GATE)
+            meet = meeting(rows, counters, ARRIVALS * i + SECOND - 1, 0, PARTS, b, B)
+            second, crossing = FIRST(xs, r, replaced(old, 0, h, S) + given + meet, ACTIVATION, GATE)
             given = given + crossing
             if COOPERATIVE or PHASE == SECOND:
                 tl.store(between + (d * B + b) * H + j, second.to(between.dtype.element_ty), mask=mask)
@@ -168,7 +181,7 @@ def scan_forward(
                 q = product_resident((weights[N],), second, 1, ACC, PRECISION)
             elif COOPERATIVE:
                 arrive(counters)
-                wait(counters, (ARRIVALS * i + 1) * tl.num_programs(1))
+                wait(counters, (ARRIVALS * i + SECOND + ROWS[1]) * tl.num_programs(1))
                 q = product_cooperative((weights[N],), read, vb < B, 1, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)
             elif PHASE == SECOND + 1:
                 q = product_streamed(w + N * H * K, read, j, b < B, 1, H, K, BH, BB, BK, ACC, PRECISION, STAGES)
@@ -179,12 +192,24 @@ def scan_forward(
             else:  # the results below are not used, and the compiler removes them
                 q = (tl.zeros((BH, BB), ACC),)
             if NORM:
-                q = normed(q, (gains[N],), more_parts, 1, H, BH, j, b, B, EPS, PHASE, 3)
+                if COOPERATIVE or PHASE == 3:
+                    store_moments(q, more_parts, 1, H, BH, j, b, B)
+                if COOPERATIVE:
+                    arrive(counters)
+                    wait(counters, (ARRIVALS * i + 3 + ROWS[1]) * tl.num_programs(1))
+                q = normed(q, (gains[N],), more_parts, 1, H, BH, j, b, B, EPS, COOPERATIVE or PHASE > 3, COOPERATIVE)
             r = biased(r + q, biases, BIASED, N, G)
-        new, kept = CELL(xs, r, old + given, ACTIVATION, GATE)
+        meet = meeting(rows, counters, ARRIVALS * i + BEFORE, ROWS[1], PARTS, b, B)
+        new, kept = CELL(xs, r, old + given + meet, ACTIVATION, GATE)
         if c_gain is not None:
-            c = normed((new[S - 1],), c_gains, more_parts, 1, H, BH, j, b, B, EPS, PHASE, 2)[0] + c_biases[0]
-            new = replaced(new, 0, OUTPUT(kept, c, ACTIVATION, GATE), S)
+            c = (new[S - 1],)
+            if COOPERATIVE or PHASE == 2:
+                store_moments(c, more_parts, 1, H, BH, j, b, B)
+            if COOPERATIVE:
+                arrive(counters)
+                wait(counters, (ARRIVALS * i + 2) * tl.num_programs(1))
+            c = normed(c, c_gains, more_parts, 1, H, BH, j, b, B, EPS, COOPERATIVE or PHASE > 2, COOPERATIVE)
+            new = replaced(new, 0, OUTPUT(kept, c[0] + c_biases[0], ACTIVATION, GATE), S)
         for v in tl.static_range(len(OWN)):
             kept = kept + (new[OWN[v]],)
         out = new[S] if Y else new[0]
@@ -209,7 +234,8 @@ def scan_forward(
             else:
                 after = time_at(tl.minimum(i + 1, T - 1), n, reverse, LENGTHS)
                 given = load_inputs(inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, after, b, j, mask, ACC)
-                h = masked(OPERAND(entering(s, again, s_reset, S, H, mask, j, b, d, B) + fixed + given), keep)
+                meet = meeting(rows, counters, ARRIVALS * i + BEFORE + ROWS[2], ROWS[1] + ROWS[2], PARTS, b, B)
+                h = masked(OPERAND(entering(s, again, s_reset, S, H, mask, j, b, d, B) + fixed + given + meet), keep)
             at = v_out + (i + 1) % 2 * (B * D * H) + ((b * D + d) * H + j)
             tl.store(at, h.to(v_out.dtype.element_ty), mask=mask)
         if COOPERATIVE:

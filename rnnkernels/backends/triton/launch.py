@@ -163,7 +163,8 @@ def backward(problem, dy, dlast, dcells, y, saved, needs):
     problem = products.aligned(problem._replace(x=zero_past(x, problem.lengths), states=started(problem)))
     gates, cells = saved[0] if problem.kept else None, saved[-1] if cell.cells else None
     tiles = problem.tiles(backward=True)
-    normed = norm_products.normed_of(problem, y, gates, cells) if problem.ln_h else None
+    whole = tiles.schedule == "resident"
+    normed = norm_products.normed_of(problem, y, gates, cells, whole) if problem.ln_h else None
     found = graphs.run(
         passes.backward, problem.launches(tiles, backward=True), problem.recurrent(), tiles, dy.contiguous(),
         [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), y, gates, cells, normed,

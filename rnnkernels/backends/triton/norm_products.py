@@ -22,6 +22,10 @@ class Normed(NamedTuple):
     """(D, T, B, M, 2): their rows' mean and one over their deviation; a second product has its own norm."""
     c_moments: Any
     """(D, T, B, 2): the moments of the cell states; None without such a norm."""
+    spread: Any
+    """(D, M, P): sums of the weights of all values of a norm, for a loop without whole rows (norms.py); or None."""
+    along: Any
+    """(D, T, B, M, P): the products of the weights and the normal rows, for the same; or None."""
 
 
 def chunks(rows):
@@ -37,10 +41,13 @@ def moments_of(problem, rows):
     return rows - mean, mean, (square + problem.eps).rsqrt()
 
 
-def keep_moments(problem, rows, into):
-    """The moments of rows (R, n) into (R, 2)."""
+def keep_moments(problem, rows, into, w=None, along=None):
+    """The moments of rows (R, n) into (R, 2); with weights (n, P), their product with the normal rows too."""
     for at in chunks(rows):
-        into[at] = torch.cat(moments_of(problem, rows[at])[1:], 1)
+        apart, mean, scale = moments_of(problem, rows[at])
+        into[at] = torch.cat([mean, scale], 1)
+        if along is not None:
+            along[at] = torch.mm(apart.mul_(scale).to(problem.dtype), w)
 
 
 def unnormed(problem, rows, gain, d_rows, into):
@@ -62,22 +69,35 @@ def spans(problem):
     return [slice(0, first)] + [slice(first, first + problem.H)] * (problem.cell.first is not None)
 
 
-def normed_of(problem, y, gates, cells):
-    """The recurrent products, computed again, and the moments of all rows, for the backward pass."""
-    D, T, B, H, cell = problem.D, problem.T, problem.B, problem.H, problem.cell
+def scaled(problem):
+    """The recurrent weights of all directions, times the gains of their norms."""
+    return [w * gain[:, None] for w, gain in zip(problem.w_hh, problem.ln_h, strict=True)]
+
+
+def normed_of(problem, y, gates, cells, whole):
+    """The recurrent products, computed again, and the moments of all rows, for the backward pass. ``whole``: a program
+    of the loop has whole rows."""
+    D, T, B, H, P, cell = problem.D, problem.T, problem.B, problem.H, problem.P, problem.cell
     raw, columns = problem.empty(D, T, B, cell.recurrent_gates, H), spans(problem)
     moments = problem.empty(D, T, B, len(columns), 2, dtype=problem.accumulate)
     c_moments = problem.empty(D, T, B, 2, dtype=problem.accumulate) if problem.ln_c else None
+    spread = None if whole else problem.empty(D, len(columns), P, dtype=problem.accumulate)
+    along = None if whole else problem.empty(D, T, B, len(columns), P)
     for d in range(D):
         h = entered_vector(problem, y, cells, d)
         vectors = [h] if cell.first is None else [h, inner_vector(problem, y, gates, cells, h, d)]
         rows = raw[d].view(T * B, cell.recurrent_gates * H)
         for m, (vector, at) in enumerate(zip(vectors, columns, strict=True)):
-            rows[:, at] = torch.mm(vector.flatten(0, 1).to(problem.dtype), problem.w_hh[d][at].t())
-            keep_moments(problem, rows[:, at], moments[d].view(T * B, len(columns), 2)[:, m])
+            w, into = problem.w_hh[d][at], moments[d].view(T * B, len(columns), 2)[:, m]
+            rows[:, at] = torch.mm(vector.flatten(0, 1).to(problem.dtype), w.t())
+            if whole:
+                keep_moments(problem, rows[:, at], into)
+            else:
+                keep_moments(problem, rows[:, at], into, w, along[d].view(T * B, len(columns), P)[:, m])
+                spread[d, m] = w.sum(0, dtype=problem.accumulate)
         if problem.ln_c:
             keep_moments(problem, own_cells(problem, gates, cells, d).flatten(0, 1), c_moments[d].view(T * B, 2))
-    return Normed(raw, moments, c_moments)
+    return Normed(raw, moments, c_moments, spread, along)
 
 
 def through_norms(problem, found, normed, gates, cells):

@@ -1,8 +1,9 @@
 """Layer norm in the time loops (Ba, Kiros & Hinton 2016): of the recurrent products of a row, and of the cell state.
 
 Letters as in forward.py. A row holds the values of all N gates of all H units for a batch row. If programs share its
-units, each stores its part of the sums over units in ``parts`` (programs, B, 2), and the next launch adds them up.
-Beside a tile (units, batch) a number per unit is (units, 1), and one per row (1, batch).
+units, each stores its part of the sums over units in ``parts`` (B, 2, programs), and adds up all of them when all are
+there: after a barrier, or in the next launch. Beside a tile (units, batch) a number per unit is (units, 1), and one per
+row (1, batch).
 """
 
 import triton
@@ -19,62 +20,87 @@ def load_gains(gain, N: tl.constexpr, H: tl.constexpr, j, d, ACC: tl.constexpr):
 
 
 @triton.jit
-def store_parts(parts, first, second, b, B):
-    at = parts + (tl.program_id(1) * B + b) * 2
+def store_parts(parts, first, second, PARTS: tl.constexpr, b, B):
+    at = parts + (b * 2 * PARTS + tl.program_id(1))
     tl.store(at, first, mask=b < B)
-    tl.store(at + 1, second, mask=b < B)
+    tl.store(at + PARTS, second, mask=b < B)
 
 
 @triton.jit
-def add_parts(parts, PARTS: tl.constexpr, b, B):
-    """The sums over programs of the two numbers that each stored."""
+def load_parts(parts, there, PARTS: tl.constexpr, b, COOPERATIVE: tl.constexpr):
+    """The two numbers that each program stored, in rows, and the numbers of the programs."""
     part = tl.arange(0, triton.next_power_of_2(PARTS))[:, None]
-    at, there = parts + (part * B + b) * 2, (part < PARTS) & (b < B)
-    first = tl.load(at, mask=there, other=0.0)
-    return tl.sum(first, 0)[None, :], tl.sum(tl.load(at + 1, mask=there, other=0.0), 0)[None, :]
+    at, there = parts + (b * 2 * PARTS + part), (part < PARTS) & there
+    CACHE: tl.constexpr = ".cg" if COOPERATIVE else ""  # stored by programs that run now: not from this processor's L1
+    first = tl.load(at, mask=there, other=0.0, cache_modifier=CACHE)
+    return first, tl.load(at + PARTS, mask=there, other=0.0, cache_modifier=CACHE), part
 
 
 @triton.jit
-def moments_of(
-    tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B, EPS: tl.constexpr,
-    PHASE: tl.constexpr, AT: tl.constexpr,
-):  # fmt: skip
-    """The mean of rows, and one over their deviation. Launch AT stores the mean and the squared distances of a
-    program's part, later ones combine them; in PHASE 0 a program has whole rows."""
-    ACC: tl.constexpr = tiles[0].dtype
-    if PHASE > AT:
-        part = tl.arange(0, triton.next_power_of_2((H + BH - 1) // BH))[:, None]
-        units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
-        at, there = parts + (part * B + b) * 2, (units > 0) & (b < B)
-        means, squares = tl.load(at, mask=there, other=0.0), tl.load(at + 1, mask=there, other=0.0)
-        count = (N * units).to(ACC)
-        mean = tl.sum(count * means, 0)[None, :] / (N * H)
-        apart = tl.where(there, means - mean, 0.0)
-        square = tl.sum(squares + count * apart * apart, 0)[None, :] / (N * H)
+def add_parts(parts, there, PARTS: tl.constexpr, b, COOPERATIVE: tl.constexpr):
+    """The sums over programs of the two numbers that each stored, always in the same order; zero where not there."""
+    first, second, _ = load_parts(parts, there, PARTS, b, COOPERATIVE)
+    return tl.sum(first, 0)[None, :], tl.sum(second, 0)[None, :]
+
+
+@triton.jit
+def moments_of(tiles, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j):
+    """Of a program's part of rows: the mean, the sum of squared distances from it, and the count of values."""
+    count = (N * tl.minimum(H - tl.program_id(1) * BH, BH)).to(tiles[0].dtype)
+    total = tl.where(j < H, tiles[0], 0.0)
+    for g in tl.static_range(1, N):
+        total += tl.where(j < H, tiles[g], 0.0)
+    mean = tl.sum(total, 0)[None, :] / count
+    squares = tl.zeros_like(total)
+    for g in tl.static_range(N):
+        apart = tl.where(j < H, tiles[g] - mean, 0.0)
+        squares += apart * apart
+    return mean, tl.sum(squares, 0)[None, :], count
+
+
+@triton.jit
+def store_moments(tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B):
+    """The moments of a program's part, for all programs that share the rows."""
+    mean, square, _ = moments_of(tiles, N, H, BH, j)
+    PARTS: tl.constexpr = (H + BH - 1) // BH
+    store_parts(parts, mean, square, PARTS, b, B)
+
+
+@triton.jit
+def whole_moments(means, squares, part, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr):
+    """The mean of rows and that of squared distances from it, and how far the means of parts are apart from it."""
+    units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
+    count = (N * units).to(means.dtype)
+    mean = tl.sum(count * means, 0)[None, :] / (N * H)
+    apart = tl.where(units > 0, means - mean, 0.0)
+    return mean, tl.sum(squares + count * apart * apart, 0)[None, :] / (N * H), apart
+
+
+@triton.jit
+def meeting(rows, counter, met, FROM: tl.constexpr, PARTS: tl.constexpr, b, B):
+    """What a cell's function has after its states if norms in it meet other programs (cells/rows.py): ``met``
+    arrivals before it, and FROM norms before its own in the memory of all."""
+    if rows is None:
+        return ()
     else:
-        count = (N * tl.minimum(H - tl.program_id(1) * BH, BH)).to(ACC)
-        total = tl.where(j < H, tiles[0], 0.0)
-        for g in tl.static_range(1, N):
-            total += tl.where(j < H, tiles[g], 0.0)
-        mean = tl.sum(total, 0)[None, :] / count
-        squares = tl.zeros_like(total)
-        for g in tl.static_range(N):
-            apart = tl.where(j < H, tiles[g] - mean, 0.0)
-            squares += apart * apart
-        square = tl.sum(squares, 0)[None, :]
-        if PHASE == AT:
-            store_parts(parts, mean, square, b, B)
-        square = square / count
-    return mean, 1 / tl.sqrt(square + EPS)
+        return (rows + FROM * (4 * PARTS) * B, counter, met, b, B)
 
 
 @triton.jit
 def normed(
     tiles, gains, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j, b, B, EPS: tl.constexpr,
-    PHASE: tl.constexpr, AT: tl.constexpr,
+    STORED: tl.constexpr, COOPERATIVE: tl.constexpr,
 ):  # fmt: skip
-    """The N tiles minus their rows' means, over their deviations, times the gains."""
-    mean, scale = moments_of(tiles, parts, N, H, BH, j, b, B, EPS, PHASE, AT)
+    """The N tiles minus their rows' means, over their deviations, times the gains. STORED: all programs have stored the
+    moments of their parts; else a program has whole rows."""
+    if STORED:
+        PARTS: tl.constexpr = (H + BH - 1) // BH
+        means, squares, part = load_parts(parts, b < B, PARTS, b, COOPERATIVE)
+        mean, square, _ = whole_moments(means, squares, part, N, H, BH)
+    else:
+        mean, square, count = moments_of(tiles, N, H, BH, j)
+        square = square / count
+    scale = 1 / tl.sqrt(square + EPS)
     out = ()
     for g in tl.static_range(N):
         out = out + ((tiles[g] - mean) * scale * gains[g],)
@@ -83,7 +109,7 @@ def normed(
 
 @triton.jit
 def load_moments(moments, row, there):
-    """The mean and scale that ``moments_of`` gave, from memory (rows, 2)."""
+    """The mean of rows and one over their deviation, from memory (rows, 2)."""
     return tl.load(moments + row * 2, mask=there, other=0.0), tl.load(moments + row * 2 + 1, mask=there, other=0.0)
 
 
@@ -103,3 +129,18 @@ def back_sums(ds, raws, gains, mean, scale, N: tl.constexpr):
 def unnormed(d, raw, gain, mean, scale, total, products, COUNT: tl.constexpr):
     """The gradient of the normed values, from that of the norm and from the sums over the row's COUNT values."""
     return scale * (d * gain - total / COUNT - (raw - mean) * scale * (products / COUNT))
+
+
+@triton.jit
+def unnormed_product(
+    product, moments, parts, spread, along, row, norm, mask, there, PARTS: tl.constexpr, H: tl.constexpr, j, b,
+    COUNT: tl.constexpr, COOPERATIVE: tl.constexpr,
+):  # fmt: skip
+    """``unnormed`` of COUNT values a row and then their product with weights, where that is linear: from the product of
+    their gradients with the weights times the gains, and, of the weights themselves, the sums ``spread`` (norms, H) and
+    the products ``along`` (rows, H) with the normal values. So a row's sums are needed after the product only."""
+    _, scale = load_moments(moments, row, there)
+    total, products = add_parts(parts, there, PARTS, b, COOPERATIVE)
+    normal = tl.load(along + row * H + j, mask=mask, other=0.0).to(product.dtype)
+    weights = tl.load(spread + norm * H + j, mask=j < H, other=0.0)
+    return scale * (product - (total * weights + products * normal) / COUNT)

@@ -17,14 +17,16 @@ import triton.language as tl
 
 from . import backward as backward_loop
 from . import forward as forward_loop
-from . import schedules
+from . import norm_products, schedules
 from .cells import PROJECTION
 from .problem import stacked, turned
 from .products import first_step, own_biases, starts_again
 
 PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts=None, OUTPUT=None, EPS=0.0)
+PLAIN |= dict(rows=None, ROWS=(0, 0, 0))
 PLAIN_BACKWARD = dict.fromkeys(("raw", "gain", "moments", "c_gain", "c_bias", "c_moments", "dnorm", "held", "parts"))
-PLAIN_BACKWARD |= dict.fromkeys(("OUTPUT", "dfixed", "dinputs", "doperand")) | dict(READ_NORM=False, EMITS=(), PARTS=1)
+PLAIN_BACKWARD |= dict.fromkeys(("spread", "along", "OUTPUT", "dfixed", "dinputs", "doperand"))
+PLAIN_BACKWARD |= dict(READ_NORM=False, EMITS=(), PARTS=1, rows=None, ROWS=(0, 0, 0))
 ALONE = dict.fromkeys(("vectors", "inputs", "inputs_at", "OPERAND"))
 ALONE |= dict(V=0, SEQUENCES=0, INPUT_J=(), Y=False, FINITE=True)  # of a cell that reads states and products only
 
@@ -151,34 +153,46 @@ def inside(problem, tiles):
     """Arguments of the forward loop for a second product and layer norms: gains, and memory through which the
     programs, or the launches, of a step exchange results."""
     D, B, H, G, out = problem.D, problem.B, problem.H, problem.cell.recurrent_gates, dict(PLAIN)
-    stepwise, wide = tiles.schedule == "stepwise", dict(dtype=problem.accumulate)
-    if problem.cell.first is not None and tiles.schedule != "resident":
+    shared, wide = tiles.schedule != "resident", dict(dtype=problem.accumulate)
+    if problem.cell.first is not None and shared:
         out |= dict(between=problem.empty(D, B, H))
     if len(problem.phases(tiles, False)) > 1:
         out |= dict(sums=problem.empty(D, B, G, H, **wide))
     if problem.norm:
-        parts = problem.empty(D, 2, -(-H // tiles.BH), B, 2, **wide) if stepwise else None
+        parts = problem.empty(D, 2, B, 2, -(-H // tiles.BH), **wide) if shared else None
         out |= dict(gain=stacked(problem.ln_h), parts=parts, EPS=problem.eps) if problem.ln_h else {}
     if problem.ln_c:
         c_gain, c_bias = map(stacked, problem.ln_c)
         out |= dict(c_gain=c_gain, c_bias=c_bias, OUTPUT=problem.cell.hidden)
-    return out
+    return out | meetings(problem, tiles, problem.cell.norms[:3])
+
+
+def meetings(problem, tiles, norms):
+    """Arguments of a loop for norms inside the cell's functions, if programs share rows."""
+    if not norms or tiles.schedule != "cooperative":
+        return {}
+    programs, wide = -(-problem.H // tiles.BH), dict(dtype=problem.accumulate)
+    return dict(rows=problem.empty(problem.D, sum(norms), 2, problem.B, 2, programs, **wide), ROWS=norms)
 
 
 def inside_backward(problem, tiles, normed):
     """Arguments of the backward loops for layer norms: those of all, and those of the cell's alone."""
     D, T, B, H = problem.D, problem.T, problem.B, problem.H
-    stepwise, wide, programs = tiles.schedule == "stepwise", dict(dtype=problem.accumulate), -(-H // tiles.BH)
+    wide, programs = dict(dtype=problem.accumulate), -(-H // tiles.BH)
+    own = meetings(problem, tiles, problem.cell.norms[3:]) | dict(PARTS=programs)
     if not problem.ln_h:
-        return {}, {}
-    parts = problem.empty(2, D, 2, programs, B, 2, **wide) if stepwise else None
-    products = dict(raw=normed.raw, moments=normed.moments, gain=stacked(problem.ln_h), parts=parts, PARTS=programs)
-    own = dict(EMITS=problem.cell.reads)
+        return {}, own
+    products = dict(moments=normed.moments)
+    if tiles.schedule != "resident":
+        parts = problem.empty(2, D, 2, B, 2, programs, **wide)
+        products |= dict(parts=parts, PARTS=programs, spread=normed.spread, along=normed.along)
+    own |= dict(raw=normed.raw, gain=stacked(problem.ln_h), EMITS=problem.cell.reads)
     if problem.ln_c:
         c_gain, c_bias = map(stacked, problem.ln_c)
         own |= dict(
             c_gain=c_gain, c_bias=c_bias, c_moments=normed.c_moments, dnorm=problem.empty(D, T, B, H),
-            held=(problem.empty(D, B, H, **wide),) if stepwise else None, OUTPUT=problem.cell.backward_hidden,
+            held=(problem.empty(D, B, H, **wide),) if tiles.schedule == "stepwise" else None,
+            OUTPUT=problem.cell.backward_hidden,
         )  # fmt: skip
     return products, own
 
@@ -239,9 +253,10 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
     widths = [P if k == 0 else H for k in range(cell.states)]
     dfirst = [problem.empty(D, B, n, dtype=problem.accumulate) for n in widths]
     dreset = [problem.zeros(D, B, n, dtype=problem.accumulate) for n in widths] if problem.reset_states else []
+    w_hh = norm_products.scaled(problem) if problem.ln_h and tiles.schedule != "resident" else problem.w_hh
     through = dict(
         source=planes, SOURCE=cell.planes, READS=cell.reads, LAG=1, h_mask=problem.h_mask,
-        w=turned(problem.w_hh, cell.recurrent_gates) if problem.w_hh else None,
+        w=turned(w_hh, cell.recurrent_gates) if w_hh else None,
     )  # fmt: skip
     products, of_cell = inside_backward(problem, tiles, normed)
 

@@ -160,13 +160,14 @@ def pieces(width, parts, widest):
     return tuple(found)
 
 
-def tiles_of(share, kind):
-    """The tiles of a row of the table of cooperative launches."""
+def tiles_of(share, kind, norm=False):
+    """The tiles of a row of the table of cooperative launches; ``norm``: with layer norm, which takes registers."""
     widest = PIECE // (share.warps * share.BB * BYTES[kind])
-    return Tiles("cooperative", share.BH, share.BB, widest, share.warps, 1, "", share.registers)
+    registers = 255 if norm else share.registers
+    return Tiles("cooperative", share.BH, share.BB, widest, share.warps, 1, "", registers)
 
 
-def cooperative(kind, gates, B, D, H, K, chip, backward):
+def cooperative(kind, gates, B, D, H, K, chip, backward, norm=False):
     """The tiles with which the programs of a chip together keep all weights, or the reason why they cannot."""
     if chip.backend == "hip":
         return "programs that wait for each other are only proved on NVIDIA's memory model"
@@ -175,7 +176,7 @@ def cooperative(kind, gates, B, D, H, K, chip, backward):
     found = f"in {kind} arithmetic a program has no registers for a product {K} wide"
     for share in shares:
         programs = -(-H // share.BH) * -(-B // share.BB) * D
-        tiles = tiles_of(share, kind)
+        tiles = tiles_of(share, kind, norm)
         if programs > chip.processors:
             found = f"{programs} programs do not run at once on {chip.processors} processors"
         elif cooperative_bytes(kind, gates, K, tiles) > chip.shared:
@@ -245,13 +246,12 @@ def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, force
         ways = dict.fromkeys(NAMES[:2], "a projection stands between the steps")
     else:
         ways["resident"] = resident(kind, cell, H, chip, backward, norm)
-        ways["cooperative"] = cooperative(kind, cell.recurrent_gates, B, D, H, K, chip, backward)
-        if single and forced is None and isinstance(ways["cooperative"], Tiles):
+        normed = norm or bool(cell.norms)
+        ways["cooperative"] = cooperative(kind, cell.recurrent_gates, B, D, H, K, chip, backward, normed)
+        if single and forced is None and not cell.norms and isinstance(ways["cooperative"], Tiles):
             ways["cooperative"] = "a single step has nothing to keep weights for"
-        if norm:
-            ways["cooperative"] = "a layer norm is over units of other programs"
     if cell.norms and cell.recurrent_gates:
-        ways |= dict.fromkeys(NAMES[1:], "a norm inside the cell is over units of other programs")
+        ways["stepwise"] = "a norm inside the cell is over units of other programs, which a launch does not wait for"
     if forced in ways:
         if isinstance(ways[forced], str):
             return f"the schedule {forced!r} is forced but cannot run this layer: {ways[forced]}"

@@ -28,13 +28,16 @@ OPERATIONS = {
     "sigmoid_back": "{0} * ({1} * (1 - {1}))", "relu_back": "tl.where({1} > 0, {0}, 0.0)", "through": "{0}",
     "act": "activate({}, ACTIVATION)", "act_back": "{0} * slope({1}, ACTIVATION)", "gate": "activate({}, GATE)",
     "gate_back": "{0} * slope({1}, GATE)", "norm": "{0}", "norm_back": "{0}",  # the loops call what is beyond a norm
-    "layer_norm": "layer_norm({}, {}, UNITS)", "layer_norm_back": "layer_norm_back({}, {}, {}, UNITS)",
+    "layer_norm": "layer_norm({}, {}, UNITS, {rows}, {at})",
+    "layer_norm_back": "layer_norm_back({}, {}, {}, UNITS, {rows}, {at})",
 }  # fmt: skip
 WITH_NUMBERS = {"add", "sub", "mul", "lt", "le", "eq"}  # all other instructions take a number as a tile of it
 MATH = (
-    "activate", "divide", "exp", "expm1", "larger", "layer_norm", "layer_norm_back", "log", "log1p", "sigmoid", "sign",
-    "slope", "smaller", "square_root", "tanh",
+    "activate", "divide", "exp", "expm1", "larger", "log", "log1p", "sigmoid", "sign", "slope", "smaller",
+    "square_root", "tanh",
 )  # fmt: skip
+ROWS = ("layer_norm", "layer_norm_back")  # of cells/rows.py
+WITH_NORMS = ("operand", "first", "forward", "backward_operand", "backward", "backward_first")  # sections
 SETTINGS = "ACTIVATION: tl.constexpr, GATE: tl.constexpr"
 HEAD = '''"""The cell {name}, generated from its program. Tuples of tiles (units, batch):
 
@@ -135,8 +138,8 @@ class Layout:
 class Function:
     """The lines of a function from a section of a program."""
 
-    def __init__(self, section, loads, like):
-        self.lines, self.values, self.like = [], {}, like
+    def __init__(self, section, loads, like, rows=None):
+        self.lines, self.values, self.like, norms = [], {}, like, 0
         for number in segments.order(section):
             op, args, what = section.code[number]
             if op == "const":
@@ -147,7 +150,8 @@ class Function:
                 numbers = numbers or all(isinstance(self.values[a], float) for a in args)
                 given = [self.tile(a) if numbers else self.literal(a) for a in args]
                 given[-1] = self.literal(args[-1]) if op in NORMS else given[-1]
-                value = OPERATIONS[op].format(*given, type=f"{like}.dtype")
+                value = OPERATIONS[op].format(*given, type=f"{like}.dtype", rows=rows, at=norms)
+                norms += op in NORMS
                 name = value if value in given else name
             else:
                 name, value = op if what is None else f"{op}_{what}", loads[op, what]
@@ -199,7 +203,8 @@ def source(spec, H=None):
     out = ""
 
     def section(name, like):
-        return Function(program.sections[name], loads, like), layout.stores[name]
+        end = len(layout.beside) + (len(layout.crossing) if name == "forward" else 0)
+        return Function(program.sections[name], loads, like, f"s[{end}:]"), layout.stores[name]
 
     def more(body, stores):
         return [body.of(stores, (f"d{kind}", name)) for kind, name in layout.beside]
@@ -245,13 +250,16 @@ def source(spec, H=None):
         ):
             body = Function(cut, normed, "c")
             out += function(name, f"{arguments}, {SETTINGS}", body.lines, body.tile(cut.puts[0].value))
-    used = ", ".join(name for name in MATH if f"{name}(" in out)
+    imports = ""
+    for file, names in (("math", MATH), ("rows", ROWS)):
+        used = ", ".join(name for name in names if f" {name}(" in out)
+        imports += f"from rnnkernels.backends.triton.cells.{file} import {used}\n" if used else ""
     beside = "".join(f" {name}" for _, name in layout.beside[S:])
     units = f"\nUNITS = tl.constexpr({H})\n" if program.norms else ""
     return HEAD.format(
         name=program.name, inputs=" ".join(program.inputs), recurrent=" ".join(program.recurrent),
         states=" ".join(program.states), beside=beside,
-        math=f"\nfrom rnnkernels.backends.triton.cells.math import {used}\n" if used else "", units=units,
+        math=f"\n{imports}" if imports else "", units=units,
     ) + out  # fmt: skip
 
 
@@ -273,6 +281,17 @@ def cell_of(name, H=None):
     """The ``Cell`` of the op's ``cell``: the name of a built-in cell, or the text of a program. With norms in it, its
     functions are for H hidden units."""
     return _cell_of(name, H if spec_of(name).program.norms else None)
+
+
+def norms_of(program):
+    """How many norms stand in each of the functions WITH_NORMS; empty if there are none."""
+    if not program.norms:
+        return ()
+    found = []
+    for name in WITH_NORMS:
+        section = program.sections.get(name)
+        found.append(sum(section.code[n].op in NORMS for n in segments.order(section)) if section else 0)
+    return tuple(found)
 
 
 @functools.cache
@@ -300,5 +319,5 @@ def _cell_of(name, H):
         sequences=len(program.sequence), steps=len(program.step), operand=module.operand if other else None,
         backward_operand=module.backward_operand if other else None, operands=in_torch(segments.operand, other),
         operand_gradients=in_torch(segments.operand_gradients, other), y=program.own_output, own=tuple(layout.own),
-        finite=spec.built_in, norms=program.norms, text="" if spec.built_in else program.text,
+        finite=spec.built_in, norms=norms_of(program), text="" if spec.built_in else program.text,
     )  # fmt: skip

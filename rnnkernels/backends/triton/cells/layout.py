@@ -88,8 +88,9 @@ class Cell(NamedTuple):
     finite: bool = True
     """Where all that the functions read is zero they give numbers, not infinities."""
 
-    norms: bool = False
-    """Norms are over all units of a row: a program of the kernels has to have them all."""
+    norms: tuple[int, ...] = ()
+    """How many norms over all units of a row stand in operand, first and forward, and in the same three backward; empty
+    without any. The programs that share a row meet at each."""
 
     text: str = ""
     """The program, if the op's ``cell`` is that; built-in cells have names."""

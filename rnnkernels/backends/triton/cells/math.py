@@ -233,32 +233,6 @@ def log(v):
 
 
 @triton.jit
-def normed_row(a, eps, UNITS: tl.constexpr):
-    """The layer norm over the units of a row, of which a program has all, and the factor 1 / deviation; zeros in units
-    that do not exist."""
-    there = tl.arange(0, a.shape[0])[:, None] < UNITS
-    a = tl.where(there, a, 0.0)
-    a = tl.where(there, a - tl.sum(a, 0)[None, :] / UNITS, 0.0)
-    scale = divide(tl.full((1, a.shape[1]), 1.0, a.dtype), square_root(tl.sum(a * a, 0)[None, :] / UNITS + eps))
-    return a * scale, scale
-
-
-@triton.jit
-def layer_norm(a, eps, UNITS: tl.constexpr):
-    return normed_row(a, eps, UNITS)[0]
-
-
-@triton.jit
-def layer_norm_back(d, a, eps, UNITS: tl.constexpr):
-    """The gradient of ``a``, from that of its norm."""
-    y, scale = normed_row(a, eps, UNITS)
-    there = tl.arange(0, a.shape[0])[:, None] < UNITS
-    d = tl.where(there, d, 0.0)
-    mean, slope = tl.sum(d, 0)[None, :] / UNITS, tl.sum(d * y, 0)[None, :] / UNITS
-    return tl.where(there, (d - mean - y * slope) * scale, 0.0)
-
-
-@triton.jit
 def log1p(v):
     """log(1 + v), with the digits of small ``v``: the rounding error of 1 + v is made good for."""
     u = 1 + v
