@@ -81,7 +81,7 @@ __attribute__((noinline)) void dot_tile(const A* a, int64_t row, const Get& get,
   for (int m = 0; m < MR; ++m) {
     if (n == U) __builtin_memcpy(sums + m * sums_row, out + m * U, sizeof(A) * U);
     else
-      for (int j = 0; j < n; ++j) sums[m * sums_row + j] = out[m * U + j];
+      for (int j = 0; j < std::min(n, U); ++j) sums[m * sums_row + j] = out[m * U + j];
   }
 }
 
