@@ -31,6 +31,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import lightning
@@ -203,6 +204,8 @@ def prepare(asked: argparse.Namespace) -> Prepared:
     rows = [[(vocabulary.encode(review.text, asked.tokens), review.label) for review in part] for part in parts]
     sizes = " + ".join(str(len(part)) for part in parts)
     say(f"{asked.path or asked.data}: {sizes} reviews to train, validate and test; {len(vocabulary.known)} words")
+    read, good = (fmean(column) for column in zip(*((len(tokens), label) for tokens, label in rows[0]), strict=True))
+    say(f"to train: {read:.1f} words read of each; {good:.0%} are good")
     if models is None:
         models, trained = train_all(asked, vocabulary, (rows[0], rows[1]))
     return Prepared(models, trained, vocabulary, parts, rows)

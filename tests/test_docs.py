@@ -207,3 +207,5 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert done.returncode == 0 and not done.stdout + done.stderr, done.stdout + done.stderr
     text = (tmp_path / "api/index.html").read_text("utf-8")
     assert "G*H" in text and "<em>" not in text and ":class:" not in text
+    shown = re.sub(r"<[^>]*>", "", text)
+    assert "proj_size: int = 0" in shown and "*args" not in shown

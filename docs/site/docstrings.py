@@ -1,4 +1,4 @@
-"""An extension of griffe: docstrings of the package as Markdown.
+"""An extension of griffe: docstrings of the package as Markdown, and signatures as type checkers see them.
 
 They name objects by roles (:class:`LSTM`), give examples after `::`, and have lists of names under headings, also under
 such as no style of docstrings knows (the arguments of forward). These become links, blocks and lists.
@@ -63,6 +63,16 @@ def markdown(lines):
 
 
 class Docstrings(griffe.Extension):
+    def __init__(self):
+        super().__init__()
+        self.for_checkers = {}
+
+    def on_function_instance(self, *, func, **kwargs):
+        """A method that is written twice, for type checkers and to run, is shown as it is for checkers: what runs may
+        pass ``*args`` on."""
+        if not func.runtime:
+            func.parameters = self.for_checkers.setdefault(func.path, func.parameters)
+
     def on_object(self, *, obj, loader, **kwargs):
         if obj.docstring:
             text = markdown(obj.docstring.value.splitlines())
