@@ -38,6 +38,15 @@ def test_every_kind_and_mode_has_a_row(small):
     assert all(row.ours > 0 and row.torch > 0 and row.ratio == row.torch / row.ours for row in rows)
 
 
+def test_a_busy_machine_gets_fewer_rows(small, monkeypatch):
+    """A clock on which each look at it takes a second: the first layer's two rows take longer than all may."""
+    clock = iter(range(10_000))
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: next(clock))
+    rows = list(bench.rows(seconds=10.0))
+    assert [row.layer for row in rows] == ["LSTM, T 2, B 1, 3→4"] * 2
+    assert "10 of 12 rows are left out, for lack of time" in bench.table(rows)
+
+
 def test_other_results_are_not_timed(small, monkeypatch):
     def wrong(layer, x):
         return x.new_zeros(*x.shape[:2], layer.hidden_size), None
@@ -67,6 +76,7 @@ def test_calls_take_turns(monkeypatch):
 
 def test_the_table(monkeypatch):
     monkeypatch.setattr(bench.os, "getloadavg", lambda: (0.0, 0.0, 0.0))
+    monkeypatch.setattr(bench, "count", lambda: len(ROWS))
     *lines, last = bench.table(ROWS).splitlines()
     assert lines == TABLE.strip("\n").splitlines() and last.startswith("ratio: torch.nn's time over ours")
     monkeypatch.setattr(bench.os, "getloadavg", lambda: (99.0, 0.0, 0.0))
