@@ -297,8 +297,7 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
         "loss_without_clipping": free if math.isfinite(free) else None,
         "loss_with_clipping": clipped,
     }
-    bound = 0.02 if asked.steps >= 100 else 0.05  # at first all eigenvalues mix, which weighs more in a short line
-    return metrics, [Threshold("largest_error_of_rate", "<=", bound)]
+    return metrics, [Threshold("largest_error_of_rate", "<=", 0.02)]
 
 
 def main(arguments: list[str] | None = None) -> int:
