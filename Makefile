@@ -1,4 +1,4 @@
-# make demo: train a character model      make test: the tests, every pair of what can come together (about 13 minutes)
+# make demo: train a character model      make test: the tests, every pair of what can come together (about 10 minutes)
 # make test-all: the tests, with all combinations      make bench: the CPU benchmarks
 # make examples: all examples, quick settings, their thresholds checked (about 9 minutes)
 # make notebooks: four examples as notebooks, from their sources (examples/notebooks)
