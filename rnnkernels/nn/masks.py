@@ -52,7 +52,7 @@ def joined(last, cells, D, N):
 
 
 def random_bools(p, shape, device):
-    """Bools, each true with probability p, from 8 random bits each, which on a CPU takes less time than torch.bernoulli.
+    """Bools, each true with probability p, from 8 random bits each, which on a CPU is faster than torch.bernoulli.
 
     The threshold is rounded up or down at random, once for every row, so that the probability is p and not a multiple
     of 2^-8; where p is so close to 0 or 1 that rows would differ by it, it takes 16 bits. Under torch.jit.trace, which
