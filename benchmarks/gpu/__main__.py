@@ -1,10 +1,13 @@
 """Everything that is to be known of a GPU, in eight minutes: `python -m benchmarks.gpu`.
 
-Facts of the machine; every cell, schedule and dtype once; the tests that need a GPU; races; the workloads that are
-wanted most against torch (cuDNN); the barrier alone, and schedules forced at several sizes; all other workloads,
-against TorchRL and FlashRNN too. Written to benchmarks/results/gpu-<chip>.json and .md after each item; a run that is
-stopped, or out of time, goes on with `--resume`. Needs torch, Triton, NumPy and pytest. The rows are like those of
-`benchmarks.run`, which takes a process for each provider, and hours.
+Facts of the machine; every cell, schedule and dtype once, cells of users and layer norms among them; the tests that
+need a GPU; races; the workloads that are wanted most against torch (cuDNN); the barrier alone, and schedules forced at
+several sizes; all other workloads, against TorchRL and FlashRNN too. Written to benchmarks/results/gpu-<chip>.json and
+.md after each item; a run that is stopped, or out of time, goes on with `--resume`. Needs torch, Triton, NumPy and
+pytest. The rows are like those of `benchmarks.run`, which takes a process for each provider, and hours.
+
+`TRITON_INTERPRET=1 python -m benchmarks.gpu --device cpu --quick --out runs/gpu` runs the whole plan at tiny sizes
+without a GPU; the kernels of the first step and of the races are Triton's, interpreted.
 """
 
 from __future__ import annotations
@@ -226,10 +229,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         import triton_offline
 
         asked.compile_for = triton_offline.gpu_here()
-    if asked.quick:  # on the CPU a forced schedule says nothing: it is Triton's
+    if asked.quick:
         asked.seconds = min(asked.seconds, 0.01)
         asked.workloads = [replace(w, device=asked.device, **TINY | {"T": min(w.T, 3)}) for w in asked.workloads]
-        asked.cases = [case._replace(T=3, B=2, H=8) for case in asked.cases[:3] if case.schedule == "resident"]
+        if not gpu_cases.INTERPRETED:  # a forced schedule says nothing: it is Triton's
+            asked.cases = [case for case in asked.cases[:3] if case.schedule == "resident"]
+        asked.cases = list(dict.fromkeys(case._replace(T=3, B=2, H=20) for case in asked.cases))
     return asked
 
 

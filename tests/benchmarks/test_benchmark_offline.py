@@ -1,5 +1,6 @@
 """`python -m benchmarks.offline`: what it compiles, what it reads in machine code, and what it takes for broken."""
 
+import itertools
 import json
 
 import machine_code
@@ -10,7 +11,7 @@ import triton_offline
 from common import make_case, refused
 from triton_offline import ARCHS
 
-from benchmarks import offline
+from benchmarks import cli, offline
 from benchmarks.workloads import Workload
 from rnnkernels.backends.triton import schedules
 from rnnkernels.backends.triton.cells import CELLS
@@ -73,14 +74,14 @@ def test_a_workload_is_compiled_and_written(monkeypatch, tmp_path, capsys):
     results, text = json.loads((tmp_path / "offline.json").read_text()), (tmp_path / "offline.md").read_text()
     broken = sum(row["broken"] != [] for row in results["rows"])  # test_triton_compiled.py says which may be
     assert status == (broken > 0)
-    assert [row["pass"] for row in results["rows"]] == ["inference", "training forward", "backward"]
+    assert [row["pass"] for row in results["rows"]] == ["training forward", "backward", "inference"]
     for row in results["rows"]:
         assert row["workloads"]["amp"]["grid"] == [2, 1, 1]
         assert row["schedule"] == "resident" and row["tiles"][0] == 32
         assert row["registers"] > 0 and row["shared"] < ARCHS["sm_90"].chip.shared
         assert row["tensor"] > 0 < row["loads"] and row["weights"] == "on chip"
         assert len(row["kernels"]) == 1 and row["load_bytes"] >= 18 * 8 * 2
-    assert text.count("| amp |") == 3 and f"budgets broken: {broken}." in text and "triton: " in text
+    assert text.count("| amp |") == 3 and f"budgets broken: {broken}, of" in text and "triton: " in text
     assert f"3 rows, {broken} with a broken budget" in capsys.readouterr().out
 
 
@@ -116,10 +117,45 @@ def test_a_broken_budget_is_named_and_the_check_fails(change, word, monkeypatch,
     row = GOOD | rest | {"tiles": [1, 2, 3]}
     assert triton_offline.problems(row, ARCHS["sm_80"]) == []
     assert triton_offline.problems(row | {"tensor": 0, "arithmetic": "ieee"}, ARCHS["sm_80"]) == []
-    monkeypatch.setattr(offline, "rows_of", lambda arch, arithmetic, w: [row | change])
+    monkeypatch.setattr(offline, "rows_of", lambda *task: [row | change])
     asked = ["--arch", "sm_80", "--only", "amp", "--dtype", "bf16", "--processes", "1", "--out", str(tmp_path / "o")]
     assert offline.main(asked) == 0 and offline.main([*asked, "--check"]) == 1
-    assert word in capsys.readouterr().out and word in (tmp_path / "o.md").read_text()
+    said = capsys.readouterr().out
+    assert word in said and word in (tmp_path / "o.md").read_text()
+    monkeypatch.setattr(offline, "EXPLAINED", {said.splitlines()[0]: "It has to be."})
+    assert offline.main([*asked, "--check"]) == 0
+    text = (tmp_path / "o.md").read_text()
+    assert "It has to be." in text and "of which explained: 1." in text
+
+
+def test_every_broken_budget_of_the_table_is_explained():
+    results = json.loads((cli.RESULTS / "offline.json").read_text())
+    assert offline.broken(results["rows"]).keys() <= offline.EXPLAINED.keys()
+    assert offline.markdown(results) == (cli.RESULTS / "offline.md").read_text()
+
+
+def test_every_two_things_meet_in_the_table_and_the_dearest_workloads_are_whole():
+    archs, kinds, found = list(ARCHS), list(triton_offline.ARITHMETICS), offline.workloads()
+    some, every = (offline.chosen(archs, kinds, found, full) for full in (False, True))
+    assert set(some) < set(every) and len(set(some)) == len(some) < len(every) / 4
+    assert all(("gfx942", "tf32") != task[:2] for task in every) and len(every) == 19 * 2 * len(found)
+    for a, b in itertools.combinations(range(4), 2):
+        assert {(task[a], task[b]) for task in some} == {(task[a], task[b]) for task in every}
+    assert sum(task[3] == "train" for task in some) > len(some) / 2  # with the backward pass
+    dearest = {task for task in every if task[2].name in offline.DEAREST and task[3] == "train"}
+    assert len(dearest) == 19 * len(offline.DEAREST) and dearest < set(some)
+    for cell in ("li_gru", "peephole_lstm", "gru_d", "min_gru"):
+        assert any(w.name.endswith(f"own-{cell}") for w in found)
+    assert len(offline.chosen(["sm_90"], kinds, found[:1], full=False)) == 2 * len(kinds)  # one workload, one chip
+
+
+def test_a_cell_without_a_product_has_no_weights_to_keep():
+    """It uses no tensor cores, and that breaks no budget."""
+    (w,) = [w for w in offline.workloads() if w.name.endswith("own-min_gru")]
+    launched = triton_offline.launches(ARCHS["sm_90"], w.cell, torch.bfloat16, w.T, w.B, w.H, train=False)
+    row, _ = triton_offline.summary(launched, w.cell, "bf16", w.H)
+    assert (row["weights"], row["tensor"]) == ("none", 0)
+    assert triton_offline.problems(row | {"arithmetic": "bf16"}, ARCHS["sm_90"]) == []
 
 
 def test_the_same_kernels_are_one_row():
@@ -165,7 +201,7 @@ def test_what_the_kernels_lack_is_noted(monkeypatch):
     monkeypatch.setattr(triton_offline, "launches", launches)
     monkeypatch.setattr(triton_offline, "summary", lambda *given: ({}, [1, 1, 1]))
     w = Workload("w", "cuda", "lstm", T=2, B=1, I=1, H=16, resets=0.5)
-    rows = offline.rows_of("sm_80", "bf16", w) + offline.rows_of("sm_80", "bf16", w.plain)
+    rows = [row for of in (w, w.plain) for mode in offline.PASSES for row in offline.rows_of("sm_80", "bf16", of, mode)]
     assert [row["note"] for row in rows] == ["compiled without reset: no reset"] * 3 + [""] * 3
 
 

@@ -1,5 +1,6 @@
 """Cases for a GPU: every cell on every schedule in every dtype, forward and backward, against float64; and whether long
-calls give the same bits every time. `benchmarks.gpu` begins with these, and test_gpu.py has the latter.
+calls give the same bits every time. `benchmarks.gpu` begins with these, and test_gpu.py has the latter. On a CPU they
+run the C++ kernels, or under TRITON_INTERPRET=1 the interpreted Triton kernels.
 
 T time, B batch, I input, H hidden.
 """
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 DTYPES = {
     "bf16": torch.bfloat16, "fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "fp64": torch.float64,
 }  # fmt: skip
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 REFUSED = "is forced but cannot run this layer"  # what schedules.choose says then
 TF32 = 3e-3  # of the largest value: ten bits of the operands, as in float16
 NORMED = 5e-2  # bfloat16 with layer norms, which magnify rounding: changes of the last digit make as much
@@ -30,7 +33,7 @@ SIZES = {"resident": 61, "cooperative": 200, "stepwise": 100}  # hidden units, w
 class Case(NamedTuple):
     """A layer, and what it is called with."""
 
-    kind: str  # a class of rnnkernels
+    kind: str  # a class of rnnkernels, or one of OWN
     schedule: str
     dtype: str  # of DTYPES
     H: int
@@ -63,6 +66,8 @@ VARIANTS: list[tuple[str, tuple, tuple]] = [
     ("LSTM", (("activation", "relu"), ("recurrent_activation", "hard_sigmoid")), ()),
     ("GRU", (("bias", False),), ()),
 ]
+# Cells as users write them: vectors, inputs of a step and of a sequence, four states, a second product, none, norms.
+OWN = ("peephole_lstm", "gru_d", "ea_lstm", "slstm", "mgu", "min_gru", "normed")
 EDGES = [
     Case("LSTM", "cooperative", "bf16", 640, B=33), Case("GRU", "cooperative", "bf16", 768, B=16),
     Case("LSTM", "cooperative", "bf16", 1024, B=16), Case("LSTM", "cooperative", "fp32", 512, B=16),
@@ -78,8 +83,13 @@ def has(case: Case, option: str) -> bool:
     return any(option in (name, value) for name, value in case.options)
 
 
+def has_norms(case: Case) -> bool:
+    """Whether a layer has norms."""
+    return has(case, "layer_norm") or case.kind == "normed"
+
+
 def planned(schedules: tuple[str, ...]) -> list[Case]:
-    """Cells in all dtypes first, then variants in two, then sizes at the edges of the tables.
+    """Cells in all dtypes first, then variants and cells of users in two, then sizes at the edges of the tables.
 
     Not relu with rounded operands: on either side of its kink gradients have nothing in common. Few steps with layer
     norms, where errors grow with the steps.
@@ -93,8 +103,12 @@ def planned(schedules: tuple[str, ...]) -> list[Case]:
         Case(kind, schedule, dtype, SIZES[schedule], options=options, call=call)
         for (kind, options, call), schedule, dtype in itertools.product(VARIANTS, schedules, ("bf16", "fp32"))
     ]
+    found += [
+        Case(kind, schedule, dtype, SIZES[schedule])
+        for kind, schedule, dtype in itertools.product(OWN, schedules, ("bf16", "fp32"))
+    ]
     found = [case for case in found if case.dtype in ("fp32", "fp64") or not has(case, "relu")]
-    found = [case._replace(T=7) if has(case, "layer_norm") else case for case in found]
+    found = [case._replace(T=7) if has_norms(case) else case for case in found]
     return found + [case for case in EDGES if case.schedule in schedules]
 
 
@@ -102,29 +116,32 @@ def races(quick: bool) -> list[Case]:
     """Programs and warps that race show it sooner or later: 2,000 steps, 20 times, the same bits."""
     T, times = (5, 2) if quick else (2000, 20)
     sizes = [("cooperative", 64), ("cooperative", 512), ("cooperative", 1024), ("resident", 64), ("stepwise", 256)]
-    return [
-        Case(kind, schedule, "bf16", 8 if quick else H, T, 16 if H == 1024 else 32, repeats=times)
+    found = [
+        Case(kind, schedule, "bf16", 20 if quick else H, T, 16 if H == 1024 else 32, repeats=times)
         for schedule, H in sizes
         for kind in ("LSTM", "GRU")
     ]
+    return list(dict.fromkeys(found))
 
 
 def results(module: torch.nn.Module, x: Tensor, dy: Tensor, states: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Outputs without and with gradients, final states, and the gradients of input, states and parameters by name."""
+    """Outputs without and with gradients, final states, and the gradients of all inputs and parameters by name."""
     device, dtype = next(module.parameters()).device, next(module.parameters()).dtype
     put = {"device": device, "dtype": dtype}
     x, dy = x.to(**put).requires_grad_(), dy.to(**put)
     states = [s.to(**put).requires_grad_() for s in states]
     hx = None if not states else states[0] if len(states) == 1 else tuple(states)
-    given = {name: tensor.to(device) for name, tensor in given.items()}
+    given = {name: t.to(device) for name, t in given.items()}
+    beside = {name: t.to(dtype).requires_grad_() for name, t in given.items() if t.is_floating_point()}
+    given |= beside
     with torch.no_grad():
         inferred = module(x, hx, **given)[0]
     y, last = module(x, hx, **given)
     last = last if isinstance(last, tuple) else (last,)
     names, parameters = zip(*module.named_parameters(), strict=True)
-    leaves = (x, *states, *parameters)
+    leaves = (x, *states, *beside.values(), *parameters)
     gradients = torch.autograd.grad((y * dy).sum() + sum(s.sum() for s in last), leaves)
-    names = ("x", *(f"hx[{n}]" for n in range(len(states))), *names)
+    names = ("x", *(f"hx[{n}]" for n in range(len(states))), *beside, *names)
     found = {"y without gradients": inferred, "y": y, **{f"last[{n}]": s for n, s in enumerate(last)}}
     return found | {f"d{name}": g for name, g in zip(names, gradients, strict=True)}
 
@@ -168,7 +185,14 @@ def module_of(case: Case):
     import rnnkernels
 
     torch.manual_seed(0)
-    module = getattr(rnnkernels, case.kind)(INPUT, case.H, **dict(case.options)).to(DTYPES[case.dtype]).eval()
+    if case.kind in OWN:
+        from generated_cases import normed  # no cell of the library has norms
+
+        cell = normed if case.kind == "normed" else getattr(rnnkernels.cells, case.kind)
+        module = rnnkernels.Recurrent(cell, INPUT, case.H, **dict(case.options))
+    else:
+        module = getattr(rnnkernels, case.kind)(INPUT, case.H, **dict(case.options))
+    module = module.to(DTYPES[case.dtype]).eval()
     if DTYPES[case.dtype].itemsize == 2:  # larger weights make the recurrence chaotic: it magnifies rounding
         for parameter in module.parameters():
             parameter.data *= 0.25 if parameter.dim() > 1 else 1.0
@@ -184,17 +208,38 @@ def module_of(case: Case):
         given["lengths"] = torch.randint(0, case.T + 1, (case.B,), generator=random)
     if "reset" in case.call:
         given["reset"] = torch.rand(case.T, case.B, generator=random) < 0.1
+    if case.kind in OWN:  # from 0 to 1, as decays and gates are
+        shapes = dict.fromkeys(cell.program.step, (case.T, case.B, case.H))
+        shapes |= dict.fromkeys(cell.program.sequence, (case.B, case.H))
+        given |= {name: torch.rand(shape, generator=random).to(x.dtype) for name, shape in shapes.items()}
     return module, x, dy, states, given
+
+
+@contextmanager
+def running(case: Case, device: str):
+    """Within this context its schedule is forced. On a CPU, under TRITON_INTERPRET=1, so is the Triton backend, whose
+    programs that wait for each other run at once."""
+    from rnnkernels import backends
+    from rnnkernels.backends.triton import schedules
+
+    with ExitStack() as stack:
+        stack.enter_context(schedules.force(case.schedule))
+        if device == "cpu" and INTERPRETED:
+            import triton_shim
+
+            triton_shim.install()
+            stack.enter_context(backends.force("triton"))
+            if case.schedule == "cooperative":
+                stack.enter_context(triton_shim.concurrent_grid())
+        yield
 
 
 def right(case: Case, device: str) -> dict:
     """Its errors against the same module in float64 on the CPU."""
-    from rnnkernels.backends.triton import schedules
-
     module, *rest = module_of(case)
     expected = results(copy.deepcopy(module).double(), *rest)
     poison(device)
-    with schedules.force(case.schedule):
+    with running(case, device):
         actual = results(module.to(device), *rest)
     found = {name: error(actual[name].cpu(), value) for name, value in expected.items()}
     worst = max(found, key=found.__getitem__)
@@ -206,11 +251,9 @@ def right(case: Case, device: str) -> dict:
 
 def same(case: Case, device: str) -> dict:
     """Whether so many calls give the bits of the first, outputs and gradients."""
-    from rnnkernels.backends.triton import schedules
-
     module, *rest = module_of(case)
     module = module.to(device)
-    with schedules.force(case.schedule):
+    with running(case, device):
         first = results(module, *rest)
         for n in range(case.repeats):
             again = results(module, *rest)

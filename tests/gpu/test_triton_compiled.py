@@ -151,7 +151,7 @@ def stepwise_cases():
 def test_stepwise(arch, kind, at):
     """Every row of the table of stepwise launches, at a hidden size that is no multiple of the tiles."""
     step = schedules.row(schedules.STEPWISE, kind, ARCHS[arch].chip)[at]
-    tiles = schedules.Tiles("stepwise", *step[:4], schedules.loads_ahead(kind, ARCHS[arch].chip), "", step.registers)
+    tiles = schedules.streamed(step, kind, ARCHS[arch].chip)
     for cell in cells_of(arch, kind, at == 0):
         for launch in compiled(arch, cell, kind, 1000, tiles=tiles):
             check(launch, arch, kind in ("half", "tf32"))
@@ -173,8 +173,7 @@ def test_layer_norm(arch, kind, cell, schedule):
     chip, tiles = ARCHS[arch].chip, None
     H = schedules.row(schedules.RESIDENT, kind, chip)[-1].H
     if schedule == "stepwise":
-        H, step = 1000, next(step for step in schedules.row(schedules.STEPWISE, kind, chip) if step.norms)
-        tiles = schedules.Tiles("stepwise", *step[:4], schedules.loads_ahead(kind, chip), "", step.registers)
+        H, tiles = 1000, schedules.streamed(schedules.row(schedules.STEPWISE, kind, chip)[0], kind, chip, norm=True)
     for launch in compiled(arch, cell, kind, H, stages=("lengths", "layer_norm"), tiles=tiles, reverse=(False,)):
         found = check(launch, arch, False)
         if launch.tiles.schedule == "resident":

@@ -250,15 +250,17 @@ def summary(
     most = kernels[Counter(each.compiled.hash for each in launched).most_common(1)[0][0]]
     taken = {name: machine_code.resources(each.compiled) for name, each in kernels.items()}
     spilling = [each for name, each in kernels.items() if taken[name]["stack"]]
-    tiles, main, streamed = most.tiles, facts(most.compiled), most.tiles.schedule == "stepwise"
-    again = not streamed and reloads(cell_of(cell), tiles, kind_of(arithmetic), H, H, most.backward, main, norm)
+    tiles, main, of = most.tiles, facts(most.compiled), cell_of(cell)
+    weights = "streamed" if tiles.schedule == "stepwise" else "on chip" if of.recurrent_gates else "none"
+    if weights == "on chip" and reloads(of, tiles, kind_of(arithmetic), H, H, most.backward, main, norm):
+        weights = "loaded again"
     return {
         "schedule": tiles.schedule, "tiles": [tiles.BH, tiles.BB, tiles.BK], "warps": tiles.warps,
         "stages": tiles.stages, "reason": tiles.reason, "kernels": sorted(kernels),
         **{name: max(each[name] for each in taken.values()) for name in ("registers", "stack", "shared")},
         "spills": max((facts(each.compiled)["spills"] for each in spilling), default=0),
         **{name: main[name] for name in ("tensor", "instructions", "loads", "load_bytes", "barriers", "atomics")},
-        "weights": "streamed" if streamed else "loaded again" if again else "on chip",
+        "weights": weights,
     }, list(most.grid)  # fmt: skip
 
 
@@ -269,7 +271,7 @@ def problems(row: dict, gpu: Gpu) -> list[str]:
         found.append(f"{row['stack']} bytes of stack ({row['spills']} accesses in the loop)")
     if row["shared"] > gpu.chip.shared:
         found.append(f"{row['shared']} bytes of shared memory, {gpu.chip.shared} are there")
-    if kind_of(row["arithmetic"]) in ("half", "tf32") and not row["tensor"]:
+    if kind_of(row["arithmetic"]) in ("half", "tf32") and not row["tensor"] and row["weights"] != "none":
         found.append("no tensor-core instruction")
     if row["weights"] == "loaded again":
         found.append("weights are loaded again in the loop")

@@ -210,10 +210,15 @@ def loads_ahead(kind, chip):
 
 def stepwise(kind, gates, B, D, H, K, chip, reason, norm=False):
     """Tiles for one launch per step."""
-    steps = [step for step in row(STEPWISE, kind, chip) if (B > 16 or step.BB <= 16) and (step.norms or not norm)]
+    steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
     step = min(steps, key=lambda step: traffic(step, gates, B, D, H, chip))
-    stages = loads_ahead(kind, chip)
-    return Tiles("stepwise", step.BH, step.BB, min(block(K), step.BK), step.warps, stages, reason, step.registers)
+    return streamed(step, kind, chip, norm)._replace(BK=min(block(K), step.BK), reason=reason)
+
+
+def streamed(step, kind, chip, norm=False):
+    """The tiles of a row of the table of stepwise launches; ``norm``: with layer norm, which takes registers."""
+    registers = 255 if norm and chip.backend == "cuda" else step.registers
+    return Tiles("stepwise", *step[:4], loads_ahead(kind, chip), "", registers)
 
 
 def choose(dtype, cell, B, D, H, K, project, chip, backward=False, T=2, norm=False):
