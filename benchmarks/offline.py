@@ -46,7 +46,7 @@ OWN |= {"gru_d": "sample-factory", "min_gru": "camels"}
 DEAREST = ("isaac", "flashrnn-lstm+layer_norm")
 
 
-# Why a budget stays broken, by the line that says so. Smaller tiles would mend these, and make each step slower.
+# Why a budget stays broken, by the line that says so. None of these bytes are touched at each step.
 TAKEN = "All 255 registers are taken; what is needed again after the loop is put away once a call."
 SHARED = "The compiler keeps to 128 registers, with which two programs share a processor, and puts away what the loop "
 SHARED += "does not need."
