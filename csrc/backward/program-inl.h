@@ -33,7 +33,7 @@ struct BackwardSource {
       case Op::dcross:
         return machine.bind(each, {from.crossing.data() + each.index * Hp, program.crossing * Hp, W}, run);
       case Op::gy:
-        return machine.fill(each, run, [&](int64_t, int64_t b, int64_t q) {
+        return machine.fill(each, run, [&](const Run::At&, int64_t b, int64_t q) {
           return loop.dy.get(loop.tape.y_at(t, b) + q * W, tape.lanes(q));
         });
       default:
@@ -57,16 +57,16 @@ struct BackwardSource {
       A* const to = loop.dz_of(slot, 0) + plane * Hp;
       const int64_t row = loop.planes * Hp;
       if (!split) {
-        return run.each([&](int64_t i, int64_t b, int64_t q)
+        return run.each([&](const Run::At& i, int64_t b, int64_t q)
                             __attribute__((always_inline)) { value[i].store(to + b * row + q * W); });
       }
-      return run.each([&](int64_t i, int64_t b, int64_t q) __attribute__((always_inline)) {
+      return run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
         const V v = value[i];
         v.store(to + b * row + q * W);
         loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
       });
     }
-    run.each([&](int64_t i, int64_t b, int64_t q) __attribute__((always_inline)) {
+    run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
       V v = first_of(loop.tape.alive(t, b) ? value[i] : V(A(0)), n);
       if (masked) v = v * tape.mask(b, q);
@@ -133,7 +133,7 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
 template <class A>
 void run_section_back(const Section& section, Backward<A>& loop, const BackwardBlock<A>& of, bool masked = false) {
   BackwardSource<A> source(loop, of, masked);
-  of.machine->run(section, of.r, of.r + of.n, of.q0, of.q1, source);
+  of.machine->run(section, of.r, of.r + of.n, of.q0, of.q1, false, source);
 }
 template <class A>
 void program_last_back(Backward<A>& loop, const BackwardBlock<A>& of) {

@@ -54,6 +54,7 @@ struct Forward : PanelSizes<A> {
   const NormWeights<A> norms{call};
   const bool zoned = bool(call.zone[0]);
   const bool whole_rows = call.whole_rows();
+  const bool streams = !gates_first && !cell.first && (!gates_ih || schedule.chunked);  // no product between two steps
   const bool unbounded = !call.bounded() || call.project;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s, const ForwardCell<A>& of) : Of(c), call(c), schedule(s), cell(of) {}
@@ -198,7 +199,8 @@ struct Forward : PanelSizes<A> {
   template <class F>
   INLINE void for_blocks(const Strip<A>& strip, const Team::Member& member, int64_t all, bool down, const F& f) const {
     const auto [lo, hi] = member.share(all);
-    const int64_t group = std::max<int64_t>(1, UNITS / (std::min(block, strip.rows) * this->vectors));
+    const int64_t few = std::max<int64_t>(1, UNITS / (std::min(block, strip.rows) * this->vectors)),
+                  group = streams ? std::max<int64_t>(1, hi - lo) : few;
     for (int64_t i = lo; i < hi; i += group) {
       const int64_t n = std::min(group, hi - i), u0 = down ? lo + hi - i - n : i;
       for_even_blocks(0, strip.rows, block,
