@@ -41,7 +41,25 @@ struct BackwardSource {
     }
   }
 
+  // The gradient of a gate that is x itself.
+  void put_dx(int gate, const typename Machine<A>::Value& value, const Run& run) {
+    if (!loop.dx) return;
+    const int64_t first = loop.dx_at(t, 0) + gate * tape.H;
+    if (loop.far && whole) {
+      return run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
+        store_past_caches(value[i], loop.dx.at(first + b * loop.I + q * W));
+      });
+    }
+    run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
+      const int n = tape.lanes(q);
+      const int64_t at = first + b * loop.I + q * W;
+      const V v = loop.tape.alive(t, b) ? value[i] : V(A(0));
+      loop.dx.put(loop.adds ? loop.dx.get(at, n) + v : v, at, n);
+    });
+  }
+
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
+    if (loop.straight && order.x_gate >= 0) return put_dx(order.x_gate, value, run);
     const bool to_state = order.kind == Put::ds, crosses = order.kind == Put::dcross;
     // A gate's gradient may have two places, one for each side; the first one is split where products want it so.
     const bool of_gate = order.x_gate >= 0 || order.r_gate >= 0, normed = tape.call.layer_norm;

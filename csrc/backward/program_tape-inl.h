@@ -33,6 +33,8 @@ struct TapeSource {
     switch (each.op) {
       case Op::v:
         return machine.bind(each, {tape.vectors.data() + k * Hp, 0, W}, run);
+      case Op::x:
+        return machine.bind(each, given_rows<A>(call, k, d, t, 0), run);
       case Op::u:
         return machine.bind(each, extra_rows<A>(call, k, d, t, 0), run);
       case Op::k:

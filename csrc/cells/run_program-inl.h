@@ -287,6 +287,12 @@ class Machine {
   Value values_[Program::kInstructions] = {};
 };
 
+// Pre-activations of a gate that are x itself, from row b0 on.
+template <class A>
+StoredRows<A> given_rows(const LayerCall& call, int gate, int64_t d, int64_t t, int64_t b0) {
+  const int64_t first = call.group(d) * call.x_stride_X + t * call.x_stride_T + b0 * call.x_stride_B;
+  return {{call.x, call.storage}, first + gate * call.H, call.x_stride_B};
+}
 // Input k of a program besides x, in direction d at step t, from row b0 on.
 template <class A>
 StoredRows<A> extra_rows(const LayerCall& call, int k, int64_t d, int64_t t, int64_t b0) {

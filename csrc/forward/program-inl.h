@@ -60,11 +60,7 @@ struct ForwardSource {
     else if (each.copied) machine.copy(each, from, run);
     else machine.bind(each, from, run);
   }
-  // Pre-activations of a gate that are x itself.
-  StoredRows<A> given(int gate) const {
-    const int64_t first = call.group(d) * call.x_stride_X + t * call.x_stride_T + strip.b0 * call.x_stride_B;
-    return {loop.stored(call.x), first + gate * H, call.x_stride_B};
-  }
+  StoredRows<A> given(int gate) const { return given_rows<A>(call, gate, d, t, strip.b0); }
 
   int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
   bool alive(int64_t m) const { return !call.lengths || t < call.length(d, strip.b0 + m); }
@@ -101,7 +97,9 @@ struct ForwardSource {
     }
   }
   INLINE void put_y(int64_t m, int64_t q, V v) const {
-    loop.y.put(v, t * loop.y_stride_T + (strip.b0 + m) * loop.y_stride_B + d * H + q * W, lanes(q));
+    const int64_t at = t * loop.y_stride_T + (strip.b0 + m) * loop.y_stride_B + d * H + q * W;
+    if (loop.y_far) store_past_caches(v, loop.y.at(at));
+    else loop.y.put(v, at, lanes(q));
   }
 
   void put_state(int k, const typename Machine<A>::Value& value, const Run& run) {
