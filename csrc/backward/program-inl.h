@@ -33,9 +33,8 @@ struct BackwardSource {
       case Op::dcross:
         return machine.bind(each, {from.crossing.data() + each.index * Hp, program.crossing * Hp, W}, run);
       case Op::gy:
-        return machine.fill(each, run, [&](const Run::At&, int64_t b, int64_t q) {
-          return loop.dy.get(loop.tape.y_at(t, b) + q * W, tape.lanes(q));
-        });
+        return machine.fill(
+            each, run, [&](int64_t b, int64_t q) { return loop.dy.get(loop.tape.y_at(t, b) + q * W, tape.lanes(q)); });
       default:
         return tape.load(machine, each, run);
     }
@@ -46,14 +45,14 @@ struct BackwardSource {
     if (!loop.dx) return;
     const int64_t first = loop.dx_at(t, 0) + gate * tape.H;
     if (loop.far && whole) {
-      return run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
-        store_past_caches(value[i], loop.dx.at(first + b * loop.I + q * W));
+      return value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
+        store_past_caches(v, loop.dx.at(first + b * loop.I + q * W));
       });
     }
-    run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
+    value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
       const int64_t at = first + b * loop.I + q * W;
-      const V v = loop.tape.alive(t, b) ? value[i] : V(A(0));
+      v = loop.tape.alive(t, b) ? v : V(A(0));
       loop.dx.put(loop.adds ? loop.dx.get(at, n) + v : v, at, n);
     });
   }
@@ -75,18 +74,17 @@ struct BackwardSource {
       A* const to = loop.dz_of(slot, 0) + plane * Hp;
       const int64_t row = loop.planes * Hp;
       if (!split) {
-        return run.each([&](const Run::At& i, int64_t b, int64_t q)
-                            __attribute__((always_inline)) { value[i].store(to + b * row + q * W); });
+        return value.each(
+            run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) { v.store(to + b * row + q * W); });
       }
-      return run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
-        const V v = value[i];
+      return value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
         v.store(to + b * row + q * W);
         loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
       });
     }
-    run.each([&](const Run::At& i, int64_t b, int64_t q) __attribute__((always_inline)) {
+    value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
-      V v = first_of(loop.tape.alive(t, b) ? value[i] : V(A(0)), n);
+      v = first_of(loop.tape.alive(t, b) ? v : V(A(0)), n);
       if (masked) v = v * tape.mask(b, q);
       A* const to = (to_state  ? loop.carried.of[order.index].data() + b * Hp
                      : crosses ? loop.gradients.crossing.data() + (b * program.crossing + order.index) * Hp

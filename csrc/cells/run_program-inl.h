@@ -24,18 +24,15 @@ struct Run {
   bool along;
   int64_t outer() const { return along ? rows : units; }
   int64_t inner() const { return along ? units : rows; }
-  struct At {
-    int64_t i, outer, inner;  // i: of all
-  };
-  // f(at, row, vector of units)
-  template <class F>
-  INLINE void each(const F& f) const {
-    const int64_t no = outer(), ni = inner();
-    for (int64_t o = 0; o < no; ++o)
-      for (int64_t k = 0; k < ni; ++k) {
-        if (along) f(At{o * ni + k, o, k}, m + o, q + k);
-        else f(At{o * ni + k, o, k}, m + k, q + o);
-      }
+  // f(row, vector of units); `begin` comes before the inner loop.
+  template <class F, class Begin>
+  INLINE void each(const F& f, const Begin& begin) const {
+    const int64_t down = along ? 0 : 1, across = along ? 1 : 0, no = outer(), ni = inner();  // of the inner loop
+    for (int64_t o = 0; o < no; ++o) {
+      int64_t row = m + across * o, unit = q + down * o;
+      begin(o);
+      for (int64_t k = 0; k < ni; ++k, row += down, unit += across) f(row, unit);
+    }
   }
 };
 
@@ -61,7 +58,14 @@ class Machine {
     const A* at = nullptr;
     int64_t outer = 0, inner = 0;  // steps
     bool even = true;              // a single step serves for both
-    INLINE V operator[](const Run::At& of) const { return load(at + of.outer * outer + of.inner * inner); }
+    INLINE V get(int64_t o, int64_t k) const { return load(at + o * outer + k * inner); }
+    // f(vector, row, vector of units)
+    template <class F>
+    INLINE void each(const Run& run, const F& f) const {
+      const A* from = at;
+      run.each([&](int64_t m, int64_t q) __attribute__((always_inline)) { f(load(from), m, q), from += inner; },
+               [&](int64_t o) __attribute__((always_inline)) { from = at + o * outer; });
+    }
   };
 
   explicit Machine(const LayerCall& call) : H_(call.H) {
@@ -109,48 +113,73 @@ class Machine {
 
   // A load of what can be read where it lies.
   INLINE void bind(const Instruction& each, const Place<A>& place, const Run& run) {
-    const A* const at = place.at + run.m * place.row + run.q * place.unit;
-    const int64_t outer = run.along ? place.row : place.unit, inner = run.along ? place.unit : place.row;
-    values_[each.value] = {at, outer, inner, run.outer() == 1 || outer == run.inner() * inner};
+    values_[each.value] = value_of(place, run);
   }
   // The same of a tensor of the caller's.
   INLINE void bind(const Instruction& each, const StoredRows<A>& rows, const Run& run) {
-    if (rows.from.direct() && !rows.narrow && H_ % W == 0)
-      return bind(each, {rows.from.at(rows.index), rows.row, W}, run);
-    fill(each, run, [&](const Run::At&, int64_t m, int64_t q) { return rows.get(m, q, H_); });
+    if (rows.from.direct() && !rows.narrow && H_ % W == 0) {
+      const Place<A> place{rows.from.at(rows.index), rows.row, W};
+      for (int64_t m = run.m + run.rows; m < run.m + 2 * run.rows; ++m)  // the next block's, most likely
+        for (int64_t q = run.q; q < run.q + run.units; ++q) __builtin_prefetch(place.at + m * place.row + q * W, 0, 2);
+      return bind(each, place, run);
+    }
+    fill(each, run, [&](int64_t m, int64_t q) { return rows.get(m, q, H_); });
   }
   void copy(const Instruction& each, const Place<A>& place, const Run& run) {
-    fill(each, run, [&](const Run::At&, int64_t m, int64_t q) { return place.get(m, q); });
+    combine(reg(each, run), run, [](V x) __attribute__((always_inline)) { return x; }, value_of(place, run));
   }
-  // A load by f(at, row, vector of units).
+  // A load by f(row, vector of units).
   template <class F>
   INLINE void fill(const Instruction& each, const Run& run, const F& f) {
-    A* const to = reg(each, run);
-    run.each([&](const Run::At& at, int64_t m, int64_t q)
-                 __attribute__((always_inline)) { f(at, m, q).store(to + at.i * W); });
+    A* to = reg(each, run);
+    run.each([&](int64_t m, int64_t q) __attribute__((always_inline)) { f(m, q).store(to), to += W; }, [](int64_t) {});
   }
   // Sums of two or three that lie in places; of three with what is done with them at once.
   void sum(const Instruction& each, const Run& run, const Place<A>& a, const Place<A>& b) {
-    fill(each, run, [&](const Run::At&, int64_t m, int64_t q) { return a.get(m, q) + b.get(m, q); });
+    combine(
+        reg(each, run), run, [](V x, V y) __attribute__((always_inline)) { return x + y; }, value_of(a, run),
+        value_of(b, run));
   }
   void sum(const Instruction& each, const Run& run, const Place<A>& a, const Place<A>& b, const Place<A>& c) {
-    sum_of(each, run, [&](int64_t m, int64_t q) __attribute__((always_inline)) {
-      return a.get(m, q) + b.get(m, q) + c.get(m, q);
+    A* const to = reg(each, run);
+    then(each, [&](auto&& f) __attribute__((always_inline)) {
+      combine(
+          to, run, [&](V x, V y, V z) __attribute__((always_inline)) { return f(x + y + z); }, value_of(a, run),
+          value_of(b, run), value_of(c, run));
     });
   }
+  // The same of what f(row, vector of units) gives.
   template <class F>
   INLINE void sum_of(const Instruction& each, const Run& run, const F& f) {
-    auto with = [&](auto&& then) __attribute__((always_inline)) {
-      fill(each, run,
-           [&](const Run::At&, int64_t m, int64_t q) __attribute__((always_inline)) { return then(f(m, q)); });
-    };
-    if (each.after == Op::sigmoid) with([](V x) __attribute__((always_inline)) { return sigmoid(x); });
-    else if (each.after == Op::tanh) with([](V x) __attribute__((always_inline)) { return tanh(x); });
-    else with([](V x) __attribute__((always_inline)) { return x; });
+    then(each, [&](auto&& g) __attribute__((always_inline)) {
+      fill(each, run, [&](int64_t m, int64_t q) __attribute__((always_inline)) { return g(f(m, q)); });
+    });
   }
 
  private:
   static constexpr int64_t kBytesOfRegisters = 24 * 1024;
+
+  INLINE static Value value_of(const Place<A>& place, const Run& run) {
+    const int64_t outer = run.along ? place.row : place.unit, inner = run.along ? place.unit : place.row;
+    return {place.at + run.m * place.row + run.q * place.unit, outer, inner,
+            run.outer() == 1 || outer == run.inner() * inner};
+  }
+  // with(function that comes after a sum)
+  template <class With>
+  INLINE static void then(const Instruction& each, const With& with) {
+    if (each.after == Op::sigmoid) with([](V x) __attribute__((always_inline)) { return sigmoid(x); });
+    else if (each.after == Op::tanh) with([](V x) __attribute__((always_inline)) { return tanh(x); });
+    else with([](V x) __attribute__((always_inline)) { return x; });
+  }
+  // to = f of values, vector by vector
+  template <class F, class... Values>
+  INLINE static void combine(A* to, const Run& run, const F& f, const Values&... of) {
+    const bool even = (of.even && ...);
+    const int64_t outer = even ? 1 : run.outer(), inner = even ? run.rows * run.units : run.inner();
+    for (int64_t o = 0; o < outer; ++o, to += inner * W)
+      for (int64_t i = 0; i < inner; ++i)
+        f(RNNKERNELS_SET::load(of.at + o * of.outer + i * of.inner)...).store(to + i * W);
+  }
 
   // The register of a result, which it becomes.
   INLINE A* reg(const Instruction& each, const Run& run) {
@@ -162,31 +191,10 @@ class Machine {
   __attribute__((noinline)) void compute(const Instruction& each, const Run& run) {
     const Value a = values_[each.a], b = values_[each.b], c = values_[each.c];
     A* const to = reg(each, run);
-    const bool even = a.even && b.even && c.even;
-    const int64_t outer = even ? 1 : run.outer(), inner = even ? run.rows * run.units : run.inner();
     const V one(A(1)), zero(A(0));
-#define EACH(...)                                                                                 \
-  for (int64_t o = 0; o < outer; ++o) {                                                           \
-    const A *pa = a.at + o * a.outer, *pb = b.at + o * b.outer, *pc = c.at + o * c.outer;         \
-    A* p = to + o * inner * W;                                                                    \
-    for (int64_t i = 0; i < inner; ++i, pa += a.inner, pb += b.inner, pc += c.inner) __VA_ARGS__; \
-  }                                                                                               \
-  break
-#define UNARY(f)          \
-  EACH({                  \
-    const V x = load(pa); \
-    (f).store(p + i * W); \
-  })
-#define BINARY(f)                       \
-  EACH({                                \
-    const V x = load(pa), y = load(pb); \
-    (f).store(p + i * W);               \
-  })
-#define TERNARY(f)                                    \
-  EACH({                                              \
-    const V x = load(pa), y = load(pb), z = load(pc); \
-    (f).store(p + i * W);                             \
-  })
+#define UNARY(f) return combine(to, run, [&](V x) __attribute__((always_inline)) { return f; }, a)
+#define BINARY(f) return combine(to, run, [&](V x, V y) __attribute__((always_inline)) { return f; }, a, b)
+#define TERNARY(f) return combine(to, run, [&](V x, V y, V z) __attribute__((always_inline)) { return f; }, a, b, c)
     switch (each.op) {
       case Op::add:
         BINARY(x + y);
@@ -252,14 +260,13 @@ class Machine {
 #undef TERNARY
 #undef BINARY
 #undef UNARY
-#undef EACH
   }
 
   // f(norm of a row of v, the row's first vector) for every row.
   template <class F>
   void for_norms(const Run& run, const Value& v, A eps, const F& f) const {
     for (int64_t m = 0; m < run.rows; ++m) {
-      auto get = [&](int, int64_t j, int) { return v[{0, m, j / W}]; };
+      auto get = [&](int, int64_t j, int) { return v.get(m, j / W); };
       f(normal<A>(0, 1, H_, eps, get), m);
     }
   }
@@ -271,7 +278,7 @@ class Machine {
   // The gradient of v, from that of its norm.
   void norm_back(const Run& run, A* to, const Value& d, const Value& v, A eps) const {
     for_norms(run, v, eps, [&](const auto& row, int64_t m) {
-      auto gradient = [&](int, int64_t j, int) { return d[{0, m, j / W}]; };
+      auto gradient = [&](int, int64_t j, int) { return d.get(m, j / W); };
       const V mean(sum_of_row<A>(0, 1, H_, gradient) / row.n),
           slope(sum_of_row<A>(0, 1, H_, [&](int g, int64_t j, int n) { return gradient(g, j, n) * row.at(g, j, n); }) /
                 row.n);

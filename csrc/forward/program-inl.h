@@ -54,7 +54,7 @@ struct ForwardSource {
     }
     const Place<A> from = state(k);
     if (masked && k == 0 && call.h_mask)
-      machine.fill(each, run, [&](const Run::At&, int64_t m, int64_t q) {
+      machine.fill(each, run, [&](int64_t m, int64_t q) {
         return from.get(m, q) * coefficients<A>(call.h_mask, 0, d, strip.b0 + m, q * W, lanes(q));
       });
     else if (each.copied) machine.copy(each, from, run);
@@ -78,20 +78,20 @@ struct ForwardSource {
       case Put::inner: {
         A* const to = (order.kind == Put::inner ? strip.second : strip.operand).data();
         const SplitRows* const split = order.kind == Put::inner && strip.second_split ? &strip.second_split : nullptr;
-        return run.each([&](const Run::At& i, int64_t m, int64_t q) {
-          const V v = alive(m) ? first_of(value[i], lanes(q)) : V(A(0));  // no NaN of an input past its end
+        return value.each(run, [&](V v, int64_t m, int64_t q) {
+          v = alive(m) ? first_of(v, lanes(q)) : V(A(0));  // no NaN of an input past its end
           v.store(to + m * Pp + q * W);
           if (split) split->put(v, m, q * W, loop.overflow);
         });
       }
       case Put::cross:
-        return run.each([&](const Run::At& i, int64_t m, int64_t q) {
-          value[i].store(strip.crossing.data() + (m * program.crossing + order.index) * Hp + q * W);
+        return value.each(run, [&](V v, int64_t m, int64_t q) {
+          v.store(strip.crossing.data() + (m * program.crossing + order.index) * Hp + q * W);
         });
       case Put::keep:
-        return run.each([&](const Run::At& i, int64_t m, int64_t q) { keep(order.index, m, q, value[i]); });
+        return value.each(run, [&](V v, int64_t m, int64_t q) { keep(order.index, m, q, v); });
       case Put::y:
-        return run.each([&](const Run::At& i, int64_t m, int64_t q) { put_y(m, q, alive(m) ? value[i] : V(A(0))); });
+        return value.each(run, [&](V v, int64_t m, int64_t q) { put_y(m, q, alive(m) ? v : V(A(0))); });
       default:
         put_state(order.index, value, run);
     }
@@ -104,8 +104,7 @@ struct ForwardSource {
 
   void put_state(int k, const typename Machine<A>::Value& value, const Run& run) {
     if (k == 0 && call.project)
-      return run.each(
-          [&](const Run::At& i, int64_t m, int64_t q) { value[i].store(strip.cell_out.data() + m * Hp + q * W); });
+      return value.each(run, [&](V v, int64_t m, int64_t q) { v.store(strip.cell_out.data() + m * Hp + q * W); });
     const Place<A> old = state(k);
     A* const to = k ? loop.state_of(strip, k, 0) : strip.h.data() + strip.at(slot + 1, 0) * Pp;
     const int64_t history = program.history(k), row = k ? Hp : Pp;
@@ -115,18 +114,17 @@ struct ForwardSource {
     const int plane = loop.zoned ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
     if (!loop.zoned && !call.lengths && H % W == 0) {  // every vector is of live units, and new
-      return run.each([&](const Run::At& i, int64_t m, int64_t q) __attribute__((always_inline)) {
-        const V v = value[i];
+      return value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
         v.store(to + m * row + q * W);
         if (split) strip.h_split.put(v, strip.at(slot + 1, m), q * W, loop.overflow);
         if (cells) v.store(cells + m * H + q * W);
         if (gives_y) put_y(m, q, v);
       });
     }
-    run.each([&](const Run::At& i, int64_t m, int64_t q) __attribute__((always_inline)) {
+    value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
       const int n = lanes(q);
       const bool living = alive(m);
-      V v = first_of(value[i], n);
+      v = first_of(v, n);
       if (__builtin_expect(loop.zoned || !living, 0)) {
         const V before = RNNKERNELS_SET::load(old.at + m * row + q * W);
         if (plane >= 0) keep(plane, m, q, v);
