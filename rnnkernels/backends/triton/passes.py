@@ -20,7 +20,7 @@ from . import forward as forward_loop
 from . import norm_products, schedules
 from .cells import PROJECTION
 from .problem import stacked, turned
-from .products import first_step, given_inputs, own_biases, starts_again
+from .products import first_step, own_biases, starts_again
 
 PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts=None, OUTPUT=None, EPS=0.0)
 PLAIN |= dict(rows=None, ROWS=(0, 0, 0))
@@ -244,8 +244,8 @@ def forward(problem, tiles, inputs, save):
     return y, last, gates, cells
 
 
-def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
-    """Run the steps of the layer backwards."""
+def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed, x=None):
+    """Run the steps of the layer backwards. ``x``: the pre-activations, where the cell reads them again."""
     cell, T, H, P, D, B = problem.cell, problem.T, problem.H, problem.P, problem.D, problem.B
     states, project = problem.states, bool(problem.w_hr)
     own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
@@ -284,8 +284,7 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
     held = None if single or not cell.cross else tuple(problem.empty(D, B, H, **wide) for _ in range(cell.cross))
     of_cells = None if dcells is None else of_states(problem, dcells)
     common = dict(dcells=of_cells, gates=gates, saved=saved, planes=planes, held=held) | beside(problem, True) | of_cell
-    if cell.again:
-        x = given_inputs(problem)
+    if x is not None:
         common |= dict(x=x, x_d=x.stride(0), x_t=x.stride(1), x_b=x.stride(2), GX=cell.gates)
     common |= dict(dfixed=fixed or None, dinputs=dinputs, doperand=doperand)
     if project:
