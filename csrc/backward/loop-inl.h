@@ -55,7 +55,7 @@ struct Backward {
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> dy = stored(call.dy), dx = stored(call.dx);
   const A* dcells = static_cast<const A*>(call.dcells);
-  const bool adds = d % int64_t(call.reverse.size()) != 0;  // to what other directions of the group have left in dx
+  const bool adds;  // to what other directions of the group have left in dx
   // Gradients of pre-activations that are x itself, and that no product reads, go straight to dx; past the caches where
   // these hold far less.
   const bool straight = program && program->given && program->recurrent.empty();
@@ -72,8 +72,8 @@ struct Backward {
   WeightGradients<A> dweights{tape, cell, at, schedule, chunk * B, overflow};
   NormGradients<A> norms{tape, cell, schedule, overflow};
 
-  Backward(const LayerCall& c, const Schedule& s, const BackwardCell<A>& of, int64_t direction)
-      : call(c), schedule(s), cell(of), d(direction) {}
+  Backward(const LayerCall& c, const Schedule& s, const BackwardCell<A>& of, int64_t direction, bool adding)
+      : call(c), schedule(s), cell(of), d(direction), adds(adding) {}
 
   // A few rows, or a single step, do not earn the packing back: weights whose rows are whole vectors are then read
   // where they lie.
