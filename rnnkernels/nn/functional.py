@@ -339,15 +339,11 @@ def layers(
     elif (
         plain
         and not (project or parts or lengths is not None or reset is not None)
+        and (drop is torch.dropout or not dropout)
         and torchs_step.suits_layers(cell, activation, x, states, weights, num_layers * D, H)
     ):
-
-        def step(i, x, states, weights):
-            x = drop(x, dropout, True) if dropout and i else x
-            return torchs_step.layer(cell, activation, x, states, weights, D, H)
-
         try:  # torch's ops check their arguments, in other words
-            return over_layers(step, x, states, weights, num_layers, D)
+            return torchs_step.layers(cell, activation, x, states, weights, num_layers, D, H, dropout)
         except RuntimeError as error:
             refused = error
     if return_cells and spec.states < 2:
