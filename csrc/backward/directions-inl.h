@@ -1,12 +1,12 @@
-// The backward pass of all directions of a layer: one after the other, or at once where rows are too few to be shared
-// out among threads.
+// The backward pass of all directions of a layer: at once where these share out few rows better, each with a thread of
+// its own, or one after the other.
 #pragma once
 #include "choose_cell-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
-// Results that the directions of a group have in common. A second one that runs at the same time has its own, which are
-// added at the end.
+// Results that the directions of a group have in common. Of few rows the second one has its own, which are added at the
+// end: always, so that the number of threads changes no bit.
 template <class A>
 class OwnResults {
  public:
@@ -50,15 +50,17 @@ class OwnResults {
 // False if a number came that has no bf16 parts: then the results are void.
 template <class A>
 bool run_directions(const LayerCall& call, Schedule s) {
-  const int64_t R = int64_t(call.reverse.size());
-  if (s.threaded && s.unit_threads == 1) s.row_jobs = std::clamp<int64_t>(call.B / 6, 1, thread_count());
-  const bool at_once = call.D > 1 && s.threaded && s.unit_threads == 1 && s.row_jobs == 1;
-  const OwnResults<A> second(call, at_once && R > 1);
+  const int64_t R = int64_t(call.reverse.size()), threads = thread_count();
+  const bool few = call.B <= kFewForRows, shared = s.threaded && s.unit_threads == 1;
+  if (shared) s.row_jobs = std::clamp<int64_t>(call.B / 6, 1, threads);
+  const bool at_once = call.D > 1 && shared && few && (s.row_jobs == 1 || call.D >= threads);
+  if (at_once) s.row_jobs = 1;
+  const OwnResults<A> second(call, few && R > 1);
   std::atomic<bool> fine{true};
   spread(at_once, call.D, [&](int64_t d) {
     const bool later = d % R > 0;
     if (!fine) return;
-    if (!Backward<A>(later ? second.call : call, s, backward_cell<A>(call), d, later && !at_once).run()) fine = false;
+    if (!Backward<A>(later ? second.call : call, s, backward_cell<A>(call), d, later && !few).run()) fine = false;
   });
   if (fine) second.add();
   return fine;

@@ -15,6 +15,7 @@ constexpr int64_t kEarningSteps = 64;            // of a single row, for which n
 constexpr int64_t kPieces = 4;                   // of work for each thread: a slow core takes fewer
 constexpr int64_t kDivisible = 18;               // rows worth dividing: each half is more than a tile
 constexpr double kDivisibleWork = 1e7;           // and their operations
+constexpr int64_t kFewForRows = 48;              // a thread for each direction beats one for each half of so many rows
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and for the gradients of a chunk's pre-activations
 
 // True if half of so many rows and steps is worth handing over to another thread.
