@@ -12,8 +12,7 @@ class OwnResults {
  public:
   LayerCall call;  // that writes into them
 
-  OwnResults(const LayerCall& of, bool wanted) : call(of) {
-    if (!wanted) return;
+  explicit OwnResults(const LayerCall& of) : call(of) {
     const int64_t X = call.D / int64_t(call.reverse.size()), steps = X * call.T * call.B;
     take(call.dx, steps * call.I);
     for (size_t k = 0; k < call.dextras.size(); ++k) {
@@ -55,14 +54,15 @@ bool run_directions(const LayerCall& call, Schedule s) {
   if (shared) s.row_jobs = std::clamp<int64_t>(call.B / 6, 1, threads);
   const bool at_once = call.D > 1 && shared && few && (s.row_jobs == 1 || call.D >= threads);
   if (at_once) s.row_jobs = 1;
-  const OwnResults<A> second(call, few && R > 1);
+  std::optional<OwnResults<A>> second;
+  if (few && R > 1) second.emplace(call);
   std::atomic<bool> fine{true};
   spread(at_once, call.D, [&](int64_t d) {
-    const bool later = d % R > 0;
     if (!fine) return;
-    if (!Backward<A>(later ? second.call : call, s, backward_cell<A>(call), d, later && !few).run()) fine = false;
+    const bool later = d % R > 0, adds = later && !second;
+    if (!Backward<A>(later && second ? second->call : call, s, backward_cell<A>(call), d, adds).run()) fine = false;
   });
-  if (fine) second.add();
+  if (fine && second) second->add();
   return fine;
 }
 }  // namespace

@@ -59,8 +59,8 @@ struct Backward {
   // Gradients of pre-activations that are x itself, and that no product reads, go straight to dx; past the caches where
   // these hold far less.
   const bool straight = program && program->given && program->recurrent.empty();
-  const bool far = straight && dx.direct() && !adds && T * B * I * int64_t(sizeof(A)) > kFarBytes&& I % W == 0 &&
-                   H % W == 0 && reinterpret_cast<uintptr_t>(call.dx) % kBytes == 0;
+  const bool far = straight && dx.direct() && !adds && I % W == 0 && H % W == 0 &&
+                   reinterpret_cast<uintptr_t>(call.dx) % kBytes == 0 && T * B * I * int64_t(sizeof(A)) > kFarBytes;
 
   PackedMatrix<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
   StepGradients<A> gradients{call};
