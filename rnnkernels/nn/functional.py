@@ -227,7 +227,7 @@ def recurrent(
     else:
         H = input.size(2) // max(spec.gates, 1)
     x = input.transpose(0, 1) if batch_first else input
-    extras = take_extras(cell.program, more, input, batch_first, 3)
+    extras = take_extras(cell.program, more, input, batch_first, 3, "recurrent")
     check_extras(program, extras, x, H)
     check_heads_of(program, heads, H, project)
     lengths = None if lengths is None else check_lengths(lengths, x)
@@ -378,5 +378,9 @@ def layers(
 
 
 def batch_major(y):
-    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works."""
-    return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)
+    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works.
+
+    Of tensors of a subclass y is a view already, of what autograd has seen.
+    """
+    recorded = torch.compiler.is_compiling() or jit_tracing()
+    return y.transpose(0, 1) if recorded or y._is_view() else y.transpose_(0, 1)
