@@ -184,8 +184,11 @@ LAYER = (
     "recurrent_activation", "proj_size", "reset_after", "nonlinearity",
 )  # fmt: skip
 """Keywords of layers: no constant, and no attribute of a module that is a vector, has such a name."""
-CALL = ("self", "input", "hx", "lengths", "reset", "params", "has_biases", "train")
-"""Other arguments of calls, of a layer or of ``functional.recurrent``."""
+CALL = (
+    "self", "cell", "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional",
+    "batch_first", "lengths", "reset", "recurrent_dropout", "zoneout", "layer_norm", "recompute", "heads",
+)  # fmt: skip
+"""Arguments of a layer's call, and of ``functional.recurrent``: no input and no constant has such a name."""
 
 
 def _check_names(name, vectors, extras, constants):
@@ -194,8 +197,8 @@ def _check_names(name, vectors, extras, constants):
     for vector in vectors:
         if "weight" in vector or vector.startswith(("bias", "ln_", "_")) or vector in attributes:
             raise CellError(f"cell {name}: {vector} cannot be the name of a vector: a module has something else of it")
-    for what, names in (("an extra input", extras), ("a constant", constants)):
-        if found := [n for n in names if n in CALL + LAYER]:
+    for what, names, taken in (("an extra input", extras, CALL), ("a constant", constants, CALL + LAYER)):
+        if found := [n for n in names if n in taken]:
             raise CellError(f"cell {name}: {found[0]} cannot be the name of {what}: layers have an argument of it")
     if found := [n for n in constants if n in extras]:
         raise CellError(f"cell {name}: an extra input and a constant have the same name, {found[0]}")

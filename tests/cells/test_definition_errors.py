@@ -12,7 +12,7 @@ import torch
 import rnnkernels
 from rnnkernels.cells.definition import CALL, LAYER, cell
 from rnnkernels.cells.trace import CellError, derivative, norm, product
-from rnnkernels.nn.options import Options
+from rnnkernels.nn.options import REGULARISERS, Options
 
 HERE = Path(__file__).name
 LINES = Path(__file__).read_text().splitlines()
@@ -447,7 +447,8 @@ def test_arguments_of_layers_are_no_names():
         assert {n for n in inspect.signature(kind).parameters if n not in ("more", "constants")} <= set(LAYER)
         call = {n for n in inspect.signature(kind.forward).parameters if n != "inputs"}
         assert call <= set(CALL)
-    assert set(Options._fields) <= set(LAYER)
+    assert {n for n in inspect.signature(rnnkernels.functional.recurrent).parameters if n != "more"} <= set(CALL)
+    assert set(Options._fields) <= set(LAYER) and set(REGULARISERS) <= set(CALL)
 
 
 def test_operand_and_output_are_functions_of_states():

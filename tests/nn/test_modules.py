@@ -215,3 +215,24 @@ def test_packed_gradients_of_both_orders(cell):
 
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(call, (data.requires_grad_(), *flat(hx)), fast_mode=True)
+
+
+class Tagged(torch.Tensor):
+    """A subclass of tensors, as libraries have for images."""
+
+
+@pytest.mark.parametrize("name, layout", [(n, k) for n in ("RNN", "GRU", "LSTM") for k in KINDS[:3]])
+def test_tensors_of_a_subclass(name, layout):
+    pair = both(name, I, H, batch_first=layout == "batch_first")
+    x = torch.randn(T, I) if layout == "unbatched" else torch.randn(B, T, I)
+    found = []
+    for layer in pair:
+        leaf = x.clone().requires_grad_()
+        y, _ = layer(leaf.as_subclass(Tagged))
+        assert type(y) is Tagged
+        y.square().sum().backward()
+        found.append([y.as_subclass(torch.Tensor), leaf.grad, *(p.grad for p in layer.parameters())])
+        with torch.no_grad():
+            found[-1].append(layer(x.as_subclass(Tagged))[0].as_subclass(torch.Tensor))
+    for k, (expected, actual) in enumerate(zip(*found, strict=True)):
+        assert_close(str(k), actual, expected)
