@@ -221,18 +221,25 @@ class Tagged(torch.Tensor):
     """A subclass of tensors, as libraries have for images."""
 
 
-@pytest.mark.parametrize("name, layout", [(n, k) for n in ("RNN", "GRU", "LSTM") for k in KINDS[:3]])
-def test_tensors_of_a_subclass(name, layout):
-    pair = both(name, I, H, batch_first=layout == "batch_first")
-    x = torch.randn(T, I) if layout == "unbatched" else torch.randn(B, T, I)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name, layout",
+    [(n, k) for n in ("RNN", "GRU", "LSTM") for k in KINDS[:3]]
+    + [(f"{n}Cell", "step") for n in ("RNN", "GRU", "LSTM")],
+)
+def test_tensors_of_a_subclass(name, layout, dtype):
+    more = {"batch_first": layout == "batch_first"} if layout != "step" else {}
+    pair = both(name, I, H, **more, dtype=dtype)
+    x = (torch.randn(B, T, I) if "batch" in layout else torch.randn(T, I)).to(dtype)
     found = []
-    for layer in pair:
+    for module in pair:
+        first = lambda y: y if isinstance(y, torch.Tensor) else y[0]  # noqa: E731
         leaf = x.clone().requires_grad_()
-        y, _ = layer(leaf.as_subclass(Tagged))
+        y = first(module(leaf.as_subclass(Tagged)))
         assert type(y) is Tagged
         y.square().sum().backward()
-        found.append([y.as_subclass(torch.Tensor), leaf.grad, *(p.grad for p in layer.parameters())])
+        found.append([y.as_subclass(torch.Tensor), leaf.grad, *(p.grad for p in module.parameters())])
         with torch.no_grad():
-            found[-1].append(layer(x.as_subclass(Tagged))[0].as_subclass(torch.Tensor))
+            found[-1].append(first(module(x.as_subclass(Tagged))).as_subclass(torch.Tensor))
     for k, (expected, actual) in enumerate(zip(*found, strict=True)):
         assert_close(str(k), actual, expected)
