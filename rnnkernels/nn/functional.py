@@ -16,7 +16,7 @@ from ..cells.reference import zero_past
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import jit_tracing
+from ..op.autograd import watched
 from ..op.schema import over_layers
 from . import masks, torchs_step
 from .checks import check, check_lengths, check_reset, refuse_nested
@@ -382,5 +382,4 @@ def batch_major(y):
 
     Of tensors of a subclass y is a view already, of what autograd has seen.
     """
-    recorded = torch.compiler.is_compiling() or jit_tracing()
-    return y.transpose(0, 1) if recorded or y._is_view() else y.transpose_(0, 1)
+    return y.transpose(0, 1) if watched() or y._is_view() else y.transpose_(0, 1)
