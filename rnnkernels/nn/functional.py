@@ -224,8 +224,11 @@ def recurrent(
         H = own[spec.vectors[0]].size(0)
     elif "weight_ih" in own:
         H = own["weight_ih"].size(0) // spec.gates
-    else:
-        H = input.size(2) // max(spec.gates, 1)
+    elif spec.gates:
+        H = input.size(2) // spec.gates
+    else:  # nothing but states and extra inputs
+        wide = [u for name, u in more.items() if name in program.extras and name not in program.narrow]
+        H = next((t.size(-1) for t in (*states, *wide) if isinstance(t, Tensor)), input.size(2))
     x = input.transpose(0, 1) if batch_first else input
     extras = take_extras(cell.program, more, input, batch_first, 3, "recurrent")
     check_extras(program, extras, x, H)

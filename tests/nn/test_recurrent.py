@@ -210,6 +210,24 @@ def test_function():
     assert_close("constant", y, layer_of("rates", alpha=0.5)(x)[0])
 
 
+def test_function_finds_the_hidden_size_without_weights():
+    """From a state, or from an extra input: the input is of any size."""
+
+    @rnnkernels.cell(states="h c", step_inputs="p")
+    def still(s, u):
+        return torch.tanh(s.h + u.p), 0.5 * s.c + s.h
+
+    @rnnkernels.cell(states="h c")
+    def alone(s):
+        return 0.5 * s.h + s.c, s.c
+
+    x, given, hx = torch.randn(T, B, I), {"p": torch.rand(T, B, H)}, (torch.randn(1, B, H), torch.randn(1, B, H))
+    for cell, hidden, more in ((still, None, given), (still, hx, given), (alone, hx, {})):
+        y, last = functional.recurrent(cell, x, hidden, [], **more)
+        expected, states = Recurrent(cell, I, H)(x, hidden, **more)
+        assert torch.equal(y, expected) and all(map(torch.equal, last, states))
+
+
 def test_function_refuses_heads_beside_extra_inputs():
     layer = layer_of("decayed")
     x, params = torch.randn(T, B, I, dtype=torch.float64), list(layer.parameters())
