@@ -29,16 +29,21 @@ class Trace:
         self.function, self.graph = function, Graph()
         self.last, self.inner = last, None
         """The gate that may have an inner product, and the operand of that product."""
+        self.frame = None
+        """Where the function runs, or ran: of its frame, the names that it gave to values."""
+
+    def running(self):
+        """The function's frame, if it runs."""
+        frame, code = sys._getframe(1), code_of(self.function)
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        return frame
 
     def error(self, why):
         """The error for something that the function did, with the line where it did so."""
-        frame, code, where = sys._getframe(1), code_of(self.function), f"{described(self.function)}: "
-        while frame is not None:
-            if frame.f_code is code:
-                where = f"{frame.f_code.co_filename}:{frame.f_lineno}: "
-                break
-            frame = frame.f_back
-        return CellError(f"{where}{why}")
+        frame = self.running()
+        where = described(self.function) if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return CellError(f"{where}: {why}")
 
     def refuse(self, what):
         return self.error(f"a cell cannot have {what}; allowed are {ALLOWED}")
@@ -298,6 +303,7 @@ class Names:
     def __getattr__(self, name: str) -> Tensor:
         trace, kind, values = self.__dict__[""]
         if name in values:
+            trace.frame = trace.running()
             return values[name]
         if name.startswith("__"):  # protocols that ask first
             raise AttributeError(name)
@@ -349,20 +355,12 @@ def run(trace, function, values, constants, functions=()):
             raise CellError(f"{described(function)}: expected parameters out of {allowed}, got {parameter.name}")
         if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in arguments:
             by_position.append(arguments.pop(parameter.name))
-    called, code = {}, code_of(function)
-
-    def profile(frame, event, _):
-        if event == "return" and frame.f_code is code:
-            for name, value in frame.f_locals.items():
-                if isinstance(value, Symbol):
-                    called.setdefault(value.node, name)
-
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        return function(*by_position, **arguments), called
-    finally:
-        sys.setprofile(before)
+    results, called = function(*by_position, **arguments), {}
+    for name, value in trace.frame.f_locals.items() if trace.frame else ():
+        if isinstance(value, Symbol):
+            called.setdefault(value.node, name)
+    trace.frame = None  # which holds the function's values
+    return results, called
 
 
 def described(function):

@@ -1,6 +1,8 @@
 """Ways of writing a cell's function: all give the same program."""
 
+import cProfile
 import functools
+import sys
 from collections import namedtuple
 
 import program_cases
@@ -83,6 +85,30 @@ def test_lines_and_names_are_those_of_the_function_inside():
     for function in (around(gated), functools.partial(gated)):
         made = cell(**GATES)(function)
         assert made.names == ("z", "n") and made.program.name == "gated"
+
+
+def test_under_a_profiler():
+    """Which goes on as before."""
+
+    def gated(x, r, s):
+        z, n = torch.sigmoid(x.a + r.a), torch.tanh(x.b + r.b)
+        return z * n, s.c
+
+    calls = []
+    sys.setprofile(lambda frame, event, _: calls.append((frame.f_code.co_name, event)))
+    try:
+        cell(**GATES)(gated)
+    finally:
+        sys.setprofile(None)
+    assert ("gated", "call") in calls and ("gated", "return") in calls
+    profile = cProfile.Profile()
+    profile.enable()
+    made = cell(**GATES)(gated)
+    profile.disable()
+    assert made.names == ("z", "n")
+    assert any(
+        code.co_name == "gated" for code in (entry.code for entry in profile.getstats()) if hasattr(code, "co_name")
+    )
 
 
 def test_gates_of_any_name():
