@@ -16,7 +16,7 @@ from ..nn.base import RecurrentBase
 from ..nn.cell_modules import CellBase, kind_of_cell
 from ..nn.recurrent import RecurrentCell
 from ..op.autograd import recording
-from .convert import change_class, class_of, convert
+from .convert import change_class, check_module, class_of, convert
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -47,6 +47,7 @@ def freeze(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: for a layer with ``heads``, whose calls have other weights than its parameters.
     """
+    check_module("freeze", model)
     kinds = (RecurrentBase, CellBase, RecurrentCell)
     for name, module in model.named_modules():
         options = getattr(module, "_options", None)
