@@ -276,6 +276,7 @@ def is_multiple(graph, n, d):
         if any(k in depends for k in graph.nodes[m].of):
             depends.add(m)
 
+    @functools.cache
     def multiple(n):
         op, of, _ = graph.nodes[n]
         if n not in depends:
