@@ -16,7 +16,7 @@ from ..cells.reference import zero_past
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import jit_tracing
+from ..op.autograd import watched
 from ..op.schema import over_layers
 from . import masks, torchs_step
 from .checks import check, check_lengths, check_reset, refuse_nested
@@ -224,10 +224,13 @@ def recurrent(
         H = own[spec.vectors[0]].size(0)
     elif "weight_ih" in own:
         H = own["weight_ih"].size(0) // spec.gates
-    else:
-        H = input.size(2) // max(spec.gates, 1)
+    elif spec.gates:
+        H = input.size(2) // spec.gates
+    else:  # nothing but states and extra inputs
+        wide = [u for name, u in more.items() if name in program.extras and name not in program.narrow]
+        H = next((t.size(-1) for t in (*states, *wide) if isinstance(t, Tensor)), input.size(2))
     x = input.transpose(0, 1) if batch_first else input
-    extras = take_extras(cell.program, more, input, batch_first, 3)
+    extras = take_extras(cell.program, more, input, batch_first, 3, "recurrent")
     check_extras(program, extras, x, H)
     check_heads_of(program, heads, H, project)
     lengths = None if lengths is None else check_lengths(lengths, x)
@@ -378,5 +381,8 @@ def layers(
 
 
 def batch_major(y):
-    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works."""
-    return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)
+    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works.
+
+    Of tensors of a subclass y is a view already, of what autograd has seen.
+    """
+    return y.transpose(0, 1) if watched() or y._is_view() else y.transpose_(0, 1)

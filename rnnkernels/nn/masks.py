@@ -7,7 +7,7 @@ import math
 
 import torch
 
-from ..op.autograd import jit_tracing
+from ..op.autograd import jit_tracing, watched
 from .options import settings
 
 EPS = 1e-5
@@ -65,7 +65,7 @@ def random_bools(p, shape, device):
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count * size // 64),), device=device)
     bits, whole = words.view(kind)[:count].view(shape), math.floor(rare * 2**size)
     limits = (torch.rand((*shape[:-1], 1), device=device) < rare * 2**size - whole).to(kind) + (whole - 2 ** (size - 1))
-    if size > 8 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if size > 8 or watched() or torch._C._are_functorch_transforms_active():
         found = bits < limits
     else:
         found = bits.lt_(limits).view(torch.bool)  # torch compares whole vectors in place only; vmap has no lt_

@@ -3,11 +3,13 @@
 Letters: T time, B batch, H hidden, I input.
 """
 
+import torch
 from torch import Tensor
 
 from ..cells import spec_of
 from ..cells.definition import Cell
 from ..cells.parts import no_projection
+from ..op.autograd import autocast_enabled
 from .checks import aside
 from .options import check_heads
 
@@ -24,6 +26,16 @@ def check_heads_of(program, heads, H, project):
     check_heads(heads, H, project)
     if heads > 1 and (program.extras or not program.recurrent):
         raise ValueError("heads is for a cell with a recurrent product and without extra inputs")
+
+
+def check_given(program, input_size, hidden_size):
+    """Check the input's size for a cell with ``project_input=False``."""
+    gates = len(program.inputs)
+    if program.given and input_size != gates * hidden_size:
+        raise ValueError(
+            f"{program.name} has project_input=False: expected input_size = {gates} * hidden_size = "
+            f"{gates * hidden_size}, got {input_size}"
+        )
 
 
 def text_of(cell, project):
@@ -90,7 +102,9 @@ def laid_out(program, name, u, x, batch_first, dims):
         raise RuntimeError(
             f"For {kind} input, {name} should be {dims if step else dims - 1}-D but got {u.dim()}-D tensor"
         )
-    if u.dtype != x.dtype or u.device != x.device:
+    kinds = {u.dtype, x.dtype}
+    cast = autocast_enabled(x.device.type) and torch.float64 not in kinds and all(k.is_floating_point for k in kinds)
+    if u.device != x.device or (u.dtype != x.dtype and not cast):  # autocast gives all of a call one dtype
         raise RuntimeError(
             f"Expected {name} of dtype {x.dtype} on {x.device}, as the input, but got {u.dtype} on {u.device}"
         )

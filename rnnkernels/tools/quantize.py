@@ -32,7 +32,7 @@ from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import run as op
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
-from .convert import TO_OURS
+from .convert import TO_OURS, check_module
 from .freeze import Packed, pack_anew, weights_of
 
 
@@ -71,6 +71,7 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
         ValueError: for weights that are not float32, or not finite, for a layer with an option that torch.nn does not
             have and that counts in inference, and for other ``activations``.
     """
+    check_module("quantize_dynamic", model)
     if activations not in ("int8", "float"):
         raise ValueError(f"Expected activations to be 'int8' or 'float', but got {activations!r}")
     quantized, left = {}, []
