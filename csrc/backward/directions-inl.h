@@ -5,8 +5,9 @@
 
 namespace RNNKERNELS_SET {
 namespace {
-// Results that the directions of a group have in common. Of few rows the second one has its own, which are added at the
-// end: always, so that the number of threads changes no bit.
+// Results that the directions of a group have in common. Of two directions of few rows the second one has its own, which
+// are added at the end: always, so that the number of threads changes no bit. (Heads may be more directions, which would
+// take that memory each.)
 template <class A>
 class OwnResults {
  public:
@@ -50,12 +51,12 @@ class OwnResults {
 template <class A>
 bool run_directions(const LayerCall& call, Schedule s) {
   const int64_t R = int64_t(call.reverse.size()), threads = thread_count();
-  const bool few = call.B <= kFewForRows, shared = s.threaded && s.unit_threads == 1;
+  const bool few = call.B <= kFewForRows && R <= 2, shared = s.threaded && s.unit_threads == 1;
   if (shared) s.row_jobs = std::clamp<int64_t>(call.B / 6, 1, threads);
   const bool at_once = call.D > 1 && shared && few && (s.row_jobs == 1 || call.D >= threads);
   if (at_once) s.row_jobs = 1;
   std::optional<OwnResults<A>> second;
-  if (few && R > 1) second.emplace(call);
+  if (few && R == 2) second.emplace(call);
   std::atomic<bool> fine{true};
   spread(at_once, call.D, [&](int64_t d) {
     if (!fine) return;

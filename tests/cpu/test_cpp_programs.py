@@ -136,6 +136,7 @@ def test_threads(name):
             (torch.float32, (6, 40, 8, 96), "both lengths", True), (torch.float32, (8, 1, 8, 300), "reset zone", False),
             (torch.float64, (6, 31, 8, 65), "h_mask both", False), (torch.float32, (6, 40, 8, 96), "norm", False),
             (torch.float32, (8, 5, 30, 96), "groups both lengths", True),  # directions at once
+            (torch.float32, (8, 5, 30, 96), "three lengths", True),  # as heads are: one after the other
             (torch.bfloat16, (8, 5, 30, 96), "both restart", False),
         ):  # fmt: skip
             if name == "functions" and dtype in HALVES:  # which jumps where rounding is large
