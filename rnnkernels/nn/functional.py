@@ -220,8 +220,8 @@ def recurrent(
     if "weight_hh" in own:
         w = own["weight_hh"]
         H, P = w.size(0) // spec.recurrent_gates if project else w.size(-1) * heads, w.size(-1)
-    elif spec.vectors:
-        H = own[spec.vectors[0]].size(0)
+    elif program.vectors:
+        H = own[program.vectors[0]].size(0)
     elif "weight_ih" in own:
         H = own["weight_ih"].size(0) // spec.gates
     else:
