@@ -220,14 +220,14 @@ def recurrent(
     if "weight_hh" in own:
         w = own["weight_hh"]
         H, P = w.size(0) // spec.recurrent_gates if project else w.size(-1) * heads, w.size(-1)
-    elif spec.vectors:
-        H = own[spec.vectors[0]].size(0)
+    elif program.vectors:
+        H = own[program.vectors[0]].size(0)
     elif "weight_ih" in own:
         H = own["weight_ih"].size(0) // spec.gates
     elif spec.gates:
         H = input.size(2) // spec.gates
     else:  # nothing but states and extra inputs
-        wide = [u for name, u in more.items() if name in program.extras and name not in program.narrow]
+        wide = [u for name, u in more.items() if name in extras_of(program) and name not in program.narrow]
         H = next((t.size(-1) for t in (*states, *wide) if isinstance(t, Tensor)), input.size(2))
     x = input.transpose(0, 1) if batch_first else input
     extras = take_extras(cell.program, more, input, batch_first, 3, "recurrent")

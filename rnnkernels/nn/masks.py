@@ -7,6 +7,7 @@ import math
 
 import torch
 
+from ..cells import spec_of
 from ..op.autograd import jit_tracing, watched
 from .options import settings
 
@@ -20,7 +21,8 @@ def with_options(call, options, train):
     In training (``train``) masks come from torch's generator of the device of x: first the mask of the recurrent
     dropout, then those of the zoneout, a state at a time.
     """
-    x, D, H, P, N, S = call.x, len(call.reverse), call.H, call.P, options.heads, call.spec.states
+    x, D, H, P, N = call.x, len(call.reverse), call.H, call.P, options.heads
+    S = len(spec_of(call.cell).program.states)  # of a field: see cells/weights.py
     weights, states, reset_states, h_mask, zone = call.weights, call.states, call.reset_states, None, []
     if N > 1:
         P = H

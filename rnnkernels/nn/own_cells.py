@@ -38,6 +38,11 @@ def check_given(program, input_size, hidden_size):
         )
 
 
+def extras_of(program):
+    """``program.extras`` out of fields: TorchDynamo of torch 2.10 does not go over what a property gives."""
+    return (*program.step, *program.sequence)
+
+
 def text_of(cell, project):
     """The text of the cell's program in a layer with or without a projection.
 
@@ -83,14 +88,15 @@ def take_extras(program, given, x, batch_first, dims, who="forward"):
         dims: 3, 2 for an input without a batch.
         who: the function that is called.
     """
-    unknown = [name for name in given if name not in program.extras]
-    missing = [name for name in program.extras if given.get(name) is None]
-    known = ", ".join(program.extras) or "none"
+    names = extras_of(program)
+    unknown = [name for name in given if name not in names]
+    missing = [name for name in names if given.get(name) is None]
+    known = ", ".join(names) or "none"
     if unknown:
         raise TypeError(f"{who}() got an unexpected input {unknown[0]!r}; extra inputs of {program.name}: {known}")
     if missing:
         raise TypeError(f"{who}() missing the input {missing[0]!r}; extra inputs of {program.name}: {known}")
-    return [laid_out(program, name, given[name], x, batch_first, dims) for name in program.extras]
+    return [laid_out(program, name, given[name], x, batch_first, dims) for name in names]
 
 
 def laid_out(program, name, u, x, batch_first, dims):
@@ -116,7 +122,7 @@ def laid_out(program, name, u, x, batch_first, dims):
 def check_extras(program, extras, x, H):
     """Check the sizes of extra inputs against x (T, B, I)."""
     T, B = x.shape[:2]
-    for name, u in zip(program.extras, extras, strict=True):
+    for name, u in zip(extras_of(program), extras, strict=True):
         width = 1 if name in program.narrow else H
         expected = (T, B, width) if name in program.step else (B, width)
         if u.shape != expected:

@@ -27,7 +27,7 @@ from ..nn.checks import DTYPE_NAMES, check_inference, check_sizes, check_steps
 from ..nn.functional import BOTH, FORWARD, layers
 from ..nn.layers import GRU, LSTM, RNN
 from ..nn.options import refuse_options
-from ..nn.own_cells import check_extras
+from ..nn.own_cells import check_extras, extras_of
 from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import run as op
 from ..recorders import onnx
@@ -237,7 +237,7 @@ class QuantizedOwn(Quantized):
 
     def _check(self, x, states, extras):
         check_extras(self.cell.program, extras, x, self.hidden_size)
-        super()._check(x, states, zip(self.cell.program.extras, extras, strict=True))
+        super()._check(x, states, zip(extras_of(self.cell.program), extras, strict=True))
 
     @property
     def _names(self):
