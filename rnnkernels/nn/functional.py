@@ -21,7 +21,7 @@ from ..op.schema import over_layers
 from . import masks, torchs_step
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import PLAIN, check_heads, take_options
-from .own_cells import check_cell, check_extras, check_heads_of, kernel_of, take_constants, take_extras
+from .own_cells import check_cell, check_extras, check_heads_of, extras_of, kernel_of, take_constants, take_extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
