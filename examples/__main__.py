@@ -50,6 +50,7 @@ def described(name: str) -> tuple[str, str]:
 
 def listed() -> Table:
     table = Table("command", "what it does", "usual time, --quick")
+    table.columns[0].no_wrap = True  # it is there to be copied
     for name in EXAMPLES:
         table.add_row(f"python -m examples.{name}", *described(name))
     return table

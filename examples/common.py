@@ -281,6 +281,9 @@ def plot(path: Path, rows: int = 1, columns: int = 1, size: tuple[float, float] 
     figure, axes = pyplot.subplots(rows, columns, figsize=size, layout="constrained", **options)
     try:
         yield axes
+        for axis in figure.axes:
+            if axis.get_xlabel() == "epoch":  # whole ones, also where there is one
+                axis.locator_params(axis="x", integer=True, min_n_ticks=1)
         if not rank_zero_only.rank:
             figure.savefig(path, dpi=110)
     finally:

@@ -1,6 +1,6 @@
 """Balance a pole without seeing speeds: RecurrentPPO of sb3-contrib, its layers converted, its loop one call.
 
-    pip install -e ".[rl]"                           # stable-baselines3, sb3-contrib, gymnasium
+    pip install -e ".[examples,rl]"                  # rl: stable-baselines3, sb3-contrib, gymnasium
     python -m examples.rl                            # 100 rounds of 1024 steps, three times
     python -m examples.rl --load runs/rl             # plays with what an earlier run learned
 
@@ -75,8 +75,9 @@ def agent(kind: str, asked: argparse.Namespace):
 
 def learned(kind: str, asked: argparse.Namespace) -> tuple[dict, torch.nn.Module]:
     """An agent's episodes and times while it learned, and its policy."""
-    episodes, made = needed().Episodes(), agent(kind, asked)
-    made.learn(asked.epochs * ENVIRONMENTS * STEPS, callback=episodes, progress_bar=sys.stderr.isatty())
+    steps, terminal = asked.epochs * ENVIRONMENTS * STEPS, sys.stderr.isatty()
+    episodes, made = needed().Episodes("" if terminal else f"{kind}: of {steps:,} steps"), agent(kind, asked)
+    made.learn(steps, callback=episodes, progress_bar=terminal)
     if not episodes.ends:
         raise BadData("no episode ended: more --epochs are needed")
     return {"kind": kind, "seconds": made.seconds, "episodes": episodes.ends}, made.policy

@@ -1,4 +1,4 @@
-"""``python -m rnnkernels``: what this installation and machine have; with ``--bench`` also how fast they are."""
+"""What this installation and machine have; with ``--bench`` also how fast they are."""
 
 import argparse
 import importlib.metadata

@@ -55,6 +55,12 @@ struct Backward {
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> dy = stored(call.dy), dx = stored(call.dx);
   const A* dcells = static_cast<const A*>(call.dcells);
+  const bool adds;  // to what other directions of the group have left in dx
+  // Gradients of pre-activations that are x itself, and that no product reads, go straight to dx; past the caches where
+  // these hold far less.
+  const bool straight = program && program->given && program->recurrent.empty();
+  const bool far = straight && dx.direct() && !adds && I % W == 0 && H % W == 0 &&
+                   reinterpret_cast<uintptr_t>(call.dx) % kBytes == 0 && T * B * I * int64_t(sizeof(A)) > kFarBytes;
 
   PackedMatrix<A> w_hh, w_hr, w_ih;  // in panels of columns, gate after gate
   StepGradients<A> gradients{call};
@@ -66,8 +72,8 @@ struct Backward {
   WeightGradients<A> dweights{tape, cell, at, schedule, chunk * B, overflow};
   NormGradients<A> norms{tape, cell, schedule, overflow};
 
-  Backward(const LayerCall& c, const Schedule& s, const BackwardCell<A>& of, int64_t direction)
-      : call(c), schedule(s), cell(of), d(direction) {}
+  Backward(const LayerCall& c, const Schedule& s, const BackwardCell<A>& of, int64_t direction, bool adding)
+      : call(c), schedule(s), cell(of), d(direction), adds(adding) {}
 
   // A few rows, or a single step, do not earn the packing back: weights whose rows are whole vectors are then read
   // where they lie.
@@ -78,6 +84,10 @@ struct Backward {
   bool pack_hh() const { return !hh_in_place && GR > 0 && (T > 1 || cell.first || cell.operand || first_state); }
   bool pack_ih() const { return !ih_in_place && GX > 0 && dx; }
   A* dz_of(int64_t slot, int64_t b) const { return dz.data() + (slot * B + b) * planes * Hp; }
+  int64_t dx_at(int64_t t, int64_t b) const { return ((call.group(d) * T + t) * B + b) * I; }
+  bool goes_straight(int gate) const {
+    return straight && std::find(at.empty.begin(), at.empty.end(), at.x[size_t(gate)]) == at.empty.end();
+  }
   A* dout_of(int64_t slot, int64_t b) const { return dout.data() + (slot * B + b) * Pp; }
 
   // Rows r.. of sums, panels u0..u1 of them: what reaches the h that entered the step in `slot` through the gates
@@ -240,8 +250,9 @@ struct Backward {
           }
           if (!step(machine ? &*machine : nullptr, tiles, member, rows.first, rows.last, s, done + s > 1,
                     tape.time(done + s - 1), part))
-            return;
+            break;
         }
+        drain();
       });
     });
   }
@@ -249,8 +260,7 @@ struct Backward {
   // dx of the chunk's rows lo..hi = dz W_ih, added to what other directions of the group have left there.
   void input_gradient(int64_t done, int64_t lo, int64_t hi) {
     constexpr int64_t ROWS = 128;
-    const bool add = d % int64_t(call.reverse.size()) != 0;
-    if (GX == 0) return gradient_of_given(done, lo, hi, add);
+    if (GX == 0) return gradient_of_given(done, lo, hi);
     if (parts && !step_parts)  // in pairs for this product only
       for (int64_t r = lo; r < hi; ++r)
         for (int g = 0; g < GX; ++g)
@@ -259,30 +269,28 @@ struct Backward {
     Tiles tiles;
     Scratch<A> sums;
     sums.allocate(ROWS * Ip);
-    auto dx_at = [&](int64_t r) {
-      return ((call.group(d) * call.T + tape.time(done + r / call.B)) * call.B + r % call.B) * I;
-    };
+    auto at_row = [&](int64_t r) { return dx_at(tape.time(done + r / B), r % B); };
     for (int64_t first = lo; first < hi; first += ROWS) {
       const int64_t n = std::min(ROWS, hi - first);
-      for (int64_t m = 0; add && m < n; ++m) dx.get_row(dx_at(first + m), sums.data() + m * Ip, I);
+      for (int64_t m = 0; adds && m < n; ++m) dx.get_row(at_row(first + m), sums.data() + m * Ip, I);
       for (int g = 0; g < GX; ++g)
         multiply(tiles, w_ih, ih_in_place ? call.weight(d, 0) : nullptr, n, dz_rows(1, first, at.x[size_t(g)]), g, 0, I,
-                 I, sums.data(), Ip, add || g > 0);
-      for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, dx_at(first + m), I);
+                 I, sums.data(), Ip, adds || g > 0);
+      for (int64_t m = 0; m < n; ++m) dx.put_row(sums.data() + m * Ip, at_row(first + m), I);
     }
   }
 
   // The same where x is the pre-activation itself, or is not read at all.
-  void gradient_of_given(int64_t done, int64_t lo, int64_t hi, bool add) {
+  void gradient_of_given(int64_t done, int64_t lo, int64_t hi) {
     for (int64_t r = lo; r < hi; ++r) {
-      const int64_t first = ((call.group(d) * T + tape.time(done + r / B)) * B + r % B) * I;
-      auto put = [&](int64_t i, int n, V v) { dx.put(add ? dx.get(first + i, n) + v : v, first + i, n); };
+      const int64_t first = dx_at(tape.time(done + r / B), r % B);
+      auto put = [&](int64_t i, int n, V v) { dx.put(adds ? dx.get(first + i, n) + v : v, first + i, n); };
       if (program->inputs.empty()) {
         for (int64_t i = 0; i < I; i += W) put(i, int(std::min<int64_t>(W, I - i)), V(A(0)));
         continue;
       }
       for (int g = 0; g < int(program->inputs.size()); ++g)
-        for (int64_t j = 0; j < H; j += W)
+        for (int64_t j = 0; j < H && !goes_straight(g); j += W)
           put(g * H + j, int(std::min<int64_t>(W, H - j)), load(dz_of(1, r) + at.x[size_t(g)] * Hp + j));
     }
   }
@@ -290,12 +298,11 @@ struct Backward {
   // The gradients of a program's inputs besides x, from their planes, added to what other directions of the group have
   // left there. Those of steps: rows lo..hi of a chunk that begins after `done` steps.
   void step_inputs(int64_t done, int64_t lo, int64_t hi) const {
-    const bool add = d % int64_t(call.reverse.size()) != 0;
     for (int k = 0; program && k < program->steps && !call.dextras.empty(); ++k) {
       const Stored<A> to = stored(call.dextras[size_t(k)]);
       const int plane = at.extra[size_t(k)];
       const bool narrow = program->narrow[size_t(k)];
-      auto put = [&](int64_t i, int n, V v) { to.put(add ? to.get(i, n) + v : v, i, n); };
+      auto put = [&](int64_t i, int n, V v) { to.put(adds ? to.get(i, n) + v : v, i, n); };
       for (int64_t r = lo; r < hi; ++r) {
         const int64_t row = (call.group(d) * T + tape.time(done + r / B)) * B + r % B;
         V sum(A(0));
@@ -310,7 +317,6 @@ struct Backward {
   }
   // Those of sequences, which are summed up for all steps: rows lo..hi of the batch, and at the end to where they go.
   void sequence_inputs(int64_t steps, int64_t lo, int64_t hi, bool end) const {
-    const bool add = d % int64_t(call.reverse.size()) != 0;
     A* sums = sequence_sums.data();
     for (int k = program->steps; k < int(program->extras.size()) && !call.dextras.empty(); ++k, sums += B * Hp) {
       const Stored<A> to = stored(call.dextras[size_t(k)]);
@@ -322,7 +328,7 @@ struct Backward {
             (load(sum) + load(dz_of(1, s * B + b) + plane * Hp + j)).store(sum);
           const int n = int(std::min<int64_t>(W, H - j));
           const int64_t i = (call.group(d) * B + b) * H + j;
-          if (end) to.put(add ? to.get(i, n) + load(sum) : load(sum), i, n);
+          if (end) to.put(adds ? to.get(i, n) + load(sum) : load(sum), i, n);
         }
     }
   }

@@ -33,15 +33,32 @@ struct BackwardSource {
       case Op::dcross:
         return machine.bind(each, {from.crossing.data() + each.index * Hp, program.crossing * Hp, W}, run);
       case Op::gy:
-        return machine.fill(each, run, [&](int64_t, int64_t b, int64_t q) {
-          return loop.dy.get(loop.tape.y_at(t, b) + q * W, tape.lanes(q));
-        });
+        return machine.fill(
+            each, run, [&](int64_t b, int64_t q) { return loop.dy.get(loop.tape.y_at(t, b) + q * W, tape.lanes(q)); });
       default:
         return tape.load(machine, each, run);
     }
   }
 
+  // The gradient of a gate that is x itself.
+  void put_dx(int gate, const typename Machine<A>::Value& value, const Run& run) {
+    if (!loop.dx) return;
+    const int64_t first = loop.dx_at(t, 0) + gate * tape.H;
+    if (loop.far && whole) {
+      return value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
+        store_past_caches(v, loop.dx.at(first + b * loop.I + q * W));
+      });
+    }
+    value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
+      const int n = tape.lanes(q);
+      const int64_t at = first + b * loop.I + q * W;
+      v = loop.tape.alive(t, b) ? v : V(A(0));
+      loop.dx.put(loop.adds ? loop.dx.get(at, n) + v : v, at, n);
+    });
+  }
+
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
+    if (loop.straight && order.x_gate >= 0) return put_dx(order.x_gate, value, run);
     const bool to_state = order.kind == Put::ds, crosses = order.kind == Put::dcross;
     // A gate's gradient may have two places, one for each side; the first one is split where products want it so.
     const bool of_gate = order.x_gate >= 0 || order.r_gate >= 0, normed = tape.call.layer_norm;
@@ -57,18 +74,17 @@ struct BackwardSource {
       A* const to = loop.dz_of(slot, 0) + plane * Hp;
       const int64_t row = loop.planes * Hp;
       if (!split) {
-        return run.each([&](int64_t i, int64_t b, int64_t q)
-                            __attribute__((always_inline)) { value[i].store(to + b * row + q * W); });
+        return value.each(
+            run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) { v.store(to + b * row + q * W); });
       }
-      return run.each([&](int64_t i, int64_t b, int64_t q) __attribute__((always_inline)) {
-        const V v = value[i];
+      return value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
         v.store(to + b * row + q * W);
         loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
       });
     }
-    run.each([&](int64_t i, int64_t b, int64_t q) __attribute__((always_inline)) {
+    value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
-      V v = first_of(loop.tape.alive(t, b) ? value[i] : V(A(0)), n);
+      v = first_of(loop.tape.alive(t, b) ? v : V(A(0)), n);
       if (masked) v = v * tape.mask(b, q);
       A* const to = (to_state  ? loop.carried.of[order.index].data() + b * Hp
                      : crosses ? loop.gradients.crossing.data() + (b * program.crossing + order.index) * Hp
@@ -133,7 +149,7 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
 template <class A>
 void run_section_back(const Section& section, Backward<A>& loop, const BackwardBlock<A>& of, bool masked = false) {
   BackwardSource<A> source(loop, of, masked);
-  of.machine->run(section, of.r, of.r + of.n, of.q0, of.q1, source);
+  of.machine->run(section, of.r, of.r + of.n, of.q0, of.q1, false, source);
 }
 template <class A>
 void program_last_back(Backward<A>& loop, const BackwardBlock<A>& of) {

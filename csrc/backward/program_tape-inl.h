@@ -33,30 +33,28 @@ struct TapeSource {
     switch (each.op) {
       case Op::v:
         return machine.bind(each, {tape.vectors.data() + k * Hp, 0, W}, run);
-      case Op::u: {
-        const auto rows = extra_rows<A>(call, k, d, t, 0);
-        return machine.fill(each, run, [&](int64_t, int64_t b, int64_t q) { return rows.get(b, q, H); });
-      }
+      case Op::x:
+        return machine.bind(each, given_rows<A>(call, k, d, t, 0), run);
+      case Op::u:
+        return machine.bind(each, extra_rows<A>(call, k, d, t, 0), run);
       case Op::k:
         if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind(each, place, run);
-        return machine.fill(each, run,
-                            [&](int64_t, int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
+        return machine.fill(each, run, [&](int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
       case Op::n:
         if (const Place<A> place = place_of_new(k); place.at) return machine.bind(each, place, run);
-        return machine.fill(each, run,
-                            [&](int64_t, int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
+        return machine.fill(each, run, [&](int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
       default:  // s
         if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
           return machine.bind(each, place, run);
-        return machine.fill(each, run, [&](int64_t, int64_t b, int64_t q) {
+        return machine.fill(each, run, [&](int64_t b, int64_t q) {
           const V v = tape.state_before(k, t, b, q * W, lanes(q));
           return masked && k == 0 && call.h_mask ? v * mask(b, q) : v;
         });
     }
   }
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
-    run.each([&](int64_t i, int64_t b, int64_t q) {
-      const V v = order.kind == Put::operand ? value[i] * mask(b, q) : value[i];
+    value.each(run, [&](V v, int64_t b, int64_t q) {
+      v = order.kind == Put::operand ? v * mask(b, q) : v;
       first_of(v, lanes(q)).store(row + q * W);
     });
   }
@@ -66,7 +64,7 @@ struct TapeSource {
 template <class A>
 void again(const Section& section, bool masked, const Tape<A>& tape, Machine<A>* machine, int64_t t, int64_t b, A* to) {
   TapeSource<A> source{tape, t, masked, to};
-  machine->run(section, b, b + 1, 0, source.Hp / Vec<A>::W, source);
+  machine->run(section, b, b + 1, 0, source.Hp / Vec<A>::W, false, source);
 }
 template <class A>
 void program_operand_again(const Tape<A>& tape, Machine<A>* machine, int64_t t, int64_t b, A* to) {

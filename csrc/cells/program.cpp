@@ -29,7 +29,7 @@ struct Load {
 const std::map<std::string, Load>& loads() {
   static const std::map<std::string, Load> table = {
       {"a", {Op::a, Takes::both_gates, FIRST | FORWARD}},
-      {"x", {Op::x, Takes::input, FIRST | FORWARD}},
+      {"x", {Op::x, Takes::input, FIRST | FORWARD | BACKWARD}},
       {"r", {Op::r, Takes::gate, FIRST | FORWARD}},
       {"s", {Op::s, Takes::state, STEP | BACK}},
       {"v", {Op::v, Takes::vector, STEP | BACK}},
@@ -265,6 +265,8 @@ class Parser {
         each.op = load->second.op;
         take(load->second.takes, line, 1, line.size(), each.index, each.other);
         if (each.op == Op::i) require(p_.inner, "i needs the section first");
+        if (each.op == Op::x && where == BACKWARD)
+          require(p_.given && !p_.inner, "backward reads x where it is given, and there is no inner product");
         if (each.op == Op::gy) require(p_.has_y, "gy needs: put y");
       } else if (line[0] == "const") {
         require(line.size() == 2, "const takes one number");

@@ -48,22 +48,23 @@ struct Forward : PanelSizes<A> {
   Stored<A> y = stored(call.y);  // a stream gets a new one with every call
   int64_t y_stride_T = B * D * P, y_stride_B = D * P;
   const Stored<A> gates = stored(call.gates);
-  const bool far = keeps_far();
+  const bool far = reaches_far(call.gates, call.planes());
   mutable Flag overflow;  // a number that has no bf16 parts came
   Operands<A> operands{call, schedule, chunk, Pp, overflow};
   const NormWeights<A> norms{call};
   const bool zoned = bool(call.zone[0]);
   const bool whole_rows = call.whole_rows();
+  const bool streams = !gates_first && !cell.first && (!gates_ih || schedule.chunked);  // no product between two steps
+  const bool y_far = streams && reaches_far(call.y, 1);
   const bool unbounded = !call.bounded() || call.project;  // else no h exceeds 1 or the first one
 
   Forward(const LayerCall& c, const Schedule& s, const ForwardCell<A>& of) : Of(c), call(c), schedule(s), cell(of) {}
 
-  // True if the gates that training keeps are whole vectors, and more than the cache holds until the backward pass
-  // reads them: then lines are written without being read before.
-  bool keeps_far() const {
-    const int64_t bytes = D * T * B * H * call.planes() * int64_t(sizeof(A));
-    const bool aligned = reinterpret_cast<uintptr_t>(call.gates) % kBytes == 0;
-    return gates && gates.direct() && bytes > kFarBytes && H % W == 0 && aligned;
+  // True if results, so many planes, are whole vectors, and more than the caches hold until the backward pass or the
+  // caller reads them: then lines are written without being read before.
+  bool reaches_far(const void* to, int64_t count) const {
+    const bool aligned = reinterpret_cast<uintptr_t>(to) % kBytes == 0;
+    return to && y.direct() && D * T * B * H * count * int64_t(sizeof(A)) > kFarBytes && H % W == 0 && aligned;
   }
 
   void start(Strip<A>& strip) const {
@@ -198,7 +199,8 @@ struct Forward : PanelSizes<A> {
   template <class F>
   INLINE void for_blocks(const Strip<A>& strip, const Team::Member& member, int64_t all, bool down, const F& f) const {
     const auto [lo, hi] = member.share(all);
-    const int64_t group = std::max<int64_t>(1, UNITS / (std::min(block, strip.rows) * this->vectors));
+    const int64_t few = std::max<int64_t>(1, UNITS / (std::min(block, strip.rows) * this->vectors)),
+                  group = streams ? std::max<int64_t>(1, hi - lo) : few;
     for (int64_t i = lo; i < hi; i += group) {
       const int64_t n = std::min(group, hi - i), u0 = down ? lo + hi - i - n : i;
       for_even_blocks(0, strip.rows, block,

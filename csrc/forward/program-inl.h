@@ -38,8 +38,7 @@ struct ForwardSource {
                 int64_t m, int64_t q) { return rows.get(m, q, H) + (r.get(m, q) + b.get(m, q)); });
       case Op::x:
         if (!program.given) return machine.sum(each, run, gate(of.x, k), loop.weights.bias_ih(d, k));
-        return machine.fill(each, run,
-                            [&, rows = given(k)](int64_t, int64_t m, int64_t q) { return rows.get(m, q, H); });
+        return machine.bind(each, given(k), run);
       case Op::r:
         return machine.sum(each, run, gate(of.state, k), loop.weights.bias_hh(d, k));
       case Op::i:
@@ -48,26 +47,20 @@ struct ForwardSource {
         return machine.bind(each, loop.weights.vector(d, k), run);
       case Op::cross:
         return machine.bind(each, {strip.crossing.data() + k * Hp, program.crossing * Hp, W}, run);
-      case Op::u: {
-        const auto rows = extra_rows<A>(call, k, d, t, strip.b0);
-        return machine.fill(each, run, [&](int64_t, int64_t m, int64_t q) { return rows.get(m, q, H); });
-      }
+      case Op::u:
+        return machine.bind(each, extra_rows<A>(call, k, d, t, strip.b0), run);
       default:
         break;
     }
     const Place<A> from = state(k);
     if (masked && k == 0 && call.h_mask)
-      machine.fill(each, run, [&](int64_t, int64_t m, int64_t q) {
+      machine.fill(each, run, [&](int64_t m, int64_t q) {
         return from.get(m, q) * coefficients<A>(call.h_mask, 0, d, strip.b0 + m, q * W, lanes(q));
       });
     else if (each.copied) machine.copy(each, from, run);
     else machine.bind(each, from, run);
   }
-  // Pre-activations of a gate that are x itself.
-  StoredRows<A> given(int gate) const {
-    const int64_t first = call.group(d) * call.x_stride_X + t * call.x_stride_T + strip.b0 * call.x_stride_B;
-    return {loop.stored(call.x), first + gate * H, call.x_stride_B};
-  }
+  StoredRows<A> given(int gate) const { return given_rows<A>(call, gate, d, t, strip.b0); }
 
   int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
   bool alive(int64_t m) const { return !call.lengths || t < call.length(d, strip.b0 + m); }
@@ -85,31 +78,33 @@ struct ForwardSource {
       case Put::inner: {
         A* const to = (order.kind == Put::inner ? strip.second : strip.operand).data();
         const SplitRows* const split = order.kind == Put::inner && strip.second_split ? &strip.second_split : nullptr;
-        return run.each([&](int64_t i, int64_t m, int64_t q) {
-          const V v = alive(m) ? first_of(value[i], lanes(q)) : V(A(0));  // no NaN of an input past its end
+        return value.each(run, [&](V v, int64_t m, int64_t q) {
+          v = alive(m) ? first_of(v, lanes(q)) : V(A(0));  // no NaN of an input past its end
           v.store(to + m * Pp + q * W);
           if (split) split->put(v, m, q * W, loop.overflow);
         });
       }
       case Put::cross:
-        return run.each([&](int64_t i, int64_t m, int64_t q) {
-          value[i].store(strip.crossing.data() + (m * program.crossing + order.index) * Hp + q * W);
+        return value.each(run, [&](V v, int64_t m, int64_t q) {
+          v.store(strip.crossing.data() + (m * program.crossing + order.index) * Hp + q * W);
         });
       case Put::keep:
-        return run.each([&](int64_t i, int64_t m, int64_t q) { keep(order.index, m, q, value[i]); });
+        return value.each(run, [&](V v, int64_t m, int64_t q) { keep(order.index, m, q, v); });
       case Put::y:
-        return run.each([&](int64_t i, int64_t m, int64_t q) { put_y(m, q, alive(m) ? value[i] : V(A(0))); });
+        return value.each(run, [&](V v, int64_t m, int64_t q) { put_y(m, q, alive(m) ? v : V(A(0))); });
       default:
         put_state(order.index, value, run);
     }
   }
   INLINE void put_y(int64_t m, int64_t q, V v) const {
-    loop.y.put(v, t * loop.y_stride_T + (strip.b0 + m) * loop.y_stride_B + d * H + q * W, lanes(q));
+    const int64_t at = t * loop.y_stride_T + (strip.b0 + m) * loop.y_stride_B + d * H + q * W;
+    if (loop.y_far) store_past_caches(v, loop.y.at(at));
+    else loop.y.put(v, at, lanes(q));
   }
 
   void put_state(int k, const typename Machine<A>::Value& value, const Run& run) {
     if (k == 0 && call.project)
-      return run.each([&](int64_t i, int64_t m, int64_t q) { value[i].store(strip.cell_out.data() + m * Hp + q * W); });
+      return value.each(run, [&](V v, int64_t m, int64_t q) { v.store(strip.cell_out.data() + m * Hp + q * W); });
     const Place<A> old = state(k);
     A* const to = k ? loop.state_of(strip, k, 0) : strip.h.data() + strip.at(slot + 1, 0) * Pp;
     const int64_t history = program.history(k), row = k ? Hp : Pp;
@@ -119,18 +114,17 @@ struct ForwardSource {
     const int plane = loop.zoned ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
     if (!loop.zoned && !call.lengths && H % W == 0) {  // every vector is of live units, and new
-      return run.each([&](int64_t i, int64_t m, int64_t q) __attribute__((always_inline)) {
-        const V v = value[i];
+      return value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
         v.store(to + m * row + q * W);
         if (split) strip.h_split.put(v, strip.at(slot + 1, m), q * W, loop.overflow);
         if (cells) v.store(cells + m * H + q * W);
         if (gives_y) put_y(m, q, v);
       });
     }
-    run.each([&](int64_t i, int64_t m, int64_t q) __attribute__((always_inline)) {
+    value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
       const int n = lanes(q);
       const bool living = alive(m);
-      V v = first_of(value[i], n);
+      v = first_of(v, n);
       if (__builtin_expect(loop.zoned || !living, 0)) {
         const V before = RNNKERNELS_SET::load(old.at + m * row + q * W);
         if (plane >= 0) keep(plane, m, q, v);
@@ -147,9 +141,9 @@ struct ForwardSource {
 };
 
 template <class A>
-void run_section(const Section& section, const Forward<A>& loop, const Block<A>& of, bool masked) {
+void run_section(const Section& section, const Forward<A>& loop, const Block<A>& of, bool panels, bool masked = false) {
   ForwardSource<A> source{loop, of, masked};
-  of.work.machine->run(section, of.r, of.r + of.n, of.q0, of.q1, source);
+  of.work.machine->run(section, of.r, of.r + of.n, of.q0, of.q1, panels, source);
 }
 template <class A>
 void program_operand(const Forward<A>& loop, const Block<A>& of) {
@@ -157,11 +151,11 @@ void program_operand(const Forward<A>& loop, const Block<A>& of) {
 }
 template <class A>
 void program_first(const Forward<A>& loop, const Block<A>& of) {
-  run_section(loop.call.cell->program->first, loop, of, true);
+  run_section(loop.call.cell->program->first, loop, of, true, true);
 }
 template <class A>
 void program_last(const Forward<A>& loop, const Block<A>& of) {
-  run_section(loop.call.cell->program->forward, loop, of, false);
+  run_section(loop.call.cell->program->forward, loop, of, !loop.whole_rows && !loop.streams);
 }
 
 template <class A>

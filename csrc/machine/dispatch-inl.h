@@ -1,6 +1,6 @@
 // The loops by type: the entry points of an instruction set.
 #pragma once
-#include "../backward/choose_cell-inl.h"
+#include "../backward/directions-inl.h"
 #include "../forward/choose_cell-inl.h"
 #include "../forward/schedule-inl.h"
 #include "../forward/stream-inl.h"
@@ -14,12 +14,7 @@ bool run_forward(const LayerCall& call, Engine engine) {
 
 template <class A>
 bool run_backward(const LayerCall& call, Engine engine) {
-  Schedule s = choose_schedule<A>(call, engine);
-  if (s.threaded && s.unit_threads == 1) s.row_jobs = std::clamp<int64_t>(call.B / 6, 1, thread_count());
-  bool fine = true;
-  for (int64_t d = 0; d < call.D && fine; ++d)  // a direction at a time
-    fine = Backward<A>(call, s, backward_cell<A>(call), d).run();
-  return fine;
+  return run_directions<A>(call, choose_schedule<A>(call, engine));
 }
 
 // Numbers that have no bf16 parts (infinities) are rare, and found on the way: then all is done again in vectors.

@@ -9,12 +9,13 @@ constexpr int64_t kNearBytes = 1536 * 1024;      // weights up to so many stay i
 constexpr int64_t kFarBytes = 8 * 1024 * 1024;   // more than the second-level cache holds for the backward pass
 constexpr int64_t kShortSums = 256;              // inputs and outputs for which a float is not split in three
 constexpr int64_t kPassing = 12;                 // rows for which weights that are used once are packed on the way
-constexpr int64_t kPassingLong = 24;             // the same where rows of floats are at least so long:
+constexpr int64_t kPassingLong = 40;             // the same where rows of floats are at least so long:
 constexpr int64_t kLong = 256;                   // adding up a vector's lanes is then little of a product
 constexpr int64_t kEarningSteps = 64;            // of a single row, for which near weights are worth packing
 constexpr int64_t kPieces = 4;                   // of work for each thread: a slow core takes fewer
 constexpr int64_t kDivisible = 18;               // rows worth dividing: each half is more than a tile
 constexpr double kDivisibleWork = 1e7;           // and their operations
+constexpr int64_t kFewForRows = 48;              // a thread for each direction beats one for each half of so many rows
 constexpr int64_t kBackwardBytes = 1024 * 1024;  // and for the gradients of a chunk's pre-activations
 
 // True if half of so many rows and steps is worth handing over to another thread.

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "../machine/pages.h"
 #include "team.h"
 
 // Memory that a thread has worked with and will again: the system takes long to hand out fresh pages. A block is used
@@ -34,6 +35,7 @@ class Pool {
     bytes = (bytes + 63) / 64 * 64;
     void* data = std::aligned_alloc(64, bytes);
     if (!data) throw std::bad_alloc();
+    prefer_large_pages(data, bytes);
     return {data, bytes};
   }
   static void give_back(Block block) {

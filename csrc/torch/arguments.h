@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../cells/layer_call.h"
+#include "../machine/pages.h"
 
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
@@ -66,7 +67,10 @@ inline Tensor empty_of(int32_t dtype, const int64_t* sizes, int64_t dim) {
   AtenTensorHandle handle;
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(dim, sizes, strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  Tensor t(handle);
+  prefer_large_pages(t.mutable_data_ptr(),
+                     dim ? size_t(sizes[0] * strides[0]) * aoti_torch_dtype_element_size(dtype) : 0);
+  return t;
 }
 inline Tensor empty(int32_t dtype, Sizes sizes) { return empty_of(dtype, sizes.begin(), int64_t(sizes.size())); }
 

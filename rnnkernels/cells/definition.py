@@ -3,7 +3,6 @@
 Letters: T time, B batch, H hidden, I input.
 """
 
-import inspect
 import keyword
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, overload
@@ -15,9 +14,9 @@ from .graph import Graph
 from .parts import projected
 from .program import MOST_GATES, MOST_INPUTS, MOST_STATES, NAME, PLACEHOLDERS, Program, arithmetic, parse
 from .spec import ARITHMETIC, spec_of
-from .trace import CellError, Names, Symbol, Trace, described, run
+from .trace import CellError, Names, Symbol, Trace, described, innermost, parameters_of, run
 
-Step: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...]]
+Step: TypeAlias = Callable[..., Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]]
 """A cell's function: from ``x``, ``r``, ``s``, ``v`` and ``u``, each of the type ``Names``, to the new states."""
 
 
@@ -126,10 +125,10 @@ def cell(
 ):  # fmt: skip
     """Make a cell of a pointwise function; used as a decorator.
 
-    The function is called once, with symbols, and gives the states after the step: one value, or a tuple in the order
-    of ``states``. Its parameters are taken by name: ``x`` and ``r`` have the input and recurrent pre-activations by
-    gate (``W_ih x_t + b_ih`` and ``W_hh h + b_hh``), ``s`` the states before the step, ``v`` the vectors and ``u`` the
-    step and sequence inputs; further ones are constants.
+    The function is called once, with symbols, and gives the states after the step: one value, a tuple in the order of
+    ``states``, or a dict or named tuple with their names. Its parameters are taken by name: ``x`` and ``r`` have the
+    input and recurrent pre-activations by gate (``W_ih x_t + b_ih`` and ``W_hh h + b_hh``), ``s`` the states before the
+    step, ``v`` the vectors and ``u`` the step and sequence inputs; further ones are constants.
 
     Args:
         inputs: the names of the gates of the input, separated by spaces; ``x.name`` in the function.
@@ -159,9 +158,12 @@ def cell(
     """
 
     def decorate(function):
-        header = _header(
-            name or function.__name__, inputs, recurrent, states, vectors, step_inputs, sequence_inputs, project_input
-        )
+        if not callable(function) or isinstance(function, type):
+            raise CellError(f"cell makes a cell of a function, got {function!r}; names are given by keyword")
+        own = getattr(innermost(function), "__name__", type(function).__name__)
+        header = _header(name or own, inputs, recurrent, states, vectors, step_inputs, sequence_inputs, project_input)
+        if constants is not None and not isinstance(constants, Mapping):
+            raise CellError(f"cell {header.name}: expected constants to be a dict of numbers, got {constants!r}")
 
         def trace(constants, functions=None):
             text, planes = _trace(function, header, constants, functions or {}, operand, output, keep)
@@ -182,19 +184,24 @@ LAYER = (
     "recurrent_activation", "proj_size", "reset_after", "nonlinearity",
 )  # fmt: skip
 """Keywords of layers: no constant, and no attribute of a module that is a vector, has such a name."""
-CALL = ("self", "input", "hx", "lengths", "reset")
-"""Arguments of a layer's call: no input has such a name."""
+CALL = (
+    "self", "cell", "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional",
+    "batch_first", "lengths", "reset", "recurrent_dropout", "zoneout", "layer_norm", "recompute", "heads",
+)  # fmt: skip
+"""Arguments of a layer's call, and of ``functional.recurrent``: no input and no constant has such a name."""
 
 
 def _check_names(name, vectors, extras, constants):
     """Refuse names that mean something else in a layer."""
     attributes = {*LAYER, *dir(nn.Module()), "reset_parameters"}
     for vector in vectors:
-        if "weight" in vector or vector.startswith(("bias", "ln_")) or vector in attributes:
+        if "weight" in vector or vector.startswith(("bias", "ln_", "_")) or vector in attributes:
             raise CellError(f"cell {name}: {vector} cannot be the name of a vector: a module has something else of it")
-    for what, names, taken in (("an extra input", extras, CALL), ("a constant", constants, LAYER)):
+    for what, names, taken in (("an extra input", extras, CALL), ("a constant", constants, CALL + LAYER)):
         if found := [n for n in names if n in taken]:
             raise CellError(f"cell {name}: {found[0]} cannot be the name of {what}: layers have an argument of it")
+    if found := [n for n in constants if n in extras]:
+        raise CellError(f"cell {name}: an extra input and a constant have the same name, {found[0]}")
 
 
 def _header(name, inputs, recurrent, states, vectors, step, sequence, project_input):
@@ -205,7 +212,9 @@ def _header(name, inputs, recurrent, states, vectors, step, sequence, project_in
         "sequence_inputs": sequence,
     }  # fmt: skip
     for (field, value), most in zip(given.items(), limits, strict=True):
-        tokens = value.split() if isinstance(value, str) else list(value)
+        tokens = value.split() if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+        if odd := [t for t in tokens if not isinstance(t, str)]:
+            raise CellError(f"cell {name}: expected names separated by spaces in {field}, got {odd[0]!r}")
         fields[field] = tokens
         plain = [t.removesuffix(":1") if field == "step_inputs" else t for t in tokens]
         for token in plain:
@@ -245,10 +254,17 @@ def _trace(function, header, constants, functions, operand, output, keep):
     _check_names(header.name, header.vectors, header.extras, constants)
     if taken := set(constants) & set(values):
         raise CellError(f"cell {header.name}: {taken.pop()} cannot be the name of a constant")
-    unused = set(constants) - set(inspect.signature(function).parameters)
+    unused = set(constants) - set(parameters_of(function))
     if unused:
         raise CellError(f"{described(function)}: expected parameters for all constants, {unused.pop()} is missing")
     results, called = run(trace, function, values, constants, functions)
+    named = isinstance(results, tuple) and set(getattr(results, "_fields", ())) == set(header.states)
+    if named or isinstance(results, Mapping):
+        by_name = results._asdict() if named else dict(results)
+        if set(by_name) != set(header.states):
+            given = ", ".join(map(str, by_name)) or "none"
+            raise CellError(f"{described(function)}: expected new states {', '.join(header.states)}, got {given}")
+        results = [by_name[name] for name in header.states]
     results = results if isinstance(results, (tuple, list)) else (results,)
     if len(results) != len(header.states):
         raise CellError(
@@ -261,6 +277,8 @@ def _trace(function, header, constants, functions, operand, output, keep):
     outside = {k: v for k, v in values.items() if k in ("s", "u", "v")}
     for what, part in (("operand", operand), ("output", output)):
         if part is not None:
+            if not callable(part):
+                raise CellError(f"cell {header.name}: expected {what} to be a function, got {part!r}")
             given = outside if what == "operand" else {**outside, "s": Names(trace, "s", new)}
             trace.function, trace.last = part, None
             roots[what] = trace.symbol(run(trace, part, given, constants)[0]).node

@@ -246,7 +246,8 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         sections["backward_operand"] = _puts(targets, found)
 
     # what the backward pass reads of the forward pass
-    free = _free(graph)
+    again = {("x", name) for name in declared.inputs} if declared.given and inner is None else ()
+    free = _free(graph, again)
     own = {"g", "gy", "gi", "go", "dcross"}
     made = {n for puts in sections.values() for n in graph.ancestors(puts.values())}
     backward = set()
@@ -302,11 +303,11 @@ def gates_of(graph, n):
     return {graph.nodes[m].what for m in graph.ancestors([n]) if graph.nodes[m].op in ("a", "x", "r")}
 
 
-def _free(graph):
-    """The values that depend on nothing but what the backward pass has anyway."""
+def _free(graph, again=()):
+    """The values that depend on nothing but what the backward pass has anyway; ``again``: loads that it has besides."""
     free = set()
     for n, node in enumerate(graph.nodes):
-        if all(m in free for m in node.of) if node.of else node.op in FREE:
+        if all(m in free for m in node.of) if node.of else node.op in FREE or (node.op, node.what) in again:
             free.add(n)
     return free
 

@@ -68,7 +68,7 @@ SECTIONS = {  # name: its loads and its puts
     "operand": (STATE, {"operand"}),
     "first": (STATE | GATES, {"inner", "cross", "keep"}),
     "forward": (STATE | GATES | {"i", "cross"}, {"new", "y", "keep"}),
-    "backward": (STATE | KEPT | {"g", "gy"}, SHARED | {"da", "dx", "dr", "di", "dcross"}),
+    "backward": (STATE | KEPT | {"g", "gy", "x"}, SHARED | {"da", "dx", "dr", "di", "dcross"}),
     "backward_first": (STATE | KEPT | {"gi", "dcross"}, SHARED | {"da", "dx", "dr"}),
     "backward_operand": (STATE | {"go"}, SHARED),
 }
@@ -371,6 +371,8 @@ def check(program):
     last = program.recurrent[-1:] if inner else ()
     if inner and any(i.op in ("r", "a") and i.what in last for i in sections["first"].code):
         refuse("the pre-activation of the inner product's gate comes after it")
+    if "x" in loads["backward"] and (inner or not program.given):
+        refuse("backward reads x where it is given, and there is no inner product")
     if "gy" in loads["backward"] and not program.own_output:
         refuse("gy is for a cell with an output of its own")
     kept = [p.what for name in ("first", "forward") if name in sections for p in sections[name].puts if p.to == "keep"]

@@ -4,6 +4,7 @@ A symbol takes part in torch's functions by ``__torch_function__``. Whatever has
 sentence with the line of the function and what is allowed.
 """
 
+import functools
 import inspect
 import math
 import numbers
@@ -14,13 +15,7 @@ import torch
 from torch import Tensor
 
 from .graph import Graph
-
-ALLOWED = (
-    "+ - * /, comparisons, torch.where, exp, log, log1p, expm1, sqrt, rsqrt, abs, sign, square, reciprocal, pow by 2, "
-    "3, -1 and 0.5, minimum, maximum, clamp, sigmoid, tanh, relu, softplus, logsigmoid, silu, "
-    "gelu(approximate='tanh'), elu, hardsigmoid, hardtanh, leaky_relu, zeros_like, ones_like, float, detach, "
-    "rnnkernels.product, rnnkernels.norm and rnnkernels.derivative"
-)
+from .torch_functions import ALLOWED, FUNCTIONS, METHODS, NUMPY_OPERATORS, power
 
 
 class CellError(TypeError):
@@ -34,16 +29,21 @@ class Trace:
         self.function, self.graph = function, Graph()
         self.last, self.inner = last, None
         """The gate that may have an inner product, and the operand of that product."""
+        self.frame = None
+        """Where the function runs, or ran: of its frame, the names that it gave to values."""
+
+    def running(self):
+        """The function's frame, if it runs."""
+        frame, code = sys._getframe(1), code_of(self.function)
+        while frame is not None and frame.f_code is not code:
+            frame = frame.f_back
+        return frame
 
     def error(self, why):
         """The error for something that the function did, with the line where it did so."""
-        frame, code, where = sys._getframe(1), getattr(self.function, "__code__", None), f"{described(self.function)}: "
-        while frame is not None:
-            if frame.f_code is code:
-                where = f"{frame.f_code.co_filename}:{frame.f_lineno}: "
-                break
-            frame = frame.f_back
-        return CellError(f"{where}{why}")
+        frame = self.running()
+        where = described(self.function) if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return CellError(f"{where}: {why}")
 
     def refuse(self, what):
         return self.error(f"a cell cannot have {what}; allowed are {ALLOWED}")
@@ -55,9 +55,15 @@ class Trace:
                 raise self.error("a value comes from another cell")
             return value
         if isinstance(value, numbers.Real):
-            if not math.isfinite(value):
+            try:
+                finite = math.isfinite(value)
+            except OverflowError:  # a Python int beyond float64
+                value, finite = "an integer beyond float64", False
+            if not finite:
                 raise self.error(f"expected finite numbers, got {value}")
             return Symbol(self, self.graph.const(value))
+        if isinstance(value, Names):
+            refuse_whole(value)
         if isinstance(value, torch.Tensor):
             raise self.error(
                 "a tensor comes from outside of the cell; allowed are x, r, s, v, u, constants= and Python numbers"
@@ -77,7 +83,10 @@ class Symbol:
         self.trace, self.node = trace, node
 
     def __bool__(self):
-        raise self.trace.refuse("`if`, `and`, `or`, `not` or `while` on values (torch.where chooses)")
+        raise self.trace.refuse(
+            "`if`, `and`, `or`, `not`, `while`, max(), min() or `a < b < c` on values (torch.where, torch.maximum and "
+            "torch.minimum choose, & and | join comparisons)"
+        )
 
     def __iter__(self):
         raise self.trace.refuse("loops over values or unpacking of them")
@@ -92,7 +101,7 @@ class Symbol:
 
     def __getattr__(self, name):
         if name in METHODS:
-            return lambda *args, **kwargs: METHODS[name](self.trace, self, *args, **kwargs)
+            return lambda *args, **kwargs: applied(self.trace, f".{name}", METHODS[name], (self, *args), kwargs)
         if name.startswith("__"):  # protocols that ask first
             raise AttributeError(name)
         if name.endswith("_"):
@@ -101,17 +110,33 @@ class Symbol:
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        trace = next(v.trace for v in (*args, *(kwargs or {}).values()) if isinstance(v, Symbol))
+        trace, kwargs, name = None, kwargs or {}, f"torch.{getattr(function, '__name__', function)}"
+        todo = [*args, *kwargs.values()]
+        while trace is None:  # functions such as torch.stack have values in a list
+            value = todo.pop()
+            trace = value.trace if isinstance(value, Symbol) else None
+            todo += value if isinstance(value, (tuple, list)) else ()
         rule = FUNCTIONS.get(function)
         if rule is None:
-            raise trace.refuse(f"torch.{getattr(function, '__name__', function)}")
-        return rule(trace, *args, **(kwargs or {}))
+            raise trace.refuse(name)
+        return applied(trace, name, rule, args, kwargs)
+
+
+def applied(trace, name, rule, args, kwargs):
+    """What a rule gives for the arguments of torch's function, which may have more than a cell can have."""
+    try:
+        given = inspect.signature(rule).bind(trace, *args, **kwargs).arguments
+    except TypeError as error:
+        raise trace.refuse(f"this call of {name} ({error})") from None
+    if given.get("inplace"):
+        raise trace.refuse("in-place code such as inplace=True")
+    return rule(trace, *args, **kwargs)
 
 
 def operator(op, reverse=False):
     def method(self, other):
-        if not isinstance(other, (Symbol, numbers.Real, torch.Tensor)):
-            return NotImplemented
+        if type(other).__module__ == "numpy" and not isinstance(other, numbers.Real):
+            return NotImplemented  # numpy asks array_ufunc then
         return self.trace.op(op, other, self) if reverse else self.trace.op(op, self, other)
 
     return method
@@ -124,6 +149,7 @@ for name, op, turned in (("lt", "lt", 0), ("le", "le", 0), ("gt", "lt", 1), ("ge
     setattr(Symbol, f"__{name}__", operator(op, reverse=bool(turned)))
 Symbol.__ne__ = lambda self, other: 1.0 - (self == other)
 Symbol.__neg__ = lambda self: self.trace.op("neg", self)
+Symbol.__pos__ = lambda self: self
 Symbol.__abs__ = lambda self: self.trace.op("abs", self)
 Symbol.__pow__ = lambda self, n: power(self.trace, self, n)
 Symbol.__and__ = lambda self, other: self * other  # of comparisons
@@ -166,144 +192,6 @@ for name in ("mod", "floordiv", "matmul", "xor", "lshift", "rshift", "divmod"):
     setattr(Symbol, f"__{name}__", no_operator)
     setattr(Symbol, f"__r{name}__", no_operator)
 Symbol.__rpow__ = no_operator
-
-
-def power(trace, x, n):
-    if not isinstance(n, numbers.Real):
-        raise trace.refuse("a value as exponent")
-    if n == 2:
-        return x * x
-    if n == 3:
-        return x * x * x
-    if n == -1:
-        return 1.0 / x
-    if n == 0.5:
-        return trace.op("sqrt", x)
-    raise trace.refuse(f"a power of {n}")
-
-
-def unary(op):
-    return lambda trace, x: trace.op(op, x)
-
-
-def binary(op, reverse=False):
-    def rule(trace, a, b, alpha=1):
-        if alpha != 1:
-            raise trace.refuse("alpha=")
-        return trace.op(op, b, a) if reverse else trace.op(op, a, b)
-
-    return rule
-
-
-def where(trace, condition, a, b):
-    return trace.op("where", condition, a, b)
-
-
-def bounded(trace, x, bound, beyond):
-    """The bound where x is beyond it, else x, whose derivative is 1 at the bound too; a bound may be NaN."""
-    y = where(trace, beyond, bound, x)
-    return where(trace, bound == bound, y, bound) if isinstance(bound, Symbol) else y
-
-
-def clamp(trace, x, min=None, max=None):
-    if min is not None:
-        x = bounded(trace, x, min, trace.op("lt", x, min))
-    return x if max is None else bounded(trace, x, max, trace.op("lt", max, x))
-
-
-def between(trace, x, low, high, inside):
-    """``inside`` where x lies between the bounds, else 0 or 1: the derivative is 0 at the bounds."""
-    above = where(trace, trace.op("le", high, x), 1.0, inside)
-    return where(trace, trace.op("le", x, low), 0.0, above)
-
-
-def hardsigmoid(trace, x, inplace=False):
-    return between(trace, x, -3.0, 3.0, x / 6 + 0.5)
-
-
-def hardtanh(trace, x, min_val=-1.0, max_val=1.0, inplace=False):
-    inside = where(trace, trace.op("le", max_val, x), max_val, x)
-    return where(trace, trace.op("le", x, min_val), min_val, inside)
-
-
-def softplus(trace, x, beta=1, threshold=20):
-    scaled = x * float(beta)
-    # past the threshold the other branch gets a zero, so that nothing overflows
-    safe = where(trace, trace.op("lt", float(threshold), scaled), 0.0, scaled)
-    soft = trace.op("log1p", trace.op("exp", safe)) / float(beta)
-    return where(trace, trace.op("lt", float(threshold), scaled), x, soft)
-
-
-def elu(trace, x, alpha=1.0, inplace=False):
-    positive = trace.op("lt", 0.0, x)
-    return where(trace, positive, x, alpha * trace.op("expm1", where(trace, positive, 0.0, x)))
-
-
-def leaky_relu(trace, x, negative_slope=0.01, inplace=False):
-    return where(trace, trace.op("lt", 0.0, x), x, x * float(negative_slope))
-
-
-def logsigmoid(trace, x):
-    return trace.op("min", x, 0.0) - trace.op("log1p", trace.op("exp", -abs(x)))
-
-
-def detach(trace, x):
-    """The value, and no gradient."""
-    return trace.op("through", x, 0.0, 0.0)
-
-
-def silu(trace, x, inplace=False):
-    return x * trace.op("sigmoid", x)
-
-
-def gelu(trace, x, approximate="none"):
-    if approximate != "tanh":
-        raise trace.refuse("gelu but with approximate='tanh'")
-    return 0.5 * x * (1.0 + trace.op("tanh", math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-def relu(trace, x, inplace=False):
-    return trace.op("relu", x)
-
-
-def like(value):
-    return lambda trace, x, **kwargs: trace.symbol(value)
-
-
-F = torch.nn.functional
-RULES = {
-    "neg negative": unary("neg"), "abs absolute": unary("abs"), "sign sgn": unary("sign"), "sqrt": unary("sqrt"),
-    "exp": unary("exp"), "log": unary("log"), "log1p": unary("log1p"), "expm1": unary("expm1"),
-    "sigmoid": unary("sigmoid"), "tanh": unary("tanh"), "relu": relu, "add": binary("add"),
-    "sub subtract": binary("sub"), "mul multiply": binary("mul"), "div divide true_divide": binary("div"),
-    "minimum": binary("min"), "maximum": binary("max"), "lt less": binary("lt"), "le less_equal": binary("le"),
-    "gt greater": binary("lt", reverse=True), "ge greater_equal": binary("le", reverse=True), "eq": binary("eq"),
-    "ne not_equal": lambda trace, a, b: 1.0 - trace.op("eq", a, b), "where": where, "clamp clip": clamp,
-    "clamp_min": lambda trace, x, min: clamp(trace, x, min),
-    "clamp_max": lambda trace, x, max: clamp(trace, x, None, max),
-    "square": lambda trace, x: x * x, "reciprocal": lambda trace, x: 1.0 / x,
-    "rsqrt": lambda trace, x: 1.0 / trace.op("sqrt", x), "pow": power, "zeros_like": like(0.0), "ones_like": like(1.0),
-    "logical_and": lambda trace, a, b: a * b, "logical_not": lambda trace, a: 1.0 - a, "detach": detach,
-    "float": lambda trace, x: x, "type_as": lambda trace, x, other: x,  # of comparisons: a program has one dtype
-}  # fmt: skip
-OF_NN = {
-    "softplus": softplus, "silu": silu, "gelu": gelu, "elu": elu, "hardsigmoid": hardsigmoid, "hardtanh": hardtanh,
-    "leaky_relu": leaky_relu, "relu": relu, "sigmoid": unary("sigmoid"), "tanh": unary("tanh"),
-    "logsigmoid": logsigmoid,
-}  # fmt: skip
-METHODS = {name: rule for words, rule in RULES.items() for name in words.split()}
-METHODS["where"] = lambda trace, a, condition, b: where(trace, condition, a, b)
-NUMPY_OPERATORS = {"equal": METHODS["eq"]} | {
-    name: METHODS[name]
-    for name in "add subtract multiply divide not_equal less less_equal greater greater_equal".split()
-}
-FUNCTIONS = {getattr(torch, name): rule for name, rule in METHODS.items() if name != "where" and hasattr(torch, name)}
-FUNCTIONS |= {getattr(torch.Tensor, name): rule for name, rule in METHODS.items() if hasattr(torch.Tensor, name)}
-FUNCTIONS |= {getattr(F, name): rule for name, rule in OF_NN.items()} | {torch.where: where}
-TENSOR_OPERATORS = {
-    "__add__": "add", "__radd__": "add", "__mul__": "mul", "__rmul__": "mul", "__sub__": "sub", "__truediv__": "div",
-}  # fmt: skip
-FUNCTIONS |= {getattr(torch.Tensor, name): binary(op) for name, op in TENSOR_OPERATORS.items()}
 
 
 def product(name: str, value: Tensor) -> Tensor:
@@ -361,7 +249,8 @@ def derivative(
 
     Args:
         forward: the function, in terms of what a cell may have.
-        backward: ``backward(x, d)``: the gradient of x from that of the result; a multiple of d.
+        backward: ``backward(x, d)``: the gradient of x from that of the result; a multiple of d, by something that
+            does not depend on d. Anything else is refused.
 
     Example::
 
@@ -371,32 +260,91 @@ def derivative(
     def function(x):
         if not isinstance(x, Symbol):
             raise TypeError(f"derivative makes functions for values inside a cell, got {type(x).__name__}")
-        return x.trace.op("through", forward(x), x, backward(x, x.trace.symbol(1.0)))
+        trace = x.trace
+        d = trace.graph.load("d")
+        if not is_multiple(trace.graph, trace.symbol(backward(x, Symbol(trace, d))).node, d):
+            raise trace.error("expected backward of derivative to give a multiple of d, by something without d")
+        return trace.op("through", forward(x), x, backward(x, trace.symbol(1.0)))
 
     return function
+
+
+def is_multiple(graph, n, d):
+    """True if the value of node n is that of node d times something that does not depend on d."""
+    depends = {d}
+    for m in graph.ancestors([n]):
+        if any(k in depends for k in graph.nodes[m].of):
+            depends.add(m)
+
+    @functools.cache
+    def multiple(n):
+        op, of, _ = graph.nodes[n]
+        if n not in depends:
+            return graph.number(n) == 0
+        if n == d:
+            return True
+        if op in ("neg", "add", "sub"):
+            return all(map(multiple, of))
+        if op == "mul":
+            return len(depends.intersection(of)) == 1 and of[0] != of[1] and any(map(multiple, depends & set(of)))
+        free = {"div": of[1:], "where": of[:1]}
+        if op not in free or depends.intersection(free[op]):
+            return False
+        return all(multiple(m) for m in of if m not in free[op])
+
+    return multiple(n)
 
 
 class Names:
     """The values of one kind by name, as the cell's function sees them; torch's functions take each."""
 
     def __init__(self, trace, kind, values):
-        self.__dict__.update(_trace=trace, _kind=kind, _values=values)
+        self.__dict__[""] = trace, kind, values  # under the one name that no value has
 
     def __getattr__(self, name: str) -> Tensor:
-        values = self.__dict__["_values"]
+        trace, kind, values = self.__dict__[""]
         if name in values:
+            trace.frame = trace.running()
             return values[name]
+        if name.startswith("__"):  # protocols that ask first
+            raise AttributeError(name)
         known = ", ".join(values) or "none"
-        raise self._trace.error(f"{self._kind} has no {name}; allowed are {known}")
+        raise trace.error(f"{kind} has no {name}; allowed are {known}")
 
     def __setattr__(self, name, value):
-        raise self._trace.error(f"{self._kind} cannot be changed; return the new states")
+        trace, kind, _ = self.__dict__[""]
+        raise trace.error(f"{kind} cannot be changed; return the new states")
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        refuse_whole(next(v for v in (*args, *(kwargs or {}).values()) if isinstance(v, Names)))
+
+
+def refuse_whole(names, *_):
+    """Raise where the function computes with all values of a kind at once."""
+    trace, kind, values = names.__dict__[""]
+    known = ", ".join(f"{kind}.{name}" for name in values) or "none"
+    raise trace.error(f"{kind} is no value, it has values by name: {known}")
+
+
+for name in "add sub mul truediv pow lt le gt ge neg pos abs getitem iter len call".split():
+    setattr(Names, f"__{name}__", refuse_whole)
+for name in "add sub mul truediv pow".split():
+    setattr(Names, f"__r{name}__", refuse_whole)
+
+
+def parameters_of(function):
+    """The parameters of a function by name."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # of torch's and Python's own functions
+        raise CellError(f"{described(function)}: expected a function with named parameters") from None
 
 
 def run(trace, function, values, constants, functions=()):
     """What the function returns, and the names that it gave to values: ``(results, {node: name})``."""
-    arguments = {}
-    for parameter in inspect.signature(function).parameters.values():
+    arguments, by_position = {}, []
+    for parameter in parameters_of(function).values():
         if parameter.name in values:
             arguments[parameter.name] = values[parameter.name]
         elif parameter.name in constants:
@@ -406,23 +354,34 @@ def run(trace, function, values, constants, functions=()):
         elif parameter.default is parameter.empty or parameter.kind is parameter.VAR_POSITIONAL:
             allowed = ", ".join([*values, *constants])
             raise CellError(f"{described(function)}: expected parameters out of {allowed}, got {parameter.name}")
-    called, code = {}, getattr(function, "__code__", None)
-
-    def profile(frame, event, _):
-        if event == "return" and frame.f_code is code:
-            for name, value in frame.f_locals.items():
-                if isinstance(value, Symbol):
-                    called.setdefault(value.node, name)
-
-    before = sys.getprofile()
-    sys.setprofile(profile)
-    try:
-        return function(**arguments), called
-    finally:
-        sys.setprofile(before)
+        if parameter.kind is parameter.POSITIONAL_ONLY and parameter.name in arguments:
+            by_position.append(arguments.pop(parameter.name))
+    results, called = function(*by_position, **arguments), {}
+    for name, value in trace.frame.f_locals.items() if trace.frame else ():
+        if isinstance(value, Symbol):
+            called.setdefault(value.node, name)
+    trace.frame = None  # which holds the function's values
+    return results, called
 
 
 def described(function):
     """Where a function is."""
-    code = getattr(function, "__code__", None)
+    code = code_of(function)
     return f"{code.co_filename}:{code.co_firstlineno}" if code else repr(function)
+
+
+def innermost(function):
+    """The function that the user wrote, under ``functools.partial`` and decorators."""
+    while True:
+        before = function
+        function = inspect.unwrap(function.func if isinstance(function, functools.partial) else function)
+        if function is before:
+            return function
+
+
+def code_of(function):
+    """The code of a function or of an object that is called as one; None for what is not written in Python."""
+    function = innermost(function)
+    if not hasattr(function, "__code__") and callable(function):
+        function = type(function).__call__
+    return getattr(function, "__code__", None)

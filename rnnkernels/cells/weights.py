@@ -43,7 +43,8 @@ def weights_of(cell, I, H, P=None, *, bias=True, project=False, layer_norm=False
         table += [Weight(gain, "gain", (rows,)) for rows, *_, gain in sides.values()]
         if spec.output_norm:  # c is normalised on its way to the output
             table += [Weight("ln_c_gain", "gain", (H,)), Weight("ln_c_bias", "shift", (H,))]
-    return tuple(table + [Weight(name, "vector", (H,)) for name in spec.vectors])
+    # a field: TorchDynamo of torch 2.10 goes over fields of a NamedTuple, and not over what its properties give
+    return tuple(table + [Weight(name, "vector", (H,)) for name in spec.program.vectors])
 
 
 def names_of(cell, bias=True, project=False, layer_norm=False):

@@ -14,7 +14,7 @@ from ..cells.call import LayerCall
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import jit_tracing, wants_gradient
+from ..op.autograd import wants_gradient, watched
 from ..recorders.tracers import Leaf
 from . import torchs_step
 from .checks import aside, check_placement, check_weights, refuse_nested
@@ -61,7 +61,7 @@ class CellBase(Leaf, nn.RNNCellBase):
                 LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts, packed=packed)
             )
         new = (y, *last[1:])
-        if torch.compiler.is_compiling() or jit_tracing():
+        if watched() or new[0]._is_view():  # as in functional.batch_major
             return [s.squeeze(0) for s in new]
         return [s.squeeze_(0) for s in new]  # in place: the results are no views, so detach_ works
 

@@ -8,10 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import library
 from ..cells.definition import cell
+from .checks import check_lengths
 from .recurrent import Recurrent
+
+
+def refuse_packed(name, input):
+    """Raise for a PackedSequence, of which the layers here would need the steps side by side."""
+    if isinstance(input, PackedSequence):
+        raise TypeError(f"{name} does not take a PackedSequence: pad the input and give lengths=")
 
 
 class GRUD(nn.Module):
@@ -27,7 +35,8 @@ class GRUD(nn.Module):
     Args:
         input_size: I.
         hidden_size: H.
-        mean: the mean of each input (I,), which it decays to; a buffer. Default: zeros, for standardised inputs.
+        mean: the mean of each input (I,), which it decays to; a buffer of the parameters' dtype. Default: zeros, for
+            standardised inputs.
         batch_first: tensors are (B, T, ...) instead of (T, B, ...). Default: False
         device, dtype: of the parameters.
         **options: of :class:`rnnkernels.Recurrent` (``bias``, ``recurrent_dropout``, ``zoneout``, ``layer_norm``, ...).
@@ -56,7 +65,8 @@ class GRUD(nn.Module):
         super().__init__()
         kind = {"device": device, "dtype": dtype}
         self.batch_first = batch_first
-        self.register_buffer("mean", torch.zeros(input_size, **kind) if mean is None else torch.as_tensor(mean, **kind))
+        mean = torch.zeros(input_size, **kind) if mean is None else torch.as_tensor(mean, device=device)
+        self.register_buffer("mean", mean.to(dtype or torch.get_default_dtype(), copy=True))
         if self.mean.shape != (input_size,):
             raise ValueError(f"mean should have shape ({input_size},), got {tuple(self.mean.shape)}")
         self.weight_decay_x = nn.Parameter(torch.empty(input_size, **kind))
@@ -69,6 +79,7 @@ class GRUD(nn.Module):
 
     def filled(self, values: Tensor, mask: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The values with what is missing put in (T, B, I), and gamma_h (T, B, H); arguments as for ``forward``."""
+        refuse_packed("GRUD", values)
         if values.dim() != 3 or mask.shape != values.shape:
             raise ValueError(
                 f"expected values and mask of the same three dimensions, got {tuple(values.shape)} and "
@@ -217,12 +228,13 @@ class LiGRU(nn.Module):
         self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | list[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run over a sequence; see the class."""
+        refuse_packed("LiGRU", input)
         if input.dim() != 3:
             raise ValueError(f"LiGRU: Expected input to be 3D, got {input.dim()}D instead")
         x, last = input.transpose(0, 1) if self.batch_first else input, []
         T, B, _ = x.shape
         steps = torch.arange(T, device=x.device)[:, None]
-        ends = T if lengths is None else torch.as_tensor(lengths, device=x.device)
+        ends = T if lengths is None else check_lengths(lengths, x)
         inside = None if lengths is None else steps < ends
         if self.D > 1:
             turned = ((ends - 1 - steps) % T).expand(T, B)[..., None]  # rows turned round, up to their lengths

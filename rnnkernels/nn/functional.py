@@ -16,12 +16,12 @@ from ..cells.reference import zero_past
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import jit_tracing
+from ..op.autograd import watched
 from ..op.schema import over_layers
 from . import masks, torchs_step
 from .checks import check, check_lengths, check_reset, refuse_nested
 from .options import PLAIN, check_heads, take_options
-from .own_cells import check_cell, check_extras, check_heads_of, kernel_of, take_constants, take_extras
+from .own_cells import check_cell, check_extras, check_heads_of, extras_of, kernel_of, take_constants, take_extras
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -220,14 +220,17 @@ def recurrent(
     if "weight_hh" in own:
         w = own["weight_hh"]
         H, P = w.size(0) // spec.recurrent_gates if project else w.size(-1) * heads, w.size(-1)
-    elif spec.vectors:
-        H = own[spec.vectors[0]].size(0)
+    elif program.vectors:
+        H = own[program.vectors[0]].size(0)
     elif "weight_ih" in own:
         H = own["weight_ih"].size(0) // spec.gates
-    else:
-        H = input.size(2) // max(spec.gates, 1)
+    elif spec.gates:
+        H = input.size(2) // spec.gates
+    else:  # nothing but states and extra inputs
+        wide = [u for name, u in more.items() if name in extras_of(program) and name not in program.narrow]
+        H = next((t.size(-1) for t in (*states, *wide) if isinstance(t, Tensor)), input.size(2))
     x = input.transpose(0, 1) if batch_first else input
-    extras = take_extras(cell.program, more, input, batch_first, 3)
+    extras = take_extras(cell.program, more, input, batch_first, 3, "recurrent")
     check_extras(program, extras, x, H)
     check_heads_of(program, heads, H, project)
     lengths = None if lengths is None else check_lengths(lengths, x)
@@ -339,15 +342,11 @@ def layers(
     elif (
         plain
         and not (project or parts or lengths is not None or reset is not None)
+        and (drop is torch.dropout or not dropout)
         and torchs_step.suits_layers(cell, activation, x, states, weights, num_layers * D, H)
     ):
-
-        def step(i, x, states, weights):
-            x = drop(x, dropout, True) if dropout and i else x
-            return torchs_step.layer(cell, activation, x, states, weights, D, H)
-
         try:  # torch's ops check their arguments, in other words
-            return over_layers(step, x, states, weights, num_layers, D)
+            return torchs_step.layers(cell, activation, x, states, weights, num_layers, D, H, dropout)
         except RuntimeError as error:
             refused = error
     if return_cells and spec.states < 2:
@@ -382,5 +381,8 @@ def layers(
 
 
 def batch_major(y):
-    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works."""
-    return y.transpose(0, 1) if torch.compiler.is_compiling() or jit_tracing() else y.transpose_(0, 1)
+    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works.
+
+    Of tensors of a subclass y is a view already, of what autograd has seen.
+    """
+    return y.transpose(0, 1) if watched() or y._is_view() else y.transpose_(0, 1)

@@ -7,7 +7,8 @@ import math
 
 import torch
 
-from ..op.autograd import jit_tracing
+from ..cells import spec_of
+from ..op.autograd import jit_tracing, watched
 from .options import settings
 
 EPS = 1e-5
@@ -20,7 +21,8 @@ def with_options(call, options, train):
     In training (``train``) masks come from torch's generator of the device of x: first the mask of the recurrent
     dropout, then those of the zoneout, a state at a time.
     """
-    x, D, H, P, N, S = call.x, len(call.reverse), call.H, call.P, options.heads, call.spec.states
+    x, D, H, P, N = call.x, len(call.reverse), call.H, call.P, options.heads
+    S = len(spec_of(call.cell).program.states)  # of a field: see cells/weights.py
     weights, states, reset_states, h_mask, zone = call.weights, call.states, call.reset_states, None, []
     if N > 1:
         P = H
@@ -65,7 +67,7 @@ def random_bools(p, shape, device):
     words = torch.randint(-(2**63), 2**63 - 1, (-(-count * size // 64),), device=device)
     bits, whole = words.view(kind)[:count].view(shape), math.floor(rare * 2**size)
     limits = (torch.rand((*shape[:-1], 1), device=device) < rare * 2**size - whole).to(kind) + (whole - 2 ** (size - 1))
-    if size > 8 or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if size > 8 or watched() or torch._C._are_functorch_transforms_active():
         found = bits < limits
     else:
         found = bits.lt_(limits).view(torch.bool)  # torch compares whole vectors in place only; vmap has no lt_

@@ -4,6 +4,7 @@ Letters as in functional.py.
 """
 
 import numbers
+import warnings
 from typing import Any, NamedTuple
 
 from ..cells import spec_of
@@ -115,11 +116,18 @@ def refuse_options(who, module):
         raise ValueError(f"{who} has no {changed} yet: expected a {type(module).__name__} without")
 
 
+def derived(cls):
+    """True for a class that somebody else derived from one of ours. (torch makes classes of parametrized modules.)"""
+    return any(c.__module__.split(".")[0] not in ("rnnkernels", "torch", "builtins") for c in cls.__mro__)
+
+
 class Option:
     """An option as an attribute of a module: readable, and assignable unless parameters depend on it.
 
     An attribute of the same name in the instance (from before the module was converted) or a submodule takes
-    precedence over the option.
+    precedence over the option. A class of somebody else that derives from ours may stand where it derived from
+    torch.nn's, and mean something of its own by the name: without options from its constructor, what is assigned there
+    is such an attribute, and a warning says so.
     """
 
     def __init__(self, fixed: bool = False) -> None:
@@ -138,6 +146,14 @@ class Option:
 
     def __set__(self, module: Any, value: Any) -> None:
         if self.name in vars(module):
+            vars(module)[self.name] = value
+            return
+        if module._options is None and derived(type(module)):
+            warnings.warn(
+                f"{self.name} is an attribute of {type(module).__name__} now, and no option of the layer, which its "
+                "constructor takes",
+                stacklevel=3,
+            )
             vars(module)[self.name] = value
             return
         if self.fixed:

@@ -3,11 +3,13 @@
 Letters: T time, B batch, H hidden, I input.
 """
 
+import torch
 from torch import Tensor
 
 from ..cells import spec_of
 from ..cells.definition import Cell
 from ..cells.parts import no_projection
+from ..op.autograd import autocast_enabled
 from .checks import aside
 from .options import check_heads
 
@@ -24,6 +26,21 @@ def check_heads_of(program, heads, H, project):
     check_heads(heads, H, project)
     if heads > 1 and (program.extras or not program.recurrent):
         raise ValueError("heads is for a cell with a recurrent product and without extra inputs")
+
+
+def check_given(program, input_size, hidden_size):
+    """Check the input's size for a cell with ``project_input=False``."""
+    gates = len(program.inputs)
+    if program.given and input_size != gates * hidden_size:
+        raise ValueError(
+            f"{program.name} has project_input=False: expected input_size = {gates} * hidden_size = "
+            f"{gates * hidden_size}, got {input_size}"
+        )
+
+
+def extras_of(program):
+    """``program.extras`` out of fields: TorchDynamo of torch 2.10 does not go over what a property gives."""
+    return (*program.step, *program.sequence)
 
 
 def text_of(cell, project):
@@ -71,14 +88,15 @@ def take_extras(program, given, x, batch_first, dims, who="forward"):
         dims: 3, 2 for an input without a batch.
         who: the function that is called.
     """
-    unknown = [name for name in given if name not in program.extras]
-    missing = [name for name in program.extras if given.get(name) is None]
-    known = ", ".join(program.extras) or "none"
+    names = extras_of(program)
+    unknown = [name for name in given if name not in names]
+    missing = [name for name in names if given.get(name) is None]
+    known = ", ".join(names) or "none"
     if unknown:
         raise TypeError(f"{who}() got an unexpected input {unknown[0]!r}; extra inputs of {program.name}: {known}")
     if missing:
         raise TypeError(f"{who}() missing the input {missing[0]!r}; extra inputs of {program.name}: {known}")
-    return [laid_out(program, name, given[name], x, batch_first, dims) for name in program.extras]
+    return [laid_out(program, name, given[name], x, batch_first, dims) for name in names]
 
 
 def laid_out(program, name, u, x, batch_first, dims):
@@ -90,7 +108,9 @@ def laid_out(program, name, u, x, batch_first, dims):
         raise RuntimeError(
             f"For {kind} input, {name} should be {dims if step else dims - 1}-D but got {u.dim()}-D tensor"
         )
-    if u.dtype != x.dtype or u.device != x.device:
+    kinds = {u.dtype, x.dtype}
+    cast = autocast_enabled(x.device.type) and torch.float64 not in kinds and all(k.is_floating_point for k in kinds)
+    if u.device != x.device or (u.dtype != x.dtype and not cast):  # autocast gives all of a call one dtype
         raise RuntimeError(
             f"Expected {name} of dtype {x.dtype} on {x.device}, as the input, but got {u.dtype} on {u.device}"
         )
@@ -102,7 +122,7 @@ def laid_out(program, name, u, x, batch_first, dims):
 def check_extras(program, extras, x, H):
     """Check the sizes of extra inputs against x (T, B, I)."""
     T, B = x.shape[:2]
-    for name, u in zip(program.extras, extras, strict=True):
+    for name, u in zip(extras_of(program), extras, strict=True):
         width = 1 if name in program.narrow else H
         expected = (T, B, width) if name in program.step else (B, width)
         if u.shape != expected:

@@ -22,6 +22,7 @@ from .options import take_options
 from .own_cells import (
     check_cell,
     check_extras,
+    check_given,
     check_heads_of,
     kernel_of,
     refuse_unknown,
@@ -129,11 +130,7 @@ class Recurrent(RecurrentBase):
         check_projection(proj_size, hidden_size)
         program, D, P = cell.program, 1 + bool(bidirectional), proj_size or hidden_size
         gates = len(program.inputs)
-        if program.given and input_size != gates * hidden_size:
-            raise ValueError(
-                f"{program.name} has project_input=False: expected input_size = {gates} * hidden_size = "
-                f"{gates * hidden_size}, got {input_size}"
-            )
+        check_given(program, input_size, hidden_size)
         if program.given and num_layers > 1 and D * P != gates * hidden_size:
             raise ValueError(f"{program.name} has project_input=False, its output cannot be the input of another layer")
         heads = 1 if options is None else options.heads
@@ -263,6 +260,7 @@ class RecurrentCell(Leaf, nn.Module):
         cell = take_constants(cell, constants)
         refuse_unknown(cell, constants)
         check_size("input_size", input_size), check_size("hidden_size", hidden_size)
+        check_given(cell.program, input_size, hidden_size)
         self.cell, self.input_size, self.hidden_size, self.bias, self.init = cell, input_size, hidden_size, bias, init
         for weight in weights_of(cell.program.text, input_size, hidden_size, bias=bias):
             setattr(self, weight.name, nn.Parameter(torch.empty(weight.shape, device=device, dtype=dtype)))
@@ -291,7 +289,9 @@ class RecurrentCell(Leaf, nn.Module):
         if dims not in (1, 2):
             raise ValueError(f"RecurrentCell: Expected input to be 1D or 2D, got {dims}D instead")
         S = len(program.states)
-        states = () if hx is None else (hx,) if S == 1 and isinstance(hx, Tensor) else tuple(hx)
+        if S > 1 and hx is not None and not isinstance(hx, (tuple, list)):
+            raise TypeError(f"{program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}")
+        states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
         if len(states) not in (0, S):
             raise RuntimeError(f"{program.name} expects {S} hidden states, got {len(states)}")
         for k, s in enumerate(states):

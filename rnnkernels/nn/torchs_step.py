@@ -11,11 +11,16 @@ from torch.autograd import forward_ad
 
 from .. import backends
 from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
+from ..op.schema import over_layers
 
 STEPS = {
     ("rnn", "tanh"): _VF.rnn_tanh_cell, ("rnn", "relu"): _VF.rnn_relu_cell, ("gru", "tanh"): _VF.gru_cell,
     ("lstm", "tanh"): _VF.lstm_cell,
 }  # fmt: skip
+STACKS = {
+    ("rnn", "tanh"): _VF.rnn_tanh, ("rnn", "relu"): _VF.rnn_relu, ("gru", "tanh"): _VF.gru,
+}  # fmt: skip
+"""Those of all layers at once. Not of LSTM, which oneDNN computes there: a step of it costs up to twice its cells."""
 DTYPES = torch.float32, torch.float64
 FOR_TRAINING = "autograd costs less than for one of ours"
 
@@ -76,6 +81,20 @@ def step(cell, activation, x, states, weights, H):
     if not states:
         states = [x.new_zeros(x.size(0), H)] * 2
     return run(x, states, *weights) if cell == "lstm" else (run(x, states[0], *weights),)
+
+
+def layers(cell, activation, x, states, weights, num_layers, D, H, dropout):
+    """``y, last`` of layers for x (1, B, I) in training; states and last are S tensors (L*D, B, H)."""
+    if (stack := STACKS.get((cell, activation or "tanh"))) is not None:
+        hx = states[0] if states else x.new_zeros(num_layers * D, x.size(1), H)
+        y, h = stack(x, hx, weights, len(weights) > 2 * num_layers * D, num_layers, dropout, True, D == 2, False)
+        return y, [h]
+
+    def run(i, x, states, weights):
+        x = torch.dropout(x, dropout, True) if dropout and i else x
+        return layer(cell, activation, x, states, weights, D, H)
+
+    return over_layers(run, x, states, weights, num_layers, D)
 
 
 def layer(cell, activation, x, states, weights, D, H):

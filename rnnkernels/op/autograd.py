@@ -69,6 +69,12 @@ def recording():
     return torch.compiler.is_exporting() or jit_tracing()
 
 
+def watched():
+    """True where results may be kept by whoever records or watches calls, and must not be changed in place: by
+    torch.compile, torch.jit.trace, or a dispatch mode, such as that of selective checkpointing."""
+    return torch.compiler.is_compiling() or jit_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def implementation(backend, name, op=plain):
     """``layer`` or ``layer_backward`` of a backend; "dispatch" leaves the choice to PyTorch's dispatcher.
 

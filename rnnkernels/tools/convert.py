@@ -23,6 +23,13 @@ TO_OURS = {
 TO_TORCH = {ours: theirs for theirs, ours in TO_OURS.items()}
 
 
+def check_module(who, model):
+    """Raise for anything but a module, such as a class of modules or a list of them."""
+    if not isinstance(model, nn.Module):
+        got = model.__name__ if isinstance(model, type) else f"an object of {type(model).__name__}"
+        raise TypeError(f"{who}: expected a module, got {got}")
+
+
 def convert(model: M, *, subclasses: bool = False) -> M:
     """Turn every ``nn.RNN``, ``nn.LSTM``, ``nn.GRU`` and cell in ``model`` into rnnkernels' own, in place.
 
@@ -42,6 +49,7 @@ def convert(model: M, *, subclasses: bool = False) -> M:
     Returns:
         ``model``, the same object.
     """
+    check_module("convert", model)
     left = []
     for name, module in model.named_modules():
         if isinstance(module, (RecurrentBase, CellBase)) or not isinstance(module, tuple(TO_OURS)):
@@ -75,6 +83,7 @@ def revert(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: for a module with an option that torch.nn does not have; nothing is reverted then.
     """
+    check_module("revert", model)
     for name, module in model.named_modules():
         options = isinstance(module, RecurrentBase) and module._options
         if options:

@@ -16,7 +16,7 @@ from ..nn.base import RecurrentBase
 from ..nn.cell_modules import CellBase, kind_of_cell
 from ..nn.recurrent import RecurrentCell
 from ..op.autograd import recording
-from .convert import convert
+from .convert import change_class, check_module, class_of, convert
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -47,6 +47,7 @@ def freeze(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: for a layer with ``heads``, whose calls have other weights than its parameters.
     """
+    check_module("freeze", model)
     kinds = (RecurrentBase, CellBase, RecurrentCell)
     for name, module in model.named_modules():
         options = getattr(module, "_options", None)
@@ -58,8 +59,10 @@ def freeze(model: nn.Module) -> nn.Module:
     frozen = convert(copy.deepcopy(model)).eval()
     for module in frozen.modules():
         if isinstance(module, kinds):
-            for name in list(module.parametrizations) if is_parametrized(module) else ():
-                remove_parametrizations(module, name)
+            if is_parametrized(module):
+                change_class(module, class_of(module))  # a copy has the original's class, which would lose the weights
+                for name in list(module.parametrizations):
+                    remove_parametrizations(module, name)
             vars(module)["_packed"] = Packed()
             module._packed.of(weights_of(module))
             module.register_load_state_dict_post_hook(pack_anew)

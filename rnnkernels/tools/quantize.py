@@ -27,12 +27,12 @@ from ..nn.checks import DTYPE_NAMES, check_inference, check_sizes, check_steps
 from ..nn.functional import BOTH, FORWARD, layers
 from ..nn.layers import GRU, LSTM, RNN
 from ..nn.options import refuse_options
-from ..nn.own_cells import check_extras
+from ..nn.own_cells import check_extras, extras_of
 from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import run as op
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
-from .convert import TO_OURS
+from .convert import TO_OURS, check_module
 from .freeze import Packed, pack_anew, weights_of
 
 
@@ -71,6 +71,7 @@ def quantize_dynamic(model: nn.Module, *, activations: str = "int8") -> nn.Modul
         ValueError: for weights that are not float32, or not finite, for a layer with an option that torch.nn does not
             have and that counts in inference, and for other ``activations``.
     """
+    check_module("quantize_dynamic", model)
     if activations not in ("int8", "float"):
         raise ValueError(f"Expected activations to be 'int8' or 'float', but got {activations!r}")
     quantized, left = {}, []
@@ -236,7 +237,7 @@ class QuantizedOwn(Quantized):
 
     def _check(self, x, states, extras):
         check_extras(self.cell.program, extras, x, self.hidden_size)
-        super()._check(x, states, zip(self.cell.program.extras, extras, strict=True))
+        super()._check(x, states, zip(extras_of(self.cell.program), extras, strict=True))
 
     @property
     def _names(self):

@@ -12,11 +12,16 @@ import torch
 import rnnkernels
 from rnnkernels.cells.definition import CALL, LAYER, cell
 from rnnkernels.cells.trace import CellError, derivative, norm, product
-from rnnkernels.nn.options import Options
+from rnnkernels.nn.options import REGULARISERS, Options
 
 HERE = Path(__file__).name
 LINES = Path(__file__).read_text().splitlines()
 ALLOWED = "allowed are + - * /, comparisons, torch.where"
+CHOICE = (
+    "a cell cannot have `if`, `and`, `or`, `not`, `while`, max(), min() or `a < b < c` on values (torch.where, "
+    "torch.maximum and torch.minimum choose, & and | join comparisons); "
+)
+MULTIPLE = "expected backward of derivative to give a multiple of d, by something without d"
 TENSOR = torch.ones(3)
 GATES = {"inputs": "a b", "recurrent": "a b"}
 
@@ -155,8 +160,65 @@ def infinite(x, r, s):
     return torch.where(x.a > 0, float("inf"), x.a)  # here
 
 
-def alpha(x, r, s):
-    return torch.add(x.a, r.a, alpha=2)  # here
+def rounding_mode(x, r, s):
+    return torch.div(x.a, r.a, rounding_mode="floor")  # here
+
+
+def out(x, r, s):
+    return torch.tanh(x.a, out=r.a)  # here
+
+
+def inplace(x, r, s):
+    return torch.nn.ReLU(inplace=True)(x.a) + x.a  # here
+
+
+def stacked(x, r, s):
+    return torch.stack([x.a, r.a]).sum(0)  # here
+
+
+def greatest(x, r, s):
+    return max(x.a, 0)  # here
+
+
+def dimension(x, r, s):
+    return torch.max(x.a, 0)  # here
+
+
+def huge(x, r, s):
+    return x.a * 10**400  # here
+
+
+def other_number(x, r, s):
+    return x.a * 1j  # here
+
+
+def all_gates(x, r, s):
+    return torch.tanh(x) + r.a  # here
+
+
+def sum_of_all_gates(x, r, s):
+    return x + r  # here
+
+
+def gates_as_a_list(x, r, s):
+    a, b = x  # here
+    return a
+
+
+def not_linear(x, r, s):
+    return derivative(torch.sign, lambda v, d: d * d)(x.a)  # here
+
+
+def bounded(x, r, s):
+    return derivative(torch.sign, lambda v, d: d.clamp(-1, 1))(x.a)  # here
+
+
+def shifted(x, r, s):
+    return derivative(torch.sign, lambda v, d: torch.where(v > 0, d, 1.0))(x.a)  # here
+
+
+def without_d(x, r, s):
+    return derivative(torch.sign, lambda v, d: v)(x.a)  # here
 
 
 def wrong_product(x, r, s):
@@ -187,8 +249,9 @@ def infinite_eps(x, r, s):
 WITH_LINE = {  # a function, and what is said of the line that says "here"
     in_place_module: "a cell cannot have in-place code such as += (write h = h + x); " + ALLOWED,
     in_place_method: "a cell cannot have in-place code such as .mul_(); " + ALLOWED,
-    branch: "a cell cannot have `if`, `and`, `or`, `not` or `while` on values (torch.where chooses); " + ALLOWED,
-    chained: "a cell cannot have `if`, `and`, `or`, `not` or `while` on values (torch.where chooses); " + ALLOWED,
+    branch: CHOICE + ALLOWED,
+    chained: CHOICE + ALLOWED,
+    greatest: CHOICE + ALLOWED,
     loop: "a cell cannot have loops over values or unpacking of them; " + ALLOWED,
     unpacked: "a cell cannot have loops over values or unpacking of them; " + ALLOWED,
     indexed: "a cell cannot have indexing: a cell is pointwise; " + ALLOWED,
@@ -220,7 +283,20 @@ WITH_LINE = {  # a function, and what is said of the line that says "here"
     rounded: "a cell cannot have Python's or numpy's functions of values (torch's take them); " + ALLOWED,
     numpy_math: "a cell cannot have Python's or numpy's functions of values (torch's take them); " + ALLOWED,
     infinite: "expected finite numbers, got inf",
-    alpha: "a cell cannot have alpha=; " + ALLOWED,
+    rounding_mode: "a cell cannot have this call of torch.div (got an unexpected keyword argument 'rounding_mode'); ",
+    out: "a cell cannot have this call of torch.tanh (got an unexpected keyword argument 'out'); " + ALLOWED,
+    inplace: "a cell cannot have in-place code such as inplace=True; " + ALLOWED,
+    stacked: "a cell cannot have torch.stack; " + ALLOWED,
+    dimension: "a cell cannot have torch.max along a dimension (torch.maximum is of two values); " + ALLOWED,
+    huge: "expected finite numbers, got an integer beyond float64",
+    other_number: "expected a value of the cell or a number, got complex",
+    all_gates: "x is no value, it has values by name: x.a, x.b",
+    sum_of_all_gates: "x is no value, it has values by name: x.a, x.b",
+    gates_as_a_list: "x is no value, it has values by name: x.a, x.b",
+    not_linear: MULTIPLE,
+    bounded: MULTIPLE,
+    shifted: MULTIPLE,
+    without_d: MULTIPLE,
     wrong_product: "product is for the last gate of recurrent, 'b', got 'a'",
     two_products: "a cell has one inner product",
 }
@@ -293,7 +369,12 @@ def with_input(x, r, s, u):
     return one(x, r, s)
 
 
+def other_names(x, r, s):
+    return {"h": one(x, r, s), "m": x.a}
+
+
 WITH_FUNCTION = {  # name: a function, other settings, and what is said of it
+    "names": (other_names, {"states": "h c"}, "expected new states h, c, got h, m"),
     "too many": (two, {}, "expected 1 new states (h), got 2"),
     "too few": (one, {"states": "h c"}, "expected 2 new states (h, c), got 1"),
     "nothing": (nothing, {}, "expected a value of the cell or a number, got NoneType"),
@@ -339,6 +420,17 @@ SETTINGS = {
     "step": ({"step_inputs": "lengths"}, "lengths cannot be the name of an extra input: layers have an argument of it"),
     "sequence": ({"sequence_inputs": "reset"}, "reset cannot be the name of an extra input"),
     "keyword of layers": ({"constants": {"zoneout": 0.5}}, "zoneout cannot be the name of a constant: layers have"),
+    "private": ({"vectors": "_step"}, "_step cannot be the name of a vector: a module has something else of it"),
+    "of functions": ({"step_inputs": "train"}, "train cannot be the name of an extra input: layers have"),
+    "option": ({"step_inputs": "dropout"}, "dropout cannot be the name of an extra input: layers have"),
+    "constant of a call": ({"constants": {"hx": 1.0}}, "hx cannot be the name of a constant: layers have"),
+    "constant and input": (
+        {"step_inputs": "k", "constants": {"k": 1.0}}, "an extra input and a constant have the same name, k",
+    ),
+    "None": ({"inputs": None}, "expected names separated by spaces in inputs, got None"),
+    "numbers": ({"vectors": [1, 2]}, "expected names separated by spaces in vectors, got 1"),
+    "list of constants": ({"constants": ["k"]}, "expected constants to be a dict of numbers, got ['k']"),
+    "output": ({"output": "h"}, "expected output to be a function, got 'h'"),
     "operand": ({"recurrent": "", "operand": lambda s: s.h}, "operand= is for a cell with a recurrent product"),
 }  # fmt: skip
 
@@ -347,7 +439,7 @@ SETTINGS = {
 def test_refused_settings(name):
     settings, why = SETTINGS[name]
     with pytest.raises(CellError, match=re.escape(why)):
-        cell(**{"inputs": "a", "recurrent": "", **settings})(lambda x, s: x.a + s.h)
+        cell(**{"inputs": "a", "recurrent": "", **settings})(lambda x, s, k=0, hx=0: x.a + s.h)
 
 
 def test_arguments_of_layers_are_no_names():
@@ -355,7 +447,8 @@ def test_arguments_of_layers_are_no_names():
         assert {n for n in inspect.signature(kind).parameters if n not in ("more", "constants")} <= set(LAYER)
         call = {n for n in inspect.signature(kind.forward).parameters if n != "inputs"}
         assert call <= set(CALL)
-    assert set(Options._fields) <= set(LAYER)
+    assert {n for n in inspect.signature(rnnkernels.functional.recurrent).parameters if n != "more"} <= set(CALL)
+    assert set(Options._fields) <= set(LAYER) and set(REGULARISERS) <= set(CALL)
 
 
 def test_operand_and_output_are_functions_of_states():

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from common import assert_close
 
-from rnnkernels.cells import trace
+from rnnkernels.cells import torch_functions
 from rnnkernels.cells.definition import cell
 
 inf, nan = torch.inf, torch.nan
@@ -42,7 +42,12 @@ UNARY = {  # a function and the numbers that it gets, besides infinities and NaN
     "where hides": (lambda a: torch.where(a > 0, torch.where(a > 0, a, 1.0).log(), a), AROUND),
     "a - number": (lambda a: 1 - a, AROUND), "a / number": (lambda a: a / 3 + 2 / (a * a + 1), AROUND),
     "detach": (lambda a: a * a.detach(), AROUND), "add": (lambda a: torch.add(a, 2), AROUND),
-    "rsub": (lambda a: torch.sub(2, a), AROUND), "sum of methods": (lambda a: a.sigmoid().mul(2).add(a.tanh()), AROUND),
+    "number - a": (lambda a: torch.sub(2, a), AROUND), "rsub": (lambda a: torch.rsub(a, 2, alpha=3), AROUND),
+    "expit": (torch.special.expit, AROUND), "special.expm1": (torch.special.expm1, AROUND),
+    "special.log1p": (torch.special.log1p, POSITIVE + [-0.5]), "+": (lambda a: +a, AROUND),
+    "positive": (lambda a: torch.positive(a).clone().contiguous(), AROUND),
+    "lerp by a number": (lambda a: torch.lerp(a, a * a, 0.25) + torch.lerp(a, 1 - a, 0.75), [-2.0, -0.5, 0.5, 30.0]),
+    "sum of methods": (lambda a: a.sigmoid().mul(2).add(a.tanh()), AROUND),
 }  # fmt: skip
 BINARY = {
     "+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b, "/": lambda a, b: a / b,
@@ -55,7 +60,11 @@ BINARY = {
     "ge": lambda a, b: torch.where(torch.ge(a, b), a, b), "ne": lambda a, b: torch.where(a.ne(b), a, b),
     "logical": lambda a, b: torch.where(torch.logical_and(a > b, torch.logical_not(b > 0)), a, b),
     "float": lambda a, b: (a > b).float() * a + (a < b).type_as(a) * b,
-    "divide": lambda a, b: torch.div(a, b), "subtract": torch.subtract,
+    "divide": lambda a, b: torch.div(a, b), "subtract": torch.subtract, "max": torch.max, "min": lambda a, b: a.min(b),
+    "logical_or": lambda a, b: torch.where(torch.logical_or(a > 0, b > 0), a, b),
+    "alpha": lambda a, b: torch.add(a, b, alpha=3) + a.sub(b, alpha=0.5), "lerp": lambda a, b: torch.lerp(a, b * b, b),
+    "addcmul": lambda a, b: torch.addcmul(a, a, b) + torch.addcmul(a, b, b, value=-2),
+    "addcdiv": lambda a, b: torch.addcdiv(a, a, b) + torch.addcdiv(b, b, a, value=0.5),
     "numpy's numbers": lambda a, b: np.sqrt(2.0) * a - b * np.float32(0.5) + torch.where(np.float64(0.5) < b, a, b),
     "of numpy": lambda a, b: np.float64(1.5) - a + np.float64(2) / (b * b + 1) + torch.where(a >= np.float64(1), a, b),
 }  # fmt: skip
@@ -106,7 +115,7 @@ def test_of_two_values(name):
 
 def test_every_function_that_a_cell_may_have_is_compared():
     source = Path(__file__).read_text()
-    names = {name for words in trace.RULES for name in words.split()} | set(trace.OF_NN)
+    names = {name for words in torch_functions.RULES for name in words.split()} | set(torch_functions.OF_NN)
     aliases = {"negative", "absolute", "sgn", "multiply", "mul", "true_divide", "less", "less_equal", "le", "greater",
                "gt", "greater_equal", "eq", "not_equal", "pow", "logical_and", "logical_not", "ones_like"}  # fmt: skip
     assert not [n for n in names - aliases if n not in source]

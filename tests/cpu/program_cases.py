@@ -23,7 +23,7 @@ class Case:
         self.random = torch.Generator().manual_seed(seed)
         header, sections = split(self.text)
         S, on = len(header["states"]), self.words.__contains__
-        self.reverse = [False, True] if on("both") else [on("reverse")]
+        self.reverse = [False, True, True] if on("three") else [False, True] if on("both") else [on("reverse")]
         X = 2 if on("groups") else 1
         D, lead = X * len(self.reverse), (X,) if on("groups") else ()
         if "given" in header:

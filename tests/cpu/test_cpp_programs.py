@@ -7,7 +7,7 @@ from pairwise import ALL, cases
 from program_cases import HALVES, OPS, OPTIONS, Case
 from program_texts import CELLS
 from programs import split
-from recurrent_cases import noted
+from recurrent_cases import elementwise, noted
 
 import rnnkernels
 from rnnkernels import backends
@@ -75,6 +75,38 @@ def test_projections(name, words, instruction_set):
         Case(PROJECTED[name], dtype, *SHAPES["wide"], f"project {words}", seed=3).compare()
 
 
+@rnnkernels.cell(inputs="f g", recurrent="f", project_input=False)
+def given_apart(x, r, s):
+    """A gate that is x alone beside one that a product joins."""
+    f = torch.sigmoid(x.f + r.f)
+    return f * s.h + (1 - f) * torch.tanh(x.g)
+
+
+@rnnkernels.cell(inputs="a b c", states="h m", vectors="u", project_input=False, step_inputs="k")
+def given_partly(x, s, v, u):
+    """The gradient of x.b is zero."""
+    return torch.tanh(x.a + v.u * s.h) * s.m, torch.sigmoid(x.c * u.k) * s.m + torch.sign(x.b) * x.a
+
+
+AGAIN = {cell.program.name: str(cell) for cell in (elementwise, given_apart, given_partly)}
+
+
+@pytest.mark.parametrize("name, words, instruction_set", cases(AGAIN, OPTIONS, INSTRUCTION_SETS),
+                         indirect=["instruction_set"])  # fmt: skip
+def test_x_that_is_read_again(name, words, instruction_set):
+    """Where x is given, the backward pass reads it instead of values that training would keep."""
+    for k, (shape, dtype) in enumerate((("odd", torch.float64), ("step", torch.float32), ("wide", HALVES[0]))):
+        Case(AGAIN[name], dtype, *SHAPES[shape], words, seed=k).compare()
+
+
+@pytest.mark.parametrize("words", ["", "both", "lengths"])
+def test_large_x(words):
+    """More than the caches hold: results are written past them, in whole vectors where these are alive."""
+    for name, sizes in (("elementwise", (66, 64, 0, 256)), ("given_partly", (70, 64, 0, 240))):
+        assert sizes[0] * sizes[1] * 2 * sizes[3] * 4 > 8 << 20
+        Case(AGAIN[name], torch.float32, *sizes, words).compare()
+
+
 def test_programs_without_a_projection():
     assert {"my_lstm", "three_states", "no_inputs"} <= set(PROJECTED) and "decay_gru" not in PROJECTED
     for name, text in CELLS.items():
@@ -103,7 +135,12 @@ def test_threads(name):
         for dtype, sizes, words, same in (
             (torch.float32, (6, 40, 8, 96), "both lengths", True), (torch.float32, (8, 1, 8, 300), "reset zone", False),
             (torch.float64, (6, 31, 8, 65), "h_mask both", False), (torch.float32, (6, 40, 8, 96), "norm", False),
+            (torch.float32, (8, 5, 30, 96), "groups both lengths", True),  # directions at once
+            (torch.float32, (8, 5, 30, 96), "three lengths", True),  # as heads are: one after the other
+            (torch.bfloat16, (8, 5, 30, 96), "both restart", False),
         ):  # fmt: skip
+            if name == "functions" and dtype in HALVES:  # which jumps where rounding is large
+                continue
             case, results = Case(name, dtype, *sizes, words), []
             expectation = *_, (dy, *dlast), _ = case.expectation()
             for n in (1, 2):

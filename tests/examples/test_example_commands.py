@@ -68,3 +68,12 @@ def test_training_says_where_it_is_where_there_is_no_terminal(tmp_path, capsys):
     lines.on_train_batch_end(at, None, {"loss": torch.tensor(0.125)}, None, 4)
     assert capsys.readouterr().out == "gru: epoch 2 of 5, step 4 of 9, loss 0.25\n"
     assert list(common.progress(iter("abc"), "letters", 3)) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_epochs_on_an_axis_are_whole(epochs, tmp_path):
+    with common.plot(tmp_path / "curve.png") as axis:
+        axis.plot(range(1, epochs + 1), range(epochs), marker="o")
+        axis.set(xlabel="epoch")
+    ticks = axis.get_xticks()
+    assert all(ticks == ticks.round()) and {*range(1, epochs + 1)} <= {*ticks}

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -59,6 +60,14 @@ def test_the_policy_needs_one_call_and_gives_what_the_loop_gives(parts, layers):
     assert calls == [ours] + [theirs] * 5
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected)
+
+
+def test_episodes_are_remembered_and_lines_say_where_training_is(parts, capsys):
+    said, silent = parts.Episodes("plain: of 20,480 steps", every=0), parts.Episodes(every=0)
+    for episodes in (said, silent):
+        episodes.model, episodes.locals = SimpleNamespace(num_timesteps=1024), {"infos": [{}, {"episode": {"r": 9.0}}]}
+        assert episodes.on_step() and episodes.ends == [(1024, 9.0)]
+    assert capsys.readouterr().out == "plain: of 20,480 steps 1,024 played, 1 episodes\n"
 
 
 def test_without_sb3_it_says_what_to_install(monkeypatch, tmp_path, capsys):

@@ -59,6 +59,13 @@ def running(x, s):
     return h, a, b, c
 
 
+@cell(inputs="f g", recurrent="f", states="h m", project_input=False, step_inputs="k")
+def beside(x, r, s, u):
+    """A product joins one gate of the x that is given; the backward pass reads the other one again."""
+    f = sigmoid(x.f + r.f)
+    return f * s.m + (1 - f) * tanh(x.g), sigmoid(x.g * u.k) * s.m + s.h
+
+
 @cell(inputs="a b c d e f g", recurrent="a b c d e f g")
 def many_gates(x, r, s):
     a, b, c, d, e, f, g = (getattr(x, n) + getattr(r, n) for n in "abcdefg")
@@ -105,7 +112,9 @@ def normed_alone(x, s):
 LIBRARY = {name: getattr(library, name).program for name in library.__all__}
 OF_LIBRARY = ("rnn", "lstm", "gru", "gru_reset_before", "peephole_lstm", "gru_d", "ind_rnn")
 CELLS = {name: LIBRARY[name] for name in OF_LIBRARY}
-CELLS |= {c.program.name: c.program for c in (rate, mixed, crossing, every_operation, running, many_gates, autonomous)}
+CELLS |= {
+    c.program.name: c.program for c in (rate, mixed, crossing, every_operation, running, beside, many_gates, autonomous)
+}
 NORMED = {c.program.name: c.program for c in (normed, normed_inner, normed_alone)}
 """Cells whose units meet inside the step, which one schedule has."""
 

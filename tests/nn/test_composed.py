@@ -1,9 +1,11 @@
 """GRU-D, EA-LSTM and Li-GRU as whole layers, beside loops after their papers."""
 
+import numpy as np
 import pytest
 import torch
 from common import assert_close
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_sequence
 
 import rnnkernels
 
@@ -78,10 +80,26 @@ def test_grud_takes_lengths_resets_and_states():
     (lambda layer, v, m: rnnkernels.GRUD(I, H, mean=[0.0]), r"mean should have shape \(3,\), got \(1,\)"),
     (lambda layer, v, m: rnnkernels.LiGRU(I, H, norm="group"), "norm should be 'batch', 'layer' or None, got 'group'"),
     (lambda layer, v, m: rnnkernels.LiGRU(I, H)(v[0]), "Expected input to be 3D, got 2D"),
+    (lambda layer, v, m: rnnkernels.LiGRU(I, H)(v, lengths=[1, 2, 3]), r"`len\(lengths\)` to be equal to batch_size"),
+    (lambda layer, v, m: layer(pack_sequence([v[0]]), m), "GRUD does not take a PackedSequence: pad the input and"),
+    (lambda layer, v, m: rnnkernels.LiGRU(I, H)(pack_sequence([v[0]])), "LiGRU does not take a PackedSequence"),
 ))  # fmt: skip
 def test_errors(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(rnnkernels.GRUD(I, H), torch.randn(T, B, I), torch.ones(T, B, I, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", (list, np.array, lambda numbers: torch.tensor(numbers, **double)))
+@pytest.mark.parametrize("dtype", (None, torch.float64))
+def test_means_have_the_dtype_of_the_parameters(kind, dtype):
+    mean = kind([1.0, 2.0, 3.0])
+    layer = rnnkernels.GRUD(I, H, mean=mean, dtype=dtype)
+    assert layer.mean.tolist() == [1.0, 2.0, 3.0] and layer.mean.dtype == layer.decay_h.weight.dtype
+    values = torch.randn(T, B, I, dtype=dtype)
+    y, _ = layer(values, torch.zeros_like(values, dtype=torch.bool))
+    assert y.dtype == values.dtype
+    mean[0] = 5.0
+    assert layer.mean[0] == 1.0
 
 
 def test_ealstm():

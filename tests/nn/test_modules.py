@@ -1,6 +1,7 @@
 """The modules against torch.nn's: results, every gradient, state, random numbers, precision."""
 
 import copy
+import functools
 import pickle
 
 import pytest
@@ -9,6 +10,7 @@ from common import assert_close, error
 from pairwise import cases
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.utils import checkpoint
 
 import rnnkernels
 
@@ -215,3 +217,62 @@ def test_packed_gradients_of_both_orders(cell):
 
     for check in (torch.autograd.gradcheck, torch.autograd.gradgradcheck):
         assert check(call, (data.requires_grad_(), *flat(hx)), fast_mode=True)
+
+
+class Tagged(torch.Tensor):
+    """A subclass of tensors, as libraries have for images."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name, layout",
+    [(n, k) for n in ("RNN", "GRU", "LSTM") for k in KINDS[:3]]
+    + [(f"{n}Cell", "step") for n in ("RNN", "GRU", "LSTM")],
+)
+def test_tensors_of_a_subclass(name, layout, dtype):
+    more = {"batch_first": layout == "batch_first"} if layout != "step" else {}
+    pair = both(name, I, H, **more, dtype=dtype)
+    x = (torch.randn(B, T, I) if "batch" in layout else torch.randn(T, I)).to(dtype)
+    found = []
+    for module in pair:
+        first = lambda y: y if isinstance(y, torch.Tensor) else y[0]  # noqa: E731
+        leaf = x.clone().requires_grad_()
+        y = first(module(leaf.as_subclass(Tagged)))
+        assert type(y) is Tagged
+        y.square().sum().backward()
+        found.append([y.as_subclass(torch.Tensor), leaf.grad, *(p.grad for p in module.parameters())])
+        with torch.no_grad():
+            found[-1].append(first(module(x.as_subclass(Tagged))).as_subclass(torch.Tensor))
+    for k, (expected, actual) in enumerate(zip(*found, strict=True)):
+        assert_close(str(k), actual, expected)
+
+
+def keep_ours(context, op, *args, **kwargs):
+    ours = "rnnkernels" in str(op)
+    return checkpoint.CheckpointPolicy.MUST_SAVE if ours else checkpoint.CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@pytest.mark.parametrize("module", (
+    rnnkernels.LSTM(I, H, 2, bidirectional=True, batch_first=True), rnnkernels.RNN(I, H, batch_first=True),
+    rnnkernels.GRU(I, H, zoneout=0.3, batch_first=True), rnnkernels.GRUCell(I, H, dtype=torch.bfloat16),
+    rnnkernels.Recurrent(rnnkernels.cells.li_gru, I, H, batch_first=True),
+), ids=str)  # fmt: skip
+def test_selective_checkpointing(module):
+    """Its dispatch mode keeps results of the op, which nothing may change afterwards."""
+    dtype = next(module.parameters()).dtype
+    x = torch.randn(T, I, dtype=dtype) if "Cell" in type(module).__name__ else torch.randn(B, T, I, dtype=dtype)
+    context = functools.partial(checkpoint.create_selective_checkpoint_contexts, keep_ours)
+    found = []
+    for run in (
+        module,
+        functools.partial(checkpoint.checkpoint, module, use_reentrant=False, context_fn=context),
+    ):
+        torch.manual_seed(0)
+        module.zero_grad()
+        leaf = x.clone().requires_grad_()
+        results = run(leaf)
+        y = results if isinstance(results, torch.Tensor) else results[0]
+        y.square().sum().backward()
+        found.append([y, leaf.grad, *(p.grad for p in module.parameters())])
+    for k, (expected, actual) in enumerate(zip(*found, strict=True)):
+        assert torch.equal(actual, expected), k

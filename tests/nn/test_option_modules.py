@@ -134,6 +134,30 @@ def test_options_can_be_assigned():
     assert not torch.equal(converted(x)[0], converted(x)[0]) and converted.reset_after
 
 
+def test_subclasses_have_attributes_of_their_own():
+    """Written for torch.nn's classes, in whose place ours are."""
+
+    class Own(rnnkernels.GRU):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options)
+            self.heads, self.activation, self.zoneout = 3, "relu", "note"
+
+    with pytest.warns(UserWarning, match="is an attribute of Own now, and no option of the layer, which its construct"):
+        module = Own(3, 4)
+    assert (module.heads, module.activation, module.zoneout, module._options) == (3, "relu", "note", None)
+    plain, x = rnnkernels.GRU(3, 4), torch.randn(5, 2, 3)
+    plain.load_state_dict(module.state_dict())
+    assert torch.equal(module(x)[0], plain(x)[0]) and str(module) == "Own(3, 4)"
+    twin = copy.deepcopy(module)
+    twin.heads = 2
+    assert (twin.heads, module.heads) == (2, 3)
+    with pytest.raises(AttributeError, match="heads decides over the parameters"):
+        Own(3, 4, recurrent_dropout=0.5)
+    parametrized = torch.nn.utils.parametrizations.weight_norm(plain, "weight_hh_l0")
+    parametrized.zoneout = 0.5
+    assert parametrized._options.zoneout == 0.5
+
+
 WRONG_OPTIONS = [
     ("LSTM", {"zoneout": 1.0}, ValueError, r"zoneout should be a number in range \[0, 1\) .* of a state being kept"),
     ("LSTM", {"zoneout": -0.1}, ValueError, "zoneout should be a number in range"),

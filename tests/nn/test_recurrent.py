@@ -210,6 +210,24 @@ def test_function():
     assert_close("constant", y, layer_of("rates", alpha=0.5)(x)[0])
 
 
+def test_function_finds_the_hidden_size_without_weights():
+    """From a state, or from an extra input: the input is of any size."""
+
+    @rnnkernels.cell(states="h c", step_inputs="p")
+    def still(s, u):
+        return torch.tanh(s.h + u.p), 0.5 * s.c + s.h
+
+    @rnnkernels.cell(states="h c")
+    def alone(s):
+        return 0.5 * s.h + s.c, s.c
+
+    x, given, hx = torch.randn(T, B, I), {"p": torch.rand(T, B, H)}, (torch.randn(1, B, H), torch.randn(1, B, H))
+    for cell, hidden, more in ((still, None, given), (still, hx, given), (alone, hx, {})):
+        y, last = functional.recurrent(cell, x, hidden, [], **more)
+        expected, states = Recurrent(cell, I, H)(x, hidden, **more)
+        assert torch.equal(y, expected) and all(map(torch.equal, last, states))
+
+
 def test_function_refuses_heads_beside_extra_inputs():
     layer = layer_of("decayed")
     x, params = torch.randn(T, B, I, dtype=torch.float64), list(layer.parameters())
@@ -247,6 +265,10 @@ def test_names_and_initial_values():
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I), u=1), TypeError, "unexpected input 'u'"),
         (lambda: Recurrent(CELLS["decayed"], I, H)(torch.zeros(T, B, I)), TypeError, "missing the input 'gamma'"),
         (lambda: rnnkernels.keras.export_weights(Recurrent(lstm, I, H)), TypeError, "not Recurrent of lstm"),
+        (lambda: RecurrentCell(CELLS["elementwise"], I, H), ValueError, "= 2 \\* hidden_size = 12, got 4"),
+        (lambda: RecurrentCell(lstm, I, H)(torch.zeros(2, I), torch.zeros(2, H)), TypeError, "must be tuple of"),
+        (lambda: functional.recurrent(lstm, torch.zeros(T, B, I), None, [*Recurrent(lstm, I, H).parameters()], zone=1),
+         TypeError, "recurrent\\(\\) got an unexpected input 'zone'"),
         (lambda: torch.jit.script(Recurrent(lstm, I, H)), RuntimeError, "torch.jit.script cannot compile Recurrent"),
     ],
 )  # fmt: skip
@@ -265,6 +287,25 @@ def test_wrong_extra_inputs():
     ):
         with pytest.raises(RuntimeError, match=words):
             layer(x, **{**good, name: bad})
+
+
+def test_autocast_takes_extra_inputs_of_another_dtype():
+    """As a linear layer before this one makes them, which autocast gives its dtype."""
+    layer = layer_of("decayed", dtype=torch.float32)
+    x, given = torch.randn(T, B, I), inputs_of(layer, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = layer(x, **given)[0]
+        assert torch.equal(layer(x, **{name: u.bfloat16() for name, u in given.items()})[0], expected)
+        assert torch.equal(layer(x.bfloat16(), **given)[0], expected)
+        leaves = {name: u.bfloat16().requires_grad_() for name, u in given.items()}
+        layer(x, **leaves)[0].sum().backward()
+        with pytest.raises(RuntimeError, match="Expected gamma of dtype torch.float32 on cpu, as the input, but got"):
+            layer(x, **{**given, "gamma": given["gamma"].double()})
+    found = {name: u.grad for name, u in leaves.items()}
+    wanted = {name: u.double().requires_grad_() for name, u in given.items()}
+    layer.double()(x.double(), **wanted)[0].sum().backward()
+    for name, u in wanted.items():
+        assert_close(name, found[name], u.grad, 2e-2)
 
 
 def test_a_cell_that_computes_what_a_built_in_one_does_runs_as_that():

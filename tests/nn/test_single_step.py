@@ -33,8 +33,8 @@ def leaves(value):
 @pytest.mark.parametrize(("name", "settings"), KINDS)
 def test_results_and_gradients(monkeypatch, name, settings, with_states):
     """torch's ops run, and outputs and every gradient are those of torch.nn, also where results are written into."""
-    steps, layer = [], torchs_step.layer
-    monkeypatch.setattr(torchs_step, "layer", lambda *args: steps.append(args) or layer(*args))
+    steps, layers = [], torchs_step.layers
+    monkeypatch.setattr(torchs_step, "layers", lambda *args: steps.append(args) or layers(*args))
     theirs, ours, x, hx = pair(name, settings)
     found = []
     for model in (theirs, ours):
@@ -48,7 +48,7 @@ def test_results_and_gradients(monkeypatch, name, settings, with_states):
         loss = sum((r * r).sum() for r in results)
         wanted = [x_leaf, *(h_leaf if with_states else []), *model.parameters()]
         found.append((before, torch.autograd.grad(loss, wanted, create_graph=True)))
-    assert len(steps) == settings.get("num_layers", 1)
+    assert len(steps) == 1
     names = ["x", *(["h", "c"][: len(leaves(hx))] if with_states else []), *dict(ours.named_parameters())]
     for what, a, b in zip(["y", "h_n", "c_n"], found[1][0], found[0][0], strict=False):
         assert_close(what, a, b)
@@ -59,7 +59,7 @@ def test_results_and_gradients(monkeypatch, name, settings, with_states):
 
 def test_what_does_not_suit(monkeypatch):
     """Options, lengths, resets, projections, 16 bits, empty batches, no hidden units, more steps: the kernels run."""
-    monkeypatch.setattr(torchs_step, "layer", None)
+    monkeypatch.setattr(torchs_step, "layers", None)
     x = torch.randn(1, B, I)
     for model, given, more in (
         (rnnkernels.GRU(I, H, zoneout=0.1), x, {}),

@@ -138,3 +138,10 @@ def test_subclasses_are_left_alone_and_named():
 
     with pytest.warns(UserWarning, match=r"the model itself \(Ours\)"):
         rnnkernels.revert(Ours(I, H))
+
+
+@pytest.mark.parametrize("tool", ("convert", "revert", "freeze", "quantize_dynamic"))
+def test_what_is_no_module(tool):
+    for what, got in ((nn.LSTM, "LSTM"), ([nn.LSTM(3, 4)], "an object of list"), (None, "an object of NoneType")):
+        with pytest.raises(TypeError, match=f"{tool}: expected a module, got {got}"):
+            getattr(rnnkernels, tool)(what)

@@ -180,12 +180,26 @@ def test_graphs():
         assert_close("traced", torch.jit.trace(model, x)(x)[0], expected, 1e-6)
 
 
-def test_parametrized_layers_become_plain():
-    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.LSTM(I, H), "weight_hh_l0"))
-    x = torch.randn(3, 2, I)
+@pytest.mark.parametrize("make", (
+    lambda: nn.LSTM(I, H), lambda: rnnkernels.LSTM(I, H), lambda: rnnkernels.GRUCell(I, H), lambda: nn.RNNCell(I, H),
+    lambda: rnnkernels.Recurrent(rnnkernels.cells.li_gru, I, H),
+))  # fmt: skip
+def test_parametrized_layers_become_plain(make):
+    """In the copy: the model stays parametrized, and learns as before."""
+    module = make()
+    name = next(n for n, _ in module.named_parameters() if n.startswith("weight_hh"))
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(module, name))
+    x = torch.randn(2, I) if "Cell" in type(module).__name__ else torch.randn(3, 2, I)
+    first = lambda results: results if isinstance(results, torch.Tensor) else results[0]  # noqa: E731
+    with torch.no_grad():
+        expected = first(model(x))
     frozen = rnnkernels.freeze(model)
-    assert_close("y", frozen(x)[0], model(x)[0].detach(), 1e-6)
-    assert "0.weight_hh_l0" in frozen.state_dict()
+    assert_close("y", first(frozen(x)), expected, 1e-6)
+    assert f"0.{name}" in frozen.state_dict() and f"0.{name}" not in model.state_dict()
+    after = first(model(x))
+    assert_close("y after", after, expected, 1e-6)
+    after.sum().backward()
+    assert not any(p.grad is None for p in module.parametrizations[name].parameters())
 
 
 def test_heads_are_refused():

@@ -68,6 +68,7 @@ def scan_backward(
     c_gain, c_bias, c_moments,  # (D, H), (D, H), (D, T, B, 2): the same for the last state in the output; or None
     dnorm,  # (D, T, B, H): gradients of that norm, a result; or None
     held,  # (D, B, H) each: gradients that cross from one launch of a step to the next; or None
+    x,  # as in the forward pass, where it is the layer's input itself and the cell reads it again; or None
     vectors, inputs, inputs_at,  # as in the forward pass
     dfixed,  # sums (D, B, H) that the gradients of V vectors and of SEQUENCES inputs are added to; or None
     dinputs,  # (D, T, B, INPUTS - SEQUENCES, H): gradients of the other inputs; or None
@@ -75,7 +76,7 @@ def scan_backward(
     parts,  # (2, D, 2, B, 2, PARTS): in turns, sums of the rows' parts as in norms.py; or None
     rows,  # (D, norms of the cell, 2, B, 2, PARTS): memory of cells/rows.py, if cooperative; or None
     counters,  # (D, batch tiles) zeros: the barriers, if cooperative
-    begin, end, T, B, D, length_x, reset_x,
+    begin, end, T, B, D, x_d, x_t, x_b, length_x, reset_x,
     CELL: tl.constexpr, RENEW: tl.constexpr,
     FIRST: tl.constexpr, OUTPUT: tl.constexpr, PHASE: tl.constexpr,  # as in the forward pass, both of them backward
     OPERAND: tl.constexpr,  # the gradients through the operand of the product; or None
@@ -83,6 +84,7 @@ def scan_backward(
     DQ: tl.constexpr,  # the plane of the second product
     CROSS: tl.constexpr,  # gradients that CELL gives to FIRST, after all others
     Y: tl.constexpr, FINITE: tl.constexpr, V: tl.constexpr, SEQUENCES: tl.constexpr, INPUT_J: tl.constexpr,
+    GX: tl.constexpr,
     READ_NORM: tl.constexpr, EMITS: tl.constexpr,  # the product reads normed values; the cell's planes that are such
     PARTS: tl.constexpr,
     ROWS: tl.constexpr,  # norms in OPERAND, CELL and FIRST that meet other programs
@@ -162,6 +164,7 @@ def scan_backward(
         old = entering(before, again, s_reset, S, H, mask, j, b, d, B)
         after = before
         given = fixed + load_inputs(inputs, inputs_at, SEQUENCES, INPUTS, INPUT_J, group, t, b, j, mask, ACC)
+        xs = load_tiles(x + d * x_d + t * x_t + (b * x_b + j), H, mask & (i < n), GX, ACC) if x is not None else ()
         stay = ds
         arriving = ds
         if dy is not None:
@@ -264,7 +267,7 @@ def scan_backward(
             arriving = replaced(arriving, S - 1, arriving[S - 1] + (dc_own - dc[0]), S)  # the cell adds dc
             new = replaced(new, S - 1, output, S)
         meet = meeting(rows, counters, ARRIVALS * (T - 1 - i) + ROWS[0], ROWS[0], PARTS, b, B)
-        emitted, earlier = CELL(arriving + dout, new, old + given + meet, kept, ACTIVATION, GATE)
+        emitted, earlier = CELL(arriving + dout, new, old + given + xs + meet, kept, ACTIVATION, GATE)
         more = earlier[S : S + MORE]
         crossing = earlier[S + MORE :]
         earlier = earlier[:S]

@@ -168,6 +168,7 @@ def backward(problem, dy, dlast, dcells, y, saved, needs):
     found = graphs.run(
         passes.backward, problem.launches(tiles, backward=True), problem.recurrent(), tiles, dy.contiguous(),
         [g.contiguous() for g in dlast], None if dcells is None else dcells.contiguous(), y, gates, cells, normed,
+        products.given_inputs(problem) if cell.again else None,
     )  # fmt: skip
     known = ()
     if problem.norm:

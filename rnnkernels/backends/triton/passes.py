@@ -26,6 +26,7 @@ PLAIN = dict(between=None, sums=None, gain=None, c_gain=None, c_bias=None, parts
 PLAIN |= dict(rows=None, ROWS=(0, 0, 0))
 PLAIN_BACKWARD = dict.fromkeys(("raw", "gain", "moments", "c_gain", "c_bias", "c_moments", "dnorm", "held", "parts"))
 PLAIN_BACKWARD |= dict.fromkeys(("spread", "along", "OUTPUT", "dfixed", "dinputs", "doperand"))
+PLAIN_BACKWARD |= dict(x=None, x_d=0, x_t=0, x_b=0, GX=0)
 PLAIN_BACKWARD |= dict(READ_NORM=False, EMITS=(), PARTS=1, rows=None, ROWS=(0, 0, 0))
 ALONE = dict.fromkeys(("vectors", "inputs", "inputs_at", "OPERAND"))
 ALONE |= dict(V=0, SEQUENCES=0, INPUT_J=(), Y=False, FINITE=True)  # of a cell that reads states and products only
@@ -243,8 +244,8 @@ def forward(problem, tiles, inputs, save):
     return y, last, gates, cells
 
 
-def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
-    """Run the steps of the layer backwards."""
+def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed, x=None):
+    """Run the steps of the layer backwards. ``x``: the pre-activations, where the cell reads them again."""
     cell, T, H, P, D, B = problem.cell, problem.T, problem.H, problem.P, problem.D, problem.B
     states, project = problem.states, bool(problem.w_hr)
     own = tuple(range(cell.states)) if not project else (None, *range(1, cell.states))
@@ -283,6 +284,8 @@ def backward(problem, tiles, dy, dlast, dcells, y, gates, cells, normed):
     held = None if single or not cell.cross else tuple(problem.empty(D, B, H, **wide) for _ in range(cell.cross))
     of_cells = None if dcells is None else of_states(problem, dcells)
     common = dict(dcells=of_cells, gates=gates, saved=saved, planes=planes, held=held) | beside(problem, True) | of_cell
+    if x is not None:
+        common |= dict(x=x, x_d=x.stride(0), x_t=x.stride(1), x_b=x.stride(2), GX=cell.gates)
     common |= dict(dfixed=fixed or None, dinputs=dinputs, doperand=doperand)
     if project:
         projected = problem.empty(D, T, B, 1, P)

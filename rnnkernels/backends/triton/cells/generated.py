@@ -64,6 +64,7 @@ class Layout:
         # what ``forward`` reads or keeps of ``first``, and the gradients that go back
         self.crossing = [store for store in self.stores.get("first", ()) if store[0] != "inner"]
         self.dcross = [what for op, what in self.loads("backward_first") if op == "dcross"]
+        self.again = any(op == "x" for op, _ in self.loads("backward"))
         self.new = [n for n, name in enumerate(program.states) if self.reads(("n", name))]
         self.old = [n for n, name in enumerate(program.states) if self.reads(("s", name))]
         self.own = [program.states.index(name) for name in spec.renewed(zoned=True)]
@@ -203,8 +204,13 @@ def source(spec, H=None):
     out = ""
 
     def section(name, like):
-        end = len(layout.beside) + (len(layout.crossing) if name == "forward" else 0)
-        return Function(program.sections[name], loads, like, f"s[{end}:]"), layout.stores[name]
+        end, own = len(layout.beside), {}
+        if name == "forward":
+            end += len(layout.crossing)
+        elif name == "backward" and layout.again:
+            own = {("x", gate): f"s[{end + n}]" for n, gate in enumerate(program.inputs)}
+            end += len(program.inputs)
+        return Function(program.sections[name], loads | own, like, f"s[{end}:]"), layout.stores[name]
 
     def more(body, stores):
         return [body.of(stores, (f"d{kind}", name)) for kind, name in layout.beside]
@@ -316,7 +322,8 @@ def _cell_of(name, H):
         new_cells=in_torch(segments.new_cells, spec.built_in and (spec.has_projection or spec.output_norm)),
         output=in_torch(segments.output if spec.built_in else segments.output_of_program, spec.has_projection),
         vectors=len(program.vectors),
-        sequences=len(program.sequence), steps=len(program.step), operand=module.operand if other else None,
+        sequences=len(program.sequence), steps=len(program.step), again=layout.again,
+        operand=module.operand if other else None,
         backward_operand=module.backward_operand if other else None, operands=in_torch(segments.operand, other),
         operand_gradients=in_torch(segments.operand_gradients, other), y=program.own_output, own=tuple(layout.own),
         finite=spec.built_in, norms=norms_of(program), text="" if spec.built_in else program.text,

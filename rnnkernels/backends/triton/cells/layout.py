@@ -67,6 +67,9 @@ class Cell(NamedTuple):
     steps: int = 0
     """Inputs of a step (T, B, H), which follow those."""
 
+    again: bool = False
+    """``backward`` reads the gates of x again, after all that; x is given as it is, without a product."""
+
     operand: Any = None
     """``operand(s)``: the operand of the recurrent product; None: h."""
 
