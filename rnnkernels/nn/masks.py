@@ -21,11 +21,11 @@ def with_options(call, options, train):
     In training (``train``) masks come from torch's generator of the device of x: first the mask of the recurrent
     dropout, then those of the zoneout, a state at a time.
     """
-    x, D, H, P, N = call.x, len(call.reverse), call.H, call.P, options.heads
-    S = len(spec_of(call.cell).program.states)  # of a field: see cells/weights.py
+    x, D, N = call.x, len(call.reverse), options.heads
+    # of fields where that is possible: see cells/weights.py
+    S, H = len(spec_of(call.cell).program.states), call.hidden_size or call.H
+    P = call.P if call.project else H
     weights, states, reset_states, h_mask, zone = call.weights, call.states, call.reset_states, None, []
-    if N > 1:
-        P = H
     if train and options.recurrent_dropout:
         h_mask = torch.dropout(
             torch.ones(D, x.size(1), P, dtype=x.dtype, device=x.device), options.recurrent_dropout, True
