@@ -67,6 +67,18 @@ def a_layer_compiles_into_one_graph():
             torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12)
 
 
+def layers_with_options_and_own_cells_compile():
+    x = torch.randn(6, 4, 5)
+    for layer in (
+        rnnkernels.LSTM(5, 7, layer_norm=True, zoneout=0.1).eval(), rnnkernels.GRU(5, 8, heads=2),
+        rnnkernels.Recurrent(rnnkernels.cells.peephole_lstm, 5, 7),
+    ):  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, in its compiler
+            compiled = torch.compile(layer, fullgraph=True, backend="eager")
+            torch.testing.assert_close(compiled(x)[0], layer(x)[0])
+
+
 def a_layer_exports_with_dynamic_sizes():
     layer, x = rnnkernels.LSTM(5, 7).eval(), torch.randn(9, 3, 5)
     sizes = {0: torch.export.Dim("T", min=2, max=99), 1: torch.export.Dim("B", min=2, max=99)}
@@ -120,6 +132,7 @@ def the_command_line_says_what_is_there():
 
 PROMISES = (
     the_extension_is_there, the_package_has_types, layers_agree_with_torch, a_layer_compiles_into_one_graph,
+    layers_with_options_and_own_cells_compile,
     a_layer_exports_with_dynamic_sizes, a_stepper_agrees_with_its_layer, int8_is_near,
     autocast_and_per_sample_gradients, a_cell_of_ones_own_runs, the_command_line_says_what_is_there,
 )  # fmt: skip
