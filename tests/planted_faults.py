@@ -138,7 +138,7 @@ FAULTS = {
         "python", "if n not in waiting and touched & gates_of(graph, n)]", "if False]", "test_derivation.py"
     ),
     "cells: constants are kept": Fault(
-        "python", "free = _free(graph)\n    own =", "free = _free(graph) - {graph.const(0.5)}\n    own =",
+        "python", "free = _free(graph, again)\n    own =", "free = _free(graph, again) - {graph.const(0.5)}\n    own =",
         "test_derivation.py",
     ),
     "cells: the derivative at the bound of clamp": Fault(
@@ -148,7 +148,7 @@ FAULTS = {
         "python", "self.at[m] = len(self.lines)", "self.at[m] = len(self.at)", "test_derivation.py test_library.py"
     ),
     "cells: an unused gate is accepted": Fault(
-        "python", "if (op, name) not in used:", "if False:", "test_definition_errors.py"
+        "python", "if (op, name) not in used:", "if False:", "test_definition_refusals.py"
     ),
     "cells: a text may put a gate's gradient twice": Fault(
         "python", "if len(set(sides)) < len(sides):", "if False:", "test_program_text.py"
