@@ -5,9 +5,9 @@
 
 namespace RNNKERNELS_SET {
 namespace {
-// Results that the directions of a group have in common. Of two directions of few rows the second one has its own, which
-// are added at the end: always, so that the number of threads changes no bit. (Heads may be more directions, which would
-// take that memory each.)
+// Results that the directions of a group have in common. Of two directions of few rows the second one has its own,
+// which are added at the end: always, so that the number of threads changes no bit. (Heads may be more directions,
+// which would take that memory each.)
 template <class A>
 class OwnResults {
  public:

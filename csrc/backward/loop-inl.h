@@ -289,9 +289,11 @@ struct Backward {
         for (int64_t i = 0; i < I; i += W) put(i, int(std::min<int64_t>(W, I - i)), V(A(0)));
         continue;
       }
-      for (int g = 0; g < int(program->inputs.size()); ++g)
-        for (int64_t j = 0; j < H && !goes_straight(g); j += W)
+      for (int g = 0; g < int(program->inputs.size()); ++g) {
+        if (goes_straight(g)) continue;
+        for (int64_t j = 0; j < H; j += W)
           put(g * H + j, int(std::min<int64_t>(W, H - j)), load(dz_of(1, r) + at.x[size_t(g)] * Hp + j));
+      }
     }
   }
 

@@ -91,7 +91,7 @@ class Machine {
                           : panels      ? std::max<int64_t>(1, block_ / (m1 - m0))
                                         : std::min(q1 - q0, block_),
                   rows = std::max<int64_t>(1, block_ / units);
-    auto run = [&](int64_t m, int64_t down, int64_t q, int64_t across) {
+    auto block = [&](int64_t m, int64_t down, int64_t q, int64_t across) {
       const Run run{m, q, down, across, section.norms || across >= down};
       for (const Instruction& each : section.code) {
         if (each.op >= Op::add) compute(each, run);
@@ -102,11 +102,11 @@ class Machine {
     };
     if (panels) {
       for_even_blocks(q0, q1, units, [&](int64_t q, int64_t across) {
-        for_even_blocks(m0, m1, rows, [&](int64_t m, int64_t down) { run(m, down, q, across); });
+        for_even_blocks(m0, m1, rows, [&](int64_t m, int64_t down) { block(m, down, q, across); });
       });
     } else {
       for_even_blocks(m0, m1, rows, [&](int64_t m, int64_t down) {
-        for_even_blocks(q0, q1, units, [&](int64_t q, int64_t across) { run(m, down, q, across); });
+        for_even_blocks(q0, q1, units, [&](int64_t q, int64_t across) { block(m, down, q, across); });
       });
     }
   }

@@ -20,7 +20,7 @@ STEPS = {
 STACKS = {
     ("rnn", "tanh"): _VF.rnn_tanh, ("rnn", "relu"): _VF.rnn_relu, ("gru", "tanh"): _VF.gru,
 }  # fmt: skip
-"""Those of all layers at once. Not of LSTM, which oneDNN computes there: a step of it costs up to twice its cells."""
+"""Those of all layers at once. Not of LSTM: oneDNN computes it there, and a step takes longer than its cells."""
 DTYPES = torch.float32, torch.float64
 FOR_TRAINING = "autograd costs less than for one of ours"
 

@@ -40,9 +40,8 @@ static std::vector<int> run(int64_t members, const Late& late, int tries = 10) {
       const int ms = member.index() == 1 ? late(step) : 0;
       const auto start = Clock::now();
       std::this_thread::sleep_for(milliseconds(1 + ms));
-      const bool stays = member.barrier();
-      if (Clock::now() - start > milliseconds(1 + late(step)) + milliseconds(2)) disturbed = true;
-      if (!stays) return;
+      if (Clock::now() - start > milliseconds(1 + ms) + milliseconds(2)) disturbed = true;
+      if (!member.barrier()) return;
     }
   });
   return whole && !disturbed ? std::vector<int>{did.begin(), did.end()} : run(members, late, tries - 1);

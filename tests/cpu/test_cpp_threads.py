@@ -320,6 +320,6 @@ def test_by_itself(name, tmp_path):
     source = str(here / f"{name}_check.cpp")
     subprocess.run([compiler, "-std=c++17", "-O1", "-pthread", include, source, "-o", str(program)], check=True)
     tries = [subprocess.run([program], capture_output=True, text=True) for _ in range(3)]
-    if any(done.returncode == 77 for done in tries) and not any(done.returncode == 0 for done in tries):
+    if all(done.returncode == 77 for done in tries):
         pytest.skip(tries[-1].stdout.strip())
     assert any(done.returncode == 0 for done in tries), [done.stdout for done in tries]
