@@ -99,9 +99,10 @@ struct Backward {
       std::fill(sums + m * sums_row + u0 * WIDTH, sums + m * sums_row + std::min(Pp, u1 * WIDTH), A(0));
     for (int g = g0; slot >= 0 && g < g1; ++g)
       for (int64_t i = u0; i < u1; ++i) {
-        const int64_t u = (slot + g) & 1 ? u1 - 1 - (i - u0) : i;
+        const bool down = (slot + g) & 1;
+        const int64_t u = down ? u1 - 1 - (i - u0) : i;
         multiply(tiles, w_hh, hh_in_place ? call.weight(d, call.hh()) : nullptr, n, dz_rows(slot, r, at.r[size_t(g)]),
-                 g, u * WIDTH, std::min(P, (u + 1) * WIDTH), P, sums + u * WIDTH, sums_row, g > g0);
+                 g, u * WIDTH, std::min(P, (u + 1) * WIDTH), P, sums + u * WIDTH, sums_row, g > g0, down);
       }
   }
   int first_gates() const { return GR - int(call.cell->phases) + 1; }  // of the first product of a step
@@ -109,10 +110,11 @@ struct Backward {
   // sums [n][sums_row] = or += left times columns c0..c1 of gate g of weights with `columns` columns, packed or as they
   // lie.
   void multiply(Tiles& tiles, const PackedMatrix<A>& packed, const void* in_place, int64_t n, const RowsView<A>& left,
-                int g, int64_t c0, int64_t c1, int64_t columns, A* sums, int64_t sums_row, bool add) const {
+                int g, int64_t c0, int64_t c1, int64_t columns, A* sums, int64_t sums_row, bool add,
+                bool down = false) const {
     if (!in_place)
       return packed.multiply_all(tiles, schedule.engine, n, left, g * (packed.parts() ? Hk : H), H, c0, c1 - c0, sums,
-                                 sums_row, add ? Sum::add : Sum::put);
+                                 sums_row, add ? Sum::add : Sum::put, down);
     for_columns<A>(c1 - c0, [&](auto vectors, int64_t c) {
       const A* w = static_cast<const A*>(in_place) + g * H * columns + c0 + c;
       product<decltype(vectors)::value>(n, left.a, left.row, 1, Numbers<A>{w, columns}, H, sums + c, sums_row, add);

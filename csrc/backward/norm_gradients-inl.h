@@ -88,19 +88,19 @@ struct NormGradients {
         take(
             split_x, I, [&](int64_t t, int64_t b, A* to) { tape.get_x(t, b, to); },
             [&](int64_t u, const RowsView<A>& left, int64_t at) {
-              weights->multiply_input(tiles, d, u, n, left, x.data() + at, row(true));
+              weights->multiply_input(tiles, d, u, u + 1, n, left, x.data() + at, row(true));
             });
       if (FIRST > 0)
         take(
             split_h, P, [&](int64_t t, int64_t b, A* to) { again.first(t, b, to); },
             [&](int64_t u, const RowsView<A>& left, int64_t at) {
-              weights->multiply_state(tiles, d, u, n, left, h.data() + at, row(false));
+              weights->multiply_state(tiles, d, u, u + 1, n, left, h.data() + at, row(false));
             });
       if (FIRST < GR)
         take(
             split_h, P, [&](int64_t t, int64_t b, A* to) { again.second(t, b, to); },
             [&](int64_t u, const RowsView<A>& left, int64_t at) {
-              weights->multiply_second(tiles, d, u, n, left, h.data() + at + FIRST * weights->WIDTH, row(false));
+              weights->multiply_second(tiles, d, u, u + 1, n, left, h.data() + at + FIRST * weights->WIDTH, row(false));
             });
     }
   }

@@ -37,6 +37,12 @@ struct Forward : PanelSizes<A> {
   const int64_t chunk = schedule.chunked ? std::clamp<int64_t>(kChunkBytes / (B * panels * X_SUMS * sizeof(A)),
                                                                std::min(T, 255 / B + 1), T)
                                          : 1;
+  // Numbers from one row of the input's sums to the next: an odd count of cache lines, so that rows of a tile lie in
+  // different sets of the cache.
+  const int64_t pre_row = (panels * X_SUMS / W | 1) * W;
+  // Rows whose parts stay in the second-level cache, beside a panel of weights, while they meet one panel after the
+  // other.
+  const int64_t most_rows = std::max<int64_t>(32, kNearBytes / 2 / (6 * I));
   // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
   const bool quads_in_tiles = schedule.hh == Layout::quads && schedule.engine == Engine::tiles;
   const bool near = (quads_in_tiles ? 1 : 2 * schedule.parts) * gates_hh * Hp * P <= kNearBytes;
@@ -87,7 +93,7 @@ struct Forward : PanelSizes<A> {
       strip.second.allocate(strip.rows * Pp);
       if (schedule.hh == Layout::pairs) strip.second_split.allocate(strip.rows, P, schedule.parts);
     }
-    if (schedule.chunked || whole_rows) strip.pre.allocate(chunk * strip.rows * panels * X_SUMS);
+    if (schedule.chunked || whole_rows) strip.pre.allocate(chunk * strip.rows * pre_row);
   }
 
   // Rows r..r+n of a job as a job of their own, from step t of the loop on.
@@ -138,8 +144,11 @@ struct Forward : PanelSizes<A> {
   void project_input(const Strip<A>& strip, Work<A>& work, Tiles& tiles, int64_t t0, int64_t steps, int64_t u0,
                      int64_t u1) const {
     const RowsView<A> x = operands.rows_of_x(strip, work.x, t0, steps);
-    for (int64_t u = u0; u < u1; ++u)
-      weights.multiply_input(tiles, strip.d, u, steps * strip.rows, x, strip.pre.data() + u * X_SUMS, panels * X_SUMS);
+    for_even_blocks(0, steps * strip.rows, most_rows, [&](int64_t r, int64_t n) {
+      for (int64_t u = u0; u < u1; ++u)
+        weights.multiply_input(tiles, strip.d, u, u + 1, n, x.from(r), strip.pre.data() + r * pre_row + u * X_SUMS,
+                               pre_row);
+    });
   }
 
   // Where things of a row of one step lie, from row to row.
@@ -215,8 +224,8 @@ struct Forward : PanelSizes<A> {
 
   // Layer norms of rows of sums of so many gates in panels, with gain k (0: of the input, 1: of the state) from gate g0
   // on.
-  void normalize_rows(int64_t d, A* sums, int64_t rows, int gates, int k, int g0) const {
-    for (int64_t r = 0; r < rows && gates > 0; ++r, sums += panels * gates * WIDTH) {
+  void normalize_rows(int64_t d, A* sums, int64_t row, int64_t rows, int gates, int k, int g0) const {
+    for (int64_t r = 0; r < rows && gates > 0; ++r, sums += row) {
       auto at = [&](int g, int64_t j) { return sums + j * gates + g * W; };
       auto get = [&](int g, int64_t j, int) { return load(at(g, j)); };
       const auto norm = normal<A>(0, gates, H, call.eps, get);
@@ -235,18 +244,18 @@ struct Forward : PanelSizes<A> {
     if (!pre && gates_ih > 0) {
       pre = strip.pre.data();
       for (int64_t u = 0; u < panels; ++u)
-        weights.multiply_input(tiles, strip.d, u, strip.rows, x, strip.pre.data() + u * X_SUMS, panels * X_SUMS);
+        weights.multiply_input(tiles, strip.d, u, u + 1, strip.rows, x, strip.pre.data() + u * X_SUMS, pre_row);
     }
     auto for_rows = [&](auto&& f) {
       for_even_blocks(0, strip.rows, std::max<int64_t>(1, UNITS / all_units), [&](int64_t r, int64_t n) {
         Block<A> of{strip, work, t, slot, r, n, 0, all_units};
-        if (pre) of.x = place(pre, panels * X_SUMS, gates_ih, 0, 0);
+        if (pre) of.x = place(pre, pre_row, gates_ih, 0, 0);
         f(of);
       });
     };
     for (int64_t u = 0; u < panels && gates_first > 0; ++u)
-      weights.multiply_state(tiles, strip.d, u, strip.rows, h, sums + u * SUMS, panels * SUMS);
-    if (call.layer_norm) normalize_rows(strip.d, sums, strip.rows, gates_first, 1, 0);
+      weights.multiply_state(tiles, strip.d, u, u + 1, strip.rows, h, sums + u * SUMS, panels * SUMS);
+    if (call.layer_norm) normalize_rows(strip.d, sums, panels * SUMS, strip.rows, gates_first, 1, 0);
     for_rows([&](Block<A>& of) {
       of.state = place(sums, panels * SUMS, gates_first, 0, 0);
       (cell.first ? cell.first : cell.last)(*this, of);
@@ -255,8 +264,8 @@ struct Forward : PanelSizes<A> {
     if (cell.first) {
       const RowsView<A> second = operands.rows_of_second(strip, work.second);
       for (int64_t u = 0; u < panels; ++u)
-        weights.multiply_second(tiles, strip.d, u, strip.rows, second, sums + u * WIDTH, panels * WIDTH);
-      if (call.layer_norm) normalize_rows(strip.d, sums, strip.rows, 1, 1, gates_first);
+        weights.multiply_second(tiles, strip.d, u, u + 1, strip.rows, second, sums + u * WIDTH, panels * WIDTH);
+      if (call.layer_norm) normalize_rows(strip.d, sums, panels * WIDTH, strip.rows, 1, 1, gates_first);
       for_rows([&](Block<A>& of) {
         of.second = place(sums, panels * WIDTH, 1, 0, 0);
         cell.last(*this, of);
@@ -287,31 +296,33 @@ struct Forward : PanelSizes<A> {
     if (__builtin_expect(whole_rows, 0)) return step_normed(strip, work, tiles, t, slot, pre, x, h), true;
     alignas(64) A sums[MOST], x_sums[MOST];
     const auto run = cell.first ? cell.first : cell.last;
-    for_blocks(strip, member, panels, slot & 1, [&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
+    const bool down = slot & 1;
+    for_blocks(strip, member, panels, down, [&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
       const int64_t row = (u1 - u0) * SUMS, x_row = (u1 - u0) * X_SUMS;
       for (int64_t i = 0; i < u1 - u0; ++i) {
-        const int64_t k = slot & 1 ? u1 - u0 - 1 - i : i;
-        if (input) weights.multiply_input(tiles, strip.d, u0 + k, n, x.from(r), x_sums + k * X_SUMS, x_row);
-        if (gates_first > 0) weights.multiply_state(tiles, strip.d, u0 + k, n, h.from(r), sums + k * SUMS, row);
+        const int64_t k = down ? u1 - u0 - 1 - i : i, u = u0 + k, next = down ? u - 1 : u + 1;
+        if (input) weights.multiply_input(tiles, strip.d, u, next, n, x.from(r), x_sums + k * X_SUMS, x_row);
+        if (gates_first > 0) weights.multiply_state(tiles, strip.d, u, next, n, h.from(r), sums + k * SUMS, row);
       }
       run(*this, {strip, work, t, slot, r, n, u0 * this->vectors, end_of(u1),
-                  pre ? place(pre, panels * X_SUMS, gates_ih, 0, 0) : place(x_sums, x_row, gates_ih, r, u0),
+                  pre ? place(pre, pre_row, gates_ih, 0, 0) : place(x_sums, x_row, gates_ih, r, u0),
                   place(sums, row, gates_first, r, u0)});
     });
     if (!member.barrier()) return false;
     if (cell.first) {
       const RowsView<A> second = operands.rows_of_second(strip, work.second);
-      for_blocks(strip, member, panels, slot & 1, [&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
+      for_blocks(strip, member, panels, down, [&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
         const int64_t row = (u1 - u0) * WIDTH;
         for (int64_t u = u0; u < u1; ++u)
-          weights.multiply_second(tiles, strip.d, u, n, second.from(r), sums + (u - u0) * WIDTH, row);
+          weights.multiply_second(tiles, strip.d, u, down ? u - 1 : u + 1, n, second.from(r), sums + (u - u0) * WIDTH,
+                                  row);
         cell.last(*this,
                   {strip, work, t, slot, r, n, u0 * this->vectors, end_of(u1), {}, {}, place(sums, row, 1, r, u0)});
       });
       return member.barrier();
     }
     if (!call.project) return true;
-    for_blocks(strip, member, out_panels, slot & 1, [&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
+    for_blocks(strip, member, out_panels, down, [&](int64_t u0, int64_t u1, int64_t r, int64_t n) {
       for (int64_t u = u0; u < u1; ++u) project({strip, work, t, slot, r, n, 0, 0}, tiles, u, sums);
     });
     return member.barrier();
@@ -330,11 +341,11 @@ struct Forward : PanelSizes<A> {
       if (schedule.chunked) {
         const auto [u0, u1] = member.share(panels);
         project_input(strip, work, tiles, t0, steps, u0, u1);
-        if (call.layer_norm) normalize_rows(strip.d, strip.pre.data(), steps * strip.rows, gates_ih, 0, 0);
+        if (call.layer_norm) normalize_rows(strip.d, strip.pre.data(), pre_row, steps * strip.rows, gates_ih, 0, 0);
       }
       for (int64_t s = done; s < done + steps; ++s) {
         const int64_t t = back ? T - 1 - s : s;
-        const A* pre = schedule.chunked ? strip.pre.data() + (t - t0) * strip.rows * panels * X_SUMS : nullptr;
+        const A* pre = schedule.chunked ? strip.pre.data() + (t - t0) * strip.rows * pre_row : nullptr;
         if (!step(strip, work, tiles, member, t, s, pre)) return drain();
       }
     }

@@ -11,7 +11,8 @@ namespace {
 template <class A>
 struct Strip {
   int64_t d, b0, rows, begun = 0;
-  // h [2][rows][Pp], c [state 1 and on][rows][Hp], cell_out [rows][Hp], pre [rows of a chunk][panel][gate][WIDTH]
+  // h [2][rows][Pp], c [state 1 and on][rows][Hp], cell_out [rows][Hp], pre [rows of a chunk][panel][gate][WIDTH], a
+  // row a little longer than its panels
   Scratch<A> h, c, cell_out, pre;
   SplitRows h_split;  // [2][rows], where W_hh is in pairs and h is not masked
   // Between the two products of a step: what the second one multiplies [rows][Pp] (and in pairs), and the values that

@@ -208,25 +208,25 @@ struct Weights : PanelSizes<A> {
   }
 
   // sums = left times W_ih, or times what the first product (or the second one) of a step takes of W_hh, for n rows of
-  // panel u.
-  void multiply_input(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
+  // panel u. Panel `next` comes after it.
+  void multiply_input(Tiles& tiles, int64_t d, int64_t u, int64_t next, int64_t n, const RowsView<A>& left, A* sums,
                       int64_t sums_row) const {
-    multiply(input, tiles, d, u, n, left, sums, sums_row);
+    multiply(input, tiles, d, u, next, n, left, sums, sums_row);
   }
-  void multiply_state(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
+  void multiply_state(Tiles& tiles, int64_t d, int64_t u, int64_t next, int64_t n, const RowsView<A>& left, A* sums,
                       int64_t sums_row) const {
-    multiply(state, tiles, d, u, n, left, sums, sums_row);
+    multiply(state, tiles, d, u, next, n, left, sums, sums_row);
   }
-  void multiply_second(Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
+  void multiply_second(Tiles& tiles, int64_t d, int64_t u, int64_t next, int64_t n, const RowsView<A>& left, A* sums,
                        int64_t sums_row) const {
-    multiply(second, tiles, d, u, n, left, sums, sums_row);
+    multiply(second, tiles, d, u, next, n, left, sums, sums_row);
   }
-  void multiply(const Factor& of, Tiles& tiles, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
-                int64_t sums_row) const {
+  void multiply(const Factor& of, Tiles& tiles, int64_t d, int64_t u, int64_t next, int64_t n, const RowsView<A>& left,
+                A* sums, int64_t sums_row) const {
     if (__builtin_expect(!kept(of.layout), 0)) return multiply_unpacked(of, tiles, d, u, n, left, sums, sums_row);
     for_groups(of.gates, [&](auto N, int g0, int) __attribute__((always_inline)) {
       of.packed->template multiply<N>(tiles, schedule.engine, n, left, 0, of.K, column(d, u, of.gates, g0),
-                                      sums + g0 * WIDTH, sums_row, Sum::put);
+                                      column(d, next, of.gates, g0), sums + g0 * WIDTH, sums_row, Sum::put);
     });
   }
   // The same where weights lie, or with a panel that is packed for this: it stays close, and takes no memory of its
@@ -238,7 +238,7 @@ struct Weights : PanelSizes<A> {
       PackedMatrix<A> panel;
       panel.allocate(N * W, of.K, of.layout == Layout::pairs ? schedule.parts : 0);
       pack_group(N, of, panel, g0, d, u, 0);
-      panel.template multiply<N>(tiles, schedule.engine, n, left, 0, of.K, 0, sums + g0 * WIDTH, sums_row, Sum::put);
+      panel.template multiply<N>(tiles, schedule.engine, n, left, 0, of.K, 0, 0, sums + g0 * WIDTH, sums_row, Sum::put);
     });
   }
   void multiply_in_place(const Factor& of, int64_t d, int64_t u, int64_t n, const RowsView<A>& left, A* sums,
@@ -263,8 +263,8 @@ struct Weights : PanelSizes<A> {
     with_vectors(
         vectors,
         [&](auto N, int, int) {
-          packed->projection.template multiply<N>(tiles, schedule.engine, n, left, 0, H, (d * out_panels + u) * WIDTH,
-                                                  sums, WIDTH, Sum::put);
+          const int64_t c = (d * out_panels + u) * WIDTH;
+          packed->projection.template multiply<N>(tiles, schedule.engine, n, left, 0, H, c, c, sums, WIDTH, Sum::put);
         },
         0, 1);
   }

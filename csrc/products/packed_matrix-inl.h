@@ -31,6 +31,7 @@ class PackedMatrix {
   // Room for `columns` (whole vectors) of K rows; parts: 0 for numbers of type A, else of bf16.
   void allocate(int64_t columns, int64_t K, int parts) {
     layout_ = parts ? Layout::pairs : Layout::panels, parts_ = parts, rows_ = parts ? padded_k(K) * parts : K;
+    far_ = parts && 2 * columns * rows_ > kNearBytes;
     if (parts) bits_.allocate(columns * rows_);
     else numbers_.allocate(columns * rows_);
   }
@@ -79,10 +80,11 @@ class PackedMatrix {
       }
     });
   }
-  // sums [rows][sums_row] = or += the left factor's K columns times rows k..k+K of the panel at column c.
+  // sums [rows][sums_row] = or += the left factor's K columns times rows k..k+K of the panel at column c; the panel at
+  // column `next` comes after it.
   template <int NB>
   void multiply(Tiles& tiles, Engine engine, int64_t rows, const RowsView<A>& left, int64_t k, int64_t K, int64_t c,
-                A* sums, int64_t sums_row, Sum sum) const {
+                int64_t next, A* sums, int64_t sums_row, Sum sum) const {
     auto in = [&](auto panel) __attribute__((always_inline)) {
       product<NB>(rows, left.a, left.row, left.step, panel, K, sums, sums_row, sum != Sum::put);
     };
@@ -94,19 +96,23 @@ class PackedMatrix {
             tiles, engine, {left.split, left.split_row, 0, padded_quads(K), bits(c, 0, NB), NB, sums, sums_row, sum},
             rows, scales_.data() + c);
       if (layout_ == Layout::pairs)
-        return multiply_pairs<NB>(
-            tiles, engine, parts_,
-            {left.split, left.split_row, left.part, padded_k(K), bits(c, k, NB), NB, sums, sums_row, sum}, rows);
+        return multiply_pairs<NB>(tiles, engine, parts_,
+                                  {left.split, left.split_row, left.part, padded_k(K), bits(c, k, NB), NB, sums,
+                                   sums_row, sum, far_ ? bits(next, k, NB) : nullptr},
+                                  rows);
 #endif
       if (storage_ == Storage::bfloat16) in(NarrowPanel<Storage::bfloat16>{bits(c, 0, NB)});
       else in(NarrowPanel<Storage::float16>{bits(c, 0, NB)});
     }
   }
-  // The same for n columns from `first` on, in panels of 4, 2 and 1 vectors; rows of the sums are whole vectors.
+  // The same for n columns from `first` on, in panels of 4, 2 and 1 vectors; rows of the sums are whole vectors. down:
+  // the columns before them come next.
   void multiply_all(Tiles& tiles, Engine engine, int64_t rows, const RowsView<A>& left, int64_t k, int64_t K,
-                    int64_t first, int64_t n, A* sums, int64_t sums_row, Sum sum) const {
+                    int64_t first, int64_t n, A* sums, int64_t sums_row, Sum sum, bool down = false) const {
     for_columns<A>(n, [&](auto vectors, int64_t c) {
-      multiply<decltype(vectors)::value>(tiles, engine, rows, left, k, K, first + c, sums + c, sums_row, sum);
+      constexpr int NB = decltype(vectors)::value;
+      multiply<NB>(tiles, engine, rows, left, k, K, first + c, first + c + (down ? -NB * W : NB * W), sums + c,
+                   sums_row, sum);
     });
   }
 
@@ -117,6 +123,7 @@ class PackedMatrix {
   Storage storage_ = Storage::float32;  // of what stays in 16 bits
   int64_t rows_ = 0;                    // numbers in a column
   int parts_ = 0;
+  bool far_ = false;  // parts of it do not stay in the second-level cache from one use to the next
   Scratch<A> numbers_;
   Scratch<Bits> bits_;
   Scratch<float> scales_;  // of the columns, where they are int8

@@ -56,6 +56,7 @@ struct PairProduct {
   float* sums;
   int64_t sums_row;
   Sum sum;
+  const Bits* ahead = nullptr;  // the panel that is read next, where it comes from afar: fetched meanwhile
 };
 
 // A left factor: rows of K numbers, split. Padding is zero.

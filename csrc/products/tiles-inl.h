@@ -79,11 +79,12 @@ struct Order<3> {
   static constexpr int n = 6, left[] = {0, 0, 1, 1, 0, 2}, right[] = {2, 1, 1, 0, 0, 0};
 };
 
-// MT blocks of up to 16 rows times NT vectors of columns: one block times up to four, or two times up to two.
-template <int MT, int NT, int PARTS, bool QUADS>
+// MT blocks of up to 16 rows times NT vectors of columns: one block times up to four, or two times up to two. AHEAD:
+// with every product a cache line of the panel ahead is fetched.
+template <int MT, int NT, int PARTS, bool QUADS, bool AHEAD = false>
 void multiply_in_tiles(const PairProduct& p) {
   using O = Order<PARTS>;
-  const Bits *left = p.left, *right = p.right;
+  const Bits *left = p.left, *right = p.right, *ahead = p.ahead;
   const int64_t row = 2 * p.row, sums_row = 4 * p.sums_row, right_part = p.NB * kTile;
   each<MT>([&](auto m) {
     each<NT>([&](auto n) {
@@ -110,7 +111,12 @@ void multiply_in_tiles(const PairProduct& p) {
           each<MT>([&](auto m) { load_tile<4 + m>(left + m * 16 * p.row + O::left[now] * p.part, row); });
         if constexpr (now == 0 || O::right[now] != O::right[last])
           each<NT>([&](auto n) { load_tile<6 + n>(right + O::right[now] * right_part + n * kTile, 64); });
-        each<MT>([&](auto m) { each<NT>([&](auto n) { multiply_tiles<2 * m + n, 4 + m, 6 + n, QUADS>(); }); });
+        each<MT>([&](auto m) {
+          each<NT>([&](auto n) {
+            multiply_tiles<2 * m + n, 4 + m, 6 + n, QUADS>();
+            if constexpr (AHEAD) __builtin_prefetch(ahead, 0, 2), ahead += 32;
+          });
+        });
       });
     }
   }
@@ -125,7 +131,8 @@ template <int NB, int PARTS, bool QUADS>
 void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
   const bool is_long = p.sum == Sum::add_long;
   const int64_t stretch = is_long ? 256 : p.K * PARTS > 768 ? p.K : 384 / PARTS;
-  for (int64_t k = 0; k < p.K; k += stretch)
+  for (int64_t k = 0; k < p.K; k += stretch) {
+    int64_t fetched = 0;  // of this stretch of the panel ahead
     for (int64_t r = 0; r < rows;) {
       const bool two = rows - r > 16;
       const int64_t n = std::min<int64_t>(rows - r, two ? 32 : 16);
@@ -137,8 +144,12 @@ void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
       else part.sums = sums, part.sum = k ? Sum::add : p.sum;
       tiles.shape(two, int((n - 1) % 16 + 1));
       if (two) {
-        for (int c = 0; c + 1 < NB; c += 2, part.right += 2 * kTile, part.sums += 2 * 16)
-          multiply_in_tiles<2, 2, PARTS, QUADS>(part);
+        for (int c = 0; c + 1 < NB; c += 2, part.right += 2 * kTile, part.sums += 2 * 16) {
+          const bool more = p.ahead && fetched < part.K * PARTS * NB * 16;
+          if (more) part.ahead = p.ahead + k * PARTS * NB * 16 + fetched;
+          more ? multiply_in_tiles<2, 2, PARTS, QUADS, true>(part) : multiply_in_tiles<2, 2, PARTS, QUADS>(part);
+          fetched += part.K * 4 * Order<PARTS>::n;
+        }
         if constexpr (NB % 2) multiply_in_tiles<2, 1, PARTS, QUADS>(part);
       } else {
         multiply_in_tiles<1, NB, PARTS, QUADS>(part);
@@ -148,6 +159,7 @@ void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
           (load(sums + m * p.sums_row + c) + load(own + m * NB * 16 + c)).store(sums + m * p.sums_row + c);
       r += n;
     }
+  }
 }
 
 // The same for one part in vector registers: MR rows times NB vectors.
