@@ -26,9 +26,11 @@ struct Numbers {
 };
 
 // c[m][n] = [c[m][n], if to be added to,] + sum over k of a[m * row + k * step] * right[k][n], for MR rows and NB
-// vectors, with PHASES sums of each kind.
-template <class Right, int MR, int NB, int PHASES, class A = typename Right::Number>
-void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row, bool add) {
+// vectors, with PHASES sums of each kind. AHEAD: the panel that comes next is fetched meanwhile, `fetched` bytes with
+// every k.
+template <class Right, int MR, int NB, int PHASES, bool AHEAD = false, class A = typename Right::Number>
+void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row, bool add,
+          const char* ahead, int64_t fetched) {
   using V = Vec<A>;
   constexpr int W = V::W, ROWS = Right::ROWS, STEP = std::max(PHASES, ROWS);
   static_assert(ROWS == 1 || ROWS == STEP);
@@ -58,6 +60,7 @@ void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, i
 #pragma GCC unroll 2
         for (int i = 0; i < ROWS; ++i) products(k + p + i, w[i], acc[(p + i) % PHASES]);
       }
+      if constexpr (AHEAD) __builtin_prefetch(ahead, 0, 2), ahead += STEP * fetched;
     }
     for (; STEP > 1 && k < end; ++k) {  // what is left is less than STEP, and of ROWS rows only the first
       V w[ROWS][NB];
@@ -78,29 +81,36 @@ void tile(const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, i
 }
 
 // Tiles of FIRST, FIRST + 1, ... rows; with the phases of SUMS sums, or of as many as each has.
-template <class Right, int NB, int FIRST, int SUMS, int... m>
+template <class Right, int NB, int FIRST, int SUMS, bool AHEAD, int... m>
 constexpr auto tile_table(std::integer_sequence<int, m...>) {
   return std::array<void (*)(const typename Right::Number*, int64_t, int64_t, Right, int64_t, typename Right::Number*,
-                             int64_t, bool),
-                    sizeof...(m)>{&tile<Right, FIRST + m, NB, Right::phases(SUMS ? SUMS : (FIRST + m) * NB)>...};
+                             int64_t, bool, const char*, int64_t),
+                    sizeof...(m)>{&tile<Right, FIRST + m, NB, Right::phases(SUMS ? SUMS : (FIRST + m) * NB), AHEAD>...};
 }
 
 // The same for any number of rows: tiles of nearly equal size. Where there is more than one, a row's sums do not depend
-// on how many rows there are, so that work can be divided at any row.
+// on how many rows there are, so that work can be divided at any row. next: the panel that comes after this one, where
+// it comes from afar.
 template <int NB, class Right, class A = typename Right::Number>
-void product(int64_t rows, const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row,
-             bool add) {
+void product(int64_t rows, const A* a, int64_t row, int64_t step, Right right, int64_t K, A* c, int64_t c_row, bool add,
+             const A* next = nullptr) {
   constexpr int MR = tile_rows(NB) - Right::SPARE, LEAST = (MR + 1) / 2;
-  static constexpr auto single = tile_table<Right, NB, 1, 0>(std::make_integer_sequence<int, MR>{});
-  static constexpr auto one_of_many =
-      tile_table<Right, NB, LEAST, MR * NB>(std::make_integer_sequence<int, MR - LEAST + 1>{});
-  const int64_t tiles = (rows + MR - 1) / MR;
+  constexpr bool MAY_FETCH = kBytes > 16 && std::is_same_v<Right, Numbers<float>> && NB > 2;
+  static constexpr auto single = tile_table<Right, NB, 1, 0, false>(std::make_integer_sequence<int, MR>{});
+  using Rest = std::make_integer_sequence<int, MR - LEAST + 1>;
+  static constexpr auto one_of_many = tile_table<Right, NB, LEAST, MR * NB, false>(Rest{}),
+                        one_that_fetches = tile_table<Right, NB, LEAST, MR * NB, MAY_FETCH>(Rest{});
+  const auto& many = next ? one_that_fetches : one_of_many;
+  const int64_t tiles = (rows + MR - 1) / MR,
+                fetched = std::min<int64_t>(64, NB * kBytes / std::max<int64_t>(1, tiles));
+  const char* ahead = reinterpret_cast<const char*>(next);
   for (int64_t i = 0; i < tiles; ++i) {
     int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
     for (int64_t m = first; m < first + n; ++m)  // needed when the tile is done
       for (int v = 0; v < NB; ++v) __builtin_prefetch(c + m * c_row + v * Vec<A>::W, 1);
-    (tiles == 1 ? single[n - 1] : one_of_many[n - LEAST])(a + first * row, row, step, right, K, c + first * c_row,
-                                                          c_row, add);
+    (tiles == 1 ? single[n - 1] : many[n - LEAST])(a + first * row, row, step, right, K, c + first * c_row, c_row, add,
+                                                   ahead, fetched);
+    if (next) ahead += K * fetched;
   }
 }
 

@@ -31,7 +31,7 @@ class PackedMatrix {
   // Room for `columns` (whole vectors) of K rows; parts: 0 for numbers of type A, else of bf16.
   void allocate(int64_t columns, int64_t K, int parts) {
     layout_ = parts ? Layout::pairs : Layout::panels, parts_ = parts, rows_ = parts ? padded_k(K) * parts : K;
-    far_ = parts && 2 * columns * rows_ > kNearBytes;
+    far_ = columns * rows_ * int64_t(parts ? sizeof(Bits) : sizeof(A)) > kNearBytes;
     if (parts) bits_.allocate(columns * rows_);
     else numbers_.allocate(columns * rows_);
   }
@@ -85,10 +85,11 @@ class PackedMatrix {
   template <int NB>
   void multiply(Tiles& tiles, Engine engine, int64_t rows, const RowsView<A>& left, int64_t k, int64_t K, int64_t c,
                 int64_t next, A* sums, int64_t sums_row, Sum sum) const {
-    auto in = [&](auto panel) __attribute__((always_inline)) {
-      product<NB>(rows, left.a, left.row, left.step, panel, K, sums, sums_row, sum != Sum::put);
+    auto in = [&](auto panel, const A* ahead) __attribute__((always_inline)) {
+      product<NB>(rows, left.a, left.row, left.step, panel, K, sums, sums_row, sum != Sum::put, ahead);
     };
-    if (__builtin_expect(layout_ == Layout::panels, 1)) return in(Numbers<A>{numbers(c, k, NB), NB * W});
+    if (__builtin_expect(layout_ == Layout::panels, 1))
+      return in(Numbers<A>{numbers(c, k, NB), NB * W}, far_ ? numbers(next, k, NB) : nullptr);
     if constexpr (sizeof(A) == 4) {
 #ifdef PAIRS
       if (layout_ == Layout::quads)
@@ -101,8 +102,8 @@ class PackedMatrix {
                                    sums_row, sum, far_ ? bits(next, k, NB) : nullptr},
                                   rows);
 #endif
-      if (storage_ == Storage::bfloat16) in(NarrowPanel<Storage::bfloat16>{bits(c, 0, NB)});
-      else in(NarrowPanel<Storage::float16>{bits(c, 0, NB)});
+      if (storage_ == Storage::bfloat16) in(NarrowPanel<Storage::bfloat16>{bits(c, 0, NB)}, nullptr);
+      else in(NarrowPanel<Storage::float16>{bits(c, 0, NB)}, nullptr);
     }
   }
   // The same for n columns from `first` on, in panels of 4, 2 and 1 vectors; rows of the sums are whole vectors. down:
