@@ -53,7 +53,7 @@ class Training:
     def __init__(self, library, asked: argparse.Namespace, vocabulary: int, tokens: Tensor) -> None:
         torch.manual_seed(asked.seed)
         self.model = CharLM(library, asked.cell, vocabulary, asked.hidden, asked.layers).to(asked.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=2e-3)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=2e-3, fused=True)
         self.batches = batches(tokens)
         self.state = None
         self.losses: list[float] = []
