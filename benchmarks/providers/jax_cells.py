@@ -88,6 +88,8 @@ def jax_job(layer, x, inputs, mode) -> Job:
         import jax
     except ImportError as error:
         raise Unsupported(str(error)) from None
+    if x.dtype == torch.float64:
+        jax.config.update("jax_enable_x64", True)  # float32 jobs of the same process stay what they are
 
     def to_jax(t):
         return jax.device_put(t.detach().contiguous().numpy())
