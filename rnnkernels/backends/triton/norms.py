@@ -3,7 +3,8 @@
 Letters as in forward.py. A row holds the values of all N gates of all H units for a batch row. If programs share its
 units, each stores its part of the sums over units in ``parts`` (B, 2, programs), and adds up all of them when all are
 there: after a barrier, or in the next launch. Beside a tile (units, batch) a number per unit is (units, 1), and one per
-row (1, batch).
+row (1, batch). In a difference the tensor comes first: Triton 3.8, interpreted, takes a constant minus a tensor for a
+constant.
 """
 
 import triton
@@ -46,7 +47,7 @@ def add_parts(parts, there, PARTS: tl.constexpr, b, COOPERATIVE: tl.constexpr):
 @triton.jit
 def moments_of(tiles, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr, j):
     """Of a program's part of rows: the mean, the sum of squared distances from it, and the count of values."""
-    count = (N * tl.minimum(H - tl.program_id(1) * BH, BH)).to(tiles[0].dtype)
+    count = (N * tl.minimum(-tl.program_id(1) * BH + H, BH)).to(tiles[0].dtype)
     total = tl.where(j < H, tiles[0], 0.0)
     for g in tl.static_range(1, N):
         total += tl.where(j < H, tiles[g], 0.0)
@@ -69,7 +70,7 @@ def store_moments(tiles, parts, N: tl.constexpr, H: tl.constexpr, BH: tl.constex
 @triton.jit
 def whole_moments(means, squares, part, N: tl.constexpr, H: tl.constexpr, BH: tl.constexpr):
     """The mean of rows and that of squared distances from it, and how far the means of parts are apart from it."""
-    units = tl.minimum(tl.maximum(H - part * BH, 0), BH)
+    units = tl.minimum(tl.maximum(-part * BH + H, 0), BH)
     count = (N * units).to(means.dtype)
     mean = tl.sum(count * means, 0)[None, :] / (N * H)
     apart = tl.where(units > 0, means - mean, 0.0)

@@ -22,7 +22,7 @@ def over_rows(a, d, eps, UNITS: tl.constexpr, rows, AT: tl.constexpr):
     first = tl.program_id(1) * BH if SHARED else 0
     there = first + tl.arange(0, BH)[:, None] < UNITS
     a = tl.where(there, a, 0.0)
-    count = tl.minimum(UNITS - first, BH).to(a.dtype) if SHARED else UNITS
+    count = tl.minimum(-first + UNITS, BH).to(a.dtype) if SHARED else UNITS
     mean = tl.sum(a, 0)[None, :] / count
     apart = tl.where(there, a - mean, 0.0)
     square = tl.sum(apart * apart, 0)[None, :]
