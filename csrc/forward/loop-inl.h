@@ -40,8 +40,8 @@ struct Forward : PanelSizes<A> {
   // Numbers from one row of the input's sums to the next: an odd count of cache lines, so that rows of a tile lie in
   // different sets of the cache.
   const int64_t pre_row = (panels * X_SUMS / W | 1) * W;
-  // Rows whose parts stay in the second-level cache, beside a panel of weights, while they meet one panel after the
-  // other.
+  // Rows of x that stay in the second-level cache as three parts, beside a panel of weights, while they meet one panel
+  // after the other.
   const int64_t most_rows = std::max<int64_t>(32, kNearBytes / 2 / (6 * I));
   // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
   const bool quads_in_tiles = schedule.hh == Layout::quads && schedule.engine == Engine::tiles;

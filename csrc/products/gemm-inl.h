@@ -101,9 +101,9 @@ void product(int64_t rows, const A* a, int64_t row, int64_t step, Right right, i
   static constexpr auto one_of_many = tile_table<Right, NB, LEAST, MR * NB, false>(Rest{}),
                         one_that_fetches = tile_table<Right, NB, LEAST, MR * NB, MAY_FETCH>(Rest{});
   const auto& many = next ? one_that_fetches : one_of_many;
-  const int64_t tiles = (rows + MR - 1) / MR,
-                fetched = std::min<int64_t>(64, NB * kBytes / std::max<int64_t>(1, tiles));
+  const int64_t tiles = (rows + MR - 1) / MR;
   const char* ahead = reinterpret_cast<const char*>(next);
+  const int64_t fetched = next && tiles > 1 ? std::min<int64_t>(64, NB * kBytes / tiles) : 0;  // a line at most
   for (int64_t i = 0; i < tiles; ++i) {
     int64_t first = rows * i / tiles, n = rows * (i + 1) / tiles - first;
     for (int64_t m = first; m < first + n; ++m)  // needed when the tile is done
