@@ -69,11 +69,11 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   const bool single = parts == 1, tiles = engine == Engine::tiles;
   if (sizeof(A) == 8 || !(tiles || (engine == Engine::pairs && single))) return s;
   s.parts = parts;
-  // Weights that are used once are split for so many rows, and only by matrix registers. To split W_ih in three parts
-  // takes as long as its products with a hundred rows.
-  const int64_t few_once = single       ? 16
-                           : parts == 2 ? 64
-                                        : 192,
+  // Weights that are used once are split for so many rows, and only by matrix registers; never in three parts: that
+  // takes as long as their products with a hundred rows, and gains a tenth at best while nobody else is on the matrix
+  // unit. To split W_ih takes as long in a loop, too.
+  const bool splits = !once || parts < 3;
+  const int64_t few_once = single ? 16 : 64,
                 few = once     ? few_once
                       : single ? 4
                                : 16,
@@ -89,8 +89,8 @@ Schedule choose_schedule(const LayerCall& call, Engine engine) {
   if (tiles && projects && call.T > 1) s.chunked = s.normed || rows < 32 || ih_bytes > kNearBytes;
   const bool near = s.parts < 3 || hh_bytes <= kNearBytes || rows >= 32;
   if (once && !tiles) return s;
-  if (wide && rows >= few && near) s.hh = Layout::pairs;
-  if (wide && call.I >= 32 && (s.chunked ? call.T * B : rows) >= fewest) s.ih = Layout::pairs;
+  if (wide && splits && rows >= few && near) s.hh = Layout::pairs;
+  if (wide && splits && call.I >= 32 && (s.chunked ? call.T * B : rows) >= fewest) s.ih = Layout::pairs;
   if (wide && call.I >= 32 && call.T * B >= (once ? 96 : 64)) s.products = Layout::pairs;
   return s;
 }
