@@ -124,7 +124,7 @@ class PackedMatrix {
   Storage storage_ = Storage::float32;  // of what stays in 16 bits
   int64_t rows_ = 0;                    // numbers in a column
   int parts_ = 0;
-  bool far_ = false;  // parts of it do not stay in the second-level cache from one use to the next
+  bool far_ = false;  // does not stay in the second-level cache from one use to the next
   Scratch<A> numbers_;
   Scratch<Bits> bits_;
   Scratch<float> scales_;  // of the columns, where they are int8
