@@ -42,7 +42,7 @@ struct Forward : PanelSizes<A> {
   const int64_t pre_row = (panels * X_SUMS / W | 1) * W;
   // Rows of x that stay in the second-level cache as three parts, beside a panel of weights, while they meet one panel
   // after the other.
-  const int64_t most_rows = std::max<int64_t>(32, kNearBytes / 2 / (6 * I));
+  const int64_t most_rows = std::max<int64_t>(32, kNearBytes / 2 / std::max<int64_t>(1, 6 * I));
   // Few rows, so that their sums stay close by; many where the weights come from afar, to use them more than once.
   const bool quads_in_tiles = schedule.hh == Layout::quads && schedule.engine == Engine::tiles;
   const bool near = (quads_in_tiles ? 1 : 2 * schedule.parts) * gates_hh * Hp * P <= kNearBytes;

@@ -145,9 +145,12 @@ void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
       tiles.shape(two, int((n - 1) % 16 + 1));
       if (two) {
         for (int c = 0; c + 1 < NB; c += 2, part.right += 2 * kTile, part.sums += 2 * 16) {
-          const bool more = p.ahead && fetched < part.K * PARTS * NB * 16;
-          if (more) part.ahead = p.ahead + k * PARTS * NB * 16 + fetched;
-          more ? multiply_in_tiles<2, 2, PARTS, QUADS, true>(part) : multiply_in_tiles<2, 2, PARTS, QUADS>(part);
+          if (p.ahead && fetched < part.K * PARTS * NB * 16) {
+            part.ahead = p.ahead + k * PARTS * NB * 16 + fetched;
+            multiply_in_tiles<2, 2, PARTS, QUADS, true>(part);
+          } else {
+            multiply_in_tiles<2, 2, PARTS, QUADS>(part);
+          }
           fetched += part.K * 4 * Order<PARTS>::n;
         }
         if constexpr (NB % 2) multiply_in_tiles<2, 1, PARTS, QUADS>(part);

@@ -170,3 +170,19 @@ def test_lengths_under_compile_and_vmap():
         y = torch.func.vmap(call)(both_x, both_lengths)
         assert_close("vmap 0", y[0], expected)
         assert_close("vmap 1", y[1], call(x, lengths.flip(0)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cell, gates", [("rnn", 1), ("gru", 3), ("lstm", 4)])
+def test_input_without_features(cell, gates, dtype):
+    """Layers refuse it, as torch.nn's do; functions compute what the state makes of itself, as torch's do."""
+    ours, theirs, _ = FUNCTIONS[cell]
+    torch.manual_seed(0)
+    params = [torch.randn(gates * H, n, dtype=torch.float64) for n in (0, H)]
+    params += [torch.randn(gates * H, dtype=torch.float64) for _ in range(2)]
+    x, hx = torch.zeros(T, B, 0, dtype=torch.float64), torch.randn(1, B, H, dtype=torch.float64)
+    expected = theirs(x, (hx, hx) if cell == "lstm" else hx, params, True, 1, 0.0, False, False, False)
+    hx = hx.to(dtype)
+    found = ours(x.to(dtype), (hx, hx) if cell == "lstm" else hx, [p.to(dtype) for p in params])
+    for a, b in zip(found, expected, strict=True):
+        assert_close(cell, a, b)
