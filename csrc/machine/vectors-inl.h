@@ -301,22 +301,25 @@ template <int S, class A, int... i>
 INLINE Vec<A> crossed(Vec<A> a, Vec<A> b, std::integer_sequence<int, i...>) {
   return Vec<A>(__builtin_shufflevector(a.v, b.v, ((i & S) ? Vec<A>::W + i - S : i + S)...));
 }
-// Lane i of the result is the sum of the lanes of rows[i].
-template <int S = 1, class A>
-INLINE Vec<A> reduce(Vec<A>* rows) {
-  constexpr int W = Vec<A>::W;
-  if constexpr (S < W) {
-    constexpr std::make_integer_sequence<int, W> lanes{};
-#pragma GCC unroll 16
-    for (int i = 0; i < W; i += 2 * S)
-      rows[i] = kept<S>(rows[i], rows[i + S], lanes) + crossed<S>(rows[i], rows[i + S], lanes);
-    return reduce<2 * S>(rows);
-  }
-  return rows[0];
-}
 template <int S, class A, int... i>
 INLINE Vec<A> swapped(Vec<A> v, std::integer_sequence<int, i...>) {
   return Vec<A>(__builtin_shufflevector(v.v, v.v, (i ^ S)...));
+}
+// Lane i of the result, for i < N, is the sum of the lanes of rows[i]. N is a power of 2.
+template <int N, int S = 1, class A>
+INLINE Vec<A> reduce(Vec<A>* rows) {
+  constexpr int W = Vec<A>::W;
+  constexpr std::make_integer_sequence<int, W> lanes{};
+  if constexpr (S < N) {
+#pragma GCC unroll 16
+    for (int i = 0; i < N; i += 2 * S)
+      rows[i] = kept<S>(rows[i], rows[i + S], lanes) + crossed<S>(rows[i], rows[i + S], lanes);
+    return reduce<N, 2 * S>(rows);
+  } else if constexpr (S < W) {
+    rows[0] = rows[0] + swapped<S>(rows[0], lanes);
+    return reduce<N, 2 * S>(rows);
+  }
+  return rows[0];
 }
 template <class A, int S = Vec<A>::W / 2>
 INLINE A total(Vec<A> v) {
@@ -324,10 +327,10 @@ INLINE A total(Vec<A> v) {
   else return total<A, S / 2>(v + swapped<S>(v, std::make_integer_sequence<int, Vec<A>::W>{}));
 }
 #else
-template <class A>
+template <int N, class A>
 INLINE Vec<A> reduce(Vec<A>* rows) {
   Vec<A> sums(A(0));
-  for (int i = 0; i < Vec<A>::W; ++i)
+  for (int i = 0; i < N; ++i)
     for (int j = 0; j < Vec<A>::W; ++j) sums.v[i] += rows[i].v[j];
   return sums;
 }

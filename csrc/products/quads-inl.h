@@ -127,7 +127,7 @@ inline void dot_quads(int64_t rows, const Bits* left, int64_t row, const int8_t*
       for (; k + kQuadBlock <= K; k += kQuadBlock) add(k, ~__mmask64(0));
       if (k < K) add(k, first_bytes(K - k));
       const QuantizedRows::Head& head = QuantizedRows::head(x);
-      const __m512i sum = _mm512_sub_epi32((__m512i)reduce(dots).v, _mm512_set1_epi32(head.sum));
+      const __m512i sum = _mm512_sub_epi32((__m512i)reduce<16>(dots).v, _mm512_set1_epi32(head.sum));
       const Vec<float> result = Vec<float>((Vec<float>::Data)_mm512_cvtepi32_ps(sum)) * column * Vec<float>(head.scale);
       store_first(result, sums + m * sums_row + j, width);
     }
