@@ -7,12 +7,13 @@ namespace RNNKERNELS_SET {
 namespace {
 // h' = tanh(x.h + r.h)
 struct Rnn {
-  static constexpr int G = 1, SPLIT = 0, STATES = 1, KEPT = 0, PHASES = 1;
+  static constexpr int G = 1, SPLIT = 0, STATES = 1, KEPT = 0, PHASES = 1, LATE = 0;
   static constexpr bool PROJECTION = false, MIXES = false;
+  static constexpr bool is_late(int) { return false; }  // of kept[k]: `finish` gives it
 
   // sums: x + r.
   template <class F, class V>
-  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V*, V& h, V&, V*) {
+  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V*, V& h, V&, V*, V*) {
     const V v0 = f.act(sums[0]);
     h = v0;
   }
@@ -29,12 +30,13 @@ struct Rnn {
 
 // i, f, o = s(x + r);  g = tanh(x.g + r.g);  c' = f c + i g;  h' = o tanh(c')
 struct Lstm {
-  static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4, PHASES = 1, OUTPUT = 3;
+  static constexpr int G = 4, SPLIT = 0, STATES = 2, KEPT = 4, PHASES = 1, LATE = 2, OUTPUT = 3;
   static constexpr bool PROJECTION = true, MIXES = false;
+  static constexpr bool is_late(int) { return false; }  // of kept[k]: `finish` gives it
 
-  // sums: x + r. kept: i, f, g, o.
+  // sums: x + r. kept: i, f, g, o. late: for `finish`.
   template <class F, class V>
-  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V*, V& h, V& c, V* kept) {
+  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V*, V&, V& c, V* kept, V* late) {
     const V v0 = f.gate(sums[0]);
     const V v1 = f.gate(sums[1]);
     const V v2 = f.act(sums[2]);
@@ -42,14 +44,21 @@ struct Lstm {
     const V v4 = c * v1;
     const V v5 = v0 * v2;
     const V v6 = v4 + v5;
-    const V v7 = f.act(v6);
-    const V v8 = v3 * v7;
     kept[0] = v0;
     kept[1] = v1;
     kept[2] = v2;
     kept[3] = v3;
+    late[0] = v3;
+    late[1] = v6;
     c = v6;
-    h = v8;
+  }
+
+  // The new h.
+  template <class F, class V>
+  static INLINE V finish([[maybe_unused]] F f, const V* late, V*) {
+    const V v0 = f.act(late[1]);
+    const V v1 = late[0] * v0;
+    return v1;
   }
 
   // dh, dc: gradients of the new h and c. Out: d, those of the pre-activations; dh_direct and dc, those of the old
@@ -118,25 +127,34 @@ struct Lstm {
 
 // reset, z = s(x + r);  n = tanh(x.n + reset r.n);  h' = n + z (h - n)
 struct Gru {
-  static constexpr int G = 3, SPLIT = 1, STATES = 1, KEPT = 4, PHASES = 1;
+  static constexpr int G = 3, SPLIT = 1, STATES = 1, KEPT = 4, PHASES = 1, LATE = 3;
   static constexpr bool PROJECTION = false, MIXES = true;
+  static constexpr bool is_late(int k) { return k == 2; }  // of kept[k]: `finish` gives it
 
-  // sums: x + r; of n r, whose x is in x_split. kept: r, z, n, q.
+  // sums: x + r; of n r, whose x is in x_split. kept: r, z, n, q. late: for `finish`.
   template <class F, class V>
-  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V* x_split, V& h, V&, V* kept) {
+  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V* x_split, V& h, V&, V* kept, V* late) {
     const V v0 = f.gate(sums[0]);
     const V v1 = f.gate(sums[1]);
     const V v2 = sums[2] * v0;
     const V v3 = x_split[0] + v2;
-    const V v4 = f.act(v3);
-    const V v5 = h - v4;
-    const V v6 = v1 * v5;
-    const V v7 = v4 + v6;
     kept[0] = v0;
     kept[1] = v1;
-    kept[2] = v4;
     kept[3] = sums[2];
-    h = v7;
+    late[0] = v3;
+    late[1] = v1;
+    late[2] = h;
+  }
+
+  // The new h.
+  template <class F, class V>
+  static INLINE V finish([[maybe_unused]] F f, const V* late, V* kept) {
+    const V v0 = f.act(late[0]);
+    const V v1 = late[2] - v0;
+    const V v2 = late[1] * v1;
+    const V v3 = v0 + v2;
+    kept[2] = v0;
+    return v3;
   }
 
   // dh: gradient of the new h. Out: d, those of the pre-activations; dh_direct, that of the old without the products'
@@ -163,8 +181,9 @@ struct Gru {
 
 // reset, z = s(x + r);  n = tanh(x.n + W_hn (reset h) + b_hn);  h' = n + z (h - n)
 struct GruResetBefore {
-  static constexpr int G = 3, SPLIT = 0, STATES = 1, KEPT = 3, PHASES = 2;
+  static constexpr int G = 3, SPLIT = 0, STATES = 1, KEPT = 3, PHASES = 2, LATE = 0;
   static constexpr bool PROJECTION = false, MIXES = true;
+  static constexpr bool is_late(int) { return false; }  // of kept[k]: `finish` gives it
 
   // sums: x + r, and of the last gate x; they become what `forward` reads. Gives what the inner product multiplies,
   // from the h (masked, where it is) that the first product has multiplied.
@@ -191,7 +210,7 @@ struct GruResetBefore {
 
   // sums: what `first` left, and of the last gate the sums of both products. kept: r, z, n.
   template <class F, class V>
-  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V*, V& h, V&, V* kept) {
+  static INLINE void forward([[maybe_unused]] F f, const V* sums, const V*, V& h, V&, V* kept, V*) {
     const V v0 = f.act(sums[2]);
     const V v1 = h - v0;
     const V v2 = sums[1] * v1;

@@ -3,6 +3,9 @@
 A program costs a built-in cell more than the loops can lose, above all for few rows. So the arithmetic of these four,
 and what is derived from it, is compiled in. The functions that stand for a call's choices (act, gate, norm) are those
 of `f`. G gates, K planes that training keeps.
+
+The forward pass is cut in two where a function reads what another one gives (n of GRU, tanh of LSTM's new c), so that a
+loop may do the first part of several rows before the second part of any of them.
 """
 
 import sys
@@ -87,12 +90,18 @@ def struct(name, spec):
             ops = {forward.code[m].op for m in i.args}
             if i.op == "add" and ops == {"cross", "i"}:
                 sums[n] = f"sums[{G - 1}]"
+    last, late = second_half(forward)
     run = Function(forward, of_forward, sums)
-    results = [(f"kept[{k}]", run.value(n)) for k, n in sorted(kept.items())]
+    results = [(f"kept[{k}]", run.value(n)) for k, n in sorted(kept.items()) if n not in last]
     if inner:
         first = sections["first"]
         results += [(f"kept[{p.what}]", f"sums[{slot_of(program, p.value)}]") for p in first.puts if p.to == "keep"]
-    results = sorted(results) + [(s, run.value(n)) for s, n in reversed(new.items())]
+    results = sorted(results)
+    results += [(f"late[{k}]", run.value(n)) for k, n in enumerate(late)]
+    results += [(s, run.value(n)) for s, n in reversed(new.items()) if n not in last]
+    finish = Function(forward, of_forward, {n: f"late[{k}]" for k, n in enumerate(late)})
+    y_of_late = finish.value(new["h"]) if last else None
+    kept_late = {k: finish.value(n) for k, n in sorted(kept.items()) if n in last}
     norm = [n for n, i in enumerate(forward.code) if i.op == "norm"]
     leaves = {n: f"kept[{k}]" for k, n in kept.items()}
     output = None
@@ -102,6 +111,7 @@ def struct(name, spec):
         planes = [k for k, n in kept.items() if n in used(forward, new["h"], {*kept.values(), norm[0]})]
     facts = {
         "G": G, "SPLIT": len(split), "STATES": len(states), "KEPT": program.keep, "PHASES": spec.phases,
+        "LATE": len(late),
         **({"OUTPUT": planes[0]} if norm else {}),
     }  # fmt: skip
     mixes = any((i.op, i.what) == ("s", states[0]) for i in forward.code)
@@ -111,6 +121,8 @@ def struct(name, spec):
         f"struct {type_name} {{",
         f"static constexpr int {', '.join(f'{key} = {v}' for key, v in facts.items())};",
         f"static constexpr bool PROJECTION = {text_of(spec.has_projection)}, MIXES = {text_of(mixes)};",
+        f"static constexpr bool is_late({'int k' if kept_late else 'int'}) "
+        f"{{ return {' || '.join(f'k == {k}' for k in kept_late) or 'false'}; }}  // of kept[k]: `finish` gives it",
         "",
     ]
     if inner:
@@ -120,12 +132,20 @@ def struct(name, spec):
     lines += [
         f"// sums: {'what `first` left, and of the last gate the sums of both products' if inner else 'x + r'}"
         + (f"; of {', '.join(split)} r, whose x is in x_split" if split else "")
-        + (f". kept: {', '.join(spec.planes)}." if spec.planes else "."),
+        + (f". kept: {', '.join(spec.planes)}." if spec.planes else ".")
+        + (" late: for `finish`." if late else ""),
         "template <class F, class V>",
-        f"static INLINE void forward([[maybe_unused]] F f, const V* sums, const V* {named('x_split', split)}, V& h, "
-        f"V& {named('c', c)}, V* {named('kept', program.keep)}) {{",
+        f"static INLINE void forward([[maybe_unused]] F f, const V* sums, const V* {named('x_split', split)}, "
+        f"V& {named('h', mixes or not late)}, V& {named('c', c)}, V* {named('kept', program.keep)}, "
+        f"V* {named('late', late)}) {{",
         *run.lines, *(f"{to} = {v};" for to, v in results), "}", "",
     ]  # fmt: skip
+    if late:
+        lines += [
+            "// The new h.", "template <class F, class V>",
+            f"static INLINE V finish([[maybe_unused]] F f, const V* late, V* {named('kept', kept_late)}) {{",
+            *finish.lines, *(f"kept[{k}] = {v};" for k, v in kept_late.items()), f"return {y_of_late};", "}", "",
+        ]  # fmt: skip
     lines += backward_part(program, of_backward, split, c)
     if norm:
         lines += [
@@ -137,6 +157,20 @@ def struct(name, spec):
             *output.lines, f"return {y};", "}",
         ]  # fmt: skip
     return "\n".join(lines + ["};", ""])
+
+
+def second_half(section):
+    """The values that are computed from a function of a function's, and those of the others that they are read with."""
+    functions, nested = set(), set()  # that depend on one, and on two in a row
+    for n, i in enumerate(section.code):
+        read = set(i.args)
+        if read & nested or (i.op in ("act", "gate") and read & functions):
+            nested.add(n)
+        if i.op in ("act", "gate") or read & functions:
+            functions.add(n)
+    through = {n: i.args[0] for n, i in enumerate(section.code) if i.op == "norm"}
+    read = {through.get(m, m) for n in nested for m in section.code[n].args}
+    return nested, sorted(m for m in read - nested if section.code[m].op != "const")
 
 
 def text_of(value):
