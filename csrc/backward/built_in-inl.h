@@ -25,8 +25,8 @@ void get_c_made(const Tape<A>& tape, int64_t t, int64_t b, A* to) {
 
 // The cell's derivative at units j.. of row b, given the gradient of its output.
 template <class A, class Cell, class F>
-INLINE void derivative(Backward<A>& loop, const BackwardBlock<A>& of, F functions, int64_t b, int64_t j, bool alive,
-                       Vec<A> dh) {
+INLINE void derivative(Backward<A>& loop, const BackwardBlock<A>& of, F functions, const typename Tape<A>::Row& row,
+                       int64_t b, int64_t j, bool alive, Vec<A> dh) {
   using V = Vec<A>;
   constexpr int W = V::W, G = Cell::G, SPLIT = Cell::SPLIT, PLANES = G + SPLIT, K = Cell::KEPT;
   const LayerCall& call = loop.call;
@@ -46,11 +46,15 @@ INLINE void derivative(Backward<A>& loop, const BackwardBlock<A>& of, F function
   }
   V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero,
                                             dc_old = zero, direct;
-  for (int k = 0; k < K; ++k) kept[k] = tape.plane_at(t, b, k, j, n);
-  if constexpr (Cell::MIXES) h = tape.state_before(0, t, b, j, n);
+  if (row.planes)
+    for (int k = 0; k < K; ++k) kept[k] = row.plane(k, j, n, K);
+  else
+    for (int k = 0; k < K; ++k) kept[k] = tape.plane_at(t, b, k, j, n);
+  if constexpr (Cell::MIXES) h = row.h_before ? load_first(row.h_before + j, n) : tape.state_before(0, t, b, j, n);
   if constexpr (K == 0) h_new = tape.h_new(t, b, j, n);
   if constexpr (Cell::STATES > 1) {
-    c = tape.state_before(1, t, b, j, n), c_new = c_made<Cell>(tape, t, b, j, n, kept);
+    c = row.c_before ? load_first(row.c_before + j, n) : tape.state_before(1, t, b, j, n);
+    c_new = F::STAGED ? c_made<Cell>(tape, t, b, j, n, kept) : load_first(row.c_after + j, n);
     dc_new = load(carried.c_of(b) + j);
     if (loop.dcells) dc_new = dc_new + load_first(loop.dcells + tape.cells_at(t, b) + j, n);
     if (F::STAGED && call.zone[1])
@@ -101,6 +105,7 @@ void built_in_last_back(Backward<A>& loop, const BackwardBlock<A>& of) {
   const bool normed = Cell::STATES > 1 && F::STAGED && loop.call.layer_norm;
   for (int64_t b = of.r; b < of.r + of.n; ++b) {
     const bool alive = loop.tape.alive(of.t, b);
+    const typename Tape<A>::Row row = loop.tape.row_at(of.t, b);
     A* const dh = loop.gradients.of_state[0].data() + b * loop.gradients.row;
     auto arrive = [&](int64_t j) __attribute__((always_inline)) {
       return loop.template arrive<F::STAGED>(of.t, b, j, alive, load(dh + j));
@@ -111,7 +116,7 @@ void built_in_last_back(Backward<A>& loop, const BackwardBlock<A>& of) {
         if (alive) through_norm_of_c<A, Cell>(loop.norms, functions, of.t, b, dh, of.part);
     }
     for (int64_t j = of.q0 * W; j < of.q1 * W; j += W)
-      derivative<A, Cell>(loop, of, functions, b, j, alive, arrives && !normed ? arrive(j) : load(dh + j));
+      derivative<A, Cell>(loop, of, functions, row, b, j, alive, arrives && !normed ? arrive(j) : load(dh + j));
   }
 }
 

@@ -89,6 +89,24 @@ struct Tape {
     return one - where_positive((one - above) * share - noise, one - above);
   }
 
+  // Where that of row b at step t lies, from unit 0 on: null where it is stored in another type or comes from
+  // elsewhere.
+  struct Row {
+    const A *planes, *h_before, *c_before, *c_after;
+    int64_t H;
+    // Plane k from unit j on; the same of the next row is fetched.
+    INLINE V plane(int k, int64_t j, int n, int64_t count) const {
+      __builtin_prefetch(planes + (count + k) * H + j);
+      return load_first(planes + k * H + j, n);
+    }
+  };
+  Row row_at(int64_t t, int64_t b) const {
+    const bool inner = !first(t, b) && !call.resets(d, t, b);
+    return {gates.direct() ? gates.at(((d * T + t) * B + b) * planes * H) : nullptr,
+            inner && y.direct() ? y.at(y_at(before(t), b)) : nullptr,
+            inner && cells ? cells + cells_at(before(t), b) : nullptr, cells ? cells + cells_at(t, b) : nullptr, H};
+  }
+
   // Vectors of states and planes where they lie, for rows of the whole batch at once: nowhere where rows differ, are
   // stored in another type, or end within a vector.
   Place<A> place_of_state_before(int k, int64_t t) const {
