@@ -121,14 +121,15 @@ INLINE void for_even_blocks(int64_t lo, int64_t hi, int64_t most, const F& f) {
   for (int64_t i = 0; i < blocks; ++i) f(lo + n * i / blocks, n * (i + 1) / blocks - n * i / blocks);
 }
 
-// Columns 0..n in panels of 4, 2 and 1 vectors (the last one padded): f(integral_constant<vectors>, first column).
+// Columns 0..n in panels of 4 vectors and one of what is left (padded): f(integral_constant<vectors>, first column).
 template <class A, class F>
 void for_columns(int64_t n, const F& f) {
   constexpr int W = Vec<A>::W;
   int64_t column = 0;
   for (; n - column > 3 * W; column += 4 * W) f(std::integral_constant<int, 4>{}, column);
-  if (n - column > W) f(std::integral_constant<int, 2>{}, column), column += 2 * W;
-  if (n - column > 0) f(std::integral_constant<int, 1>{}, column);
+  if (n - column > 2 * W) f(std::integral_constant<int, 3>{}, column);
+  else if (n - column > W) f(std::integral_constant<int, 2>{}, column);
+  else if (n - column > 0) f(std::integral_constant<int, 1>{}, column);
 }
 
 // ---- Packing: one vector of a panel ---------------------------------------------------------------------------------

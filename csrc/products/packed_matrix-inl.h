@@ -64,7 +64,7 @@ class PackedMatrix {
   void pack_narrow(const Bits* from, int n, int64_t K, int64_t c, int64_t NB, int64_t v) {
     pack_narrow_columns(from, storage_, n, K, bits(c, 0, NB), NB, v);
   }
-  // Rows k and k + 1 (k even) of n columns in panels of 4, 2 and 1 vectors.
+  // Rows k and k + 1 (k even) of n columns in panels as `for_columns` makes them.
   void put_rows(const A* even, const A* odd, int64_t n, int64_t k, Flag& overflow) {
     for_columns<A>(n, [&](auto vectors, int64_t c) {
       constexpr int NB = decltype(vectors)::value;
@@ -106,8 +106,8 @@ class PackedMatrix {
       else in(NarrowPanel<Storage::float16>{bits(c, 0, NB)}, nullptr);
     }
   }
-  // The same for n columns from `first` on, in panels of 4, 2 and 1 vectors; rows of the sums are whole vectors. down:
-  // the columns before them come next.
+  // The same for n columns from `first` on, in panels as `for_columns` makes them; rows of the sums are whole vectors.
+  // down: the columns before them come next.
   void multiply_all(Tiles& tiles, Engine engine, int64_t rows, const RowsView<A>& left, int64_t k, int64_t K,
                     int64_t first, int64_t n, A* sums, int64_t sums_row, Sum sum, bool down = false) const {
     for_columns<A>(n, [&](auto vectors, int64_t c) {
