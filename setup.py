@@ -15,6 +15,7 @@ from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
 HERE = Path(__file__).parent
+OWN_FLAGS = os.environ.get("RNNKERNELS_CXX_FLAGS", "").split()  # for profilers and sanitizers, which want names too
 
 
 def extension(name: str, sources: list[Path]) -> CppExtension:
@@ -32,7 +33,7 @@ def extension(name: str, sources: list[Path]) -> CppExtension:
                 "-fvisibility=hidden",
                 f"-ffile-prefix-map={HERE.resolve()}/=",
                 "-DTORCH_TARGET_VERSION=0x020a000000000000",
-                *os.environ.get("RNNKERNELS_CXX_FLAGS", "").split(),
+                *OWN_FLAGS,
             ]
         },
     )
@@ -48,6 +49,8 @@ if sys.platform == "darwin":
 else:
     CORE.extra_link_args += ["-Wl,-soname,_core.abi3.so"]
     PYTHON.extra_link_args += ["-Wl,-rpath,$ORIGIN"]
+    if not OWN_FLAGS:  # the names of functions that nobody links to are a twelfth of the file
+        CORE.extra_link_args += ["-Wl,-s"]
 
 
 class Build(BuildExtension):

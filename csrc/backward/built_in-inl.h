@@ -47,7 +47,7 @@ INLINE void derivative(Backward<A>& loop, const BackwardBlock<A>& of, F function
   V kept[K + 1], delta[PLANES], zero(A(0)), h = zero, h_new = zero, c = zero, c_new = zero, dc_new = zero,
                                             dc_old = zero, direct;
   if (row.planes)
-    for (int k = 0; k < K; ++k) kept[k] = row.plane(k, j, n, K);
+    for (int k = 0; k < K; ++k) kept[k] = row.get(k, j, n);
   else
     for (int k = 0; k < K; ++k) kept[k] = tape.plane_at(t, b, k, j, n);
   if constexpr (Cell::MIXES) h = row.h_before ? load_first(row.h_before + j, n) : tape.state_before(0, t, b, j, n);
@@ -105,7 +105,7 @@ void built_in_last_back(Backward<A>& loop, const BackwardBlock<A>& of) {
   const bool normed = Cell::STATES > 1 && F::STAGED && loop.call.layer_norm;
   for (int64_t b = of.r; b < of.r + of.n; ++b) {
     const bool alive = loop.tape.alive(of.t, b);
-    const typename Tape<A>::Row row = loop.tape.row_at(of.t, b);
+    const typename Tape<A>::Row row = alive ? loop.tape.row_at(of.t, b) : typename Tape<A>::Row{};
     A* const dh = loop.gradients.of_state[0].data() + b * loop.gradients.row;
     auto arrive = [&](int64_t j) __attribute__((always_inline)) {
       return loop.template arrive<F::STAGED>(of.t, b, j, alive, load(dh + j));

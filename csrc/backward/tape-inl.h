@@ -89,22 +89,26 @@ struct Tape {
     return one - where_positive((one - above) * share - noise, one - above);
   }
 
-  // Where that of row b at step t lies, from unit 0 on: null where it is stored in another type or comes from
-  // elsewhere.
+  // Where planes and states of a living row lie: null where they are stored in another type or come from elsewhere.
   struct Row {
-    const A *planes, *h_before, *c_before, *c_after;
-    int64_t H;
-    // Plane k from unit j on; the same of the next row is fetched.
-    INLINE V plane(int k, int64_t j, int n, int64_t count) const {
-      __builtin_prefetch(planes + (count + k) * H + j);
-      return load_first(planes + k * H + j, n);
+    const A *planes = nullptr, *h_before = nullptr, *c_before = nullptr, *c_after = nullptr;
+    int64_t plane = 0, row = 0;  // numbers from one plane, and from one row's planes, to the next
+    // Plane k from unit j on; that of the next row is fetched.
+    INLINE V get(int k, int64_t j, int n) const {
+      const A* const from = planes + k * plane + j;
+      __builtin_prefetch(from + row);
+      return load_first(from, n);
     }
   };
   Row row_at(int64_t t, int64_t b) const {
+    Row at;
     const bool inner = !first(t, b) && !call.resets(d, t, b);
-    return {gates.direct() ? gates.at(((d * T + t) * B + b) * planes * H) : nullptr,
-            inner && y.direct() ? y.at(y_at(before(t), b)) : nullptr,
-            inner && cells ? cells + cells_at(before(t), b) : nullptr, cells ? cells + cells_at(t, b) : nullptr, H};
+    if (gates && gates.direct()) at.planes = gates.at(((d * T + t) * B + b) * planes * H);
+    if (inner && y.direct()) at.h_before = y.at(y_at(before(t), b));
+    if (inner && cells) at.c_before = cells + cells_at(before(t), b);
+    if (cells) at.c_after = cells + cells_at(t, b);
+    at.plane = H, at.row = planes * H;
+    return at;
   }
 
   // Vectors of states and planes where they lie, for rows of the whole batch at once: nowhere where rows differ, are
