@@ -13,7 +13,10 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 # The instruction sets that decide the speed of these kernels, as Linux names them (x86, then Arm).
-SETS = "avx avx2 fma avx512f avx512bw avx512_bf16 avx512_vnni avx512_fp16 amx_bf16 amx_int8 asimd asimdhp bf16 sve i8mm"
+SETS = (
+    "avx avx2 fma avx_vnni avx512f avx512bw avx512_bf16 avx512_vnni avx512_fp16 amx_bf16 amx_int8 asimd asimdhp bf16 "
+    "sve i8mm"
+)
 
 
 def _cpuinfo(*fields: str) -> str:
@@ -71,13 +74,18 @@ def cores(threads: int) -> list[int]:
     return sorted((first_of_each + others)[:threads])
 
 
+def instruction_sets() -> list[str]:
+    """Those of ``SETS`` that this machine has."""
+    flags = _cpuinfo("flags", "Features").split()
+    return [name for name in SETS.split() if name in flags]
+
+
 def describe(device: str, command: str) -> dict:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    flags = _cpuinfo("flags", "Features").split()
     facts = {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": cores,
-        "instruction sets": " ".join(name for name in SETS.split() if name in flags) or "unknown",
+        "instruction sets": " ".join(instruction_sets()) or "unknown",
         "load before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),
