@@ -199,7 +199,7 @@ def test_a_report_is_made_anew_from_its_json(tmp_path):
     assert exit.value.code == 2
 
 
-@pytest.mark.parametrize("name", ["cpu-xeon", "variants-cpu", "gpu-nvidia-h200"])
+@pytest.mark.parametrize("name", ["cpu-xeon", "cpu-epyc", "variants-cpu", "gpu-nvidia-h200"])
 def test_results_that_were_saved_can_be_read(name):
     saved = json.loads((cli.RESULTS / f"{name}.json").read_text())
     text = report.markdown(saved)
