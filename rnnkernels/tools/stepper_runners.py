@@ -63,14 +63,13 @@ class Reference:
         """As that of ``Cpp``."""
         if any(overlap(t, out) for t in (x, *extras)):
             return False
-        # contiguous, because strides can change bits
+        # each step's own and contiguous, because strides and where memory begins can change bits
         to = dict(dtype=self.weights[0].dtype, copy=True, memory_format=torch.contiguous_format)
-        x, *extras = (t.to(**to) for t in (x, *extras))
         with torch.autocast("cpu", enabled=False):
             for t, (x_1BI, out_BP) in enumerate(zip(x.split(1), out, strict=True)):
-                now = [u[t : t + 1] if u.dim() == 3 else u for u in extras]
+                now = [(u[t : t + 1] if u.dim() == 3 else u).to(**to) for u in extras]
                 layer = partial(self.layer, now)
-                y, self.states = over_layers(layer, x_1BI, self.states, self.weights, self.num_layers, 1)
+                y, self.states = over_layers(layer, x_1BI.to(**to), self.states, self.weights, self.num_layers, 1)
                 out_BP.copy_(y[0])
         return True
 
