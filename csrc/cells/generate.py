@@ -160,8 +160,8 @@ def struct(name, spec):
 
 
 def second_half(section):
-    """The values that are computed from a function of a function's, and those of the others that they are read with."""
-    functions, nested = set(), set()  # that depend on one, and on two in a row
+    """The values that depend on two functions in a row, such as tanh of a sum of sigmoids, and what else they read."""
+    functions, nested = set(), set()  # values that depend on one function, and on two in a row
     for n, i in enumerate(section.code):
         read = set(i.args)
         if read & nested or (i.op in ("act", "gate") and read & functions):
