@@ -49,7 +49,7 @@ if sys.platform == "darwin":
 else:
     CORE.extra_link_args += ["-Wl,-soname,_core.abi3.so"]
     PYTHON.extra_link_args += ["-Wl,-rpath,$ORIGIN"]
-    if not OWN_FLAGS:  # the names of functions that nobody links to are a twelfth of the file
+    if not OWN_FLAGS:  # without the names of functions that nobody links to
         CORE.extra_link_args += ["-Wl,-s"]
 
 
