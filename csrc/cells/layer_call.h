@@ -90,7 +90,7 @@ struct LayerCall {
 
   // forward: results. backward: what the forward returned.
   void* y;                       // (T, B, D * P)
-  void* last[Program::kStates];  // as states
+  void* last[Program::kStates];  // as states; the first is null where y is all that is wanted of h
   void* gates;                   // (D, T, B, planes, H), only in training
   void* cells;                   // (histories * D, T, B, H) in the accumulate type, only in training
 

@@ -135,7 +135,7 @@ struct Forward : PanelSizes<A> {
   void finish(const Strip<A>& strip) const {
     for (int64_t r = 0; r < strip.rows; ++r) {
       int64_t row = strip.d * B + strip.b0 + r;
-      stored(call.last[0]).put_row(strip.h.data() + strip.at(T, r) * Pp, row * P, P);
+      if (call.last[0]) stored(call.last[0]).put_row(strip.h.data() + strip.at(T, r) * Pp, row * P, P);
       for (int k = 1; k < states; ++k) stored(call.last[k]).put_row(state_of(strip, k, r), row * H, H);
     }
   }

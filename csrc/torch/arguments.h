@@ -106,15 +106,15 @@ struct Call : LayerCall {
 
     const auto sizes = x_.sizes();
     const int64_t dim = int64_t(sizes.size());
-    STD_TORCH_CHECK(dim == 3 || dim == 4, "rnnkernels: x must have 3 or 4 dimensions, got ", dim);
-    T = sizes[dim - 3], B = sizes[dim - 2], I = sizes[dim - 1];
+    STD_TORCH_CHECK(dim >= 2 && dim <= 4, "rnnkernels: x must have 2 to 4 dimensions, got ", dim);
+    T = dim > 2 ? sizes[dim - 3] : 1, B = sizes[dim - 2], I = sizes[dim - 1];
     grouped = dim == 4, X = grouped ? sizes[0] : 1, D = X * int64_t(reverse.size());
     const bool whole_rows = I <= 1 || x_.stride(dim - 1) == 1;
     if (!whole_rows) hold(torch::stable::contiguous(x_));
     const Tensor& xs = whole_rows ? x_ : held.back();
     const auto strides = xs.strides();
     x = xs.const_data_ptr(), x_stride_X = dim == 4 ? strides[0] : 0;
-    x_stride_T = strides[dim - 3], x_stride_B = strides[dim - 2];
+    x_stride_T = dim > 2 ? strides[dim - 3] : 0, x_stride_B = strides[dim - 2];
 
     if (lengths_) {
       const bool each = lengths_->dim() == 2;  // a group has lengths of its own
@@ -173,14 +173,17 @@ struct Call : LayerCall {
     kept_owner = given;
   }
 
-  // The states of one layer or, where they are stacked, of several.
+  // The states of one layer or, where they are stacked, of several; of none: (B, P) and (B, H), of a single step.
   void take_states(const Tensors& given, int64_t layers) { take_states(given, layers, states, "states", "h0", "c0"); }
 
   void take_states(const Tensors& given, int64_t layers, const void** into, const char* names, const char* h,
                    const char* c) {
     STD_TORCH_CHECK(given.empty() || int64_t(given.size()) == cell->states, "rnnkernels: expected ", cell->states, " ",
                     names, ", got ", given.size());
-    for (size_t k = 0; k < given.size(); ++k) into[k] = take(given[k], {layers * D, B, k ? H : P}, k ? c : h);
+    for (size_t k = 0; k < given.size(); ++k) {
+      const int64_t width = k ? H : P;
+      into[k] = layers ? take(given[k], {layers * D, B, width}, k ? c : h) : take(given[k], {B, width}, k ? c : h);
+    }
   }
 
   // The inputs of a program besides x; after weights.

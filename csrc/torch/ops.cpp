@@ -66,6 +66,7 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
                 const MaybeTensors& extras, int64_t parts, int64_t packed) {
   const std::string cell_name = text(cell);
   const std::optional<std::string> act = text(activation), gate_name = text(gate);
+  STD_TORCH_CHECK(x.dim() > 2, "rnnkernels: x must have 3 or 4 dimensions, got ", x.dim());
   Call call(cell_name, x, Bools(reverse.begin(), reverse.end()), bias, project, act, gate_name, lengths);
   call.layer_norm = layer_norm, call.eps = eps;
   call.take_parts(parts);
@@ -121,6 +122,31 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
   return {std::move(y), std::move(last), std::move(saved)};
 }
 
+// The first layer of a stack, all but its results; without a number of layers a step, which has no dimension of time.
+Call first_layer(const Tensor& x, const MaybeTensors& states, const Tensors& weights, StringHandle cell,
+                 std::optional<int64_t> layers, bool bidirectional, bool bias, int64_t H, int64_t proj_size,
+                 const MaybeString& activation, const MaybeTensor& lengths, const std::optional<Tensors>& scales,
+                 bool float_rows, int64_t parts, int64_t packed, const MaybeTensors& extras) {
+  const std::string cell_name = text(cell);
+  const std::optional<std::string> act = text(activation);
+  const int dims = layers ? 3 : 2;
+  STD_TORCH_CHECK(x.dim() == dims, "rnnkernels: x must have ", dims, " dimensions, got ", x.dim());
+  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
+            lengths);
+  const int64_t L = layers.value_or(1), n = L * call.weights_per_layer(), P = proj_size > 0 ? proj_size : H;
+  STD_TORCH_CHECK(L > 0 && int64_t(weights.size()) == n, "rnnkernels: expected ", n, " weights, got ", weights.size());
+  const int64_t matrices = L * call.matrices() * call.D;
+  STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == matrices && call.storage == Storage::float32),
+                  "rnnkernels: int8 weights want x in float32 and ", matrices, " scales");
+  call.float_rows = float_rows;
+  call.take_parts(parts);
+  call.take_weights(weights.data(), H, P, scales ? scales->data() : nullptr);
+  call.take_extras(given(extras));
+  call.take_kept(kept_weights(packed));
+  call.take_states(given(states), layers.value_or(0));
+  return call;
+}
+
 // The layers one after the other. All but the last write into a buffer and the output in turn, so that the last one
 // writes into the output; the final states are written where they belong in the stacked ones.
 std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, const Tensors& weights,
@@ -128,26 +154,10 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
                                   int64_t proj_size, const MaybeString& activation, const MaybeTensor& lengths,
                                   const std::optional<Tensors>& scales, bool float_rows, int64_t parts, int64_t packed,
                                   const MaybeTensors& extras) {
-  const std::string cell_name = text(cell);
-  const std::optional<std::string> act = text(activation);
-  STD_TORCH_CHECK(x.dim() == 3, "rnnkernels: x must have 3 dimensions, got ", x.dim());
-  Call call(cell_name, x, bidirectional ? Bools{false, true} : Bools{false}, bias, proj_size > 0, act, std::nullopt,
-            lengths);
-  const int64_t n = call.weights_per_layer(), T = call.T, B = call.B, D = call.D, H = hidden_size,
-                P = proj_size > 0 ? proj_size : H;
-  STD_TORCH_CHECK(layers > 0 && int64_t(weights.size()) == layers * n, "rnnkernels: expected ", layers * n,
-                  " weights, got ", weights.size());
-  const int64_t matrices = call.matrices() * D;
-  STD_TORCH_CHECK(!scales || (int64_t(scales->size()) == layers * matrices && call.storage == Storage::float32),
-                  "rnnkernels: int8 weights want x in float32 and ", layers * matrices, " scales");
-  const Tensor* const scale = scales ? scales->data() : nullptr;
-  call.float_rows = float_rows;
-  call.take_parts(parts);
-  call.take_weights(weights.data(), H, P, scale);
-  call.take_extras(given(extras));
-  const std::shared_ptr<KeptWeights> kept = kept_weights(packed);
-  call.take_kept(kept);
-  call.take_states(given(states), layers);
+  Call call = first_layer(x, states, weights, cell, layers, bidirectional, bias, hidden_size, proj_size, activation,
+                          lengths, scales, float_rows, parts, packed, extras);
+  const int64_t n = call.weights_per_layer(), matrices = call.matrices() * call.D, T = call.T, B = call.B, D = call.D,
+                H = call.H, P = call.P;
 
   Tensor y = empty(call.dtype, {T, B, D * P});
   void* const out = y.mutable_data_ptr();
@@ -164,8 +174,8 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
     if (B > 0) run_forward(call);
     if (++i == layers) break;
     call.x = call.y, call.I = D * P, call.x_stride_T = B * D * P, call.x_stride_B = D * P;
-    call.take_weights(weights.data() + i * n, H, P, scale ? scale + i * matrices : nullptr);
-    call.take_kept(kept);
+    call.take_weights(weights.data() + i * n, H, P, scales ? scales->data() + i * matrices : nullptr);
+    call.take_kept(call.kept_owner);
     for (int k = 0; k < call.cell->states; ++k) {
       const int64_t step = D * B * (k ? H : P) * bytes;
       if (call.states[k]) call.states[k] = static_cast<const char*>(call.states[k]) + step;
@@ -173,6 +183,23 @@ std::tuple<Tensor, Tensors> stack(const Tensor& x, const MaybeTensors& states, c
     }
   }
   return {std::move(y), std::move(last)};
+}
+
+// A step of a built-in cell in inference, x (B, I) and the states (B, H): the new states. Views with a dimension of
+// time would take as long as a small step.
+Tensors step(const Tensor& x, const MaybeTensors& states, const Tensors& weights, StringHandle cell, bool bias,
+             int64_t hidden_size, const MaybeString& activation, const std::optional<Tensors>& scales, bool float_rows,
+             int64_t parts, int64_t packed) {
+  Call call = first_layer(x, states, weights, cell, std::nullopt, false, bias, hidden_size, 0, activation, std::nullopt,
+                          scales, float_rows, parts, packed, std::nullopt);
+  Tensors last;
+  for (int k = 0; k < call.cell->states; ++k) {
+    last.push_back(empty(call.dtype, {call.B, call.H}));
+    call.last[k] = last.back().mutable_data_ptr();
+  }
+  std::swap(call.y, call.last[0]);  // the output is the new h: it is written once
+  if (call.B > 0) run_forward(call);
+  return last;
 }
 
 std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
@@ -282,6 +309,9 @@ STABLE_TORCH_LIBRARY(rnnkernels, m) {
   m.def("layer_backward" LAYER_BACKWARD), m.def("plain_layer_backward" LAYER_BACKWARD);
   m.def("stack" STACK), m.def("plain_stack" STACK);
   m.def(
+      "step(Tensor x, Tensor[]? states, Tensor[] weights, str cell, bool bias, int hidden_size, "
+      "str? activation=None, Tensor[]? scales=None, bool float_rows=False, int parts=0, int packed=0) -> Tensor[]");
+  m.def(
       "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
       "bool layer_norm=False, int parts=0, bool packed=False) -> str");
   m.def("freeze(Tensor[] weights) -> int");  // a number for `packed`; the weights stay where they are until unfreeze
@@ -297,6 +327,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("plain_layer_backward", TORCH_BOX(&layer_backward));
   m.impl("stack", TORCH_BOX(&stack));
   m.impl("plain_stack", TORCH_BOX(&stack));
+  m.impl("step", TORCH_BOX(&step));
 }
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
   m.impl("schedule", TORCH_BOX(&schedule));

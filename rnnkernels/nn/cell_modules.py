@@ -15,6 +15,7 @@ from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
 from ..op.autograd import wants_gradient, watched
+from ..op.schema import STEP
 from ..recorders.tracers import Leaf
 from . import torchs_step
 from .checks import aside, check_placement, check_weights, refuse_nested
@@ -43,23 +44,20 @@ class CellBase(Leaf, nn.RNNCellBase):
         training = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights))
         if input.is_cpu and torchs_step.why_for_cell(cell, input.dtype, training) and torchs_step.eager():
             return torchs_step.step(cell, activation, input, hx, weights, H)
-        x, states, refused = input.unsqueeze(0), [s.unsqueeze(0) for s in hx], None
-        parts, packed = precision.parts(x), 0 if self._packed is None else self._packed.of(weights)
-        stack = op.inference_op(x, states, weights, weights[0].size(1)) if H else None
-        if stack is not None:
-            rare = (0, activation) if activation else ()
-            more = op.rare(parts, packed)
+        parts, packed, refused = precision.parts(input), 0 if self._packed is None else self._packed.of(weights), None
+        if not training and H and op.on_cpp(input) and not watched():
+            rare = (activation,) if activation else ()
             try:  # the op checks the same as `check_step`, which has torch's error messages
-                y, last = stack(x, states, weights, cell, 1, False, bias, H, *rare, **more)
+                return STEP(input, hx, weights, cell, bias, H, *rare, **op.rare(parts, packed))
             except RuntimeError as error:
-                refused, stack = error, None
-        if stack is None:
-            check_step(cell, input, hx, weights, bias, H)
-            if refused is not None:
-                raise refused
-            y, last = op.layer(
-                LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts, packed=packed)
-            )
+                refused = error
+        check_step(cell, input, hx, weights, bias, H)
+        if refused is not None:
+            raise refused
+        x, states = input.unsqueeze(0), [s.unsqueeze(0) for s in hx]
+        y, last = op.layer(
+            LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts, packed=packed)
+        )
         new = (y, *last[1:])
         if watched() or new[0]._is_view():  # as in functional.batch_major
             return [s.squeeze(0) for s in new]

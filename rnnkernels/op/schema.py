@@ -1,4 +1,4 @@
-"""The ops ``rnnkernels::layer``, ``layer_backward`` and ``stack``: schema, kernels by device, shapes. No arithmetic.
+"""The ops of ``torch.ops.rnnkernels``: their schemas, their kernels by device, their shapes. No arithmetic.
 
 One call of ``layer`` is one layer with all its directions. Letters: T time, B batch, D directions, X input groups,
 G gates, H hidden, S states, I input, L layers, P output of a step, K planes kept for the backward pass.
@@ -35,9 +35,12 @@ and direction for w_ih and w_hh, these two are int8 and their row n stands for w
 multiply bytes, rows of x and h become int8 too, unless float_rows. A cell without one of the two has no scales for it;
 extras are those of every layer.
 
-Each op exists twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py): their
-gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on have none:
-the modules call them, because they handle autograd themselves, which costs less (autograd.py).
+``step`` is a step of a built-in cell in inference, on x (B, I), states and results (B, H): the C++ extension has it for
+the CPU alone, and without autograd. It is for calls that nobody records or watches; those get ``layer``.
+
+The others exist twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py):
+their gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on have
+none: the modules call them, because they handle autograd themselves, which costs less (autograd.py).
 """
 
 from functools import partial
@@ -93,6 +96,10 @@ def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidd
     (T, B, _), D, P = x.shape, 1 + bidirectional, proj_size or hidden_size
     last = [x.new_empty(num_layers * D, B, hidden_size if k else P) for k in range(spec_of(cell).states)]
     return x.new_empty(T, B, D * P), last
+
+
+def step_shapes(x, states, weights, cell, bias, hidden_size, *rest):
+    return [x.new_empty(x.size(0), hidden_size) for _ in range(spec_of(cell).states)]
 
 
 def stack_of_layers(
@@ -164,3 +171,7 @@ define(
     "stack", stack_shapes, None, partial(autograd_kernels.stack, stack_of_layers),
     CompositeExplicitAutograd=stack_of_layers,
 )  # fmt: skip
+STEP = None
+if IN_CPP:
+    torch.library.register_fake("rnnkernels::step", step_shapes, lib=LIB)
+    STEP = torch.ops.rnnkernels.step.default

@@ -30,6 +30,8 @@ from ..nn.options import refuse_options
 from ..nn.own_cells import check_extras, extras_of
 from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import run as op
+from ..op.autograd import watched
+from ..op.schema import STEP
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
 from .convert import TO_OURS, check_module
@@ -156,10 +158,14 @@ class Quantized(Leaf, nn.Module):
                 raise ValueError(f"{type(self).__name__} takes float32, but got {DTYPE_NAMES.get(t.dtype, t.dtype)}")
             check_inference(f"a {type(self).__name__}", name, t)
 
+    def _tensors(self):
+        """The weights, and the scales of those that are int8."""
+        buffers = self._buffers
+        return [buffers[name] for name in self._weights], [buffers[name] for name in self._scales]
+
     def _run(self, cell, activation, x, states, L, bidirectional, P, lengths=None, extras=()):
         """All layers on x (T, B, I), with checked sizes."""
-        buffers, H = self._buffers, self.hidden_size
-        weights, scales = [buffers[name] for name in self._weights], [buffers[name] for name in self._scales]
+        (weights, scales), H = self._tensors(), self.hidden_size
         own = backends.forced() in (None, "cpp" if x.is_cpu and backends.EXTENSION_ERROR is None else None)
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         if own and not (graph and onnx.exporting()):
@@ -279,6 +285,12 @@ class QuantizedCell(Quantized):
         check_cell_sizes(input, hx, self.input_size, self.hidden_size)
         if self.hidden_size == 0:  # as torch.nn's: nothing to compute
             return [input.new_zeros(len(input), 0) for _ in range(spec_of(cell).states)]
+        if op.on_cpp(input) and not watched():
+            weights, scales = self._tensors()
+            return STEP(
+                input, hx, weights, cell, self.bias, self.hidden_size, activation, scales, self.activations == "float",
+                0, self._packed.of(weights),
+            )  # fmt: skip
         _, last = self._run(cell, activation, input[None], [s[None] for s in hx], 1, False, 0)
         return [s.squeeze(0) for s in last]
 
