@@ -225,14 +225,20 @@ struct Forward : PanelSizes<A> {
   // Layer norms of rows of sums of so many gates in panels, with gain k (0: of the input, 1: of the state) from gate g0
   // on.
   void normalize_rows(int64_t d, A* sums, int64_t row, int64_t rows, int gates, int k, int g0) const {
-    for (int64_t r = 0; r < rows && gates > 0; ++r, sums += row) {
-      auto at = [&](int g, int64_t j) { return sums + j * gates + g * W; };
-      auto get = [&](int g, int64_t j, int) { return load(at(g, j)); };
-      const auto norm = normal<A>(0, gates, H, call.eps, get);
-      for_row<A>(0, gates, H, [&](int g, int64_t j, int lanes) {
-        (norm.at(g, j, lanes) * load(norms.of(d, k, g0 + g) + j)).store(at(g, j));
+    const auto normalize = [&](auto count) __attribute__((always_inline)) {
+      constexpr int R = decltype(count)::value;
+      A mean[R], scale[R];
+      auto at = [&](int r, int g, int64_t j) { return sums + r * row + j * gates + g * W; };
+      moments<A, R>(0, gates, H, call.eps, mean, scale,
+                    [&](int r, int g, int64_t j, int) { return load(at(r, g, j)); });
+      for_row<A>(0, gates, H, [&](int g, int64_t j, int) {
+        const V gain = load(norms.of(d, k, g0 + g) + j);
+        for (int r = 0; r < R; ++r) ((load(at(r, g, j)) - V(mean[r])) * V(scale[r]) * gain).store(at(r, g, j));
       });
-    }
+      sums += R * row, rows -= R;
+    };
+    while (gates > 0 && rows >= 2) normalize(std::integral_constant<int, 2>());
+    if (gates > 0 && rows) normalize(std::integral_constant<int, 1>());
   }
 
   // Step t, whose h is in `slot`; pre: the input's sums or their norms, where they are there. Norms are of all units of
