@@ -14,7 +14,7 @@ from ..cells.call import LayerCall
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import wants_gradient, watched
+from ..op.autograd import eager, wants_gradient, watched
 from ..op.schema import STEP
 from ..recorders.tracers import Leaf
 from . import torchs_step
@@ -41,11 +41,11 @@ class CellBase(Leaf, nn.RNNCellBase):
         if input.dim() == 1:
             new = self._step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
-        training = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights))
-        if input.is_cpu and torchs_step.why_for_cell(cell, input.dtype, training) and torchs_step.eager():
+        training, here = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights)), input.is_cpu and eager()
+        if here and torchs_step.why_for_cell(cell, input.dtype, input.size(0), H, training):
             return torchs_step.step(cell, activation, input, hx, weights, H)
         parts, packed, refused = precision.parts(input), 0 if self._packed is None else self._packed.of(weights), None
-        if not training and H and op.on_cpp(input) and not watched():
+        if here and not training and H and STEP is not None:
             rare = (activation,) if activation else ()
             try:  # the op checks the same as `check_step`, which has torch's error messages
                 return STEP(input, hx, weights, cell, bias, H, *rare, **op.rare(parts, packed))

@@ -1,16 +1,15 @@
 """One step by torch's own ops, on the CPU in eager mode, wherever they are faster than ours.
 
 A single step in training costs a few matrix products, equal in both, and autograd's overhead: torch's nodes are C++,
-ours are Python. A step of an Elman network is little but products. In 16 bits our op runs: it sums in float32.
+ours are Python. A small step of an Elman network is nothing but the call of an op. In 16 bits our op runs: it sums in
+float32.
 Letters: T time, B batch, D directions, H hidden, I input, L layers, S states.
 """
 
 import torch
 from torch import _VF
-from torch.autograd import forward_ad
 
-from .. import backends
-from ..op.autograd import autocast_enabled, jit_tracing, wants_gradient
+from ..op.autograd import eager, wants_gradient
 from ..op.schema import over_layers
 
 STEPS = {
@@ -22,27 +21,17 @@ STACKS = {
 }  # fmt: skip
 """Those of all layers at once. Not of LSTM: oneDNN computes it there, and a step takes longer than its cells."""
 DTYPES = torch.float32, torch.float64
+SMALL = 256
 FOR_TRAINING = "autograd costs less than for one of ours"
 
 
-def eager():
-    """True for plain eager execution with no backend forced, where torch's own ops may compute a step."""
-    return not (
-        torch.compiler.is_compiling()
-        or jit_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack()
-        or autocast_enabled("cpu")
-        or forward_ad._current_level >= 0
-        or backends.forced() is not None
-    )
-
-
-def why_for_cell(cell, dtype, training):
+def why_for_cell(cell, dtype, B, H, training):
     """The reason why torch's own op computes the step of a cell; None where ours does."""
-    if dtype not in DTYPES or not (training or cell == "rnn"):
+    if dtype not in DTYPES:
         return None
-    return "a step of it is two products" if cell == "rnn" else FOR_TRAINING
+    if training:
+        return FOR_TRAINING
+    return "its call costs less" if cell == "rnn" and B * H <= SMALL else None
 
 
 def possible(cell, activation, dtype, T, B, H):

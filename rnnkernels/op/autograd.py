@@ -75,6 +75,19 @@ def watched():
     return torch.compiler.is_compiling() or jit_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def eager():
+    """True for plain eager execution with no backend forced: nobody transforms, records or watches calls."""
+    return not (
+        torch.compiler.is_compiling()
+        or jit_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or autocast_enabled("cpu")
+        or forward_ad._current_level >= 0
+        or backends.forced() is not None
+    )
+
+
 def implementation(backend, name, op=plain):
     """``layer`` or ``layer_backward`` of a backend; "dispatch" leaves the choice to PyTorch's dispatcher.
 

@@ -26,26 +26,19 @@ from .autograd import (
 from .flat import Plan
 
 
-def on_cpp(x):
-    """True where a call on x runs on the C++ backend, with no transform, graph or autocast around it."""
-    return (
-        x.is_cpu
-        and not torch.compiler.is_compiling()
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._is_any_autocast_enabled()
-        and forward_ad._current_level < 0
-        and backends.forced() is None
-        and backends.EXTENSION_ERROR is None
-    )
-
-
 def inference_op(x, states, weights, I):  # noqa: E741
     """The ``stack`` that runs layers without dropout and reset, in plain inference on the C++ backend; else None."""
     recorded = jit_tracing()  # sizes cannot be compared then; the op that is recorded trains too
     if (
-        on_cpp(x)
+        not torch.compiler.is_compiling()
+        and x.is_cpu
         and (recorded or (x.shape[2] == I and not wants_gradient((*weights, x, *states))))
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._is_any_autocast_enabled()
         and not (recorded and onnx.exporting())
+        and forward_ad._current_level < 0
+        and backends.forced() is None
+        and backends.EXTENSION_ERROR is None
     ):
         return plain("stack")
     return None

@@ -122,7 +122,8 @@ def explain(
         refuse_nested(type(module).__name__)
     if isinstance(module, CellBase):
         calls = cell_calls(module, x, hx)
-        layers = [describe(0, call, torchs_step.why_for_cell(call.cell, call.dtype, call.training)) for call in calls]
+        why = lambda c: torchs_step.why_for_cell(c.cell, c.dtype, c.B, c.H, c.training)  # noqa: E731
+        layers = [describe(0, call, why(call)) for call in calls]
     else:
         calls = layer_calls(module, x, hx, lengths, reset)
         training = any(call.training for call in calls)

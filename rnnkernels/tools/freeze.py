@@ -24,8 +24,8 @@ def freeze(model: nn.Module) -> nn.Module:
 
     A call of a layer puts its weights into the order in which the kernels on the CPU read them, or reads them in place
     where so few rows and steps do not earn that back. In the copy they are packed once, at the first call of its kind,
-    for any T and B: small batches and short sequences get faster, and results are the same up to rounding. (A step of
-    an RNNCell in float32 or float64 is torch's own op, which packs nothing.)
+    for any T and B: small batches and short sequences get faster, and results are the same up to rounding. (A small
+    step of an RNNCell in float32 or float64 is torch's own op, which packs nothing.)
 
     It is a snapshot: the copy has weights of its own, which must not be changed in place. ``load_state_dict``,
     ``.to()`` and new tensors in their place are noticed, and packed anew. The packed weights take about as much memory

@@ -30,7 +30,7 @@ from ..nn.options import refuse_options
 from ..nn.own_cells import check_extras, extras_of
 from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import run as op
-from ..op.autograd import watched
+from ..op.autograd import eager
 from ..op.schema import STEP
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
@@ -285,7 +285,7 @@ class QuantizedCell(Quantized):
         check_cell_sizes(input, hx, self.input_size, self.hidden_size)
         if self.hidden_size == 0:  # as torch.nn's: nothing to compute
             return [input.new_zeros(len(input), 0) for _ in range(spec_of(cell).states)]
-        if op.on_cpp(input) and not watched():
+        if input.is_cpu and STEP is not None and eager():
             weights, scales = self._tensors()
             return STEP(
                 input, hx, weights, cell, self.bias, self.hidden_size, activation, scales, self.activations == "float",
