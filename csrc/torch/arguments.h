@@ -277,7 +277,16 @@ struct Call : LayerCall {
     for (size_t i = 0; i < sizes.size(); ++i)
       STD_TORCH_CHECK(found[i] == sizes.begin()[i], "rnnkernels: ", name, " must have size ", sizes.begin()[i],
                       " in dimension ", i, ", got ", found[i]);
-    return t.is_contiguous() ? t.const_data_ptr() : hold(torch::stable::contiguous(t));
+    return t.is_contiguous() ? data_of(t) : hold(torch::stable::contiguous(t));
+  }
+
+  // Wrappers of other tensors have no data: where the dispatcher looks for them, their class is asked instead.
+  static const void* data_of(const Tensor& t) {
+    const void* data = t.const_data_ptr();
+    STD_TORCH_CHECK(
+        data || t.numel() == 0,
+        "rnnkernels: expected plain tensors, as x is one, but got one of a subclass without data of its own");
+    return data;
   }
 
   // The dispatcher looks at the device of every argument but those of optional lists.
@@ -291,7 +300,7 @@ struct Call : LayerCall {
 
   const void* hold(Tensor t) {
     held.push_back(std::move(t));
-    return held.back().const_data_ptr();
+    return data_of(held.back());
   }
 
   int32_t accumulate() const {

@@ -309,7 +309,7 @@ STABLE_TORCH_LIBRARY(rnnkernels, m) {
   m.def("layer_backward" LAYER_BACKWARD), m.def("plain_layer_backward" LAYER_BACKWARD);
   m.def("stack" STACK), m.def("plain_stack" STACK);
   m.def(
-      "step(Tensor x, Tensor[]? states, Tensor[] weights, str cell, bool bias, int hidden_size, "
+      "plain_step(Tensor x, Tensor[]? states, Tensor[] weights, str cell, bool bias, int hidden_size, "
       "str? activation=None, Tensor[]? scales=None, bool float_rows=False, int parts=0, int packed=0) -> Tensor[]");
   m.def(
       "schedule(str cell, ScalarType dtype, int T, int B, int I, int H, int P, int D, bool training, "
@@ -327,7 +327,7 @@ STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CPU, m) {
   m.impl("plain_layer_backward", TORCH_BOX(&layer_backward));
   m.impl("stack", TORCH_BOX(&stack));
   m.impl("plain_stack", TORCH_BOX(&stack));
-  m.impl("step", TORCH_BOX(&step));
+  m.impl("plain_step", TORCH_BOX(&step));
 }
 STABLE_TORCH_LIBRARY_IMPL(rnnkernels, CompositeExplicitAutograd, m) {
   m.impl("schedule", TORCH_BOX(&schedule));

@@ -51,6 +51,11 @@ class Cell:
         self.kernel = ARITHMETIC.get(arithmetic(program), program.text)
         """What the op is given: the built-in cell that computes the same, and is compiled in, or the program."""
 
+    def named(self) -> "Cell":
+        """The cell with all values that its function names, or 32 of them, among those that training keeps: for
+        :func:`rnnkernels.trace`. After unpickling, without the function, it is the cell itself."""
+        return self if self._retrace is None else self._retrace(self.constants, every=True)
+
     def __str__(self) -> str:
         return self.program.text
 
@@ -165,8 +170,8 @@ def cell(
         if constants is not None and not isinstance(constants, Mapping):
             raise CellError(f"cell {header.name}: expected constants to be a dict of numbers, got {constants!r}")
 
-        def trace(constants, functions=None):
-            text, planes = _trace(function, header, constants, functions or {}, operand, output, keep)
+        def trace(constants, functions=None, every=False):
+            text, planes = _trace(function, header, constants, functions or {}, operand, output, keep, every)
             if functions:
                 return text
             made = Cell(parse(text), constants, planes, trace)
@@ -239,8 +244,9 @@ def _header(name, inputs, recurrent, states, vectors, step, sequence, project_in
     )  # fmt: skip
 
 
-def _trace(function, header, constants, functions, operand, output, keep):
-    """The text of the cell, and the names of its planes; ``functions`` are in the place of defaults of parameters."""
+def _trace(function, header, constants, functions, operand, output, keep, every):
+    """The text of the cell, and the names of its planes; ``functions`` are in the place of defaults of parameters, and
+    ``every`` keeps all values that have names."""
     trace = Trace(function, header.recurrent[-1] if header.recurrent else None)
 
     def loads(kind, op, names):
@@ -293,11 +299,16 @@ def _trace(function, header, constants, functions, operand, output, keep):
     _check_gates(function, header, trace.graph, roots, inner)
     chosen = None
     if keep is not None:
-        by_name = {name: node for node, name in called.items()}
         wanted = keep.split() if isinstance(keep, str) else list(keep)
-        if unknown := [n for n in wanted if n not in by_name]:
+        if unknown := [n for n in wanted if n not in called]:
             raise CellError(f"{described(function)}: keep= names {unknown[0]}, which the function has not")
-        roots |= {f"keep {n}": by_name[n] for n in wanted}
+        roots |= {f"keep {n}": called[n] for n in wanted}
+    live, also = set(trace.graph.ancestors(roots.values())), {}
+    for name, n in called.items():
+        if n in live and trace.graph.number(n) is None:
+            also.setdefault(n, name)
+    if every:
+        roots |= {f"named {name}": n for n, name in also.items()}
     graph, at = _merged(trace.graph, roots.values(), header.shared)
     roots = {what: at[n] for what, n in roots.items()}
     if keep is not None:
@@ -305,12 +316,12 @@ def _trace(function, header, constants, functions, operand, output, keep):
     try:
         text, kept = derive.write(
             graph, header, {name: roots[f"new {name}"] for name in header.states}, roots.get("output"),
-            roots.get("operand"), roots.get("inner"), chosen,
+            roots.get("operand"), roots.get("inner"), chosen, [n for to, n in roots.items() if to.startswith("named ")],
         )  # fmt: skip
         parse(text, PLACEHOLDERS if functions else ())
     except ValueError as error:  # more than a program may have
         raise CellError(f"{described(function)}: {error}") from None
-    again = {at[n]: name for n, name in called.items() if n in at}
+    again = {at[n]: name for n, name in also.items() if n in at}
     return text, [again.get(n, f"plane_{k}") for k, n in enumerate(kept)]
 
 

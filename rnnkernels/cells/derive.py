@@ -6,7 +6,7 @@ tests compare them with autograd of the program's forward pass.
 
 from collections import deque
 
-from .program import VERSION
+from .program import MOST_KEPT, VERSION
 
 FREE = {"s", "m", "v", "u", "const"}  # loads that the backward pass has anyway; m: the first state as `first` has it
 
@@ -193,7 +193,7 @@ class Writer:
         return [name, *self.lines, *stores]
 
 
-def write(graph, declared, new, output=None, operand=None, inner=None, keep=None):
+def write(graph, declared, new, output=None, operand=None, inner=None, keep=None, also=()):
     """The text of the program, and the values of its planes.
 
     Args:
@@ -203,6 +203,7 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         operand: the value that the recurrent product multiplies, where it is not the first state.
         inner: the value that an inner product multiplies.
         keep: values to keep, where the caller has chosen.
+        also: values to keep besides, of no use for the backward pass, as far as there is room.
     """
     nodes = graph.nodes
     results = [*new.values(), *([] if output is None else [output])]
@@ -268,6 +269,7 @@ def write(graph, declared, new, output=None, operand=None, inner=None, keep=None
         late = _late(graph, first_state)
         if _uncovered(graph, [inner], free | {n for n in keep if n not in late}):
             keep = [*keep, inner]
+    keep = [*keep, *(n for n in also if n not in keep)][: max(len(keep), MOST_KEPT)]
     have = {n: f"k {k}" for k, n in enumerate(keep)}
     have |= {n: f"n {name}" for n, name in states.items() if n not in have}
 

@@ -342,7 +342,7 @@ def parameters_of(function):
 
 
 def run(trace, function, values, constants, functions=()):
-    """What the function returns, and the names that it gave to values: ``(results, {node: name})``."""
+    """What the function returns, and the names that it gave to values: ``(results, {name: node})``."""
     arguments, by_position = {}, []
     for parameter in parameters_of(function).values():
         if parameter.name in values:
@@ -359,7 +359,7 @@ def run(trace, function, values, constants, functions=()):
     results, called = function(*by_position, **arguments), {}
     for name, value in trace.frame.f_locals.items() if trace.frame else ():
         if isinstance(value, Symbol):
-            called.setdefault(value.node, name)
+            called[name] = value.node
     trace.frame = None  # which holds the function's values
     return results, called
 

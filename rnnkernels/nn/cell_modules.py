@@ -14,7 +14,7 @@ from ..cells.call import LayerCall
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import eager, wants_gradient, watched
+from ..op.autograd import autocast_enabled, eager, may_change, wants_gradient
 from ..op.schema import STEP
 from ..recorders.tracers import Leaf
 from . import torchs_step
@@ -41,6 +41,8 @@ class CellBase(Leaf, nn.RNNCellBase):
         if input.dim() == 1:
             new = self._step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
+        if input.layout != torch.strided:
+            input = input.to_dense(masked_grad=False)
         training, here = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights)), input.is_cpu and eager()
         if here and torchs_step.why_for_cell(cell, input.dtype, input.size(0), H, training):
             return torchs_step.step(cell, activation, input, hx, weights, H)
@@ -48,20 +50,19 @@ class CellBase(Leaf, nn.RNNCellBase):
         if here and not training and H and STEP is not None:
             rare = (activation,) if activation else ()
             try:  # the op checks the same as `check_step`, which has torch's error messages
-                return STEP(input, hx, weights, cell, bias, H, *rare, **op.rare(parts, packed))
+                return STEP(input, op.resolved(hx), weights, cell, bias, H, *rare, **op.rare(parts, packed))
             except RuntimeError as error:
                 refused = error
         check_step(cell, input, hx, weights, bias, H)
         if refused is not None:
             raise refused
         x, states = input.unsqueeze(0), [s.unsqueeze(0) for s in hx]
-        y, last = op.layer(
-            LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts, packed=packed)
-        )
-        new = (y, *last[1:])
-        if watched() or new[0]._is_view():  # as in functional.batch_major
-            return [s.squeeze(0) for s in new]
-        return [s.squeeze_(0) for s in new]  # in place: the results are no views, so detach_ works
+        call = LayerCall(cell, x, states, weights, bias=bias, activation=activation, parts=parts, packed=packed)
+        if cell != "rnn" and input.is_cpu and autocast_enabled("cpu"):
+            y, last = with_autocast(call, hx[-1] if hx else input)
+        else:
+            y, last = op.layer(call)
+        return [s.squeeze_(0) if may_change(s) else s.squeeze(0) for s in (y, *last[1:])]
 
     def _single_state(self, input, hx):
         """``hx`` as a tuple of states, for the cells that have one; the number of dimensions is checked."""
@@ -76,6 +77,14 @@ class CellBase(Leaf, nn.RNNCellBase):
         if hx.dim() not in (1, 2):
             raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         return (hx,)
+
+
+def with_autocast(call, last):
+    """``op.layer`` of a GRU's or LSTM's step under autocast on the CPU. As those of torch.nn's cells there, and unlike
+    those of layers, its states have the dtype of the last one (or of x) where that has more digits than autocast's."""
+    dtype = torch.promote_types(last.dtype, torch.get_autocast_dtype("cpu"))
+    with torch.autocast("cpu", enabled=False):
+        return op.layer(call.cast(dtype))
 
 
 @aside

@@ -16,7 +16,7 @@ from ..cells.reference import zero_past
 from ..cells.weights import names_of
 from ..op import precision
 from ..op import run as op
-from ..op.autograd import watched
+from ..op.autograd import may_change
 from ..op.schema import over_layers
 from . import masks, torchs_step
 from .checks import check, check_lengths, check_reset, refuse_nested
@@ -333,6 +333,7 @@ def layers(
     parts = precision.parts(x)
     stack = op.inference_op(x, states, weights, I) if plain and H and not dropout and reset is None else None
     if stack is not None:
+        states = op.resolved(states)
         rare = (P if project else 0, activation, lengths) if project or activation or lengths is not None else ()
         more = op.rare(parts, packed)
         try:  # the op checks all that ``check`` does, but the words of torch for what is wrong are there
@@ -381,8 +382,5 @@ def layers(
 
 
 def batch_major(y):
-    """y (T, B, ...), just computed, as (B, T, ...), transposed in place: no view, so ``detach_`` works.
-
-    Of tensors of a subclass y is a view already, of what autograd has seen.
-    """
-    return y.transpose(0, 1) if watched() or y._is_view() else y.transpose_(0, 1)
+    """y (T, B, ...), just computed, as (B, T, ...)."""
+    return y.transpose_(0, 1) if may_change(y) else y.transpose(0, 1)

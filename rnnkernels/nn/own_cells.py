@@ -24,8 +24,8 @@ def check_cell(cell):
 def check_heads_of(program, heads, H, project):
     """Check that a layer of a cell of one's own can be cut into so many heads."""
     check_heads(heads, H, project)
-    if heads > 1 and (program.extras or not program.recurrent):
-        raise ValueError("heads is for a cell with a recurrent product and without extra inputs")
+    if heads > 1 and (program.extras or program.given or not program.recurrent):
+        raise ValueError("heads is for a cell with both products (no project_input=False) and without extra inputs")
 
 
 def check_given(program, input_size, hidden_size):

@@ -60,6 +60,7 @@ def suits_layers(cell, activation, x, states, weights, LD, H):
         and x.is_cpu
         and possible(cell, activation or "tanh", x.dtype, x.size(0), x.size(1), H)
         and all(s.shape == (LD, x.size(1), H) for s in states)
+        and all(t.is_cpu for t in (*states, *weights))
         and wants_gradient((*weights, x, *states))
     )
 

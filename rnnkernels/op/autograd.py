@@ -75,6 +75,15 @@ def watched():
     return torch.compiler.is_compiling() or jit_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
+def may_change(y):
+    """True if a tensor, just computed, may get another shape in place: it is no view then, and ``detach_`` works.
+
+    Not where somebody keeps it, nor where a tangent would keep its shape. Of tensors of a subclass it is a view
+    already, of what autograd has seen, or it wraps another.
+    """
+    return not (watched() or forward_ad._current_level >= 0 or y._is_view() or type(y) is not torch.Tensor)
+
+
 def eager():
     """True for plain eager execution with no backend forced: nobody transforms, records or watches calls."""
     return not (
@@ -391,6 +400,11 @@ def differentiating():
 def transforming():
     """True if a ``torch.func`` transform is around the call; also while torch.compile traces."""
     return torch._C._are_functorch_transforms_active()
+
+
+def functionalizing():
+    """True under ``torch.func.functionalize``, which knows no ``autograd.Function``, but ops."""
+    return any(level.key() == TransformType.Functionalize for level in retrieve_all_functorch_interpreters())
 
 
 # torch.compiler.assume_constant_result: run while tracing

@@ -14,6 +14,7 @@ from .autograd import (
     autocast_enabled,
     differentiating,
     forward_mode,
+    functionalizing,
     has_tangent,
     implementation,
     jit_tracing,
@@ -44,8 +45,13 @@ def inference_op(x, states, weights, I):  # noqa: E741
     return None
 
 
+def resolved(tensors):
+    """Tensors for an optional list of an op, into which the dispatcher does not look: without negative bits."""
+    return [t.resolve_neg() for t in tensors] if any(map(torch.Tensor.is_neg, tensors)) else tensors
+
+
 def rare(parts, packed):
-    """The last arguments of a ``stack`` or ``step``, by name: most calls have none, which costs less."""
+    """The last arguments of a ``stack`` or ``plain_step``, by name: most calls have none, which costs less."""
     given = {"parts": parts} if parts else {}
     if packed:
         given["packed"] = packed
@@ -78,9 +84,14 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
         backend = "dispatch"  # the extension has all that such a call needs
     else:
         backend = backends.route(call.facts())
+    if not traced:
+        lists = {name: resolved(getattr(call, name)) for name in ("states", "reset_states", "zone", "extras")}
+        call = call._replace(**lists)
     tensors = call.flat()
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
-    recorded = not transform and recording()
+    functional = transform and not traced and functionalizing()
+    transform = transform and not functional
+    recorded = functional or (not transform and recording())
     if traced and forward_mode():  # not in the graph: each step unrolled, without derivatives of a user's own
         return torch.compiler.disable(layer)(call, return_cells=return_cells, recompute=recompute, exposed=exposed)
     forward = not traced and has_tangent(tensors)

@@ -35,8 +35,8 @@ and direction for w_ih and w_hh, these two are int8 and their row n stands for w
 multiply bytes, rows of x and h become int8 too, unless float_rows. A cell without one of the two has no scales for it;
 extras are those of every layer.
 
-``step`` is a step of a built-in cell in inference, on x (B, I), states and results (B, H): the C++ extension has it for
-the CPU alone, and without autograd. It is for calls that nobody records or watches; those get ``layer``.
+``plain_step`` is a step of a built-in cell in inference, on x (B, I), states and results (B, H): the C++ extension has
+it for the CPU alone, and without autograd. It is for calls that nobody records or watches; those get ``layer``.
 
 The others exist twice. ``layer``, ``layer_backward`` and ``stack`` have kernels for autograd (autograd_kernels.py):
 their gradients are right wherever they are called, in exported and traced programs too. ``plain_layer`` and so on have
@@ -98,7 +98,8 @@ def stack_shapes(x, states, weights, cell, num_layers, bidirectional, bias, hidd
     return x.new_empty(T, B, D * P), last
 
 
-def step_shapes(x, states, weights, cell, bias, hidden_size, *rest):
+def step_shapes(x, states, weights, cell, bias, hidden_size, *rest, scales=None, **more):
+    check_devices(x, states or [], [*weights, *(scales or [])])
     return [x.new_empty(x.size(0), hidden_size) for _ in range(spec_of(cell).states)]
 
 
@@ -173,5 +174,5 @@ define(
 )  # fmt: skip
 STEP = None
 if IN_CPP:
-    torch.library.register_fake("rnnkernels::step", step_shapes, lib=LIB)
-    STEP = torch.ops.rnnkernels.step.default
+    torch.library.register_fake("rnnkernels::plain_step", step_shapes, lib=LIB)
+    STEP = torch.ops.rnnkernels.plain_step.default

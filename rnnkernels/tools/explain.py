@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import backends
 from ..cells import spec_of, tangent
 from ..cells.call import LayerCall
+from ..cells.weights import names_of
 from ..nn import torchs_step
 from ..nn.base import RecurrentBase
 from ..nn.cell_modules import CellBase, GRUCell, LSTMCell, RNNCell
@@ -21,7 +22,7 @@ from ..nn.checks import refuse_nested
 from ..nn.functional import BOTH, FORWARD
 from ..nn.masks import split_weights
 from ..nn.options import PLAIN, settings
-from ..nn.recurrent import Recurrent
+from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import precision
 from ..op.autograd import autocast_enabled
 from .convert import TO_OURS
@@ -99,7 +100,7 @@ def explain(
     ``RNNKERNELS_BACKEND`` count as they would in a call now.
 
     Args:
-        module: an ``rnnkernels`` RNN, LSTM, GRU, Recurrent, RNNCell, LSTMCell or GRUCell.
+        module: an ``rnnkernels`` RNN, LSTM, GRU, Recurrent, RNNCell, LSTMCell, GRUCell or RecurrentCell.
         x: an input that the module takes: batched, unbatched or packed.
         hx: the initial states, as for the module; only their ``requires_grad`` counts (training or inference).
         lengths, reset: as for the module; their values do not count.
@@ -111,7 +112,7 @@ def explain(
         TypeError: for a module that is not one of these.
         ValueError: for an input with a wrong number of dimensions.
     """
-    if not isinstance(module, (RecurrentBase, CellBase)):
+    if not isinstance(module, (RecurrentBase, CellBase, RecurrentCell)):
         name = f"{type(module).__module__}.{type(module).__qualname__}"
         if isinstance(module, tuple(TO_OURS)):
             hint = "convert it first: explain(rnnkernels.convert(module), x)"
@@ -124,6 +125,8 @@ def explain(
         calls = cell_calls(module, x, hx)
         why = lambda c: torchs_step.why_for_cell(c.cell, c.dtype, c.B, c.H, c.training)  # noqa: E731
         layers = [describe(0, call, why(call)) for call in calls]
+    elif isinstance(module, RecurrentCell):
+        layers = [describe(0, call) for call in cell_calls(module, x, hx)]
     else:
         calls = layer_calls(module, x, hx, lengths, reset)
         training = any(call.training for call in calls)
@@ -133,25 +136,31 @@ def explain(
 
 def described(module):
     """The program of a module's cell, and what training keeps of it; None for a built-in cell."""
-    if not isinstance(module, Recurrent):
+    if not isinstance(module, (Recurrent, RecurrentCell)):
         return None
     kept, program = list(module.cell.names), module.cell.program
-    if spec_of(module._text).kept > program.keep:
+    text = module._text if isinstance(module, Recurrent) else program.text
+    if spec_of(text).kept > program.keep:
         kept.append(f"{program.states[0]} before its projection")
-    return f"training keeps {', '.join(kept) or 'nothing but the states'}\n{module._text}"
+    return f"training keeps {', '.join(kept) or 'nothing but the states'}\n{text}"
 
 
 def cell_calls(module, x, hx):
     """The one call of a cell."""
     if x.dim() not in (1, 2):
         raise ValueError(f"{type(module).__name__}: Expected input to be 1D or 2D, got {x.dim()}D instead")
-    cell = next(cell for kind, cell in CELL_MODES.items() if isinstance(module, kind))
+    if isinstance(module, RecurrentCell):
+        cell, names = module.cell.kernel, names_of(module.cell.program.text, module.bias)
+    else:
+        cell = next(cell for kind, cell in CELL_MODES.items() if isinstance(module, kind))
+        names = names_of(cell, module.bias)
     activation = "relu" if getattr(module, "nonlinearity", None) == "relu" else None
-    weights = [getattr(module, f"{kind}_{at}") for kind in ("weight", "bias") for at in ("ih", "hh")]
+    weights = [getattr(module, name) for name in names]
     packed = module._packed.of(weights) if module._packed else 0
     x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
     call = LayerCall(
-        cell, x_1BI, [], weights, FORWARD, activation=activation, parts=precision.parts(x), packed=packed
+        cell, x_1BI, [], weights, FORWARD, bias=module.bias, activation=activation, hidden_size=module.hidden_size,
+        parts=precision.parts(x), packed=packed,
     ).facts()
     return calls_of(call, x_1BI, hx, weights, 1, 1)
 

@@ -85,7 +85,7 @@ class Stepper:
             names, L, P = module._flat_weights_names, module.num_layers, module.proj_size or H
             project = module.proj_size > 0
         weights = [getattr(module, name).detach() for name in names]
-        dtype = weights[0].dtype
+        dtype = weights[0].dtype if weights else torch.get_default_dtype()
         for w in weights:
             if w.device.type != "cpu" or w.dtype != dtype or dtype not in backends.Cpp.DTYPES:
                 names = ", ".join(map(str, backends.Cpp.DTYPES))
@@ -94,7 +94,7 @@ class Stepper:
         self._B, self._I, self._H, self._P = B, I, H, P
         self._dtype, self._acc, self._name = dtype, accumulate_dtype(dtype), str(module)
         facts = backends.Facts(
-            cell, weights[0].device, dtype, 1, B, I, H, P, 1,
+            cell, torch.device("cpu"), dtype, 1, B, I, H, P, 1,
             stages=frozenset({"project"} if project else ()), activation=activation or "tanh",
         )  # fmt: skip
         self._shapes = [(L, B, P), *[(L, B, H)] * (spec_of(cell).states - 1)]
@@ -104,7 +104,7 @@ class Stepper:
         if chosen == "triton":
             raise RuntimeError("backend 'triton' is forced but has no Stepper; cpp and reference have one")
         if chosen == "cpp":
-            self._runner = Cpp(cell, B, I, H, P, L, bias, project, activation, weights)
+            self._runner = Cpp(cell, B, I, H, P, L, bias, project, activation, dtype, weights)
             self._handle = self._runner.handle
             if self._program is None or not self._program.extras:
                 self._x_shape = (B, I)  # step and step_ skip the checks for an x of this shape

@@ -23,10 +23,10 @@ class Cpp:
 
     name = "cpp"
 
-    def __init__(self, cell, B, I, H, P, num_layers, bias, project, activation, weights):  # noqa: E741
+    def __init__(self, cell, B, I, H, P, num_layers, bias, project, activation, dtype, weights):  # noqa: E741
         weights = [w.contiguous().resolve_neg() for w in weights]
         self.handle = _C.make_stepper(
-            cell, STORAGE.index(weights[0].dtype), B, I, H, P, num_layers, bias, project, activation == "relu",
+            cell, STORAGE.index(dtype), B, I, H, P, num_layers, bias, project, activation == "relu",
             [w.data_ptr() for w in weights],
         )  # fmt: skip
 
@@ -64,7 +64,7 @@ class Reference:
         if any(overlap(t, out) for t in (x, *extras)):
             return False
         # each step's own and contiguous, because strides and where memory begins can change bits
-        to = dict(dtype=self.weights[0].dtype, copy=True, memory_format=torch.contiguous_format)
+        to = dict(dtype=self.states[0].dtype, copy=True, memory_format=torch.contiguous_format)
         with torch.autocast("cpu", enabled=False):
             for t, (x_1BI, out_BP) in enumerate(zip(x.split(1), out, strict=True)):
                 now = [(u[t : t + 1] if u.dim() == 3 else u).to(**to) for u in extras]

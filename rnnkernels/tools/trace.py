@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..cells import reference, spec_of
 from ..nn.base import check_recurrent
 from ..nn.options import PLAIN, settings
-from ..nn.own_cells import take_extras
+from ..nn.own_cells import take_extras, text_of
 from ..op.autograd import without_autocast
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def trace(
         - LSTM: the gates ``i``, ``f``, ``g``, ``o`` after their activations, ``c``, and ``h`` (T, B, P or H);
         - GRU: the gates ``r``, ``z`` and ``n`` after their activations, ``q = W_hn h + b_hn`` (what r multiplies; not
           with ``reset_after=False``), and ``h``;
-        - :class:`rnnkernels.Recurrent`: what training keeps, by the names that the cell's function has for it, the
-          states, and ``y`` where the output is not the first state.
+        - :class:`rnnkernels.Recurrent`: every value that the cell's function has a name for (32 at most; after
+          unpickling, what training keeps), what training keeps besides as ``plane_0`` and so on, the states, and ``y``
+          where the output is not the first state.
 
     Raises:
         TypeError: for a module of another kind, or a ``PackedSequence``.
@@ -59,18 +60,19 @@ def trace(
 
     def record(call, **ways):
         if cell is not None:  # by the user's names, even where a built-in cell computes the same
-            call = call._replace(cell=module._text)
+            call = call._replace(cell=text_of(cell, module.proj_size > 0))
         y, last, saved = reference.layer(*call, True)
         layers.append((y.detach(), saved))  # y itself is transposed in place under batch_first
         return y, last
 
     extras, cell = (), getattr(module, "cell", None)
     if cell is not None:
+        cell = cell.named()
         extras = take_extras(cell.program, inputs, input, module.batch_first, input.dim())
     without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record, extras))(input)
     lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
     options = module._options or PLAIN
-    text = settings(*module._kind, options)[0] if cell is None else module._text
+    text = settings(*module._kind, options)[0] if cell is None else text_of(cell, module.proj_size > 0)
     spec, D = spec_of(text), 1 + module.bidirectional
     own = () if cell is None else cell.names  # the user's names of the planes
     states = spec.program.states

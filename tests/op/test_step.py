@@ -1,4 +1,4 @@
-"""``rnnkernels::step``, the step of a cell in inference: the bits of a layer, where it may run and nowhere else."""
+"""``rnnkernels::plain_step``, a cell in inference: the bits of a layer, where it may run and nowhere else."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from rnnkernels.nn import torchs_step
 if backends.EXTENSION_ERROR is not None or backends.forced() is not None:
     pytest.skip("step is for the C++ backend where it is not forced", allow_module_level=True)
 B, I, H = 4, 3, 5  # noqa: E741
-STEP, STACK = torch.ops.rnnkernels.step, torch.ops.rnnkernels.stack
+STEP, STACK = torch.ops.rnnkernels.plain_step, torch.ops.rnnkernels.stack
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 CELLS = {"lstm": ("LSTMCell", {}), "gru": ("GRUCell", {}), "rnn": ("RNNCell", {"nonlinearity": "relu"})}
 
@@ -67,7 +67,7 @@ def test_where_it_runs(cell, int8):
     if int8:
         module = rnnkernels.quantize_dynamic(module)
     with torch.no_grad():
-        assert named(call, module, x, states) == ["step"]
+        assert named(call, module, x, states) == ["plain_step"]
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -77,7 +77,7 @@ def test_where_it_does_not_run(cell):
     with torch.no_grad():
         assert ran(call, module, x, states) == ["layer"]  # somebody watches
         for transform in (vmap(lambda x: call(module, x[None], [])[0]), grad(lambda x: call(module, x, [])[0].sum())):
-            assert "step" not in named(transform, x)
+            assert "plain_step" not in named(transform, x)
         with backends.force("reference"):
             assert named(call, module, x, states) == ["plain_reference_layer"]
         with torch.autocast("cpu", torch.float16):

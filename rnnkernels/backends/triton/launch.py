@@ -39,6 +39,8 @@ def missing(call):
     spec = spec_of(call.cell)
     if spec.program.inner and cell_of(call).inner is None:
         return f"{spec.name} keeps nothing that gives the operand of its second product"
+    if spec.program.inner and spec.recurrent_gates == 1 and "layer_norm" in call.stages:
+        return f"{spec.name} has no recurrent product but the one inside its step, and layer_norm is of both"
     if "project" in call.stages and not call.lacking(STAGES) and cell_of(call).output is None:
         return f"{spec.name} has no projection"
     return call.lacking(STAGES)

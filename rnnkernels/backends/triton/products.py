@@ -325,7 +325,8 @@ def inner_vector(problem, y, gates, cells, h, d):
     states, vectors, inputs = entered_all(problem, y, cells, d)
     if problem.h_mask is not None:
         states[0] = states[0] * problem.h_mask[d]
-    inner = problem.cell.inner(states, gates[d].to(problem.accumulate), vectors, inputs).to(problem.dtype)
+    kept = None if gates is None else gates[d].to(problem.accumulate)
+    inner = problem.cell.inner(states, kept, vectors, inputs).to(problem.dtype)
     return inner if problem.lengths is None else torch.where(live(problem, d), inner, 0)
 
 
