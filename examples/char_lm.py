@@ -33,6 +33,7 @@ import datetime
 import hashlib
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning
@@ -59,7 +60,7 @@ HELLO = {
 SIZES = {  # of the texts, by their subject
     "overview": {
         "data": "sentence", "cell": "gru", "layers_deep": 1, "embedding": 32, "hidden": 64, "dropout": 0.0, "steps": 10,
-        "batch": 1, "lr": 1e-2, "epochs": 20, "prompt": ["one let"], "length": 50, "temperature": [1.0],
+        "batch": 1, "lr": 1e-2, "epochs": 100, "prompt": ["one let"], "length": 50, "temperature": [1.0],
     },
     "lecture": {"hidden": 128, "layers_deep": 2, "dropout": 0.2, "clip": 5.0, "steps": 100, "lr": 1e-3},
     "notebook": {
@@ -76,8 +77,17 @@ KEPT = ("data", "path", "level", "cell", "hidden", "layers_deep", "embedding", "
 class Learner(lightning.LightningModule):
     """Training by truncated back-propagation: the state goes from batch to batch, and starts anew with the text."""
 
-    def __init__(self, model: CharLM, learned: Tensor, judged: Tensor, asked: argparse.Namespace) -> None:
+    def __init__(
+        self,
+        model: CharLM,
+        learned: Tensor,
+        judged: Tensor,
+        asked: argparse.Namespace,
+        sample: Callable[[], str] = lambda: "",
+    ) -> None:
         super().__init__()
+        self.sample = sample  # what the model writes at this point
+        self.samples: list[tuple[int, str]] = []  # after how much was read
         self.model, self.learned, self.judged, self.asked = model, learned, judged, asked
         many = (len(learned) - 1) // (asked.steps * asked.batch * asked.processes)  # batches of an epoch
         self.between = many // 2 if many >= 100 else many  # validations
@@ -92,6 +102,9 @@ class Learner(lightning.LightningModule):
     def val_dataloader(self) -> DataLoader:
         B = min(self.asked.batch * self.asked.processes, len(self.judged) - 1)
         return DataLoader(Streams(self.judged, 4 * self.asked.steps, B, whole=True), batch_size=None)
+
+    def on_train_start(self) -> None:
+        self.samples.append((0, self.sample()))
 
     def on_train_epoch_start(self) -> None:
         self.state = None
@@ -117,6 +130,8 @@ class Learner(lightning.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.checks.append((self.read, self.trainer.callback_metrics["bits"].item()))
+        if self.samples:  # it trains
+            self.samples.append((self.read, self.sample()))
 
     def configure_optimizers(self) -> dict:
         optimizer = torch.optim.Adam(self.parameters(), self.asked.lr)
@@ -204,7 +219,7 @@ def learn(asked: argparse.Namespace, source: str, loaded: tuple[dict, dict] | No
     name = f"{asked.layers_deep}-layer {asked.cell.upper()}, hidden {asked.hidden}"
     tokens = f"{len(learned):,} {asked.level}s to learn, {len(judged):,} to judge by, {V} different"
     print(f"{asked.path or asked.data}: {len(source):,} characters; {tokens}\n{name}")
-    learner = Learner(model, learned, judged, asked)
+    learner = Learner(model, learned, judged, asked, lambda: report.glimpse(model, pieces, prompts[0], asked))
     trainer = common.trainer(
         asked,
         monitor="bits",
@@ -216,6 +231,7 @@ def learn(asked: argparse.Namespace, source: str, loaded: tuple[dict, dict] | No
     )
     if not loaded:
         common.note_time(asked, common.fit(trainer, learner))
+        (asked.out / "samples.txt").write_text(report.on_the_way(learner.samples, asked.level), encoding="utf-8")
         settings = {key: vars(asked)[key] for key in KEPT} | {"path": str(asked.path) if asked.path else None}
         facts = {"losses": learner.losses, "checks": list(learner.checks)}
         common.save(asked.out, model, settings=settings, pieces=pieces.to_str(), **facts)

@@ -88,10 +88,11 @@ def measure(asked: argparse.Namespace) -> list[dict]:
 def show(rows: list[dict], facts: dict) -> None:
     shape = f"{INPUTS}→{HIDDEN}→{CLASSES}, batch {facts['batch']}, {facts['steps']} steps"
     table = Table("cell", "layers", title=f"{shape}; times of {facts['epochs']} calls, memory of one")
-    for name in ("parameters", "forward", "memory", "training", "memory"):
+    for name in ("gates", "states", "parameters", "forward", "memory", "training", "memory"):
         table.add_column(name, justify="right")
     for row in rows:
-        shown = [row["cell"], row["layers"], f"{row['parameters']:,}"]
+        gates, states = GATES[row["cell"]] - 1, "h, c" if row["cell"] == "LSTM" else "h"  # one block is a candidate's
+        shown = [row["cell"], row["layers"], str(gates), states, f"{row['parameters']:,}"]
         for mode in ("forward", "train"):
             held = row[f"{mode}_bytes"]
             shown += [f"{row[f'{mode}_seconds']:.2f} s", "?" if held is None else f"{held / 2**20:.1f} MiB"]

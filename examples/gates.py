@@ -42,7 +42,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 import rnnkernels
-from examples import common, french, reviews, sentiment
+from examples import common, reviews, sentiment
 from examples.common import BadData, Threshold
 from examples.gate_plots import GATES, NAMES, Traced, beside_invented, draw, page
 from examples.reader import Reader, judge
@@ -149,7 +149,7 @@ def read_reviews(asked: argparse.Namespace) -> tuple[dict[str, float], float]:
         return {}, 0.0
     model, sequences = ready.models[asked.cell], []
     accuracy = sentiment.figures(judge(model, ready.rows[2], asked.device), ready.parts[2])["accuracy"]
-    hard = french.HARD if wish.data == "french" else reviews.HARD
+    hard = sentiment.HARD.get(wish.data, reviews.HARD)
     for phrase in asked.phrase or [example for example, _ in hard[:2]]:
         if not reviews.words(phrase):
             raise BadData(f"--phrase {phrase!r}: no words")

@@ -34,6 +34,19 @@ def write(model: CharLM, pieces: Tokenizer, prompts: list[str], asked: argparse.
     return "\n".join(written)
 
 
+def glimpse(model: CharLM, pieces: Tokenizer, prompt: str, asked: argparse.Namespace) -> str:
+    """What the model writes after the prompt at this point of its training."""
+    drawn = generate(model, text.encode(pieces, prompt), asked.temperature[0], asked.seed, never=0)
+    letters = [pieces.id_to_token(token) for token in itertools.islice(drawn, 80)]
+    return prompt + "".join(letters)
+
+
+def on_the_way(samples: list[tuple[int, str]], unit: str) -> str:
+    """The samples of the beginning, the middle and the end of training."""
+    chosen = [samples[0], samples[len(samples) // 2], samples[-1]] if len(samples) > 2 else samples
+    return "\n".join(f"after {read:,} {unit}s:\n{sample}\n" for read, sample in chosen)
+
+
 def show_hello(model: CharLM, pieces: Tokenizer) -> None:
     """The letters that the model expects after each letter of hello: training and validation text, learned by heart."""
     tokens = text.encode(pieces, "hello")

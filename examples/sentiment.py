@@ -68,6 +68,7 @@ KEPT = (
     "dropout",
     "recurrent_dropout",
 )
+HARD = {"french": french.HARD, "products": products.HARD}  # phrases in the language of the data; else English ones
 SIZES = {  # of the texts, by their subject
     "overview": {
         "words": 1000, "tokens": 50, "embedding": 100, "units": 128, "dropout": 0.3, "recurrent_dropout": 0.0,
@@ -125,7 +126,7 @@ def bag_of_words(train: list[Review], words: int) -> Pipeline:
 def hard_phrases(asked: argparse.Namespace, test: list[Review], of_bag: Tensor) -> list[tuple[str, int]]:
     """Phrases written by hand; for a file of the user's what the bag of words was most surely wrong about."""
     if asked.data != "file":
-        return list({"french": french.HARD, "products": products.HARD}.get(asked.data, reviews.HARD))
+        return list(HARD.get(asked.data, reviews.HARD))
     wrong = (of_bag - torch.tensor([review.label for review in test])).abs()
     return [test[i][:2] for i in wrong.topk(min(12, len(test))).indices]
 

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--bench", action="store_true", help="time layers beside torch.nn's")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", default=device, help=f"of --bench (default: {device})")
-    parser.add_argument("--seconds", type=float, default=25.0, help="that --bench takes, about (default: 25)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing by --bench, about (default: 20)")
     asked = parser.parse_args(argv)
     rows = report()
     width = max(len(what) for what, _ in rows)

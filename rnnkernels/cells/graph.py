@@ -69,15 +69,13 @@ class Graph:
             return b if x == 0 else a
         if op == "sub" and y == 0:
             return a
-        if op == "sub" and x == 0:
-            return self.op("neg", b)
         if op == "mul":
             for number, other in ((x, b), (y, a)):
                 if number == 1:
                     return other
                 if number == -1:
                     return self.op("neg", other)
-        if op == "div" and y is not None and math.frexp(y)[0] in (0.5, -0.5) and math.isfinite(1 / y):
+        if op == "div" and y and math.frexp(y)[0] in (0.5, -0.5) and abs(math.frexp(y)[1]) < 100:
             return self.op("mul", a, self.const(1 / y))  # exact
         if op == "neg" and self.nodes[a].op == "neg":
             return self.nodes[a].of[0]

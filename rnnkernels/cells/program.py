@@ -27,6 +27,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 VERSION = "1"
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\Z")
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}\Z")
 MOST_TEXT, MOST_INSTRUCTIONS, MOST_GATES, MOST_STATES, MOST_INPUTS, MOST_KEPT, MOST_CROSSING = (
     65536,
@@ -221,7 +222,7 @@ def names(tokens, most, what):
 
 def index(token, below, what):
     """A number from 0 to below ``below``."""
-    if not (token.isascii() and token.isdigit() and len(token) < 6 and int(token) < below):
+    if not (token.isascii() and token.isdigit() and len(token) < 5 and int(token) < below):
         refuse(f"expected {what} below {below}, got {token!r}")
     return int(token)
 
@@ -236,7 +237,7 @@ def parse(text, more=()):
     if len(text) > MOST_TEXT:
         refuse(f"it has more than {MOST_TEXT} characters")
     lines = [line.split(" ") for line in text.split("\n") if line]
-    if not lines or lines[0][:2] != ["cell", VERSION] or len(lines[0]) != 3:
+    if not text.startswith("cell ") or lines[0][:2] != ["cell", VERSION] or len(lines[0]) != 3:
         refuse(f"expected the first line 'cell {VERSION} NAME'")
     fields, at = {"name": names(lines[0][2:], 1, "name")[0]}, 1
     limits = {
@@ -291,10 +292,7 @@ def parse(text, more=()):
 def operand_of(kind, token, lists):
     """What a load or a put names."""
     if kind == "number":
-        try:
-            number = float(token)
-        except ValueError:
-            number = math.nan
+        number = float(token) if NUMBER.match(token) and len(token) <= 32 else math.nan
         if not math.isfinite(number):
             refuse(f"expected a finite number, got {token!r}")
         return number

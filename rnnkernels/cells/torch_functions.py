@@ -31,17 +31,70 @@ def power(trace, x, n):
     raise trace.refuse(f"a power of {n}")
 
 
+def is_truth(x):
+    return getattr(x, "is_truth", False)
+
+
+def refuse_truth(trace, *values):
+    if any(map(is_truth, values)):
+        raise trace.refuse("- of truth values, as torch has not (~ or torch.logical_not inverts them)")
+
+
+def total(trace, a, b):
+    """A sum; of truth values it is true where one of them is."""
+    return logical_or(trace, a, b) if is_truth(a) and is_truth(b) else trace.op("add", a, b)
+
+
+def difference(trace, a, b):
+    refuse_truth(trace, a, b)
+    return trace.op("sub", a, b)
+
+
+def multiply(trace, a, b):
+    return trace.truth("mul", a, b) if is_truth(a) and is_truth(b) else trace.op("mul", a, b)
+
+
+def negative(trace, x):
+    refuse_truth(trace, x)
+    return trace.op("neg", x)
+
+
+def compared(op, reverse=False):
+    return lambda trace, a, b: trace.truth(op, b, a) if reverse else trace.truth(op, a, b)
+
+
+def logical_not(trace, x):
+    return trace.truth("sub", 1.0, x) if is_truth(x) else trace.truth("eq", x, 0.0)
+
+
+def unequal(trace, a, b):
+    return logical_not(trace, trace.truth("eq", a, b))
+
+
+def truths(trace, *values):
+    """Each as a truth value: false where it is zero."""
+    return [v if is_truth(v) else unequal(trace, v, 0.0) for v in values]
+
+
+def logical_and(trace, a, b):
+    return trace.truth("mul", *truths(trace, a, b))
+
+
+def logical_or(trace, a, b):
+    return trace.truth("max", *truths(trace, a, b))
+
+
 def unary(op):
     return lambda trace, x: trace.op(op, x)
 
 
-def binary(op, reverse=False):
-    return lambda trace, a, b: trace.op(op, b, a) if reverse else trace.op(op, a, b)
+def binary(op):
+    return lambda trace, a, b: trace.op(op, a, b)
 
 
-def scaled(op):
+def scaled(rule):
     """A sum or difference, where the second term may have a factor."""
-    return lambda trace, a, b, alpha=1: trace.op(op, a, trace.symbol(b) * alpha)
+    return lambda trace, a, b, alpha=1: rule(trace, a, b if alpha == 1 else trace.symbol(b) * alpha)
 
 
 def of_two(op):
@@ -74,6 +127,17 @@ def same(trace, x):
     return x
 
 
+def number(trace, x):
+    """A truth value as 0 or 1."""
+    return type(x)(trace, x.node)
+
+
+def choose(trace, condition, a, b):
+    if not is_truth(condition) and trace.graph.number(trace.symbol(condition).node) is None:
+        raise trace.refuse("torch.where with a condition that is no truth value (compare, for example with != 0)")
+    return where(trace, condition, a, b)
+
+
 def where(trace, condition, a, b):
     return trace.op("where", condition, a, b)
 
@@ -85,6 +149,8 @@ def bounded(trace, x, bound, beyond):
 
 
 def clamp(trace, x, min=None, max=None):
+    if min is None and max is None:
+        raise trace.refuse("torch.clamp without min and max")
     if min is not None:
         x = bounded(trace, x, min, trace.op("lt", x, min))
     return x if max is None else bounded(trace, x, max, trace.op("lt", max, x))
@@ -151,21 +217,21 @@ def like(value):
 
 F = torch.nn.functional
 RULES = {
-    "neg negative": unary("neg"), "abs absolute": unary("abs"), "sign sgn": unary("sign"), "sqrt": unary("sqrt"),
+    "neg negative": negative, "abs absolute": unary("abs"), "sign sgn": unary("sign"), "sqrt": unary("sqrt"),
     "exp": unary("exp"), "log": unary("log"), "log1p": unary("log1p"), "expm1": unary("expm1"),
-    "sigmoid": unary("sigmoid"), "tanh": unary("tanh"), "relu": relu, "add": scaled("add"),
-    "sub subtract": scaled("sub"), "rsub": lambda trace, a, b, alpha=1: scaled("sub")(trace, b, a, alpha),
-    "mul multiply": binary("mul"), "div divide true_divide": binary("div"), "minimum": binary("min"),
+    "sigmoid": unary("sigmoid"), "tanh": unary("tanh"), "relu": relu, "add": scaled(total),
+    "sub subtract": scaled(difference), "rsub": lambda trace, a, b, alpha=1: scaled(difference)(trace, b, a, alpha),
+    "mul multiply": multiply, "div divide true_divide": binary("div"), "minimum": binary("min"),
     "maximum": binary("max"), "min": of_two("min"), "max": of_two("max"), "lerp": lerp, "addcmul": addcmul,
-    "addcdiv": addcdiv, "positive clone contiguous": same, "lt less": binary("lt"), "le less_equal": binary("le"),
-    "gt greater": binary("lt", reverse=True), "ge greater_equal": binary("le", reverse=True), "eq": binary("eq"),
-    "ne not_equal": lambda trace, a, b: 1.0 - trace.op("eq", a, b), "where": where, "clamp clip": clamp,
+    "addcdiv": addcdiv, "positive clone contiguous": same, "lt less": compared("lt"), "le less_equal": compared("le"),
+    "gt greater": compared("lt", reverse=True), "ge greater_equal": compared("le", reverse=True),
+    "eq": compared("eq"), "ne not_equal": unequal, "where": choose, "clamp clip": clamp,
     "clamp_min": lambda trace, x, min: clamp(trace, x, min),
     "clamp_max": lambda trace, x, max: clamp(trace, x, None, max),
     "square": lambda trace, x: x * x, "reciprocal": lambda trace, x: 1.0 / x,
     "rsqrt": lambda trace, x: 1.0 / trace.op("sqrt", x), "pow": power, "zeros_like": like(0.0), "ones_like": like(1.0),
-    "logical_and": lambda trace, a, b: a * b, "logical_or": binary("max"), "logical_not": lambda trace, a: 1.0 - a,
-    "detach": detach, "float": same, "type_as": lambda trace, x, other: x,  # of comparisons: a program has one dtype
+    "logical_and": logical_and, "logical_or": logical_or, "logical_not": logical_not, "detach": detach,
+    "float": number, "type_as": lambda trace, x, other: x if is_truth(other) else number(trace, x),
 }  # fmt: skip
 OF_NN = {
     "softplus": softplus, "silu": silu, "gelu": gelu, "elu": elu, "hardsigmoid": hardsigmoid, "hardtanh": hardtanh,
@@ -173,17 +239,17 @@ OF_NN = {
     "logsigmoid": logsigmoid,
 }  # fmt: skip
 METHODS = {name: rule for words, rule in RULES.items() for name in words.split()}
-METHODS["where"] = lambda trace, a, condition, b: where(trace, condition, a, b)
+METHODS["where"] = lambda trace, a, condition, b: choose(trace, condition, a, b)
 NUMPY_OPERATORS = {"equal": METHODS["eq"]} | {
     name: METHODS[name]
     for name in "add subtract multiply divide not_equal less less_equal greater greater_equal".split()
 }
 FUNCTIONS = {getattr(torch, name): rule for name, rule in METHODS.items() if name != "where" and hasattr(torch, name)}
 FUNCTIONS |= {getattr(torch.Tensor, name): rule for name, rule in METHODS.items() if hasattr(torch.Tensor, name)}
-FUNCTIONS |= {getattr(F, name): rule for name, rule in OF_NN.items()} | {torch.where: where}
+FUNCTIONS |= {getattr(F, name): rule for name, rule in OF_NN.items()} | {torch.where: choose}
 FUNCTIONS |= {getattr(torch.special, name): METHODS[name] for name in ("expm1", "log1p")}
 FUNCTIONS[torch.special.expit] = METHODS["sigmoid"]
 TENSOR_OPERATORS = {
     "__add__": "add", "__radd__": "add", "__mul__": "mul", "__rmul__": "mul", "__sub__": "sub", "__truediv__": "div",
 }  # fmt: skip
-FUNCTIONS |= {getattr(torch.Tensor, name): binary(op) for name, op in TENSOR_OPERATORS.items()}
+FUNCTIONS |= {getattr(torch.Tensor, name): METHODS[function] for name, function in TENSOR_OPERATORS.items()}

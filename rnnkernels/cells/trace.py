@@ -26,7 +26,7 @@ class Trace:
     """The graph of one function, with the lines that values come from."""
 
     def __init__(self, function, last=None):
-        self.function, self.graph = function, Graph()
+        self.function, self.graph, self.grad = function, Graph(), torch.is_grad_enabled()
         self.last, self.inner = last, None
         """The gate that may have an inner product, and the operand of that product."""
         self.frame = None
@@ -71,16 +71,24 @@ class Trace:
         raise self.error(f"expected a value of the cell or a number, got {type(value).__name__}")
 
     def op(self, op, *of):
+        if torch.is_grad_enabled() != self.grad:
+            raise self.refuse("torch.no_grad or enable_grad (.detach() takes a value without its gradient)")
         return Symbol(self, self.graph.op(op, *(self.symbol(v).node for v in of)))
+
+    def truth(self, op, *of):
+        """The result of a comparison, or of several: in torch a bool, which is true or false and no number."""
+        made = self.op(op, *of)
+        made.is_truth = True
+        return made
 
 
 class Symbol:
-    """A value of a cell while its function is traced."""
+    """A value of a cell while its function is traced. In the graph a truth value is 0 or 1."""
 
-    __slots__ = ("node", "trace")
+    __slots__ = ("is_truth", "node", "trace")
 
     def __init__(self, trace, node):
-        self.trace, self.node = trace, node
+        self.trace, self.node, self.is_truth = trace, node, False
 
     def __bool__(self):
         raise self.trace.refuse(
@@ -133,35 +141,58 @@ def applied(trace, name, rule, args, kwargs):
     return rule(trace, *args, **kwargs)
 
 
-def operator(op, reverse=False):
+def operator(name, reverse=False):
+    rule = METHODS[name]
+
     def method(self, other):
         if type(other).__module__ == "numpy" and not isinstance(other, numbers.Real):
             return NotImplemented  # numpy asks array_ufunc then
-        return self.trace.op(op, other, self) if reverse else self.trace.op(op, self, other)
+        return rule(self.trace, other, self) if reverse else rule(self.trace, self, other)
 
     return method
 
 
-for name, op in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div"}.items():
-    setattr(Symbol, f"__{name}__", operator(op))
-    setattr(Symbol, f"__r{name}__", operator(op, reverse=True))
-for name, op, turned in (("lt", "lt", 0), ("le", "le", 0), ("gt", "lt", 1), ("ge", "le", 1), ("eq", "eq", 0)):
-    setattr(Symbol, f"__{name}__", operator(op, reverse=bool(turned)))
-Symbol.__ne__ = lambda self, other: 1.0 - (self == other)
-Symbol.__neg__ = lambda self: self.trace.op("neg", self)
+for name, function in {"add": "add", "sub": "sub", "mul": "mul", "truediv": "div"}.items():
+    setattr(Symbol, f"__{name}__", operator(function))
+    setattr(Symbol, f"__r{name}__", operator(function, reverse=True))
+for name in ("lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Symbol, f"__{name}__", operator(name))
+Symbol.__neg__ = lambda self: METHODS["neg"](self.trace, self)
 Symbol.__pos__ = lambda self: self
 Symbol.__abs__ = lambda self: self.trace.op("abs", self)
 Symbol.__pow__ = lambda self, n: power(self.trace, self, n)
-Symbol.__and__ = lambda self, other: self * other  # of comparisons
-Symbol.__or__ = lambda self, other: self.trace.op("max", self, other)
-Symbol.__invert__ = lambda self: 1.0 - self
+
+
+def joined(function, sign):
+    """& and |, which torch has of truth values (and of integers)."""
+
+    def method(self, other):
+        if not all(getattr(v, "is_truth", isinstance(v, bool)) for v in (self, other)):
+            raise self.trace.refuse(f"{sign} but of truth values (torch.{function} takes numbers too)")
+        return METHODS[function](self.trace, self, other)
+
+    return method
+
+
+for name, function, sign in (("and", "logical_and", "&"), ("or", "logical_or", "|")):
+    setattr(Symbol, f"__{name}__", joined(function, sign))
+    setattr(Symbol, f"__r{name}__", joined(function, sign))
+
+
+def inverted(self):
+    if not self.is_truth:
+        raise self.trace.refuse("~ but of truth values (torch.logical_not takes numbers too)")
+    return METHODS["logical_not"](self.trace, self)
+
+
+Symbol.__invert__ = inverted
 
 
 def in_place(self, *_):
     raise self.trace.refuse("in-place code such as += (write h = h + x)")
 
 
-for name in ("iadd", "isub", "imul", "itruediv", "ipow", "setitem"):
+for name in "iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift setitem".split():
     setattr(Symbol, f"__{name}__", in_place)
 
 
@@ -201,8 +232,10 @@ def product(name: str, value: Tensor) -> Tensor:
         name: the gate, the last one of the cell's ``recurrent``.
         value: what the product multiplies, in place of h.
     """
+    if isinstance(value, Names):
+        refuse_whole(value)
     if not isinstance(value, Symbol):
-        raise TypeError(f"product is for values inside a cell, got {type(value).__name__}")
+        raise CellError(f"product is for values inside a cell, got {type(value).__name__}")
     trace = value.trace
     if trace.last is None:
         raise trace.error("product is for a cell's own function, with a recurrent product")
@@ -232,8 +265,10 @@ def norm(value: Tensor, *, eps: float = 1e-5) -> Tensor:
             c = f * s.c + i * torch.tanh(x.g + r.g)
             return o * torch.tanh(rnnkernels.norm(c) * v.gain + v.shift), c
     """
+    if isinstance(value, Names):
+        refuse_whole(value)
     if not isinstance(value, Symbol):
-        raise TypeError(f"norm is for values inside a cell, got {type(value).__name__}")
+        raise CellError(f"norm is for values inside a cell, got {type(value).__name__}")
     trace = value.trace
     number = trace.graph.number(trace.symbol(eps).node)
     if number is None or number < 0:
@@ -258,8 +293,10 @@ def derivative(
     """
 
     def function(x):
+        if isinstance(x, Names):
+            refuse_whole(x)
         if not isinstance(x, Symbol):
-            raise TypeError(f"derivative makes functions for values inside a cell, got {type(x).__name__}")
+            raise CellError(f"derivative makes functions for values inside a cell, got {type(x).__name__}")
         trace = x.trace
         d = trace.graph.load("d")
         if not is_multiple(trace.graph, trace.symbol(backward(x, Symbol(trace, d))).node, d):
@@ -311,9 +348,12 @@ class Names:
         known = ", ".join(values) or "none"
         raise trace.error(f"{kind} has no {name}; allowed are {known}")
 
-    def __setattr__(self, name, value):
+    def __setattr__(self, name, *value):
         trace, kind, _ = self.__dict__[""]
         raise trace.error(f"{kind} cannot be changed; return the new states")
+
+    __delattr__ = __setattr__
+    __hash__ = object.__hash__
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
@@ -327,10 +367,10 @@ def refuse_whole(names, *_):
     raise trace.error(f"{kind} is no value, it has values by name: {known}")
 
 
-for name in "add sub mul truediv pow lt le gt ge neg pos abs getitem iter len call".split():
+BINARY = "add sub mul truediv floordiv mod divmod matmul pow and or xor lshift rshift".split()
+OTHERS = "lt le gt ge eq ne neg pos abs invert bool float int getitem setitem contains iter len call".split()
+for name in (*OTHERS, *BINARY, *(f"r{name}" for name in BINARY)):
     setattr(Names, f"__{name}__", refuse_whole)
-for name in "add sub mul truediv pow".split():
-    setattr(Names, f"__r{name}__", refuse_whole)
 
 
 def parameters_of(function):

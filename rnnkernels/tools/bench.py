@@ -45,7 +45,7 @@ def count() -> int:
     return len(SHAPES) * len(KINDS) * 2
 
 
-def rows(device: str = "cpu", seconds: float = 25.0) -> Iterator[Row]:
+def rows(device: str = "cpu", seconds: float = 20.0) -> Iterator[Row]:
     """Time each kind of layer in each shape, in inference and in training; ours and torch.nn's by turns. Layers that a
     busy machine leaves no time for are left out; with 0 seconds all get the fewest rounds.
 

@@ -58,7 +58,6 @@ WAYS = {
     "dict": lambda x, r, s: dict(zip("ch", plain(x, r, s)[::-1], strict=True)),
     "named tuple": lambda x, r, s: NEW(*plain(x, r, s)[::-1]),
     "names of another tuple": lambda x, r, s: namedtuple("Other", "hidden c")(*plain(x, r, s)),
-    "no_grad": torch.no_grad()(plain),
 }  # fmt: skip
 
 

@@ -4,9 +4,9 @@ import random
 
 import pytest
 import torch
-from program_cases import OPS, OPTIONS, Case
 from program_texts import CELLS
 from programs import split
+from random_programs import OPS, OPTIONS, Case
 
 from rnnkernels import backends
 from rnnkernels.cells import program

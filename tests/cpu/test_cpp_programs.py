@@ -4,9 +4,9 @@ float64, by autograd."""
 import pytest
 import torch
 from pairwise import ALL, cases
-from program_cases import HALVES, OPS, OPTIONS, Case
 from program_texts import CELLS
 from programs import split
+from random_programs import HALVES, OPS, OPTIONS, Case
 from recurrent_cases import elementwise, noted
 
 import rnnkernels

@@ -5,6 +5,7 @@ import hashlib
 import itertools
 import json
 import math
+import re
 
 import numpy as np
 import pooch
@@ -48,6 +49,12 @@ def test_it_learns_more_than_pairs_of_characters(trained):
     assert 0.1 < found["bits_per_character"] < 0.7 * found["bigram_bits_per_character"]
     assert (trained / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (trained / "sample.txt").read_text(encoding="utf-8").startswith("temperature 0.7:\n")
+    on_the_way = re.findall(
+        r"^after ([0-9,]+) chars:\n(line 0.+?)\n$",
+        (trained / "samples.txt").read_text("utf-8"),
+        re.MULTILINE | re.DOTALL,
+    )
+    assert [read for read, _ in on_the_way] == ["0", "7,168", "14,336"] and len({*on_the_way}) == 3
 
 
 def test_the_same_seed_gives_the_same_metrics(source, trained, tmp_path):

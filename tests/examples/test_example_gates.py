@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("lightning", reason="the examples need Lightning: pip install .[examples]")
 pytest.importorskip("plotly", reason="the examples need plotly: pip install .[examples]")
 
-from examples import common, gate_plots, gates, reviews, sentiment
+from examples import common, gate_plots, gates, products, reviews, sentiment
 
 SMALL = ("--reviews", 200, "--epochs", 1, "--characters", 62_000)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -44,6 +44,14 @@ def trained(tmp_path_factory):
     out = tmp_path_factory.mktemp("runs") / "first"
     assert run(*SMALL, "--out", out) == 0
     return out
+
+
+def test_phrases_are_in_the_language_of_what_was_learned(tmp_path):
+    learned = ("--data", "products", "--cell", "lstm", "--reviews", "300", "--epochs", "1", "--out")
+    assert sentiment.main([*learned, str(tmp_path / "learned")]) == 0
+    assert run(*SMALL, "--load", tmp_path / "learned", "--out", tmp_path / "drawn") == 0
+    page = (tmp_path / "drawn" / "reviews.html").read_text(encoding="utf-8")
+    assert all(json.dumps(phrase)[1:-1] in page for phrase, _ in products.HARD[:2])
 
 
 def test_it_writes_pictures_and_pages_that_need_no_network(trained):
