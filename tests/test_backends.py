@@ -238,6 +238,14 @@ def test_explain_a_forced_backend_that_cannot():
     assert layer.others[-1] == ("reference", "it could run this, but cpp is forced")
 
 
+def test_explain_a_cell_of_ones_own():
+    cell = rnnkernels.RecurrentCell(rnnkernels.cells.li_gru, 3, 4, bias=False)
+    for x in (torch.randn(2, 3), torch.randn(3)):
+        said = rnnkernels.explain(cell, x)
+        assert said.layers[0].call.H == 4 and said.layers[0].backend == backends.available()[0]
+        assert "training keeps z, n" in str(said) and "relu_back" in str(said)
+
+
 def test_explain_what_is_not_ours():
     with pytest.raises(TypeError, match="but got torch.nn.modules.rnn.LSTM; convert it first: explain.rnnkernels.co"):
         explain(nn.LSTM(3, 4), torch.randn(2, 1, 3))

@@ -24,6 +24,18 @@ T, B, I, H = 3, 2, 2, 4  # noqa: E741
 WIDTH = 1e-6  # of a difference
 
 
+@pytest.mark.parametrize("settings", [{}, {"layer_norm": True}, {"proj_size": 2}], ids=str)
+def test_a_detached_vector(settings):
+    """It has fewer values than a step, and the tangent of none."""
+
+    @rnnkernels.cell(inputs="a", recurrent="a", vectors="p")
+    def scaled(x, r, v):
+        return torch.tanh(x.a + r.a + v.p) * v.p.detach()
+
+    layer, x = Recurrent(scaled, I, H, dtype=torch.float64, **settings), torch.randn(T, B, I, dtype=torch.float64)
+    check(lambda p: functional_call(layer, {"p_l0": p}, (x,))[0], [layer.p_l0], numbers=False)
+
+
 def check(f, primals, numbers=True):
     """Whether a function of tensors, which gives one, has right tangents, and right derivatives of them.
 

@@ -153,6 +153,40 @@ def test_second_derivatives_through_a_derivative_of_the_users_own():
         assert_close(f"d {name}", a, e)
 
 
+@pytest.mark.parametrize("what", ["a vector", "a narrow input", "a number of both"])
+def test_a_derivative_of_the_users_own_of_fewer_values_than_a_step_has(backend, what):
+    """Its gradient is summed once over the rows and units that share a value."""
+    through = rnnkernels.derivative(torch.sign, lambda v, d: d)
+
+    @rnnkernels.cell(inputs="a", vectors="p", step_inputs="u:1")
+    def own(x, s, v, u):
+        value = {"a vector": v.p, "a narrow input": u.u, "a number of both": v.p * u.u}[what]
+        return torch.sigmoid(x.a + v.p * u.u) * through(value) + 0.5 * s.h
+
+    layer = rnnkernels.Recurrent(own, 2, 3, dtype=torch.float64)
+    x, u = torch.randn(2, 5, 2, dtype=torch.float64), torch.randn(2, 5, 1, dtype=torch.float64, requires_grad=True)
+    leaves = [u, *layer.parameters()]
+
+    def by_hand():
+        p, h, ys = layer.p_l0, 0.0, []
+        for x_BI, u_B1 in zip(x, u, strict=True):
+            value = {"a vector": p, "a narrow input": u_B1, "a number of both": p * u_B1}[what].expand(5, 3)
+            value = value - value.detach() + value.detach().sign()
+            h = torch.sigmoid(x_BI @ layer.weight_ih_l0.t() + layer.bias_ih_l0 + p * u_B1) * value + 0.5 * h
+            ys.append(h)
+        return torch.stack(ys)
+
+    found = []
+    for y in (layer(x, u=u)[0], by_hand()):
+        first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(
+            sum(g.sin().sum() for g in first), leaves, allow_unused=True, materialize_grads=True
+        )
+        found.append([y, *first, *second])
+    for n, (a, e) in enumerate(zip(*found, strict=True)):
+        assert_close(f"value {n}", a, e)
+
+
 def test_states_without_a_gradient():
     """A state of comparisons alone, and a cell of nothing else: gradients are zeros, of the second order too."""
 

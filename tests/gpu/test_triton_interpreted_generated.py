@@ -269,6 +269,16 @@ def test_library(cell, schedule):
     compare(arguments(LIBRARY[cell], T=3, B=2, H=20, lengths=[3, 2]), schedule)
 
 
+@pytest.mark.parametrize("schedule", schedules.NAMES)
+def test_an_inner_product_and_nothing_kept(schedule):
+    """Its operand is a state, and the slope of tanh follows from the output: there are no planes."""
+    own = rnnkernels.cell(inputs="n", recurrent="n")(lambda x, s: torch.tanh(x.n + rnnkernels.product("n", s.h)))
+    assert own.program.keep == 0
+    compare(arguments(own.program, T=3, B=2, H=20, lengths=[3, 2]), schedule)
+    normed = LayerCall(*arguments(own.program, layer_norm=True)).facts()
+    assert "no recurrent product but the one inside its step" in launch.unsupported(normed)
+
+
 @pytest.mark.parametrize("seed", range(24 if ALL else 6))
 def test_cells_by_chance(seed, monkeypatch):
     """In float64: rounding may be anything in such cells."""

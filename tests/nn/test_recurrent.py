@@ -11,6 +11,8 @@ from recurrent_cases import CELLS, loop, lstm
 import rnnkernels
 from rnnkernels import Recurrent, RecurrentCell, functional
 
+GIVEN = rnnkernels.cell(inputs="a", recurrent="a", project_input=False)(lambda x, r: torch.tanh(x.a + r.a))
+
 T, B, I, H = 5, 3, 4, 6  # noqa: E741 - the letters that the whole library uses
 pytestmark = [  # of Dynamo and of torch.jit
     pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated"),
@@ -260,6 +262,7 @@ def test_names_and_initial_values():
         (lambda: Recurrent(CELLS["elementwise"], I, H), ValueError, "= 2 \\* hidden_size = 12, got 4"),
         (lambda: Recurrent(CELLS["elementwise"], 2 * H, H, recurrent_dropout=0.1), ValueError, "elementwise has none"),
         (lambda: Recurrent(CELLS["decayed"], I, H, heads=2), ValueError, "heads is for a cell with both"),
+        (lambda: Recurrent(GIVEN, H, H, heads=2), ValueError, r"both products \(no project_input=False\)"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I), torch.zeros(1, B, H)), TypeError, "must be tuple of"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I + 1)), RuntimeError, "input_size. Expected 4"),
         (lambda: Recurrent(lstm, I, H)(torch.zeros(T, B, I), u=1), TypeError, "unexpected input 'u'"),

@@ -103,6 +103,21 @@ def test_pre_activations_as_input():
     assert_close("y", torch.stack([stepper.step(v) for v in x]), module(x)[0].double(), 1e-5)
 
 
+@pytest.mark.parametrize("backend", ["cpp", "reference"])
+@torch.no_grad()
+def test_a_cell_without_weights(backend):
+    @rnnkernels.cell(inputs="a b", project_input=False)
+    def weightless(x, s):
+        return torch.sigmoid(x.a) * s.h + x.b
+
+    x = torch.randn(T, B, 2 * H)
+    with force(backend):
+        for module in (Recurrent(weightless, 2 * H, H), RecurrentCell(weightless, 2 * H, H)):
+            stepper = Stepper(module, B)
+            expected = Recurrent(weightless, 2 * H, H)(x)[0]
+            assert_close("y", torch.stack([stepper.step(v) for v in x]), expected.double(), 1e-5)
+
+
 def test_inputs_that_do_not_fit():
     """Errors of the layer's call, and the state stays as it was."""
     stepper, x, gamma = Stepper(RecurrentCell(cells.gru_d, I, H), B), torch.randn(B, I), torch.rand(B, H)

@@ -1,5 +1,7 @@
 """``trace``: what it returns are the gates of the equations, and it is what the module itself computes."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -121,6 +123,32 @@ def test_layouts():
         assert_close(k, v, expected[k].transpose(0, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(trace(module, x.transpose(0, 1))["h_l1"], expected["h_l1"].transpose(0, 1))
+
+
+def test_every_value_that_a_cell_names():
+    @rnnkernels.cell(inputs="a b", recurrent="a b")
+    def named(x, r, s):
+        pre = x.a + r.a
+        gate, same = torch.sigmoid(pre), pre
+        candidate = torch.tanh(x.b + same * r.b)
+        kept, two = gate * s.h, 2.0
+        return kept + (1 - gate) * candidate / two
+
+    module, x = rnnkernels.Recurrent(named, 3, 4, 2, bidirectional=True, dtype=torch.float64), x_of()
+    found = trace(module, x)
+    names = {"pre", "gate", "candidate", "kept", "h"}
+    plain = {key for key in found if not key.startswith("plane_")}
+    assert plain == {f"{name}_l{k}{end}" for name in names for k in range(2) for end in ("", "_reverse")}
+    for end in ("_l0", "_l1_reverse"):
+        pre, gate, candidate, kept, h = (found[name + end] for name in ("pre", "gate", "candidate", "kept", "h"))
+        first = torch.zeros_like(h[:1])
+        before = torch.cat([h[1:], first] if end.endswith("reverse") else [first, h[:-1]])
+        assert_close("gate", gate, pre.sigmoid())
+        assert_close("kept", kept, gate * before)
+        assert_close("h", h, kept + (1 - gate) * candidate / 2)
+    assert_close("y", torch.cat([found["h_l1"], found["h_l1_reverse"]], -1), module(x)[0])
+    unpickled = pickle.loads(pickle.dumps(module))  # without the function: what training keeps
+    assert {f"{name}_l0" for name in (*module.cell.names, "h")} <= set(trace(unpickled, x)) < set(found)
 
 
 def test_errors():
