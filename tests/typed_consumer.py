@@ -96,6 +96,10 @@ def functions(x: Tensor, weights: list[Tensor]) -> None:
 
 def tools(x: Tensor, model: Model) -> None:
     assert_type(rnnkernels.convert(model, subclasses=True), Model)
+    assert_type(rnnkernels.freeze(model), Model)
+    assert_type(rnnkernels.GRUD(3, 4)(x, x), tuple[Tensor, Tensor])
+    assert_type(rnnkernels.EALSTM(3, 5, 4)(x, x), tuple[Tensor, Pair])
+    assert_type(rnnkernels.LiGRU(3, 4)(x), tuple[Tensor, Tensor])
     assert_type(rnnkernels.revert(model), nn.Module)
     assert_type(rnnkernels.quantize_dynamic(model, activations="float"), nn.Module)
     assert_type(rnnkernels.trace(model.lstm, x, lengths=[3])["i_l0"], Tensor)

@@ -4,7 +4,8 @@ around ``Recurrent``.
 Letters: T time, B batch, D directions, H hidden, I input, A attributes, L layers.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,9 @@ class GRUD(nn.Module):
     Returns:
         ``output`` (T, B, H) and ``h_n`` (1, B, H).
     """
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., tuple[Tensor, Tensor]]
 
     def __init__(
         self,
@@ -139,6 +143,9 @@ class EALSTM(nn.Module):
     :class:`rnnkernels.LSTM`. Returns ``output`` (T, B, D*H) and ``(h_n, c_n)``.
     """
 
+    if TYPE_CHECKING:
+        __call__: Callable[..., tuple[Tensor, tuple[Tensor, Tensor]]]
+
     def __init__(
         self,
         input_size: int,
@@ -196,6 +203,9 @@ class LiGRU(nn.Module):
     ``forward(input, hx=None, lengths=None)``: input (T, B, I), hx (L*D, B, H), lengths (B,). Padding past ``lengths``
     does not enter the norm. Returns ``output`` (T, B, D*H) and ``h_n`` (L*D, B, H).
     """
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., tuple[Tensor, Tensor]]
 
     def __init__(
         self,

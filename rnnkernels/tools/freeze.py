@@ -7,7 +7,6 @@ import copy
 import weakref
 
 import torch
-from torch import nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from .. import backends
@@ -16,10 +15,10 @@ from ..nn.base import RecurrentBase
 from ..nn.cell_modules import CellBase, kind_of_cell
 from ..nn.recurrent import RecurrentCell
 from ..op.autograd import recording
-from .convert import change_class, check_module, class_of, convert
+from .convert import M, change_class, check_module, class_of, convert
 
 
-def freeze(model: nn.Module) -> nn.Module:
+def freeze(model: M) -> M:
     """A copy of a model for inference, whose RNN, LSTM, GRU, ``Recurrent`` and cells keep their weights packed.
 
     A call of a layer puts its weights into the order in which the kernels on the CPU read them, or reads them in place
