@@ -3,6 +3,8 @@
 // Per step, block of rows and some panels of hidden units: the products with x and h, then the cell's functions on the
 // sums, while these are in the first-level cache.
 #pragma once
+#include <type_traits>
+
 #include "cell-inl.h"
 #include "norm-inl.h"
 #include "weights-inl.h"

@@ -135,7 +135,8 @@ def number(trace, x):
 def choose(trace, condition, a, b):
     if not is_truth(condition) and trace.graph.number(trace.symbol(condition).node) is None:
         raise trace.refuse("torch.where with a condition that is no truth value (compare, for example with != 0)")
-    return where(trace, condition, a, b)
+    op = trace.truth if is_truth(a) and is_truth(b) else trace.op
+    return op("where", condition, a, b)
 
 
 def where(trace, condition, a, b):

@@ -22,6 +22,7 @@ STACKS = {
 """Those of all layers at once. Not of LSTM: oneDNN computes it there, and a step takes longer than its cells."""
 DTYPES = torch.float32, torch.float64
 SMALL = 256
+"""B * H, up to which the call of a step of an Elman network takes longer than what it computes."""
 FOR_TRAINING = "autograd costs less than for one of ours"
 
 

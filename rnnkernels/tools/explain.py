@@ -159,17 +159,9 @@ def cell_calls(module, x, hx):
     packed = module._packed.of(weights) if module._packed else 0
     x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
     call = LayerCall(
-        cell,
-        x_1BI,
-        [],
-        weights,
-        FORWARD,
-        bias=module.bias,
-        activation=activation,
-        hidden_size=module.hidden_size,
-        parts=precision.parts(x),
-        packed=packed,
-    ).facts()
+        cell, x_1BI, [], weights, FORWARD, bias=module.bias, activation=activation, hidden_size=module.hidden_size,
+        parts=precision.parts(x), packed=packed,
+    ).facts()  # fmt: skip
     return calls_of(call, x_1BI, hx, weights, 1, 1)
 
 

@@ -166,6 +166,8 @@ class Quantized(Leaf, nn.Module):
     def _run(self, cell, activation, x, states, L, bidirectional, P, lengths=None, extras=()):
         """All layers on x (T, B, I), with checked sizes."""
         (weights, scales), H = self._tensors(), self.hidden_size
+        if not torch.compiler.is_compiling():
+            states, extras = op.resolved(states), op.resolved(extras)
         own = backends.forced() in (None, "cpp" if x.is_cpu and backends.EXTENSION_ERROR is None else None)
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         if own and not (graph and onnx.exporting()):
@@ -286,10 +288,10 @@ class QuantizedCell(Quantized):
         if self.hidden_size == 0:  # as torch.nn's: nothing to compute
             return [input.new_zeros(len(input), 0) for _ in range(spec_of(cell).states)]
         if input.is_cpu and STEP is not None and eager():
-            weights, scales = self._tensors()
+            (weights, scales), float_rows = self._tensors(), self.activations == "float"
             return STEP(
-                input, hx, weights, cell, self.bias, self.hidden_size, activation, scales, self.activations == "float",
-                0, self._packed.of(weights),
+                input, op.resolved(hx), weights, cell, self.bias, self.hidden_size, activation, scales, float_rows, 0,
+                self._packed.of(weights),
             )  # fmt: skip
         _, last = self._run(cell, activation, input[None], [s[None] for s in hx], 1, False, 0)
         return [s.squeeze(0) for s in last]

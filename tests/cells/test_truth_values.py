@@ -22,6 +22,7 @@ WAYS = {
     "logical_not of a comparison": lambda a, b: torch.where((a > b).logical_not(), b, -b),
     "nested": lambda a, b: torch.where((a > 0) & ~(b == 3) | (a < -1), a, b),
     "a comparison of comparisons": lambda a, b: ((a > 0) == (b > 0)) * 1.5,
+    "where": lambda a, b: torch.where(a > 0, a > 2, b > 0) + (a == b) + 0.0 * b,
     "type_as": lambda a, b: (a > 0).type_as(a) + (b > 0).type_as(b),
 }  # fmt: skip
 REFUSED = {
