@@ -263,8 +263,8 @@ def test_autocast_leaves_float64_alone(backend):
 
 @pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"])
 def test_autocast_of_modules(backend, name):
-    """In torch.nn GRU returns float32 and LSTM fails with float16; here all layers return the autocast dtype. LSTMCell and
-    GRUCell return float32, which their states have, as torch.nn's do."""
+    """In torch.nn GRU returns float32 and LSTM fails with float16; here all layers return the autocast dtype. LSTMCell
+    and GRUCell return float32, which their states have, as torch.nn's do."""
     torch.manual_seed(0)
     module = getattr(rnnkernels, name)(3, 4)
     x = torch.randn(2, 3) if name.endswith("Cell") else torch.randn(5, 2, 3)
