@@ -31,7 +31,6 @@ DRAWS = 6  # of changes in the last digit: what comes of one is up to twice or h
 WRONG = 0.05  # more than rounding in any dtype, even where torch's own error is larger: then torch is refused too
 INT8_WRONG = 0.1  # root mean square error of y over that of y
 BLOCK = 1e-3  # seconds: shorter calls are timed several at once, one after the other
-WARM = 5e-3  # calls shorter than this have an untimed one before each block
 SLOW = 20  # a provider so many times slower than the fastest one is timed FEWEST times
 FEWEST, MOST = 3, 300  # rounds
 
@@ -167,7 +166,6 @@ class Subject:
         self.timer = timer or (event_time if workload.device == "cuda" else wall_time)
         self.given = case
         self.job: Job | None = None
-        self.estimate = 0.0  # seconds a call
         torch.set_num_threads(threads)
 
     def _case(self, workload: Workload) -> Case:
@@ -216,15 +214,18 @@ class Subject:
             return {"reason": said(error), "red": True}
 
     def time(self, calls: int) -> tuple[float, float]:
-        """Seconds, by the timer, and of processor time for each of so many calls, one after the other."""
+        """Seconds, by the timer, and of processor time for each of so many calls, one after the other.
+
+        An untimed call comes first, as in a program that computes all the time: threads wake, caches fill, and memory
+        comes back from where it went meanwhile (a virtual machine gives what was freed to its host within seconds: an
+        LSTM's step of training with T 365, B 256, H 256 takes 5.4 s after a pause of six, and 4.1 after that one).
+        """
         run, collected = self.job.run, gc.isenabled()
         gc.disable()
         try:
             with torch.inference_mode(self.mode == "infer"):
-                if self.estimate < WARM:
-                    run()
-                self.estimate, busy = self.timer(run, calls)
-                return self.estimate, busy
+                run()
+                return self.timer(run, calls)
         finally:
             if collected:
                 gc.enable()
@@ -236,11 +237,7 @@ def alternate(
 ) -> dict[str, list[tuple[float, float]]]:
     """What each run gave, time after time. A run is told how many calls to make, and gives seconds of wall and of
     processor time a call. They take turns, in an order that turns round each time; the slow ones (SLOW) leave early."""
-    estimates = {}
-    for name, run in runs.items():
-        estimates[name] = run(1)[0]
-        if estimates[name] < WARM:  # the first may still have been starting something
-            estimates[name] = run(1)[0]
+    estimates = {name: run(1)[0] for name, run in runs.items()}
     calls = {name: max(1, math.ceil(BLOCK / max(estimate, 1e-9))) for name, estimate in estimates.items()}
     samples: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     order = list(runs)
