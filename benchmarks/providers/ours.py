@@ -92,7 +92,7 @@ def reference_job(case: Case) -> Job:
     module = module_of(importlib.import_module("rnnkernels"), case, "float64")
     torch.manual_seed(SEED)
     h_mask, zone = masks(w, case.mode == "train", case.x)
-    cell, activation, gate = settings(*MODES[module.mode], module._options or PLAIN)
+    cell, activation, gate = settings(*MODES[module.mode], module._rk_options or PLAIN)
 
     def layer(x):
         return run.layer(

@@ -4,6 +4,7 @@ Letters: T time, B batch, H hidden, I input.
 """
 
 import keyword
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias, overload
 
@@ -79,13 +80,16 @@ class Cell:
         """The cell with other constants.
 
         Raises:
-            TypeError: for a name that is no constant of the cell.
+            TypeError: for a name that is no constant of the cell, and a value that is no number.
             ValueError: for a cell without its function, as it is after unpickling.
         """
         for name in constants:
             if name not in self.constants:
                 known = ", ".join(self.constants) or "none"
                 raise TypeError(f"{self.program.name} has no constant {name}; its constants are {known}")
+            if not isinstance(constants[name], numbers.Real):
+                kind = type(constants[name]).__name__
+                raise TypeError(f"{self.program.name}: expected the constant {name} to be a number, got {kind}")
         if not constants:
             return self
         if self._retrace is None:
@@ -165,6 +169,8 @@ def cell(
     def decorate(function):
         if not callable(function) or isinstance(function, type):
             raise CellError(f"cell makes a cell of a function, got {function!r}; names are given by keyword")
+        if name is not None and not (isinstance(name, str) and NAME.match(name)):
+            raise CellError(f"expected the name of a cell to be one of ASCII letters, digits and _, got {name!r}")
         own = getattr(innermost(function), "__name__", type(function).__name__)
         header = _header(name or own, inputs, recurrent, states, vectors, step_inputs, sequence_inputs, project_input)
         if constants is not None and not isinstance(constants, Mapping):
@@ -224,7 +230,10 @@ def _header(name, inputs, recurrent, states, vectors, step, sequence, project_in
         plain = [t.removesuffix(":1") if field == "step_inputs" else t for t in tokens]
         for token in plain:
             if not NAME.match(token) or keyword.iskeyword(token) or token.startswith("__"):
-                raise CellError(f"cell {name}: expected names separated by spaces in {field}, got {token!r}")
+                raise CellError(
+                    f"cell {name}: expected names separated by spaces in {field}, of ASCII letters, digits and _, and "
+                    f"without __ at the beginning, got {token!r}"
+                )
         if len(plain) > most or len(set(plain)) < len(plain):
             raise CellError(f"cell {name}: expected at most {most} different names in {field}, got {value!r}")
     if not fields["states"]:
@@ -299,7 +308,9 @@ def _trace(function, header, constants, functions, operand, output, keep, every)
     _check_gates(function, header, trace.graph, roots, inner)
     chosen = None
     if keep is not None:
-        wanted = keep.split() if isinstance(keep, str) else list(keep)
+        wanted = keep.split() if isinstance(keep, str) else list(keep) if isinstance(keep, Iterable) else [keep]
+        if odd := [n for n in wanted if not isinstance(n, str)]:
+            raise CellError(f"{described(function)}: expected names separated by spaces in keep, got {odd[0]!r}")
         if unknown := [n for n in wanted if n not in called]:
             raise CellError(f"{described(function)}: keep= names {unknown[0]}, which the function has not")
         roots |= {f"keep {n}": called[n] for n in wanted}

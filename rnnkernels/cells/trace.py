@@ -204,6 +204,15 @@ for name in ("float", "int", "complex", "index", "round", "trunc", "floor", "cei
     setattr(Symbol, f"__{name}__", converted)
 
 
+def formatted(self, spec):
+    if spec:
+        raise self.trace.refuse("numbers in text: a value is none yet")
+    return repr(self)
+
+
+Symbol.__format__ = formatted
+
+
 def array_ufunc(self, ufunc, method, *values, **kwargs):
     """An operator with a number of numpy's on its left, such as ``np.sqrt(2) * x.a``."""
     values = [v.item() if type(v).__module__ == "numpy" and v.ndim == 0 else v for v in values]

@@ -18,7 +18,7 @@ from ..op.autograd import autocast_enabled, eager, may_change, wants_gradient
 from ..op.schema import STEP
 from ..recorders.tracers import Leaf
 from . import torchs_step
-from .checks import aside, check_placement, check_weights, refuse_nested
+from .checks import aside, check_dtype, check_placement, check_weights, refuse_nested
 
 if TYPE_CHECKING:
     from .signatures import CellOfOneState, CellOfTwoStates
@@ -27,26 +27,27 @@ if TYPE_CHECKING:
 class CellBase(Leaf, nn.RNNCellBase):
     """The base class of the three cells: one step from x (B, I) and the states (B, H), all of them checked."""
 
-    _packed = None  # see tools/freeze.py
+    _rk_packed = None  # see tools/freeze.py
 
-    def _step(self, cell, activation, input, hx):
+    def _rk_step(self, cell, activation, input, hx):
         """The states after one step, each (B, H), or (H,) for an input without a batch.
 
         Args:
             input: (B, I) or (I,).
             hx: the states, each (B, H) or (H,); none for zeros.
         """
-        parameters, bias, H = self._parameters, self.bias, self.hidden_size
+        parameters, H = self._parameters, self.hidden_size
+        bias = parameters["bias_ih"] is not None if "bias_ih" in parameters else self.bias
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in names_of(cell, bias)]
         if input.dim() == 1:
-            new = self._step(cell, activation, input[None], [s[None] for s in hx])
+            new = self._rk_step(cell, activation, input[None], [s[None] for s in hx])
             return [s.squeeze(0) for s in new]
         if input.layout != torch.strided:
             input = input.to_dense(masked_grad=False)
         training, here = torch.is_grad_enabled() and wants_gradient((input, *hx, *weights)), input.is_cpu and eager()
         if here and torchs_step.why_for_cell(cell, input.dtype, input.size(0), H, training):
             return torchs_step.step(cell, activation, input, hx, weights, H)
-        parts, packed, refused = precision.parts(input), 0 if self._packed is None else self._packed.of(weights), None
+        parts, packed, refused = precision.parts(input), self._rk_packed.of(weights) if self._rk_packed else 0, None
         if here and not training and H and STEP is not None:
             rare = (activation,) if activation else ()
             try:  # the op checks the same as `check_step`, which has torch's error messages
@@ -64,9 +65,9 @@ class CellBase(Leaf, nn.RNNCellBase):
             y, last = op.layer(call)
         return [s.squeeze_(0) if may_change(s) else s.squeeze(0) for s in (y, *last[1:])]
 
-    def _single_state(self, input, hx):
+    def _rk_single_state(self, input, hx):
         """``hx`` as a tuple of states, for the cells that have one; the number of dimensions is checked."""
-        name = self._name
+        name = self._rk_name
         dims = input.dim()
         if input.is_nested:
             refuse_nested(name)
@@ -93,6 +94,7 @@ def check_step(cell, input, hx, weights, bias, H):
     I = weights[0].size(1)  # noqa: E741
     check_cell_sizes(input, hx, I, H)
     check_placement(input.dtype, input.device, hx, weights)
+    check_dtype("the input and the weights", input.dtype)
     check_weights(weights, cell, 1, 1, I, H, H, bias=bias)
 
 
@@ -131,7 +133,7 @@ class RNNCell(CellBase, nn.RNNCell):
     if TYPE_CHECKING:
         __call__: CellOfOneState
 
-    _name = "RNNCell"
+    _rk_name = "RNNCell"
 
     def __init__(
         self,
@@ -146,10 +148,10 @@ class RNNCell(CellBase, nn.RNNCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class."""
-        states = self._single_state(input, hx)
+        states = self._rk_single_state(input, hx)
         if self.nonlinearity not in ("tanh", "relu"):
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return self._step("rnn", None if self.nonlinearity == "tanh" else "relu", input, states)[0]
+        return self._rk_step("rnn", None if self.nonlinearity == "tanh" else "relu", input, states)[0]
 
 
 class GRUCell(CellBase, nn.GRUCell):
@@ -164,7 +166,7 @@ class GRUCell(CellBase, nn.GRUCell):
     if TYPE_CHECKING:
         __call__: CellOfOneState
 
-    _name = "GRUCell"
+    _rk_name = "GRUCell"
 
     def __init__(
         self,
@@ -178,7 +180,7 @@ class GRUCell(CellBase, nn.GRUCell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """One step; see the class."""
-        return self._step("gru", None, input, self._single_state(input, hx))[0]
+        return self._rk_step("gru", None, input, self._rk_single_state(input, hx))[0]
 
 
 class LSTMCell(CellBase, nn.LSTMCell):
@@ -221,7 +223,7 @@ class LSTMCell(CellBase, nn.LSTMCell):
                 raise TypeError("lstm_cell(): argument 'hx' (position 2) must be tuple of Tensors, not Tensor")
             if len(hx) != 2:
                 raise RuntimeError("lstm_cell expects two hidden states")
-        h, c = self._step("lstm", None, input, hx)
+        h, c = self._rk_step("lstm", None, input, hx)
         return h, c
 
 

@@ -24,6 +24,7 @@ ENVIRONMENT_VARIABLE = "RNNKERNELS_DEVICE_ASSERTIONS"
 ASSERTING = ("cpu", "cuda", "xpu", "meta")  # the devices for which torch has an assertion
 _assertions = os.environ.get(ENVIRONMENT_VARIABLE) or "1"
 
+DTYPES = torch.float64, torch.float32, torch.bfloat16, torch.float16
 DTYPE_NAMES = {
     torch.float64: "Double", torch.float32: "Float", torch.float16: "Half", torch.bfloat16: "BFloat16",
     torch.int64: "Long", torch.int32: "Int", torch.bool: "Bool",
@@ -54,6 +55,8 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, optio
     Everything that kernels rely on is checked here, weights included: users can replace these between calls.
     """
     dtype, device, weight = x.dtype, x.device, weights[0] if weights else x
+    if x.layout != torch.strided:
+        raise TypeError(f"Expected the input to be a dense tensor, got layout {x.layout}")
     if dtype != weight.dtype and not autocast_enabled(device.type):
         raise ValueError(
             f"RNN input dtype ({dtype}) does not match weight dtype ({weight.dtype}). "
@@ -61,6 +64,7 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, optio
         )
     check_sizes(x, states, num_layers, D, I, H, P)
     check_placement(dtype, device, states, weights)
+    check_dtype("the input and the weights" if weights else "the input", dtype)
     if reset_states:
         check_sizes(x, reset_states, num_layers, D, I, H, P, "reset state")
         check_placement(dtype, device, reset_states, weights, "reset state")
@@ -69,6 +73,12 @@ def check(cell, x, states, weights, num_layers, D, bias, project, I, H, P, optio
         bias=bias, project=project, layer_norm=options.layer_norm, heads=options.heads,
     )  # fmt: skip
     check_steps(x)
+
+
+def check_dtype(name, dtype):
+    """Check that a tensor has one of the dtypes that are computed with."""
+    if dtype not in DTYPES:
+        raise TypeError(f"Expected {name} of float64, float32, bfloat16 or float16, but got {dtype}")
 
 
 def check_sizes(x, states, num_layers, D, I, H, P, name="hidden"):  # noqa: E741
@@ -113,8 +123,9 @@ def check_placement(dtype, device, states, weights, role="hidden"):
     dtypes = (dtype, *(t.dtype for t in (*states, *weights)))
     if autocast_enabled(device.type) and all(d.is_floating_point and d != torch.float64 for d in dtypes):
         return  # autocast gives all of them one dtype, but does not touch float64
-    left = next((s.dtype for s in states if s.dtype != weights[0].dtype), dtype)
-    right = next((w.dtype for w in weights if w.dtype != left), weights[0].dtype)
+    of_weights = weights[0].dtype if weights else dtype
+    left = next((s.dtype for s in states if s.dtype != of_weights), dtype)
+    right = next((w.dtype for w in weights if w.dtype != left), of_weights)
     left, right = (DTYPE_NAMES.get(d, str(d)) for d in (left, right))
     raise RuntimeError(f"mat1 and mat2 must have the same dtype, but got {left} and {right}")
 
@@ -122,9 +133,38 @@ def check_placement(dtype, device, states, weights, role="hidden"):
 def check_weights(weights, cell, num_layers, D, I, H, P, **settings):  # noqa: E741
     """Check that every weight has the shape that its position in the list requires; settings as in cells/weights.py."""
     expected = shapes_of(cell, num_layers, D, I, H, P, **settings)
+    if len(weights) != len(expected):
+        raise wrong_count(weights, num_layers, D == 2, settings["bias"])
     if [w.shape for w in weights] != expected:
         n = next(n for n, w in enumerate(weights) if w.shape != expected[n])
         raise RuntimeError(f"Expected RNN parameter {n} of shape {expected[n]}, got {tuple(weights[n].shape)}")
+
+
+def wrong_count(params, num_layers, bidirectional, bias):
+    """torch's error for a wrong number of parameters."""
+    return RuntimeError(
+        f"got an incorrect number of RNN parameters: {len(params)} for num_layers={num_layers}, "
+        f"bidirectional={bidirectional}, has_biases={bias}"
+    )
+
+
+def check_params(params, num_layers):
+    """The weights that a function was given as a list, checked to be tensors; and the number of layers."""
+    if not isinstance(num_layers, int) or num_layers <= 0:
+        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    params = params if isinstance(params, (list, tuple)) else list(params)
+    for n, p in enumerate(params):
+        if not isinstance(p, Tensor) or p.dim() == 0:
+            what = "a scalar" if isinstance(p, Tensor) else type(p).__name__
+            raise TypeError(f"Expected RNN parameter {n} to be a tensor of 1 to 3 dimensions, got {what}")
+    return params
+
+
+def check_matrices(names, params):
+    """Check that those of the first direction whose sizes are read have as many dimensions as weights have."""
+    for n, (name, p) in enumerate(zip(names, params, strict=False)):
+        if name.startswith("weight") and p.dim() not in (2, 3):
+            raise RuntimeError(f"Expected RNN parameter {n} to have 2 dimensions, got shape {tuple(p.shape)}")
 
 
 def check_lengths(lengths, x):

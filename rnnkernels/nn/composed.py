@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from ..cells import library
 from ..cells.definition import cell
-from .checks import check_lengths
-from .recurrent import Recurrent
+from ..op.autograd import transforming
+from .checks import check_lengths, check_steps
+from .recurrent import Recurrent, check_size
 
 
 def refuse_packed(name, input):
@@ -67,6 +69,9 @@ class GRUD(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_size("input_size", input_size), check_size("hidden_size", hidden_size)
+        if options.get("bidirectional"):
+            raise ValueError("GRUD has one direction: the time since a value was last there is one that goes forward")
         kind = {"device": device, "dtype": dtype}
         self.batch_first = batch_first
         mean = torch.zeros(input_size, **kind) if mean is None else torch.as_tensor(mean, device=device)
@@ -84,6 +89,8 @@ class GRUD(nn.Module):
     def filled(self, values: Tensor, mask: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The values with what is missing put in (T, B, I), and gamma_h (T, B, H); arguments as for ``forward``."""
         refuse_packed("GRUD", values)
+        if not isinstance(mask, Tensor):
+            raise TypeError(f"Expected mask to be a tensor, got {type(mask).__name__}")
         if values.dim() != 3 or mask.shape != values.shape:
             raise ValueError(
                 f"expected values and mask of the same three dimensions, got {tuple(values.shape)} and "
@@ -91,19 +98,25 @@ class GRUD(nn.Module):
             )
         if mask.dtype != torch.bool:
             raise ValueError(f"mask should be a bool tensor, got {mask.dtype}")
+        if values.size(2) != len(self.mean):
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {len(self.mean)}, got {values.size(2)}"
+            )
         time = 1 if self.batch_first else 0
+        check_steps(values.transpose(0, time))
         T = values.size(time)
         steps = torch.arange(T, device=values.device).view((1, T, 1) if self.batch_first else (T, 1, 1))
         seen = torch.where(mask, steps, -1).cummax(time).values
         before = torch.cat([seen.new_full(seen.narrow(time, 0, 1).shape, -1), seen.narrow(time, 0, T - 1)], time)
         since = before.clamp(min=0)  # without a value yet, the time since the start
         if times is None:
-            delta = (steps - since).to(values.dtype)
+            delta = steps - since
         else:
             if times.shape != values.shape[:2]:
                 raise ValueError(f"times should have shape {tuple(values.shape[:2])}, got {tuple(times.shape)}")
-            times = times.to(values.dtype).unsqueeze(2).expand(values.shape)
-            delta = times - times.gather(time, since)
+            times = times.unsqueeze(2).expand(values.shape)
+            delta = times - times.gather(time, since)  # in their own dtype: seconds since 1970 have no room in float32
+        delta = delta.to(values.dtype)
         known = torch.where(mask, values, 0.0)
         last = torch.where(before < 0, self.mean, known.gather(time, since))
         gamma_x = torch.exp(-torch.relu(self.weight_decay_x * delta + self.bias_decay_x))
@@ -157,6 +170,7 @@ class EALSTM(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        check_size("static_size", static_size), check_size("hidden_size", hidden_size)
         self.input_gate = nn.Linear(static_size, hidden_size, device=device, dtype=dtype)
         self.lstm = Recurrent(
             library.ea_lstm, input_size, hidden_size, batch_first=batch_first, device=device, dtype=dtype, **options
@@ -171,6 +185,10 @@ class EALSTM(nn.Module):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over a sequence; see the class."""
+        if isinstance(input, Tensor) and input.dim() == 3:
+            expected = input.size(0 if self.lstm.batch_first else 1), self.input_gate.in_features
+            if static.shape != expected:
+                raise RuntimeError(f"Expected static size {expected}, got {list(static.shape)}")
         return self.lstm(input, hx, lengths, reset, i=torch.sigmoid(self.input_gate(static)))
 
 
@@ -198,7 +216,7 @@ class LiGRU(nn.Module):
         norm: "batch" (``nn.BatchNorm1d``), "layer" (``nn.LayerNorm``), of all 2*H products at once, or None. Default:
             "batch"
         device, dtype: of the parameters.
-        **options: of :class:`rnnkernels.Recurrent` (``recurrent_dropout``, ``zoneout``, ``recompute``, ``heads``).
+        **options: of :class:`rnnkernels.Recurrent` (``recurrent_dropout``, ``zoneout``, ``recompute``).
 
     ``forward(input, hx=None, lengths=None)``: input (T, B, I), hx (L*D, B, H), lengths (B,). Padding past ``lengths``
     does not enter the norm. Returns ``output`` (T, B, D*H) and ``h_n`` (L*D, B, H).
@@ -221,10 +239,15 @@ class LiGRU(nn.Module):
         **options: Any,
     ) -> None:
         super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+            check_size(name, size)
+        if "bias" in options:
+            raise TypeError("LiGRU has no biases but those of its norm: got bias=")
         if norm not in ("batch", "layer", None):
             raise ValueError(f"norm should be 'batch', 'layer' or None, got {norm!r}")
         kind = {"device": device, "dtype": dtype}
-        self.hidden_size, self.num_layers, self.batch_first = hidden_size, num_layers, batch_first
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.batch_first = batch_first
         self.D, self.dropout = 1 + bool(bidirectional), nn.Dropout(dropout)
         norms = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm}
         self.products, self.norms, self.layers = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
@@ -242,10 +265,20 @@ class LiGRU(nn.Module):
         if input.dim() != 3:
             raise ValueError(f"LiGRU: Expected input to be 3D, got {input.dim()}D instead")
         x, last = input.transpose(0, 1) if self.batch_first else input, []
-        T, B, _ = x.shape
+        T, B, I = x.shape  # noqa: E741
+        if I != self.input_size:
+            raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {I}")
+        check_steps(x)
+        if hx is not None:
+            if not isinstance(hx, Tensor):
+                raise TypeError(f"LiGRU: argument 'hx' must be Tensor, not {type(hx).__name__}")
+            if hx.shape != (expected := (len(self.layers), B, self.hidden_size)):
+                raise RuntimeError(f"Expected hidden size {expected}, got {list(hx.shape)}")
         steps = torch.arange(T, device=x.device)[:, None]
         ends = T if lengths is None else check_lengths(lengths, x)
         inside = None if lengths is None else steps < ends
+        if inside is not None:
+            x = torch.where(inside[..., None], x, 0.0)  # no NaN of the padding in the gradients of products and norms
         if self.D > 1:
             turned = ((ends - 1 - steps) % T).expand(T, B)[..., None]  # rows turned round, up to their lengths
         for n, (product, norm, layer) in enumerate(zip(self.products, self.norms, self.layers, strict=True)):
@@ -264,8 +297,34 @@ class LiGRU(nn.Module):
     @staticmethod
     def normed(norm: nn.Module, wx: Tensor, inside: Tensor | None) -> Tensor:
         """The norm of products (T, B, 2*H), of the rows that are ``inside`` (T, B), or of all."""
-        if not isinstance(norm, nn.BatchNorm1d):
+        if not isinstance(norm, _BatchNorm):
             return norm(wx)
-        if inside is None:
+        if inside is None or not (norm.training or norm.running_mean is None):
             return norm(wx.flatten(0, 1)).view_as(wx)
+        if type(norm) is nn.BatchNorm1d:
+            return masked_batch_norm(norm, wx, inside)
         return torch.zeros_like(wx).masked_scatter(inside[..., None], norm(wx[inside]))
+
+
+def masked_batch_norm(norm: nn.BatchNorm1d, wx: Tensor, inside: Tensor) -> Tensor:
+    """``norm``, in training, of the rows of wx (T, B, C) that are ``inside`` (T, B), whose number graphs need not know.
+
+    Mean and variance are sums over all rows, in which the others are zeros.
+    """
+    n, inside = inside.sum(), inside[..., None]
+    if not torch.compiler.is_compiling() and not transforming() and n < 2:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {[int(n), wx.size(2)]}")
+    v = wx.float() if wx.dtype in (torch.bfloat16, torch.float16) else wx
+    mean = torch.where(inside, v, 0.0).sum((0, 1)) / n
+    centred = torch.where(inside, v - mean, 0.0)
+    var = centred.square().sum((0, 1)) / n
+    if norm.training and norm.track_running_stats:
+        norm.num_batches_tracked.add_(1)
+        factor = 1.0 / norm.num_batches_tracked if norm.momentum is None else norm.momentum
+        with torch.no_grad():
+            norm.running_mean.mul_(1 - factor).add_(mean.to(norm.running_mean.dtype) * factor)
+            norm.running_var.mul_(1 - factor).add_((var * (n / (n - 1))).to(norm.running_var.dtype) * factor)
+    out = centred * torch.rsqrt(var + norm.eps)
+    if norm.affine:
+        out = out * norm.weight + norm.bias
+    return out.to(wx.dtype)

@@ -19,7 +19,7 @@ from ..op import run as op
 from ..op.autograd import may_change
 from ..op.schema import over_layers
 from . import masks, torchs_step
-from .checks import check, check_lengths, check_reset, refuse_nested
+from .checks import check, check_lengths, check_matrices, check_params, check_reset, refuse_nested, wrong_count
 from .options import PLAIN, check_heads, take_options
 from .own_cells import check_cell, check_extras, check_heads_of, extras_of, kernel_of, take_constants, take_extras
 
@@ -210,13 +210,16 @@ def recurrent(
     states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
     if len(states) not in (0, spec.states):
         raise RuntimeError(f"{program.name} expects {spec.states} hidden states, got {len(states)}")
+    params = check_params(params, num_layers)
     per_direction, odd = divmod(len(params), num_layers * len(reverse))
     plain = len(names_of(program.text, has_biases, False, normed))
     project = per_direction == plain + 1 and cell.projected is not None
     if odd or per_direction != plain + project:
         raise wrong_count(params, num_layers, bidirectional, has_biases)
     text = kernel_of(cell, project, normed)
-    own = dict(zip(names_of(text, has_biases, project, normed), params, strict=False))
+    names = names_of(text, has_biases, project, normed)
+    check_matrices(names, params)
+    own = dict(zip(names, params, strict=False))
     if "weight_hh" in own:
         w = own["weight_hh"]
         H, P = w.size(0) // spec.recurrent_gates if project else w.size(-1) * heads, w.size(-1)
@@ -255,11 +258,13 @@ def _run(
     check_batched(cell, input)
     if len(states) not in (0, spec.states) or isinstance(states, Tensor):
         raise RuntimeError(f"{cell} expects {('one hidden state', 'two hidden states')[spec.states - 1]}")
+    params = check_params(params, num_layers)
     per_direction, odd = divmod(len(params), num_layers * len(reverse))
     norms = options is not None and options.layer_norm
     project = spec.has_projection and per_direction == len(names_of(cell, bias, True, norms))
     if odd or per_direction != len(names_of(cell, bias, project, norms)):
         raise wrong_count(params, num_layers, bidirectional, bias)
+    check_matrices(names_of(cell, bias, project, norms), params)
     x = input.transpose(0, 1) if batch_first else input
     w_hh = params[1]
     H, P = (w_hh.size(0) // spec.gates, w_hh.size(1)) if w_hh.dim() != 3 else (w_hh.size(0) * w_hh.size(2),) * 2
@@ -281,14 +286,6 @@ def check_batched(name, input):
         refuse_nested(f"functional.{name}")
     if input.dim() != 3:
         raise RuntimeError(f"input must have 3 dimensions, got {input.dim()}")
-
-
-def wrong_count(params, num_layers, bidirectional, bias):
-    """torch's error for a wrong number of parameters."""
-    return RuntimeError(
-        f"got an incorrect number of RNN parameters: {len(params)} for num_layers={num_layers}, "
-        f"bidirectional={bidirectional}, has_biases={bias}"
-    )
 
 
 def restarts(reset, input, batch_first, bidirectional, spec):

@@ -76,7 +76,7 @@ class RNN(RecurrentBase, nn.RNN):
             :func:`rnnkernels.checks.device_assertions`.
     """
 
-    _wrong_input = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
+    _rk_wrong_input = "RNN: Expected input to be 2D or 3D, got {}D tensor instead"
 
     if TYPE_CHECKING:
         __call__: OneState
@@ -119,7 +119,7 @@ class GRU(RecurrentBase, nn.GRU):
     """
 
     reset_after, activation, recurrent_activation = Option(), Option(), Option()
-    _wrong_input = "GRU: Expected input to be 2D or 3D, got {}D instead"
+    _rk_wrong_input = "GRU: Expected input to be 2D or 3D, got {}D instead"
 
     if TYPE_CHECKING:
         __call__: OneState
@@ -161,7 +161,7 @@ class LSTM(RecurrentBase, nn.LSTM):
 
     activation, recurrent_activation = Option(), Option()
 
-    _wrong_input = "LSTM: Expected input to be 2D or 3D, got {}D instead"
+    _rk_wrong_input = "LSTM: Expected input to be 2D or 3D, got {}D instead"
 
     if TYPE_CHECKING:
         __call__: TwoStates
@@ -178,7 +178,7 @@ class LSTM(RecurrentBase, nn.LSTM):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__("LSTM", *args, **kwargs)
 
-    def _states(self, hx: Any, dims: int | None = None) -> tuple[Tensor, Tensor]:
+    def _rk_states(self, hx: Any, dims: int | None = None) -> tuple[Tensor, Tensor]:
         h, c = hx[0], hx[1]
         if dims and (h.dim() != dims or c.dim() != dims):
             kind = "batched 3-D" if dims == 3 else "unbatched 2-D"
@@ -192,7 +192,7 @@ class LSTM(RecurrentBase, nn.LSTM):
         return h, c
 
     @staticmethod
-    def _hidden(last: list[Tensor]) -> tuple[Tensor, ...]:
+    def _rk_hidden(last: list[Tensor]) -> tuple[Tensor, ...]:
         return tuple(last)
 
 

@@ -109,11 +109,14 @@ def settings(cell, activation, options):
 
 
 def refuse_options(who, module):
-    """Raise for a module with options that change inference, on behalf of a class that does not support them."""
-    options = getattr(module, "_options", None)  # torch.nn's modules have none
+    """Raise for a module with options that change inference, on behalf of a class that does not support them; and for
+    one that computes with other weights than its parameters."""
+    options = getattr(module, "_rk_options", None)  # torch.nn's modules have none
     changed = options and options.changed(*WITHOUT_EFFECT)
     if changed:
         raise ValueError(f"{who} has no {changed} yet: expected a {type(module).__name__} without")
+    if getattr(module, "_rk_given", None) is not None:
+        raise ValueError(f"{who} takes weights by their names, but other ones were assigned to _flat_weights")
 
 
 def derived(cls):
@@ -142,13 +145,13 @@ class Option:
         for taken in (vars(module), module._modules):
             if self.name in taken:
                 return taken[self.name]
-        return getattr(module._options or PLAIN, self.name)
+        return getattr(module._rk_options or PLAIN, self.name)
 
     def __set__(self, module: Any, value: Any) -> None:
         if self.name in vars(module):
             vars(module)[self.name] = value
             return
-        if module._options is None and derived(type(module)):
+        if module._rk_options is None and derived(type(module)):
             warnings.warn(
                 f"{self.name} is an attribute of {type(module).__name__} now, and no option of the layer, which its "
                 "constructor takes",
@@ -158,5 +161,5 @@ class Option:
             return
         if self.fixed:
             raise AttributeError(f"{self.name} decides over the parameters and cannot be changed; make another module")
-        given = (module._options or PLAIN)._asdict() | {self.name: value}
-        module._options = checked(module._kind[0], given)
+        given = (module._rk_options or PLAIN)._asdict() | {self.name: value}
+        module._rk_options = checked(module._rk_kind[0], given)

@@ -17,7 +17,7 @@ from .options import check_heads
 def check_cell(cell):
     """Raise for anything but a cell."""
     if not isinstance(cell, Cell):
-        hint = "; decorate it with rnnkernels.cell" if callable(cell) else ""
+        hint = "; decorate it with rnnkernels.cell" if callable(cell) and not isinstance(cell, type) else ""
         raise TypeError(f"cell should be a cell of rnnkernels, got: {type(cell).__name__}{hint}")
 
 
@@ -103,6 +103,8 @@ def laid_out(program, name, u, x, batch_first, dims):
     step = name in program.step
     if not isinstance(u, Tensor):
         raise TypeError(f"Expected {name} to be a tensor, got {type(u).__name__}")
+    if u.is_nested or u.layout != torch.strided:
+        raise TypeError(f"Expected {name} to be a dense tensor, got {'a nested one' if u.is_nested else u.layout}")
     if u.dim() != (dims if step else dims - 1):
         kind = "batched" if dims == 3 else "unbatched"
         raise RuntimeError(

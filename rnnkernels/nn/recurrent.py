@@ -53,6 +53,25 @@ def check_projection(proj_size, hidden_size):
         raise ValueError("proj_size has to be smaller than hidden_size")
 
 
+NO_SCRIPT = ", which torch.nn does not have: torch.jit.trace records it, and torch.export"
+
+
+class Init:
+    """A user's ``init``. A pickle has None in its place: where it is loaded, the function may not be."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, name, parameter):
+        return self.function(name, parameter)
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return type(None), ()
+
+
 class Recurrent(RecurrentBase):
     """Layers of a cell of one's own, on the kernels of the built-in ones.
 
@@ -70,7 +89,7 @@ class Recurrent(RecurrentBase):
             this state nowhere else. 0 for none. Default: 0
         device, dtype: of the parameters: float64, float32, bfloat16 or float16.
         init: ``init(name, parameter)``, called on every parameter after the default, which is that of torch.nn (uniform
-            from -1/sqrt(H) to 1/sqrt(H), vectors too).
+            from -1/sqrt(H) to 1/sqrt(H), vectors too), and again by ``reset_parameters``. A pickled layer is without.
         recurrent_dropout, zoneout, layer_norm, recompute, heads: as for :class:`rnnkernels.RNN`; zoneout may have a
             probability for each state. The layer norms are those of the products.
         **constants: the cell's constants, where they differ from its own.
@@ -96,8 +115,8 @@ class Recurrent(RecurrentBase):
     if TYPE_CHECKING:
         __call__: OwnStates
 
-    _wrong_input = "Recurrent: Expected input to be 2D or 3D, got {}D tensor instead"
-    __setstate__ = nn.Module.__setstate__  # nn.RNNBase's looks at the first weight, which a cell may not have
+    _rk_instead = NO_SCRIPT
+    _rk_wrong_input = "Recurrent: Expected input to be 2D or 3D, got {}D tensor instead"
 
     def __init__(
         self,
@@ -137,7 +156,7 @@ class Recurrent(RecurrentBase):
         check_heads_of(program, heads, hidden_size, proj_size > 0)
         normed = options is not None and options.layer_norm
         self._text, self._kernel = text_of(cell, proj_size > 0), kernel_of(cell, proj_size > 0, normed)
-        self.cell, self.init, self._options = cell, init, options
+        self.cell, self.init, self._rk_options = cell, Init(init) if init else None, options
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout, self.bidirectional = bias, batch_first, float(dropout), D == 2
         self.mode, self.proj_size, self._all_weights, self._flat_weight_refs = "CELL", proj_size, [], []  # as torch.nn
@@ -156,6 +175,11 @@ class Recurrent(RecurrentBase):
         self.__module__ = LEAF
         self.reset_parameters()
 
+    def __setstate__(self, state):
+        """Without nn.RNNBase's, which looks at the first weight: a cell may have none."""
+        nn.Module.__setstate__(self, state)
+        self._flat_weight_refs, self.__module__ = [], LEAF
+
     def reset_parameters(self) -> None:
         """Initial values: those of torch.nn, gains of layer norms are 1; then ``init``."""
         super().reset_parameters()
@@ -170,14 +194,14 @@ class Recurrent(RecurrentBase):
         return f"{self.cell.program.name}, {super().extra_repr()}{constants}"
 
     @property
-    def _kind(self):
+    def _rk_kind(self):
         return self._kernel, None
 
-    def _states(self, hx, dims=None):
+    def _rk_states(self, hx, dims=None):
         """``hx`` as a tuple of states, checked to have as many dimensions."""
         S = len(self.cell.program.states)
         if S == 1:
-            return RecurrentBase._states(self, hx, dims)
+            return RecurrentBase._rk_states(self, hx, dims)
         if not isinstance(hx, (tuple, list)):
             raise TypeError(
                 f"{self.cell.program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
@@ -185,10 +209,10 @@ class Recurrent(RecurrentBase):
         if len(hx) != S:
             raise RuntimeError(f"{self.cell.program.name} expects {S} hidden states, got {len(hx)}")
         for s in hx if dims else ():
-            RecurrentBase._states(self, s, dims)
+            RecurrentBase._rk_states(self, s, dims)
         return tuple(hx)
 
-    def _hidden(self, last):
+    def _rk_hidden(self, last):
         return last[0] if len(last) == 1 else tuple(last)
 
     def forward(
@@ -212,18 +236,18 @@ class Recurrent(RecurrentBase):
             if input.sorted_indices is not None:
                 given = {name: u.index_select(0, input.sorted_indices) for name, u in given.items()}
             extras = take_extras(program, given, input.data, False, 3)
-            return self._forward_more(input, hx, lengths, reset, False, extras=extras)
+            return self._rk_forward_more(input, hx, lengths, reset, False, extras=extras)
         if input.is_nested:
             refuse_nested("Recurrent")
         if input.dim() not in (2, 3):
-            raise ValueError(self._wrong_input.format(input.dim()))
+            raise ValueError(self._rk_wrong_input.format(input.dim()))
         extras = take_extras(program, inputs, input, self.batch_first, input.dim())
-        return self._forward_more(input, hx, lengths, reset, False, extras=extras)
+        return self._rk_forward_more(input, hx, lengths, reset, False, extras=extras)
 
-    def _layers(self, x, states, lengths=None, drop=torch.dropout, reset=None, more=None):
+    def _rk_layers(self, x, states, lengths=None, drop=torch.dropout, reset=None, more=None):
         extras = (more or {}).get("extras", ())
         check_extras(self.cell.program, extras, x, self.hidden_size)
-        return super()._layers(x, states, lengths, drop, reset, more)
+        return super()._rk_layers(x, states, lengths, drop, reset, more)
 
 
 class RecurrentCell(Leaf, nn.Module):
@@ -238,7 +262,8 @@ class RecurrentCell(Leaf, nn.Module):
     zeros; the cell's step and sequence inputs by name, (B, H or 1). Returns the output and the states, like hx.
     """
 
-    _packed = None  # see tools/freeze.py
+    _rk_packed = None  # see tools/freeze.py
+    _rk_instead = NO_SCRIPT
 
     if TYPE_CHECKING:
         __call__: OwnStep
@@ -261,7 +286,8 @@ class RecurrentCell(Leaf, nn.Module):
         refuse_unknown(cell, constants)
         check_size("input_size", input_size), check_size("hidden_size", hidden_size)
         check_given(cell.program, input_size, hidden_size)
-        self.cell, self.input_size, self.hidden_size, self.bias, self.init = cell, input_size, hidden_size, bias, init
+        self.cell, self.init = cell, Init(init) if init else None
+        self.input_size, self.hidden_size, self.bias = input_size, hidden_size, bias
         for weight in weights_of(cell.program.text, input_size, hidden_size, bias=bias):
             setattr(self, weight.name, nn.Parameter(torch.empty(weight.shape, device=device, dtype=dtype)))
         self.reset_parameters()
@@ -291,29 +317,36 @@ class RecurrentCell(Leaf, nn.Module):
         S = len(program.states)
         if S > 1 and hx is not None and not isinstance(hx, (tuple, list)):
             raise TypeError(f"{program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}")
+        if not isinstance(hx, (Tensor, tuple, list, type(None))):
+            raise TypeError(f"{program.name}: argument 'hx' must be Tensor, not {type(hx).__name__}")
         states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        if odd := [s for s in states if not isinstance(s, Tensor)]:
+            raise TypeError(f"{program.name}: argument 'hx' must have Tensors, not {type(odd[0]).__name__}")
         if len(states) not in (0, S):
             raise RuntimeError(f"{program.name} expects {S} hidden states, got {len(states)}")
         for k, s in enumerate(states):
             if s.dim() != dims:
                 name = "hidden" if S == 1 else f"hx[{k}]"
                 raise ValueError(f"RecurrentCell: Expected {name} to be {dims}D, as the input, got {s.dim()}D instead")
-        steps = {name: u.unsqueeze(0) if name in program.step else u for name, u in inputs.items()}
+        steps = {
+            name: u.unsqueeze(0) if name in program.step and isinstance(u, Tensor) and not u.is_nested else u
+            for name, u in inputs.items()
+        }
         x = input.unsqueeze(0)
         extras = take_extras(program, steps, x, False, dims + 1)
         if dims == 1:
             x, states = x.unsqueeze(1), [s.unsqueeze(0) for s in states]
         check_extras(program, extras, x, self.hidden_size)
-        y, last = self._step(x, [s.unsqueeze(0) for s in states], extras)
+        y, last = self._rk_step(x, [s.unsqueeze(0) for s in states], extras)
         y, *last = (v.squeeze(0).squeeze(0) if dims == 1 else v.squeeze(0) for v in (y, *last))
         return y, last[0] if S == 1 else tuple(last)
 
-    def _step(self, x, states, extras):
+    def _rk_step(self, x, states, extras):
         """Check and run a layer of one step: x (1, B, I), states (1, B, H)."""
         weights = [getattr(self, name) for name in names_of(self.cell.program.text, self.bias)]
         return layers(
             self.cell.kernel, x, states, weights, 1, FORWARD, self.bias, False, self.input_size, self.hidden_size,
-            self.hidden_size, extras=extras, packed=self._packed.of(weights) if self._packed else 0,
+            self.hidden_size, extras=extras, packed=self._rk_packed.of(weights) if self._rk_packed else 0,
         )  # fmt: skip
 
 

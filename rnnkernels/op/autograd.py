@@ -242,7 +242,9 @@ class Eager(torch.autograd.Function):
         if plan.exposed:
             own[0] = kept(y)
             own[len(own) - len(shown) :] = map(kept, shown)
-        ctx.save_for_backward(*tensors, *own)
+        # by another name what has no gradient: a program may give a state new memory meanwhile (h.data = h_n.data)
+        fixed = [t if t is None or t.requires_grad else t.detach() for t in tensors]
+        ctx.save_for_backward(*fixed, *own)
         ctx.set_materialize_grads(False)
         return (y, *last, *shown)
 

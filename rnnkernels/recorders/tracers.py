@@ -26,6 +26,7 @@ class Leaf:
     """
 
     __jit_ignored_attributes__ = ["__module__"]  # traced modules do not copy it
+    _rk_instead = ": call rnnkernels.revert(model) first, which turns a model's recurrent modules back into torch.nn's"
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -37,10 +38,7 @@ class Leaf:
 
     def __prepare_scriptable__(self):
         """Refuse ``torch.jit.script``, which calls this first for every module in a model."""
-        raise RuntimeError(
-            f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels: call rnnkernels.revert(model) "
-            "first, which turns a model's recurrent modules back into torch.nn's"
-        )
+        raise RuntimeError(f"torch.jit.script cannot compile {type(self).__name__} of rnnkernels{self._rk_instead}")
 
 
 def pass_dynamo(kind):

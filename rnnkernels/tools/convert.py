@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from ..nn.base import RecurrentBase
 from ..nn.cell_modules import CellBase, GRUCell, LSTMCell, RNNCell
 from ..nn.layers import GRU, LSTM, RNN
+from ..nn.recurrent import Recurrent
 from ..recorders.tracers import LEAF
 from .subclasses import obstacle, with_ours
 
@@ -85,7 +86,7 @@ def revert(model: nn.Module) -> nn.Module:
     """
     check_module("revert", model)
     for name, module in model.named_modules():
-        options = isinstance(module, RecurrentBase) and module._options
+        options = isinstance(module, RecurrentBase) and module._rk_options
         if options:
             raise ValueError(
                 f"revert: torch.nn has no {options.changed()}, which {name or 'the model itself'} "
@@ -93,7 +94,7 @@ def revert(model: nn.Module) -> nn.Module:
             )
     left = []
     for name, module in model.named_modules():
-        if not isinstance(module, (RecurrentBase, CellBase)):
+        if not isinstance(module, (RecurrentBase, CellBase)) or isinstance(module, Recurrent):  # torch.nn has none
             continue
         own = class_of(module)
         new = TO_TORCH.get(own) or vars(own).get("_converted_from")
@@ -114,13 +115,19 @@ def class_of(module):
 
 def change_class(module, new):
     """Make ``new`` the class of a module, below its parametrizations where it has some."""
+    layer, given = isinstance(module, nn.RNNBase), None
     if is_parametrized(module):
         # parametrize gives each module its own class, with a property for every parametrized weight
         body = {key: v for key, v in vars(type(module)).items() if key not in ("__dict__", "__weakref__")}
         new = type(new)(f"Parametrized{new.__name__}", (new,), body)
+    elif layer:
+        module._update_flat_weights()
+        given = module._flat_weights
     module.__class__ = new
-    if isinstance(module, nn.RNNBase):
+    if layer:
         # torch.nn keeps a list of its weights, ours reads them by name and needs none
         vars(module).pop("_flat_weights", None)
         module._flat_weight_refs = []
         module._init_flat_weights()
+        if given is not None:  # a program may have put other tensors there
+            module._flat_weights = list(given)

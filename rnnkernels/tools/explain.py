@@ -156,7 +156,7 @@ def cell_calls(module, x, hx):
         names = names_of(cell, module.bias)
     activation = "relu" if getattr(module, "nonlinearity", None) == "relu" else None
     weights = [getattr(module, name) for name in names]
-    packed = module._packed.of(weights) if module._packed else 0
+    packed = module._rk_packed.of(weights) if module._rk_packed else 0
     x_1BI = x[None, None] if x.dim() == 1 else x.unsqueeze(0)
     call = LayerCall(
         cell, x_1BI, [], weights, FORWARD, bias=module.bias, activation=activation, hidden_size=module.hidden_size,
@@ -175,9 +175,9 @@ def layer_calls(module, x, hx, lengths, reset):
     elif x.dim() in (2, 3):
         x_TBI = x.unsqueeze(1) if x.dim() == 2 else x.transpose(0, 1) if module.batch_first else x
     else:
-        raise ValueError(module._wrong_input.format(x.dim()))
-    options, weights = module._options or PLAIN, module._flat_weights
-    cell, activation, gate = settings(*module._kind, options)
+        raise ValueError(module._rk_wrong_input.format(x.dim()))
+    options, weights = module._rk_options or PLAIN, module._flat_weights
+    cell, activation, gate = settings(*module._rk_kind, options)
     D, N = 1 + module.bidirectional, options.heads
     first = weights[: len(weights) // module.num_layers]
     call = LayerCall(
@@ -186,7 +186,7 @@ def layer_calls(module, x, hx, lengths, reset):
         activation=activation, recurrent_activation=gate, lengths=lengths, reset=reset,
         h_mask=True if module.training and options.recurrent_dropout else None,
         zone=[z for z in options.zones(1) if z], layer_norm=options.layer_norm, hidden_size=module.hidden_size // N,
-        parts=precision.parts(x_TBI), packed=module._packed.of(weights) if module._packed else 0,
+        parts=precision.parts(x_TBI), packed=module._rk_packed.of(weights) if module._rk_packed else 0,
     ).facts()  # fmt: skip
     return calls_of(call, x_TBI, hx, weights, module.num_layers, call.D * call.P)
 

@@ -49,7 +49,7 @@ def freeze(model: M) -> M:
     check_module("freeze", model)
     kinds = (RecurrentBase, CellBase, RecurrentCell)
     for name, module in model.named_modules():
-        options = getattr(module, "_options", None)
+        options = getattr(module, "_rk_options", None)
         if isinstance(module, RecurrentBase) and options is not None and options.heads > 1:
             raise ValueError(
                 f"freeze: expected layers without heads, but {name or 'the model itself'} ({type(module).__name__}) "
@@ -62,8 +62,8 @@ def freeze(model: M) -> M:
                 change_class(module, class_of(module))  # a copy has the original's class, which would lose the weights
                 for name in list(module.parametrizations):
                     remove_parametrizations(module, name)
-            vars(module)["_packed"] = Packed()
-            module._packed.of(weights_of(module))
+            vars(module)["_rk_packed"] = Packed()
+            module._rk_packed.of(weights_of(module))
             module.register_load_state_dict_post_hook(pack_anew)
     return frozen.requires_grad_(False)
 
@@ -101,13 +101,15 @@ class Packed:
 
 def pack_anew(module, incompatible_keys):
     """After ``load_state_dict``."""
-    module._packed.forget()
-    module._packed.of(weights_of(module))
+    module._rk_packed.forget()
+    module._rk_packed.of(weights_of(module))
 
 
 def weights_of(module):
     """The weights of a frozen or quantised module in the order in which its calls have them."""
-    names = getattr(module, "_weights", None) or getattr(module, "_flat_weights_names", None)
+    if isinstance(module, RecurrentBase):
+        return module._rk_weights()
+    names = getattr(module, "_weights", None)
     if names is None:
         cell = module.cell.program.text if isinstance(module, RecurrentCell) else kind_of_cell(module)[0]
         names = names_of(cell, module.bias)

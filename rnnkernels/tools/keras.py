@@ -86,7 +86,7 @@ def export_weights(module: nn.Module) -> "list[np.ndarray[Any, Any]]":
         TypeError, ValueError: for a module of another kind, or one with something that Keras lacks.
     """
     check_module(module)
-    cell, arrays = module._kind[0], []
+    cell, arrays = module._rk_kind[0], []
     for name, shape in shapes(module):
         kind, _, suffix = name.partition("_l")
         if kind == "bias":
@@ -100,8 +100,8 @@ def export_weights(module: nn.Module) -> "list[np.ndarray[Any, Any]]":
 
 def shapes(module):
     """The names ("bias" stands for both) and shapes of the arrays in Keras's order."""
-    cell, H, D = module._kind[0], module.hidden_size, 1 + module.bidirectional
-    both = cell == "gru" and (module._options or PLAIN).reset_after
+    cell, H, D = module._rk_kind[0], module.hidden_size, 1 + module.bidirectional
+    both = cell == "gru" and (module._rk_options or PLAIN).reset_after
     for i in range(module.num_layers):
         for suffix in ("", "_reverse")[:D]:
             for name, kind, shape in weights_of(cell, D * H if i else module.input_size, H, bias=module.bias):
@@ -113,7 +113,7 @@ def shapes(module):
 
 def parameters_of(module, name, array):
     """The parameters of the module, by name, that one array stands for."""
-    cell, (kind, _, suffix) = module._kind[0], name.partition("_l")
+    cell, (kind, _, suffix) = module._rk_kind[0], name.partition("_l")
     if kind != "bias":
         return {name: ordered(array.T, cell)}
     ih, hh = array if array.dim() == 2 else (array, torch.zeros_like(array))
@@ -129,7 +129,7 @@ def check_module(module):
     """Raise for a module that Keras has no layer for."""
     check_recurrent(module)
     refuse_own_cell("rnnkernels.keras", module)
-    lacking = (module._options or PLAIN).changed("activation", "recurrent_activation", "reset_after", "recompute",
+    lacking = (module._rk_options or PLAIN).changed("activation", "recurrent_activation", "reset_after", "recompute",
                                                 "recurrent_dropout")  # fmt: skip
     if module.proj_size:
         lacking = f"proj_size={module.proj_size}"
@@ -146,10 +146,10 @@ def check_layer(module, layer):
         kind, config = config["layer"]["class_name"], config["layer"]["config"]
     else:
         kind = type(layer).__name__
-    options = module._options or PLAIN
+    options = module._rk_options or PLAIN
     found |= {"class": kind} | {name: config[name] for name in ("units", "use_bias", "go_backwards", "activation")}
     expected |= {
-        "class": {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}[module._kind[0]],
+        "class": {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}[module._rk_kind[0]],
         "units": module.hidden_size, "use_bias": module.bias, "go_backwards": False,
         "activation": MODES[module.mode][1] or options.activation,
     }  # fmt: skip

@@ -133,8 +133,8 @@ class Quantized(Leaf, nn.Module):
                 self._scales.append(f"{name}_scale")
                 self.register_buffer(self._scales[-1], scale)
             self.register_buffer(name, weight.clone())
-        self._packed = Packed()
-        self._packed.of(weights_of(self))
+        self._rk_packed = Packed()
+        self._rk_packed.of(weights_of(self))
         self.register_load_state_dict_post_hook(pack_anew)
         self.train(module.training)
 
@@ -172,7 +172,7 @@ class Quantized(Leaf, nn.Module):
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         if own and not (graph and onnx.exporting()):
             float_rows = (True,) if self.activations == "float" else ()
-            more = op.rare(0, self._packed.of(weights)) | ({"extras": extras} if extras else {})
+            more = op.rare(0, self._rk_packed.of(weights)) | ({"extras": extras} if extras else {})
             return op.plain("stack")(
                 x, states, weights, cell, L, bidirectional, self.bias, H, P, activation, lengths, scales, *float_rows,
                 **more,
@@ -186,12 +186,12 @@ class Quantized(Leaf, nn.Module):
 class QuantizedLayer(Quantized):
     """The base class of the layers."""
 
-    forward, _forward_more, _forward_packed = (
+    forward, _rk_forward_more, _rk_forward_packed = (
         RecurrentBase.forward,
-        RecurrentBase._forward_more,
-        RecurrentBase._forward_packed,
+        RecurrentBase._rk_forward_more,
+        RecurrentBase._rk_forward_packed,
     )
-    _outside_graphs = staticmethod(RecurrentBase._outside_graphs)
+    _rk_outside_graphs = staticmethod(RecurrentBase._rk_outside_graphs)
     _like, dropout = nn.RNNBase, 0.0
 
     def __init__(self, module: nn.RNNBase, activations="int8"):
@@ -200,7 +200,7 @@ class QuantizedLayer(Quantized):
         )  # fmt: skip
         super().__init__(module, settings, [name for names in module._all_weights for name in names], activations)
 
-    def _layers(self, x, states, lengths=None, drop=None, reset=None, more=None):
+    def _rk_layers(self, x, states, lengths=None, drop=None, reset=None, more=None):
         """Check and run all layers on x (T, B, I)."""
         more = dict(more or {})
         extras = more.pop("extras", ())
@@ -210,29 +210,29 @@ class QuantizedLayer(Quantized):
         L, D, H, P = self.num_layers, 1 + self.bidirectional, self.hidden_size, self.proj_size
         check_sizes(x, states, L, D, self.input_size, H, P or H)
         check_steps(x)
-        return self._run(*self._kind, x, states, L, self.bidirectional, P, lengths, extras)
+        return self._run(*self._rk_kind, x, states, L, self.bidirectional, P, lengths, extras)
 
     @property
-    def _kind(self):
+    def _rk_kind(self):
         return MODES[self.mode]
 
 
 class QuantizedRNN(QuantizedLayer):
     """An :class:`rnnkernels.RNN` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
-    _wrong_input, _states, _hidden = RNN._wrong_input, RNN._states, staticmethod(RNN._hidden)
+    _rk_wrong_input, _rk_states, _rk_hidden = RNN._rk_wrong_input, RNN._rk_states, staticmethod(RNN._rk_hidden)
 
 
 class QuantizedLSTM(QuantizedLayer):
     """An :class:`rnnkernels.LSTM` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
-    _wrong_input, _states, _hidden = LSTM._wrong_input, LSTM._states, staticmethod(LSTM._hidden)
+    _rk_wrong_input, _rk_states, _rk_hidden = LSTM._rk_wrong_input, LSTM._rk_states, staticmethod(LSTM._rk_hidden)
 
 
 class QuantizedGRU(QuantizedLayer):
     """A :class:`rnnkernels.GRU` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
-    _wrong_input, _states, _hidden = GRU._wrong_input, GRU._states, staticmethod(GRU._hidden)
+    _rk_wrong_input, _rk_states, _rk_hidden = GRU._rk_wrong_input, GRU._rk_states, staticmethod(GRU._rk_hidden)
 
 
 class QuantizedOwn(Quantized):
@@ -255,8 +255,8 @@ class QuantizedOwn(Quantized):
 class QuantizedRecurrent(QuantizedOwn, QuantizedLayer):
     """An :class:`rnnkernels.Recurrent` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
-    forward, _wrong_input, _states, _hidden = (
-        Recurrent.forward, Recurrent._wrong_input, Recurrent._states, Recurrent._hidden
+    forward, _rk_wrong_input, _rk_states, _rk_hidden = (
+        Recurrent.forward, Recurrent._rk_wrong_input, Recurrent._rk_states, Recurrent._rk_hidden
     )  # fmt: skip
 
     def __init__(self, module: Recurrent, activations="int8"):
@@ -264,14 +264,14 @@ class QuantizedRecurrent(QuantizedOwn, QuantizedLayer):
         self.cell, self._kernel = module.cell, module._kernel
 
     @property
-    def _kind(self):
+    def _rk_kind(self):
         return self._kernel, None
 
 
 class QuantizedCell(Quantized):
     """The base class of the built-in cells."""
 
-    _like, _single_state = nn.RNNCellBase, CellBase._single_state
+    _like, _rk_single_state = nn.RNNCellBase, CellBase._rk_single_state
 
     def __init__(self, module: nn.RNNCellBase, activations="int8"):
         settings = ["input_size", "hidden_size", "bias"]
@@ -279,10 +279,10 @@ class QuantizedCell(Quantized):
             settings.append("nonlinearity")
         super().__init__(module, settings, names_of(kind_of_cell(module)[0], module.bias), activations)
 
-    def _step(self, cell, activation, input, hx):
+    def _rk_step(self, cell, activation, input, hx):
         """The states after one step, each (B, H), or (H,) for an input without a batch."""
         if input.dim() == 1:
-            return [s.squeeze(0) for s in self._step(cell, activation, input[None], [s[None] for s in hx])]
+            return [s.squeeze(0) for s in self._rk_step(cell, activation, input[None], [s[None] for s in hx])]
         self._check(input, hx)
         check_cell_sizes(input, hx, self.input_size, self.hidden_size)
         if self.hidden_size == 0:  # as torch.nn's: nothing to compute
@@ -291,7 +291,7 @@ class QuantizedCell(Quantized):
             (weights, scales), float_rows = self._tensors(), self.activations == "float"
             return STEP(
                 input, op.resolved(hx), weights, cell, self.bias, self.hidden_size, activation, scales, float_rows, 0,
-                self._packed.of(weights),
+                self._rk_packed.of(weights),
             )  # fmt: skip
         _, last = self._run(cell, activation, input[None], [s[None] for s in hx], 1, False, 0)
         return [s.squeeze(0) for s in last]
@@ -300,7 +300,7 @@ class QuantizedCell(Quantized):
 class QuantizedRNNCell(QuantizedCell):
     """An :class:`rnnkernels.RNNCell` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
-    forward, _name = RNNCell.forward, RNNCell._name
+    forward, _rk_name = RNNCell.forward, RNNCell._rk_name
 
 
 class QuantizedLSTMCell(QuantizedCell):
@@ -312,7 +312,7 @@ class QuantizedLSTMCell(QuantizedCell):
 class QuantizedGRUCell(QuantizedCell):
     """A :class:`rnnkernels.GRUCell` with int8 weights, for inference; see :func:`quantize_dynamic`."""
 
-    forward, _name = GRUCell.forward, GRUCell._name
+    forward, _rk_name = GRUCell.forward, GRUCell._rk_name
 
 
 class QuantizedRecurrentCell(QuantizedOwn):
@@ -324,7 +324,7 @@ class QuantizedRecurrentCell(QuantizedOwn):
         names = names_of(module.cell.program.text, module.bias)
         super().__init__(module, ("cell", "input_size", "hidden_size", "bias"), names, activations)
 
-    def _step(self, x, states, extras):
+    def _rk_step(self, x, states, extras):
         """A layer of one step: x (1, B, I), states (1, B, H)."""
         self._check(x, states, extras)
         check_sizes(x, states, 1, 1, self.input_size, self.hidden_size, self.hidden_size)

@@ -379,7 +379,7 @@ def kind_of(module):
     for name in ("x", "out"):
         if name in module.cell.program.extras:
             raise TypeError(f"a Stepper has an argument {name} of its own, which {module.cell.program.name} has too")
-    return module._kind if isinstance(module, Recurrent) else (module.cell.kernel, None)
+    return module._rk_kind if isinstance(module, Recurrent) else (module.cell.kernel, None)
 
 
 def outside(stepper, x, out, inputs):

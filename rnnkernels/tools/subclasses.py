@@ -9,13 +9,8 @@ import weakref
 
 from torch import nn
 
+from ..nn.base import CALLED_BY_TORCH
 from ..nn.options import OPTIONS_OF
-
-CALLED_BY_TORCH = (
-    "check_input", "check_forward_args", "check_hidden_size", "get_expected_hidden_size", "get_expected_cell_size",
-    "permute_hidden", "_flat_weights", "_init_flat_weights", "_update_flat_weights", "_weights_have_changed",
-)  # fmt: skip
-"""Methods that nn.LSTM.forward (RNN's, GRU's) calls and ours does not: an override of one would have no effect."""
 
 made = weakref.WeakValueDictionary()  # from the user's class to the made one, which lives as long as its instances
 

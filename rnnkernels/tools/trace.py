@@ -69,10 +69,10 @@ def trace(
     if cell is not None:
         cell = cell.named()
         extras = take_extras(cell.program, inputs, input, module.batch_first, input.dim())
-    without_autocast(lambda x: module._forward_more(x, hx, lengths, reset, False, record, extras))(input)
+    without_autocast(lambda x: module._rk_forward_more(x, hx, lengths, reset, False, record, extras))(input)
     lengths = None if lengths is None else torch.as_tensor(lengths, device=input.device)
-    options = module._options or PLAIN
-    text = settings(*module._kind, options)[0] if cell is None else text_of(cell, module.proj_size > 0)
+    options = module._rk_options or PLAIN
+    text = settings(*module._rk_kind, options)[0] if cell is None else text_of(cell, module.proj_size > 0)
     spec, D = spec_of(text), 1 + module.bidirectional
     own = () if cell is None else cell.names  # the user's names of the planes
     states = spec.program.states

@@ -124,7 +124,7 @@ SETTINGS = {
     "step": ({"step_inputs": "lengths"}, "lengths cannot be the name of an extra input: layers have an argument of it"),
     "sequence": ({"sequence_inputs": "reset"}, "reset cannot be the name of an extra input"),
     "keyword of layers": ({"constants": {"zoneout": 0.5}}, "zoneout cannot be the name of a constant: layers have"),
-    "private": ({"vectors": "_step"}, "_step cannot be the name of a vector: a module has something else of it"),
+    "private": ({"vectors": "_rk_step"}, "_rk_step cannot be the name of a vector: a module has something else of it"),
     "of functions": ({"step_inputs": "train"}, "train cannot be the name of an extra input: layers have"),
     "option": ({"step_inputs": "dropout"}, "dropout cannot be the name of an extra input: layers have"),
     "constant of a call": ({"constants": {"hx": 1.0}}, "hx cannot be the name of a constant: layers have"),

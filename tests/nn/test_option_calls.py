@@ -221,7 +221,7 @@ def test_a_pair_without_states_restarts_from_zero():
         x, mask = r(6, 3, 4), torch.rand(6, 3) < 0.4
         expected = module(x, reset=mask)[0]
         assert torch.equal(module(x, reset=(mask, None))[0], expected)
-        function = getattr(rnnkernels.functional, module._kind[0])
+        function = getattr(rnnkernels.functional, module._rk_kind[0])
         assert torch.equal(function(x, None, list(module.parameters()), reset=(mask, None))[0], expected)
 
 

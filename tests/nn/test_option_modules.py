@@ -39,7 +39,7 @@ def test_defaults_are_torch_s():
         expected = getattr(nn, name)(3, 4, 2)
         torch.manual_seed(0)
         module = getattr(rnnkernels, name)(3, 4, 2, **options)
-        assert repr(module) == repr(expected) and "_options" not in vars(module)
+        assert repr(module) == repr(expected) and "_rk_options" not in vars(module)
         assert list(module.state_dict()) == list(expected.state_dict())
         assert all(torch.equal(v, expected.state_dict()[k]) for k, v in module.state_dict().items())
         assert all(getattr(module, option) == value for option, value in options.items())
@@ -144,7 +144,7 @@ def test_subclasses_have_attributes_of_their_own():
 
     with pytest.warns(UserWarning, match="is an attribute of Own now, and no option of the layer, which its construct"):
         module = Own(3, 4)
-    assert (module.heads, module.activation, module.zoneout, module._options) == (3, "relu", "note", None)
+    assert (module.heads, module.activation, module.zoneout, module._rk_options) == (3, "relu", "note", None)
     plain, x = rnnkernels.GRU(3, 4), torch.randn(5, 2, 3)
     plain.load_state_dict(module.state_dict())
     assert torch.equal(module(x)[0], plain(x)[0]) and str(module) == "Own(3, 4)"
@@ -155,7 +155,7 @@ def test_subclasses_have_attributes_of_their_own():
         Own(3, 4, recurrent_dropout=0.5)
     parametrized = torch.nn.utils.parametrizations.weight_norm(plain, "weight_hh_l0")
     parametrized.zoneout = 0.5
-    assert parametrized._options.zoneout == 0.5
+    assert parametrized._rk_options.zoneout == 0.5
 
 
 WRONG_OPTIONS = [
@@ -198,7 +198,7 @@ def test_functional_has_the_same_options():
     for name, module in ((n, make(n)) for n in MODULES):
         function = getattr(rnnkernels.functional, type(module).__name__.lower())
         x = torch.randn(5, 2, 3, dtype=torch.float64)
-        options = {n: v for n, v in module._options._asdict().items() if hasattr(module, n)}
+        options = {n: v for n, v in module._rk_options._asdict().items() if hasattr(module, n)}
         settings = (list(module._flat_weights), module.bias, module.num_layers, 0.0, True, module.bidirectional)
         torch.manual_seed(4)
         expected = flat(module(x))

@@ -62,7 +62,7 @@ def test_an_lstm_of_ones_own_is_torchs(cell, bias):
     own = Recurrent(cell, I, H, 2, **kind)
     torch.manual_seed(3)
     theirs = torch.nn.LSTM(I, H, 2, **kind)
-    assert (own._kind[0] == "lstm") == (cell is lstm)
+    assert (own._rk_kind[0] == "lstm") == (cell is lstm)
     for (name, p), (other, q) in zip(own.named_parameters(), theirs.named_parameters(), strict=True):
         assert name == other and torch.equal(p, q)
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)

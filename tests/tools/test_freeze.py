@@ -72,7 +72,7 @@ def test_cells_of_ones_own(name):
     layer = rnnkernels.Recurrent(cell, width, H, proj_size=9 if cell.projected else 0, bidirectional=True)
     step = rnnkernels.RecurrentCell(cell, width, H)
     frozen, step_frozen = rnnkernels.freeze(layer), rnnkernels.freeze(step)
-    assert (frozen._packed.number > 0) == (step_frozen._packed.number > 0) == (name != "weightless")
+    assert (frozen._rk_packed.number > 0) == (step_frozen._rk_packed.number > 0) == (name != "weightless")
     with torch.no_grad():
         for T, B in ((1, 1), (9, 1), (2, 3), (1, 40), (5, 33), (2, 3)):
             x, more = torch.randn(T, B, width), {"gamma": torch.rand(T, B, H)} if name == "gru_d" else {}
@@ -114,12 +114,12 @@ def test_new_weights_are_packed_anew(how):
     else:
         frozen = copy.deepcopy(frozen) if how == "copy" else pickle.loads(pickle.dumps(frozen))
         expected = old
-        assert frozen._packed.number == 0
-    now = frozen._packed.number
+        assert frozen._rk_packed.number == 0
+    now = frozen._rk_packed.number
     assert_close("after", frozen(x)[0], expected, 1e-6)
-    again = frozen._packed.number
+    again = frozen._rk_packed.number
     frozen(x)
-    assert frozen._packed.number == again > 0 and (again != now) == (how not in ("load_state_dict", "assign"))
+    assert frozen._rk_packed.number == again > 0 and (again != now) == (how not in ("load_state_dict", "assign"))
 
 
 def test_other_dtypes():
@@ -142,7 +142,7 @@ def test_memory_is_freed():
     def use():
         frozen = rnnkernels.freeze(lstm)
         frozen(x)
-        return frozen._packed.number
+        return frozen._rk_packed.number
 
     numbers, start = [use() for _ in range(4)], resident()
     numbers += [use() for _ in range(8)]  # 32 MB of weights, and as much or more packed, at each
@@ -172,10 +172,10 @@ def test_graphs():
 
         assert_close("compiled", torch.compile(model, fullgraph=True, backend=backend)(x)[0], plain(x)[0], 1e-6)
         expected = model(x)[0]
-        assert seen == [model._packed.number] * 2 and seen[0] > 0
+        assert seen == [model._rk_packed.number] * 2 and seen[0] > 0
         exported = torch.export.export(model, (x,))
         calls = [n for n in exported.graph.nodes if "rnnkernels" in str(n.target)]
-        assert calls and all(model._packed.number not in n.args and "packed" not in n.kwargs for n in calls)
+        assert calls and all(model._rk_packed.number not in n.args and "packed" not in n.kwargs for n in calls)
         assert_close("exported", exported.module()(x)[0], expected, 1e-6)
         assert_close("traced", torch.jit.trace(model, x)(x)[0], expected, 1e-6)
 
@@ -212,7 +212,7 @@ def test_int8():
     x, model = torch.randn(3, 2, I), nn.Sequential(nn.GRU(I, H, 2))
     quantized = rnnkernels.quantize_dynamic(model)
     y = quantized(x)[0]
-    assert quantized[0]._packed.number and torch.equal(quantized(x)[0], y)
+    assert quantized[0]._rk_packed.number and torch.equal(quantized(x)[0], y)
     assert torch.equal(copy.deepcopy(quantized)(x)[0], y)
 
 

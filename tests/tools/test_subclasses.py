@@ -205,7 +205,7 @@ class Flat(nn.RNN):
 
 
 class Stateful(nn.LSTM):
-    _hidden = None
+    _rk_hidden = None
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ class Stateful(nn.LSTM):
         (Checking, "whose check_forward_args rnnkernels would not call"),
         (Permuting, "whose permute_hidden rnnkernels would not call"),
         (Flat, "whose _flat_weights rnnkernels would not call"),
-        (Stateful, "whose _hidden rnnkernels would take for its own"),
+        (Stateful, "whose _rk_hidden rnnkernels would take for its own"),
     ],
 )
 def test_what_ours_would_not_carry_out_is_left_alone(kind, why):
@@ -226,8 +226,8 @@ def test_what_ours_would_not_carry_out_is_left_alone(kind, why):
 
 def test_a_name_that_an_instance_has():
     module = Plain(I, H)
-    module._kind = nn.Linear(H, H)
-    with pytest.warns(UserWarning, match="whose _kind rnnkernels would take for its own"):
+    module._rk_kind = nn.Linear(H, H)
+    with pytest.warns(UserWarning, match="whose _rk_kind rnnkernels would take for its own"):
         rnnkernels.convert(module, subclasses=True)
     assert type(module) is Plain
 
@@ -241,5 +241,5 @@ def test_attributes_that_options_have_the_names_of():
     assert type(rnnkernels.convert(module)) is rnnkernels.LSTM
     assert module.activation is activation and module.zoneout == "note" and module.heads == 1
     module.zoneout = 3
-    assert module.zoneout == 3 and module._options is None
+    assert module.zoneout == 3 and module._rk_options is None
     assert_close("y", module(x)[0], expected)
