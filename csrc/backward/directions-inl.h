@@ -51,6 +51,7 @@ class OwnResults {
 template <class A>
 bool run_directions(const LayerCall& call, Schedule s) {
   const int64_t R = int64_t(call.reverse.size()), threads = thread_count();
+  s.unit_threads = std::min(s.unit_threads, (call.H + Backward<A>::WIDTH - 1) / Backward<A>::WIDTH);  // panels
   const bool few = call.B <= kFewForRows && R <= 2, shared = s.threaded && s.unit_threads == 1;
   if (shared) s.row_jobs = std::clamp<int64_t>(call.B / 6, 1, threads);
   const bool at_once = call.D > 1 && shared && few && (s.row_jobs == 1 || call.D >= threads);

@@ -184,6 +184,7 @@ struct Backward {
     // f(block, panels u0..u1) of so many panels, or units.
     auto for_blocks = [&](int64_t all, int64_t units, auto&& f) {
       const auto [u0, u1] = member.share(all);
+      if (u0 == u1) return;
       const int64_t q0 = u0 * WIDTH / W, q1 = std::min(u1 * WIDTH, units) / W;
       for_even_blocks(b0, b1, block, [&, u0 = u0, u1 = u1](int64_t r, int64_t n) {
         f(BackwardBlock<A>{machine, part, slot, t, r, n, q0, q1}, u0, u1);

@@ -43,13 +43,15 @@ struct TapeSource {
       case Op::n:
         if (const Place<A> place = place_of_new(k); place.at) return machine.bind(each, place, run);
         return machine.fill(each, run, [&](int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
-      default:  // s
+      case Op::s:
         if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
           return machine.bind(each, place, run);
         return machine.fill(each, run, [&](int64_t b, int64_t q) {
           const V v = tape.state_before(k, t, b, q * W, lanes(q));
           return masked && k == 0 && call.h_mask ? v * mask(b, q) : v;
         });
+      default:  // a, r, i: not in a section that is run again, see `again_there`
+        __builtin_trap();
     }
   }
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {

@@ -47,6 +47,7 @@ struct Tape {
 
   // State k (0: h) that entered step t of row b, and the one after it, from unit j on.
   V state_before(int k, int64_t t, int64_t b, int64_t j, int n) const {
+    if (call.lengths && !alive(t, b)) return V(A(0));  // backwards in time, the step before may be none
     if (call.resets(d, t, b)) return given(call.reset_states[k], k, b, j, n);
     if (first(t, b)) return given(call.states[k], k, b, j, n);
     return state_after(k, before(t), b, j, n);

@@ -22,10 +22,14 @@ int64_t KeptWeights::find(const std::vector<const void*>& weights) const {
 }
 
 std::shared_ptr<void> KeptWeights::get(const Form& form, const std::function<std::shared_ptr<void>()>& make) {
-  const std::lock_guard<std::mutex> lock(making_);
-  std::shared_ptr<void>& made = made_[form];
-  if (!made) made = make();
-  return made;
+  {
+    const std::lock_guard<std::mutex> lock(busy_);
+    if (const auto made = made_.find(form); made != made_.end()) return made->second;
+  }
+  // Outside of the lock, which a fork meanwhile would leave locked in the child: two threads may both make it once.
+  std::shared_ptr<void> made = make();
+  const std::lock_guard<std::mutex> lock(busy_);
+  return made_.emplace(form, std::move(made)).first->second;
 }
 
 int64_t keep_weights(std::vector<const void*> weights) {

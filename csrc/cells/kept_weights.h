@@ -11,7 +11,7 @@
 class KeptWeights {
  public:
   // What a packed form depends on besides the weights themselves: see forward/weights-inl.h.
-  using Form = std::array<int64_t, 7>;
+  using Form = std::array<int64_t, 14>;
 
   // The weights of all layers in the order in which calls have them, which stay where they are.
   explicit KeptWeights(std::vector<const void*> weights) : weights_(std::move(weights)) {}
@@ -24,7 +24,7 @@ class KeptWeights {
 
  private:
   const std::vector<const void*> weights_;
-  std::mutex making_;
+  std::mutex busy_;
   std::map<Form, std::shared_ptr<void>> made_;
 };
 

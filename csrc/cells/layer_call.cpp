@@ -27,8 +27,8 @@ CellInfo info_of(const std::string& text) {
 // Programs by text. Few are in use at a time: when the table is full, it begins anew.
 std::shared_ptr<const CellInfo> find_program(const std::string& text) {
   constexpr size_t kMost = 64;
-  static std::mutex mutex;
-  static std::unordered_map<std::string, std::shared_ptr<const CellInfo>> table;
+  static auto& mutex = *new std::mutex;  // these stay: threads may still be in a call when the process ends
+  static auto& table = *new std::unordered_map<std::string, std::shared_ptr<const CellInfo>>;
   {
     std::lock_guard lock(mutex);
     if (const auto found = table.find(text); found != table.end()) return found->second;

@@ -52,7 +52,7 @@ struct Section {
 };
 
 struct Program {
-  static constexpr int kStates = 4, kGates = 8, kPlanes = 64;
+  static constexpr int kStates = 4, kGates = 8;
   static constexpr size_t kNames = 8, kKept = 32, kInstructions = 512, kBytes = 64 * 1024;
 
   std::string name;

@@ -44,7 +44,9 @@ void fuse(Section& section) {
     made[each.value] = &each;
   }
   for (const PutOrder& put : section.puts) ++uses[put.value];
-  auto is = [&](uint16_t value, Op op) { return uses[value] == 1 && made[value]->op == op; };
+  auto is = [&](uint16_t value, Op op) {
+    return uses[value] == 1 && made[value]->op == op && made[value]->after == Op::through;
+  };
   auto multiply = [&](Instruction& each, uint16_t product, uint16_t other, Op op) {
     const Instruction& mul = *made[product];
     each.op = op, each.a = mul.a, each.b = mul.b, each.c = other;

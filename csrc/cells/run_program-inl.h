@@ -87,6 +87,7 @@ class Machine {
   // below, put(order, value, run).
   template <class Source>
   void run(const Section& section, int64_t m0, int64_t m1, int64_t q0, int64_t q1, bool panels, Source& source) {
+    if (q0 == q1 || m0 == m1) return;  // a member of a team that has more of them than there are units
     const int64_t units = section.norms ? q1 - q0
                           : panels      ? std::max<int64_t>(1, block_ / (m1 - m0))
                                         : std::min(q1 - q0, block_),

@@ -118,8 +118,20 @@ struct Weights : PanelSizes<A> {
     return packed->fine;
   }
   KeptWeights::Form form() const {
-    return {call.kept_place,      kBytes,         sizeof(A),       int64_t(schedule.ih),
-            int64_t(schedule.hh), schedule.parts, schedule.passing};
+    return {call.kept_place,
+            int64_t(call.cell->id),
+            D,
+            H,
+            call.I,
+            call.P,
+            call.bias,
+            call.project,
+            int64_t(call.storage),
+            kBytes,
+            sizeof(A),
+            int64_t(schedule.ih) << 8 | int64_t(schedule.hh),
+            schedule.parts,
+            schedule.passing};
   }
   void pack_all(bool parallel) {
     allocate();

@@ -69,7 +69,8 @@ std::string Schedule::text() const {
 }
 
 const std::vector<InstructionSet>& instruction_sets() {
-  static const std::vector<InstructionSet> table = {
+  static const auto* const table = new std::vector<InstructionSet>{
+      // stays, as threads may when the process ends
 #ifdef __x86_64__
       {"amx", has_amx, avx512::kernels, Engine::tiles},
       {"avx512_bf16", has_avx512_bf16, avx512::kernels, Engine::pairs},
@@ -79,7 +80,7 @@ const std::vector<InstructionSet>& instruction_sets() {
 #endif
       {"baseline", [] { return true; }, baseline::kernels, Engine::vectors},
   };
-  return table;
+  return *table;
 }
 
 namespace {

@@ -14,18 +14,14 @@ inline uint32_t bits_of_float(float x) {
   return bits;
 }
 
-// Round to nearest, ties to even; NaN stays NaN.
-inline uint16_t bfloat16_of_float(float x) {
-  uint32_t bits = bits_of_float(x);
-  return x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
+// Subnormals are made of an integer: a subnormal float on the way would be zero after set_flush_denormal(True).
 inline float float_of_half(uint16_t half) {
-  uint32_t magnitude = half & 0x7fffu;
-  float x = float_of_bits(magnitude << 13) * 0x1p112f;  // exponent bias 15 -> 127; subnormals come out right too
-  uint32_t bits = bits_of_float(x) | (magnitude >= 0x7c00u ? 0x7f800000u : 0u);
+  const uint32_t magnitude = half & 0x7fffu, normal = (magnitude << 13) + 0x38000000u;  // exponent bias 15 -> 127
+  const uint32_t subnormal = bits_of_float(float(int32_t(magnitude)) * 0x1p-24f);
+  const uint32_t bits = magnitude < 0x400u ? subnormal : normal | (magnitude >= 0x7c00u ? 0x7f800000u : 0u);
   return float_of_bits(bits | uint32_t(half & 0x8000u) << 16);
 }
+// Round to nearest, ties to even; NaN stays NaN.
 inline uint16_t half_of_float(float x) {
   uint32_t bits = bits_of_float(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return uint16_t(sign | 0x7e00u);

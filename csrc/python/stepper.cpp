@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -83,6 +84,18 @@ class Hold {
   Stepper* stepper_;
 };
 
+// The exception that is being handled, as Python's.
+PyObject* raise_current() {
+  try {
+    throw;
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
 // (cell, storage, B, I, H, P, layers, bias, project, relu, addresses of the weights) -> stepper
 PyObject* make(PyObject*, PyObject* args) {
   const char* cell;
@@ -113,11 +126,8 @@ PyObject* make(PyObject*, PyObject* args) {
     PyObject* capsule = PyCapsule_New(stepper.get(), kName, [](PyObject* self) { delete stepper_of(self); });
     if (capsule) stepper.release();
     return capsule;
-  } catch (const std::bad_alloc&) {
-    return PyErr_NoMemory();
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
+  } catch (...) {
+    return raise_current();
   }
 }
 
@@ -153,12 +163,18 @@ PyObject* step(PyObject*, PyObject* const* args, Py_ssize_t n) {
   }
   s->layers.front()->read(x, x_T, x_B);
   s->layers.back()->write(out, out_T, out_B);
-  if (s->operations * double(T) < kLarge) {
+  PyThreadState* const released = s->operations * double(T) < kLarge ? nullptr : PyEval_SaveThread();
+  std::exception_ptr failed;
+  try {
     s->run(T);
-  } else {
-    Py_BEGIN_ALLOW_THREADS;
-    s->run(T);
-    Py_END_ALLOW_THREADS;
+  } catch (...) {
+    failed = std::current_exception();
+  }
+  if (released) PyEval_RestoreThread(released);
+  try {
+    if (failed) std::rethrow_exception(failed);
+  } catch (...) {
+    return raise_current();
   }
   return PyBool_FromLong(true);
 }

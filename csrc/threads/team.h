@@ -38,7 +38,8 @@ bool wait_until(Condition condition, Clock::duration limit = Clock::duration::ma
 // threads than asked, or have some of them late. The first to come waits for the others for a bounded time, then closes
 // the team; who comes later goes away again. So every member is a running thread, and a barrier among them cannot hang.
 // A member that is waited for so long at barriers that one alone would have been faster is left behind: who waited goes
-// on alone from there. A thread that is late once, as happens every few hundredths of a second, is not.
+// on alone from there. A thread that is late once, as happens every few hundredths of a second, is not. Where one
+// throws, the others leave at their next barrier, and parallel_for throws it again.
 class Team {
  public:
   // One thread's place in the team: `index` of `size`.
@@ -79,14 +80,19 @@ class Team {
         wait_until([&] { return team.size_.load() != 0; });
       }
       Member member(&team, index, team.size_.load());
-      body(member);
+      try {
+        body(member);
+      } catch (...) {
+        team.failed_.store(true);
+        throw;
+      }
     });
   }
 
  private:
   bool arrive(Member& member) {
     const int64_t round = round_.load(std::memory_order_acquire);
-    auto over = [&] { return round_.load(std::memory_order_acquire) != round; };
+    auto over = [&] { return round_.load(std::memory_order_acquire) != round || failed_.load(); };
     const int64_t before = waiting_.fetch_add(1, std::memory_order_acq_rel);
     if (before + 1 == member.size_) {
       waiting_.store(0, std::memory_order_relaxed);
@@ -102,6 +108,7 @@ class Team {
       member.lost_ += late;
       if (before == 0) Sharing::late(late);
     }
+    if (failed_.load()) return false;
     const int64_t alone = alone_.load(std::memory_order_relaxed);
     if (alone < 0) return true;
     if (alone != member.index_) return false;
@@ -120,6 +127,7 @@ class Team {
   static constexpr int64_t kClosed = int64_t(1) << 32;
   alignas(64) std::atomic<int64_t> came_{0};
   std::atomic<int64_t> covered_{0}, size_{0}, impatient_{-1}, alone_{-1};
+  std::atomic<bool> failed_{false};
   alignas(64) std::atomic<int64_t> waiting_{0};
   alignas(64) std::atomic<int64_t> round_{0};
 };

@@ -1,9 +1,14 @@
 // The kernels as PyTorch ops on the CPU, on torch's stable ABI. Only this file and arguments.h know torch.
 // Here they are defined, and their tensors become a LayerCall; rnnkernels/op adds shapes, autograd and vmap.
+#ifdef __SSE__
+#include <xmmintrin.h>
+#endif
 #include <pthread.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <atomic>
+#include <exception>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -21,6 +26,32 @@ bool forked = false;  // a forked child has none of its parent's threads, and Op
 [[maybe_unused]] const int watch_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 }  // namespace
 
+namespace {
+// How this thread rounds and treats subnormal numbers: torch.set_flush_denormal is of one thread.
+class FloatMode {
+#ifdef __SSE__
+ public:
+  // Another thread, for a while, as the one that made the FloatMode.
+  class Scope {
+   public:
+    explicit Scope(const FloatMode& mode) { _mm_setcsr(mode.here_); }
+    ~Scope() { _mm_setcsr(before_); }
+
+   private:
+    const unsigned before_ = _mm_getcsr();
+  };
+
+ private:
+  const unsigned here_ = _mm_getcsr();
+#else
+ public:
+  struct Scope {
+    explicit Scope(const FloatMode&) {}
+  };
+#endif
+};
+}  // namespace
+
 int64_t thread_count() { return forked ? 1 : torch::stable::get_num_threads(); }
 
 void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
@@ -28,11 +59,20 @@ void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) 
   thread_local char here;  // its address is the thread
   const char* caller = &here;
   auto done = Clock::now();
+  const FloatMode mode;
+  std::exception_ptr failed;
+  std::atomic<bool> fails{false};
   torch::stable::parallel_for(0, n, 1, [&](int64_t lo, int64_t hi) {
-    body(lo, hi);
+    try {
+      const FloatMode::Scope as_caller(mode);
+      body(lo, hi);
+    } catch (...) {  // across torch's threads it would lose its kind
+      if (!fails.exchange(true)) failed = std::current_exception();
+    }
     if (caller == &here) done = Clock::now();
   });
   Sharing::waited(Clock::now() - done);
+  if (failed) std::rethrow_exception(failed);
 }
 
 namespace {
@@ -91,6 +131,13 @@ Call layer_call(StringHandle cell, const Tensor& x, const MaybeTensors& states, 
   return call;
 }
 
+void check_trainable(const LayerCall& call) {
+  const Program* const program = call.cell->program.get();
+  STD_TORCH_CHECK(!program || !program->inner || program->again_there, "rnnkernels: the cell ", call.cell->name,
+                  " cannot be trained: the operand of its inner product does not follow from states, vectors, inputs ",
+                  "and what the section first keeps");
+}
+
 std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, const MaybeTensors& states,
                                            const Tensors& weights, const Flags& reverse, bool bias, bool project,
                                            const MaybeString& activation, const MaybeString& gate,
@@ -100,10 +147,7 @@ std::tuple<Tensor, Tensors, Tensors> layer(StringHandle cell, const Tensor& x, c
                                            const MaybeTensors& extras, int64_t parts, int64_t packed, bool save) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
                          reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts, packed);
-  const Program* const program = call.cell->program.get();
-  STD_TORCH_CHECK(!save || !program || !program->inner || program->again_there, "rnnkernels: the cell ",
-                  call.cell->name, " cannot be trained: the operand of its inner product does not follow from states, ",
-                  "vectors, inputs and what the section first keeps");
+  if (save) check_trainable(call);
   Tensor y = empty(call.dtype, {call.T, call.B, call.D * call.P});
   call.y = y.mutable_data_ptr();
   Tensors last, saved;
@@ -212,6 +256,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
     const Flags& needs) {
   Call call = layer_call(cell, x, states, weights, reverse, bias, project, activation, gate, lengths, reset,
                          reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts, 0);
+  check_trainable(call);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
   call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",

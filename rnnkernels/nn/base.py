@@ -114,6 +114,10 @@ class RecurrentBase(Leaf, nn.RNNBase):
         """Forget what was assigned to ``_flat_weights``; there is no other list of weights to keep."""
         vars(self).pop("_rk_given", None)
 
+    def __getstate__(self):
+        """As in torch.nn, copies and pickles have the parameters, not what was assigned to ``_flat_weights``."""
+        return {name: v for name, v in super().__getstate__().items() if name != "_rk_given"}
+
     def _update_flat_weights(self):
         """Nothing to do: there is no list of weights to keep."""
 

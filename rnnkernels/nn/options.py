@@ -115,6 +115,11 @@ def refuse_options(who, module):
     changed = options and options.changed(*WITHOUT_EFFECT)
     if changed:
         raise ValueError(f"{who} has no {changed} yet: expected a {type(module).__name__} without")
+    refuse_assigned(who, module)
+
+
+def refuse_assigned(who, module):
+    """Raise for a layer that computes with other weights than its parameters."""
     if getattr(module, "_rk_given", None) is not None:
         raise ValueError(f"{who} takes weights by their names, but other ones were assigned to _flat_weights")
 

@@ -13,6 +13,7 @@ from .. import backends
 from ..cells.weights import names_of
 from ..nn.base import RecurrentBase
 from ..nn.cell_modules import CellBase, kind_of_cell
+from ..nn.options import refuse_assigned
 from ..nn.recurrent import RecurrentCell
 from ..op.autograd import recording
 from .convert import M, change_class, check_module, class_of, convert
@@ -44,11 +45,14 @@ def freeze(model: M) -> M:
         A copy.
 
     Raises:
-        ValueError: for a layer with ``heads``, whose calls have other weights than its parameters.
+        ValueError: for a layer whose calls have other weights than its parameters: with ``heads``, or where others were
+            assigned to ``_flat_weights``.
     """
     check_module("freeze", model)
     kinds = (RecurrentBase, CellBase, RecurrentCell)
     for name, module in model.named_modules():
+        if isinstance(module, RecurrentBase):
+            refuse_assigned("freeze", module)
         options = getattr(module, "_rk_options", None)
         if isinstance(module, RecurrentBase) and options is not None and options.heads > 1:
             raise ValueError(
@@ -107,9 +111,7 @@ def pack_anew(module, incompatible_keys):
 
 def weights_of(module):
     """The weights of a frozen or quantised module in the order in which its calls have them."""
-    if isinstance(module, RecurrentBase):
-        return module._rk_weights()
-    names = getattr(module, "_weights", None)
+    names = getattr(module, "_weights", None) or getattr(module, "_flat_weights_names", None)
     if names is None:
         cell = module.cell.program.text if isinstance(module, RecurrentCell) else kind_of_cell(module)[0]
         names = names_of(cell, module.bias)

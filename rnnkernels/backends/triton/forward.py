@@ -151,8 +151,10 @@ def scan_forward(
             read = v_first + (d * B + vb) * K
             if vector is not None:
                 slot = i % 2 if RING else time_at(i - 1, vn, reverse, LENGTHS)
-                row = tl.where(i > 0, slot * (B * D * K) + (vb * D + d) * K, (d * B + vb) * K)
-                read = tl.where(i > 0, vector, v_first) + row
+                base, row = vector, slot * (B * D * K) + (vb * D + d) * K
+                if i == 0:  # no tl.where of the two: Triton 3.8 loads what that gives two bytes at a time
+                    base, row = v_first, tl.zeros_like(row) + (d * B + vb) * K
+                read = base + row
             if COOPERATIVE:
                 wait(counters, ARRIVALS * i * tl.num_programs(1))
                 r = product_cooperative(weights, read, vb < B, N, K, BH, BB, PIECES, SPLIT, ACC, PRECISION)

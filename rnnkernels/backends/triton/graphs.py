@@ -6,8 +6,11 @@ the launches go into that graph.
 """
 
 import os
+import sys
 import threading
+import warnings
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -45,20 +48,28 @@ def run(function, launches, *arguments):
     if not possible(device, launches):
         return function(*arguments)
     key = (function, *map(described, leaves))
-    with _lock:
-        if key not in _seen:
-            result = function(*arguments)
-            _seen[key] = RECORD if size_of([leaves, result]) <= MOST_BYTES_A_LAUNCH * launches else LAUNCH
+    if _seen.get(key) is None:
+        result = function(*arguments)  # it may compile kernels: nobody waits for that
+        with _lock:
+            _seen.setdefault(key, RECORD if size_of([leaves, result]) <= MOST_BYTES_A_LAUNCH * launches else LAUNCH)
             if len(_seen) > 64 * MOST_GRAPHS:
                 forget(next(iter(_seen)))
-            return result
-        if _seen[key] == LAUNCH:
-            return function(*arguments)
-        if _seen[key] == RECORD:
-            _seen[key] = record(function, arguments, device)
-            make_room(device, key)
-        _seen.move_to_end(key)
-        return replay(_seen[key], leaves)
+        return result
+    with _lock:
+        if _seen.get(key) == RECORD:
+            try:
+                with torch.inference_mode(False), torch.no_grad():  # later calls may be outside of inference mode
+                    _seen[key] = record(function, arguments, device)
+                make_room(device, key)
+            except RuntimeError as error:  # without memory, for example: the launches one by one may still go
+                _seen[key] = LAUNCH
+                why = f"rnnkernels: no CUDA graph of a layer's steps, which are launched one by one: {error}"
+                warnings.warn(why, stacklevel=2)
+        recording = _seen.get(key)
+        if isinstance(recording, Recording):
+            _seen.move_to_end(key)
+            return replay(recording, leaves)
+    return function(*arguments)
 
 
 def possible(device, launches):
@@ -68,7 +79,15 @@ def possible(device, launches):
         and launches <= MOST_LAUNCHES
         and os.environ.get(ENVIRONMENT_VARIABLE) != "0"
         and not torch.cuda.is_current_stream_capturing()
+        and not warming_up(device)
     )
+
+
+def warming_up(device):
+    """True while torch.compile's own graphs are made ready: memory that is allocated then belongs to these."""
+    trees = sys.modules.get("torch._inductor.cudagraph_trees")
+    manager = trees and trees.get_manager(device.index, create_if_none_exists=False)
+    return bool(manager) and manager.in_warmup
 
 
 def on_gpu(device):
@@ -109,17 +128,22 @@ def size_of(tree):
 
 
 def record(function, arguments, device):
-    """Record the launches of a call on copies of its arguments. It has run before: all kernels are compiled."""
+    """Record the launches of a call on copies of its arguments; they run once before, which compiles the kernels for
+    the copies' alignment."""
     own = mapped(torch.clone, arguments)
     inputs, graph = tensors_of(own), torch.cuda.CUDAGraph()
     stream, outside = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     stream.wait_stream(outside)
     with torch.cuda.stream(stream):
+        function(*own)
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             result = function(*own)
-        finally:
-            graph.capture_end()
+        except BaseException:
+            with suppress(RuntimeError):  # it would say no more than that something failed
+                graph.capture_end()
+            raise
+        graph.capture_end()
     outside.wait_stream(stream)
     done = torch.cuda.Event()
     done.record(outside)

@@ -208,11 +208,23 @@ def loads_ahead(kind, chip):
     return 3 if chip.backend == "cuda" else 1 if kind == "double" else 2
 
 
-def stepwise(kind, gates, B, D, H, K, chip, reason, norm=False):
-    """Tiles for one launch per step."""
+def stepwise(kind, gates, B, D, H, K, chip, reason, backward, norm=False):
+    """Tiles for one launch per step, or the reason why there are none."""
     steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
-    step = min(steps, key=lambda step: traffic(step, gates, B, D, H, chip))
-    return streamed(step, kind, chip, norm)._replace(BK=min(block(K), step.BK), reason=reason)
+    for step in sorted(steps, key=lambda step: traffic(step, gates, B, D, H, chip)):
+        tiles = streamed(step, kind, chip, norm)._replace(BK=min(block(K), step.BK), reason=reason)
+        while streamed_bytes(kind, gates, tiles, backward) > chip.shared and (tiles.stages > 1 or tiles.BK > 16):
+            few = tiles.stages == 1
+            tiles = tiles._replace(BK=tiles.BK // 2) if few else tiles._replace(stages=tiles.stages - 1)
+        if streamed_bytes(kind, gates, tiles, backward) <= chip.shared:
+            return tiles
+    return f"a step of {gates} gates does not fit the shared memory of {chip.name}"
+
+
+def streamed_bytes(kind, gates, tiles, backward):
+    """The shared memory of a stepwise program: the loads in flight, and in the backward pass a gradient (NVIDIA)."""
+    rows = gates * (tiles.BH + tiles.BB) if backward else gates * tiles.BH + tiles.BB
+    return (tiles.stages * rows * tiles.BK + (tiles.BH * tiles.BB if backward else 0)) * BYTES[kind]
 
 
 def streamed(step, kind, chip, norm=False):
@@ -268,4 +280,4 @@ def _choose(kind, cell, B, D, H, K, project, chip, backward, single, norm, force
     reason = "forced" if forced else "; ".join(f"not {name}: {why}" for name, why in ways.items())
     if "stepwise" in ways:
         return reason
-    return stepwise(kind, cell.recurrent_gates, B, D, H, K, chip, reason, norm)
+    return stepwise(kind, cell.recurrent_gates, B, D, H, K, chip, reason, backward, norm)
