@@ -311,10 +311,10 @@ def masked_batch_norm(norm: nn.BatchNorm1d, wx: Tensor, inside: Tensor) -> Tenso
 
     Mean and variance are sums over all rows, in which the others are zeros.
     """
-    n, inside = inside.sum(), inside[..., None]
+    v = wx.float() if wx.dtype in (torch.bfloat16, torch.float16) else wx
+    n, inside = inside.sum().to(v.dtype), inside[..., None]
     if not torch.compiler.is_compiling() and not transforming() and n < 2:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {[int(n), wx.size(2)]}")
-    v = wx.float() if wx.dtype in (torch.bfloat16, torch.float16) else wx
     mean = torch.where(inside, v, 0.0).sum((0, 1)) / n
     centred = torch.where(inside, v - mean, 0.0)
     var = centred.square().sum((0, 1)) / n

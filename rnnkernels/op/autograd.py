@@ -242,9 +242,10 @@ class Eager(torch.autograd.Function):
         if plan.exposed:
             own[0] = kept(y)
             own[len(own) - len(shown) :] = map(kept, shown)
-        # by another name what has no gradient: a program may give a state new memory meanwhile (h.data = h_n.data)
-        fixed = [t if t is None or t.requires_grad else t.detach() for t in tensors]
-        ctx.save_for_backward(*fixed, *own)
+        if not torch.compiler.is_compiling():
+            # aliases of what has no gradient: a program may give a state new memory meanwhile (h.data = h_n.data)
+            tensors = [t if t is None or t.requires_grad else t.detach() for t in tensors]
+        ctx.save_for_backward(*tensors, *own)
         ctx.set_materialize_grads(False)
         return (y, *last, *shown)
 

@@ -305,3 +305,19 @@ def test_layers_of_random_cells(numbers):
     assert_close("y", y, expected, 1e-9)
     for name, a, e in zip(leaves, *grads, strict=True):
         assert_close(f"d {name}", a, e, 1e-8)
+
+
+@pytest.mark.parametrize("gates", (-80.0, -95.0, -105.0, -300.0))
+def test_min_lstm_where_both_gates_are_too_small_for_a_number(gates):
+    """Only their ratio counts, in float32 as in float64."""
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        x = torch.tensor([gates, gates - 0.5, 2.0], dtype=dtype).view(1, 1, 3).requires_grad_()
+        layer = rnnkernels.Recurrent(rnnkernels.cells.min_lstm, 3, 1, bias=False, dtype=dtype)
+        with torch.no_grad():
+            layer.weight_ih_l0.copy_(torch.eye(3))
+        y, _ = layer(x, torch.ones(1, 1, 1, dtype=dtype))
+        found[dtype] = y.detach(), torch.autograd.grad(y.sum(), x)[0]
+    for name, actual, expected in zip(("y", "dx"), found[torch.float32], found[torch.float64], strict=True):
+        assert_close(name, actual, expected)
+    assert_close("y", found[torch.float64][0], 2 - torch.sigmoid(torch.tensor(0.5, dtype=torch.float64)).view(1, 1, 1))

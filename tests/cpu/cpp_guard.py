@@ -6,7 +6,7 @@ For the processes of cpp_worker.py. AddressSanitizer does not see what tiles and
 import ctypes
 import mmap
 import sys
-from itertools import chain, islice
+from itertools import chain, islice, product
 
 import cpp_stages
 import cpp_tiles
@@ -14,6 +14,8 @@ import cpp_worker
 import torch
 from cpp_cases import OPS, build
 from pairwise import ALL
+from program_texts import CELLS
+from random_programs import Case
 
 PAGE = mmap.PAGESIZE
 
@@ -75,6 +77,27 @@ def inputs(sets):
             found = both_ways(shape, *tensors, lambda t, behind=behind: fenced(t, behind))
             if not all(torch.equal(a.nan_to_num(), e.nan_to_num()) for a, e in zip(found, expected, strict=True)):
                 yield isa, f"{'behind' if behind else 'before'}: {shape}"
+
+
+def programs(sets):
+    """The same of cells as programs, some of whose sections are run for rows that have ended too."""
+    words = ("both lengths", "reverse lengths restart unbiased", "both reset", "h_mask both lengths")
+    for n, (name, more) in enumerate(product(CELLS, words)):
+        case = Case(name, torch.float32 if n % 2 else torch.float64, 4, 3, 5, (5, 6, 16, 19)[n // 2 % 4], more, seed=n)
+        _, _, (dy, *dlast), _ = case.expectation()
+        for isa in sets[n % len(sets) :][:1] if not ALL else sets:
+            print(isa, name, more, file=sys.stderr, flush=True)
+            OPS.use_instruction_set(isa)
+            y, last, saved = case.run()
+            given = [g.to(case.dtype) for g in (dy, *dlast)]
+            expected = OPS.plain_layer_backward(given[0], given[1:], None, *case.arguments(), y, saved, [True] * 4)
+            put = [fenced(v) if isinstance(v, torch.Tensor) else
+                   [fenced(t) for t in v] if isinstance(v, list) and v and isinstance(v[0], torch.Tensor) else v
+                   for v in (*case.arguments(), y, list(saved))]  # fmt: skip
+            found = OPS.plain_layer_backward(given[0], given[1:], None, *put, [True] * 4)
+            for a, e in zip(chain(found[:1], *found[1:]), chain(expected[:1], *expected[1:]), strict=True):
+                if not torch.equal(a.nan_to_num(), e.nan_to_num()):
+                    yield isa, f"{name} {more}"
 
 
 def past_the_end():

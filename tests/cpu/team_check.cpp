@@ -3,6 +3,8 @@
 
 #include "check.h"
 
+#include <exception>
+#include <new>
 #include <vector>
 
 using std::chrono::milliseconds;
@@ -10,8 +12,17 @@ using std::chrono::milliseconds;
 int64_t thread_count() { return 8; }
 void parallel_for(int64_t n, const std::function<void(int64_t, int64_t)>& body) {
   std::vector<std::thread> others;
-  for (int64_t i = 0; i < n; ++i) others.emplace_back([&, i] { body(i, i + 1); });
+  std::exception_ptr failed;
+  for (int64_t i = 0; i < n; ++i)
+    others.emplace_back([&, i] {
+      try {
+        body(i, i + 1);
+      } catch (...) {
+        failed = std::current_exception();
+      }
+    });
   for (auto& other : others) other.join();
+  if (failed) std::rethrow_exception(failed);
 }
 
 constexpr int kSteps = 40, kBusy = 77;
@@ -47,7 +58,23 @@ static std::vector<int> run(int64_t members, const Late& late, int tries = 10) {
   return whole && !disturbed ? std::vector<int>{did.begin(), did.end()} : run(members, late, tries - 1);
 }
 
+// Where a member throws, the others leave at their next barrier, and its exception comes out.
+static bool throws() {
+  try {
+    Team::run(3, [&](Team::Member& member) {
+      for (int step = 0; step < kSteps; ++step) {
+        if (step == 3 && member.index() == 0) throw std::bad_alloc();
+        if (!member.barrier()) return;
+      }
+    });
+  } catch (const std::bad_alloc&) {
+    return true;
+  }
+  return false;
+}
+
 int main() {
+  CHECK(throws());
   for (int64_t members : {2, 3}) {
     // A member that is late now and then, for a few milliseconds each time, stays.
     for (int n : run(members, [](int step) { return step % 20 == 10 ? 4 : 0; })) CHECK(n == members);

@@ -109,7 +109,9 @@ NUMERICS = [f"test_cpp.{f.__name__}" for f in (activations, not_finite, long_sum
 LONG = ["cpp_long.very_long", "cpp_long.far_apart", "cpp_long.kept_past_caches"]
 NUMERICS += ["cpp_remainders.small", "cpp_remainders.large", *LONG]
 THREADS = ["test_cpp.repeated"]
-LINUX = ["cpp_guard.inputs"] * sys.platform.startswith("linux")  # comes last: what is wrong here ends the process
+LINUX = ["cpp_guard.inputs", "cpp_guard.programs"] * sys.platform.startswith(
+    "linux"
+)  # comes last: what is wrong here ends the process
 
 
 def checks(isa):

@@ -3,6 +3,7 @@ float64, by autograd."""
 
 import pytest
 import torch
+from common import assert_close
 from pairwise import ALL, cases
 from program_texts import CELLS
 from programs import split
@@ -56,6 +57,37 @@ def test_every_option(name, words):
     for k, (dtype, shape) in enumerate(((torch.float64, "odd"), (torch.float64, "row"), (torch.float32, "wide"))):
         if ALL or (k + turn) % 3 == 0:  # every cell has every option, with another shape
             Case(name, dtype, *SHAPES[shape], words, seed=3 + k).compare()  # seed 2 draws a divisor near zero
+
+
+def activations_of_activations(x, r):
+    """Nothing of them is kept: their derivatives are the user's."""
+    one = rnnkernels.derivative(lambda v: torch.tanh(torch.sigmoid(v)), lambda v, d: d)
+    other = rnnkernels.derivative(lambda v: torch.sigmoid(torch.tanh(v)), lambda v, d: d)
+    return one(x.h + r.h) - other(x.g + r.g)
+
+
+def test_activations_of_activations(instruction_set):
+    made = rnnkernels.cell(inputs="h g", recurrent="h g")(activations_of_activations)
+    layer, x = rnnkernels.Recurrent(made, 4, 19, dtype=torch.float64), torch.randn(5, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        y = layer(x)[0]
+        with backends.force("reference"):
+            assert_close("y", y, layer(x)[0])
+
+
+def test_more_threads_than_panels(instruction_set):
+    """A single step of many rows is shared by vectors of units, and its backward pass by panels of four."""
+    threads = torch.get_num_threads()
+    text = str(rnnkernels.cell(inputs="h", recurrent="h")(lambda x, r: torch.tanh(x.h + r.h)))
+    try:
+        torch.set_num_threads(4)
+        for case in (
+            Case(text, torch.float32, 1, 1000, 100, 32),
+            Case(str(rnnkernels.cells.peephole_lstm), torch.float32, 12, 10, 4, 64),
+        ):
+            case.compare()
+    finally:
+        torch.set_num_threads(threads)
 
 
 PROJECTED = {name: text for name, text in CELLS.items() if projected(program.parse(text))}

@@ -3,6 +3,9 @@
 What needs a GPU, recording itself, is in test_gpu.py.
 """
 
+import sys
+import threading
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import fake_graphs
@@ -83,3 +86,58 @@ def test_graphs_hold_no_more_memory_than_their_share(recorded):
         call(torch.ones(40_000 + n)), call(torch.ones(40_000 + n))
     kept = [recording for recording in graphs._seen.values() if isinstance(recording, graphs.Recording)]
     assert len(recorded) == 4 and 0 < sum(recording.bytes for recording in kept) <= fake_graphs.MEMORY
+
+
+@pytest.mark.parametrize("before", (torch.inference_mode, torch.no_grad))
+def test_graphs_serve_inside_and_outside_of_inference_mode(recorded, before):
+    after = torch.no_grad if before is torch.inference_mode else torch.inference_mode
+    for context in (before, before, after, before, after):
+        with context():
+            y = call(torch.arange(4.0))
+        assert y.is_inference() == (context is torch.inference_mode)
+    assert len(recorded) == 1
+
+
+def test_where_no_graph_can_be_recorded_the_launches_go_one_by_one(monkeypatch):
+    tried = []
+
+    def failing(*arguments):
+        tried.append(arguments)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "record", failing)
+    call(torch.ones(4))
+    with pytest.warns(UserWarning, match="no CUDA graph of a layer's steps, .* one by one: CUDA out of memory"):
+        call(torch.ones(4))
+    call(torch.ones(4)), call(torch.ones(4))
+    assert len(tried) == 1
+
+
+def test_none_is_recorded_while_the_graphs_of_torch_compile_are_made_ready(recorded, monkeypatch):
+    manager = SimpleNamespace(in_warmup=True)
+    trees = SimpleNamespace(get_manager=lambda index, create_if_none_exists: manager)
+    monkeypatch.setitem(sys.modules, "torch._inductor.cudagraph_trees", trees)
+    for _ in range(3):
+        call(torch.ones(4))
+    assert recorded == []
+    manager.in_warmup = False
+    call(torch.ones(4)), call(torch.ones(4))
+    assert len(recorded) == 1
+
+
+def test_the_first_call_of_one_thread_holds_up_no_other(recorded):
+    """It may compile for a minute."""
+    inside, go_on = threading.Event(), threading.Event()
+
+    def slow(x):
+        inside.set()
+        assert go_on.wait(60)
+        return x + 1
+
+    thread = threading.Thread(target=lambda: graphs.run(slow, 9, torch.ones(3)))
+    thread.start()
+    assert inside.wait(60)
+    call(torch.ones(4)), call(torch.ones(4))
+    go_on.set()
+    thread.join()
+    assert len(recorded) == 1

@@ -1,5 +1,8 @@
 """GRU-D, EA-LSTM and Li-GRU as whole layers, beside loops after their papers."""
 
+import copy
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -198,3 +201,93 @@ def test_they_compile_and_pickle(tmp_path):
     grud = rnnkernels.GRUD(I, H)
     mask = torch.rand(T, B, I) < 0.5
     assert_close("compiled", torch.compile(grud, fullgraph=True, backend="eager")(x, mask)[0], grud(x, mask)[0])
+
+
+def test_grud_at_times_far_from_zero():
+    """Seconds since 1970 as integers, and float32 beyond its integers' distances: only differences count."""
+    torch.manual_seed(0)
+    layer, values, mask = rnnkernels.GRUD(I, H), torch.randn(T, B, I), torch.rand(T, B, I) < 0.4
+    times = torch.randint(1, 9, (T, B)).cumsum(0)
+    expected = layer(values, mask, times)[0]
+    for shifted in (times + 1_700_000_000, (times + 1_700_000_000).double()):
+        assert torch.equal(layer(values, mask, shifted)[0], expected)
+
+
+class ByIndex(rnnkernels.LiGRU):
+    """Li-GRU whose batch norm is torch's module on the rows that count."""
+
+    @staticmethod
+    def normed(norm, wx, inside):
+        if inside is None:
+            return norm(wx.flatten(0, 1)).view_as(wx)
+        return torch.zeros_like(wx).masked_scatter(inside[..., None], norm(wx[inside]))
+
+
+@pytest.mark.parametrize("train", (True, False))
+@pytest.mark.parametrize("settings", ({}, {"momentum": None}, {"track_running_stats": False}, {"affine": False}))
+def test_batch_norm_of_the_rows_inside(train, settings):
+    torch.manual_seed(0)
+    layers = rnnkernels.LiGRU(I, H, 2, bidirectional=True, **double), ByIndex(I, H, 2, bidirectional=True, **double)
+    for layer in layers:
+        layer.norms = torch.nn.ModuleList(torch.nn.BatchNorm1d(2 * H, **settings, **double) for _ in layer.norms)
+    layers[1].load_state_dict(layers[0].state_dict())
+    found, x, lengths = [], torch.randn(T, B, I, **double), torch.tensor([T, 1, 0, 4])
+    for layer in layers:
+        layer.train()(x, lengths=lengths)  # running statistics
+        layer.train(train)
+        leaf = x.clone().requires_grad_()
+        y, h = layer(leaf, lengths=lengths)
+        found.append(
+            {"y": y, "h": h, **gradients(y, layer, leaf), **{name: b.double() for name, b in layer.named_buffers()}}
+        )
+    for name, value in found[0].items():
+        assert_close(str(name), value, found[1][name])
+
+
+@pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # of Dynamo
+@pytest.mark.parametrize("train", (True, False))
+def test_ligru_has_no_nan_of_the_padding_and_is_one_graph(train):
+    torch.manual_seed(0)
+    layer, lengths = rnnkernels.LiGRU(I, H, bidirectional=True).train(train), torch.tensor([T, 2, 3, 5])
+    x = torch.randn(T, B, I)
+    padding = torch.arange(T)[:, None] >= lengths
+    x[padding] = torch.nan
+    y, _ = layer(x, lengths=lengths)
+    y.sum().backward()
+    assert not y[padding].any() and all(p.grad.isfinite().all() for p in layer.parameters())
+    compiled = torch.compile(copy.deepcopy(layer), fullgraph=True, backend="aot_eager")
+    other = copy.deepcopy(layer)
+    assert_close("y", compiled(x, lengths=lengths)[0], other(x, lengths=lengths)[0])
+    if train:
+        with pytest.raises(ValueError, match=r"Expected more than 1 value per channel when training, got .* \[1, 10\]"):
+            layer(x[:1], lengths=[1, 0, 0, 0])
+
+
+X = torch.randn(T, B, I)
+MASK = torch.ones(T, B, I, dtype=torch.bool)
+ERRORS = {
+    "Li-GRU's states": (lambda: rnnkernels.LiGRU(I, H)(X, torch.zeros(2, B, H)),
+                        RuntimeError, "Expected hidden size (1, 4, 5), got [2, 4, 5]"),
+    "of two layers": (lambda: rnnkernels.LiGRU(I, H, 2)(X, torch.zeros(1, B, H)),
+                      RuntimeError, "Expected hidden size (2, 4, 5), got [1, 4, 5]"),
+    "a tuple": (lambda: rnnkernels.LiGRU(I, H)(X, (X, X)), TypeError, "argument 'hx' must be Tensor, not tuple"),
+    "Li-GRU's input": (lambda: rnnkernels.LiGRU(I, H)(X[..., :2]), RuntimeError, "Expected 3, got 2"),
+    "no layers": (lambda: rnnkernels.LiGRU(I, H, 0), ValueError, "num_layers must be greater than zero"),
+    "no size": (lambda: rnnkernels.LiGRU(I, -4), ValueError, "hidden_size must be greater than zero"),
+    "biases": (lambda: rnnkernels.LiGRU(I, H, bias=True), TypeError, "LiGRU has no biases but those of its norm"),
+    "no steps": (lambda: rnnkernels.LiGRU(I, H)(X[:0]), RuntimeError, "Expected sequence length to be larger than 0"),
+    "GRU-D without steps": (lambda: rnnkernels.GRUD(I, H)(X[:0], MASK[:0]),
+                            RuntimeError, "Expected sequence length to be larger than 0 in RNN"),
+    "GRU-D's input": (lambda: rnnkernels.GRUD(I, H)(X[..., :2], MASK[..., :2]), RuntimeError, "Expected 3, got 2"),
+    "no mask": (lambda: rnnkernels.GRUD(I, H)(X, None), TypeError, "Expected mask to be a tensor, got NoneType"),
+    "two directions": (lambda: rnnkernels.GRUD(I, H, bidirectional=True), ValueError, "GRUD has one direction"),
+    "attributes": (lambda: rnnkernels.EALSTM(I, 2, H)(X, torch.zeros(B + 1, 2)),
+                   RuntimeError, "Expected static size (4, 2), got [5, 2]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors_say_what_came(case):
+    call, kind, text = ERRORS[case]
+    with pytest.raises(kind, match=re.escape(text)):
+        call()

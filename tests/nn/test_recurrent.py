@@ -1,7 +1,9 @@
 """``Recurrent``, ``RecurrentCell``, ``functional.recurrent``: every way of using a layer, of cells of one's own."""
 
 import copy
+import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -344,3 +346,88 @@ def test_inference_of_all_layers_in_one_call(name):
         again, last = layer(x, as_hx(states), [5, 0, 2])
     for a, b in zip((again, *as_list(last)), (y, *as_list(hidden)), strict=True):
         assert_close(name, a, b, 1e-6)
+
+
+def init_to_ones(name, parameter):
+    parameter.fill_(1.0)
+
+
+def saved_and_loaded(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("cell", [lstm, rnnkernels.cells.gru_d], ids=["weights", "extra input"])
+def test_copies_of_copies(cell):
+    inputs = {"gamma": torch.rand(3, 2, 4)} if cell.program.step else {}
+    layer, x = rnnkernels.Recurrent(cell, 5, 4).eval(), torch.randn(3, 2, 5)
+    expected = layer(x, **inputs)[0]
+    for turn in (copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), saved_and_loaded, rnnkernels.freeze):
+        once = turn(layer)
+        for again in (copy.deepcopy(once), turn(once), saved_and_loaded(once)):
+            assert_close("y", again(x, **inputs)[0], expected)
+    average = torch.optim.swa_utils.AveragedModel(saved_and_loaded(layer))
+    assert torch.equal(average(x, **inputs)[0], expected)
+
+
+@pytest.mark.parametrize("kind", [rnnkernels.Recurrent, rnnkernels.RecurrentCell])
+def test_init_is_of_the_layer_and_not_of_its_pickle(kind):
+    layer = kind(lstm, 5, 4, init=lambda name, parameter: init_to_ones(name, parameter))  # no pickle has a lambda
+    loaded, twin = pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)
+    for module, ones in ((layer, True), (twin, True), (loaded, False)):
+        assert all((p == 1).all() for p in module.parameters())
+        module.reset_parameters()
+        assert all((p == 1).all() for p in module.parameters()) == ones
+
+
+X3, SPARSE = torch.randn(3, 2, 5), torch.ones(3, 2, 4).to_sparse()
+WRONG = {
+    "no number of states": (lambda: rnnkernels.RecurrentCell(lstm, 5, 4)(X3[0], 3), TypeError, "not int"),
+    "numbers as states": (lambda: rnnkernels.RecurrentCell(rnnkernels.cells.lstm, 5, 4)(X3[0], [1, 2]),
+                          TypeError, "argument 'hx' must have Tensors, not int"),
+    "a number as input": (lambda: rnnkernels.RecurrentCell(rnnkernels.cells.gru_d, 5, 4)(X3[0], gamma=1.0),
+                          TypeError, "Expected gamma to be a tensor, got float"),
+    "no input": (lambda: rnnkernels.RecurrentCell(rnnkernels.cells.gru_d, 5, 4)(X3[0], gamma=None),
+                 TypeError, "forward() missing the input 'gamma'"),
+    "a sparse input": (lambda: rnnkernels.Recurrent(rnnkernels.cells.gru_d, 5, 4)(X3, gamma=SPARSE),
+                       TypeError, "Expected gamma to be a dense tensor, got torch.sparse_coo"),
+    "sparse x": (lambda: rnnkernels.Recurrent(lstm, 5, 4)(X3.to_sparse()),
+                 TypeError, "Expected the input to be a dense tensor, got layout torch.sparse_coo"),
+    "complex": (lambda: rnnkernels.Recurrent(lstm, 5, 4).to(torch.complex64)(X3.to(torch.complex64)),
+                TypeError, "of float64, float32, bfloat16 or float16, but got torch.complex64"),
+    "a constant that is text": (lambda: rnnkernels.Recurrent(rnnkernels.cells.leaky_rnn, 5, 4, alpha="a"),
+                                TypeError, "leaky_rnn: expected the constant alpha to be a number, got str"),
+    "torch's class": (lambda: rnnkernels.Recurrent(torch.nn.LSTM, 5, 4),
+                      TypeError, "cell should be a cell of rnnkernels, got: type"),
+    "no layers": (lambda: rnnkernels.functional.recurrent(lstm, X3, None, [], num_layers=0),
+                  ValueError, "num_layers must be greater than zero, got 0"),
+    "of a function": (lambda: rnnkernels.functional.gru(X3, None, [], num_layers=0),
+                      ValueError, "num_layers must be greater than zero, got 0"),
+    "vectors as weights": (lambda: rnnkernels.functional.gru(X3, None, [torch.ones(12)] * 4),
+                           RuntimeError, "Expected RNN parameter 0 to have 2 dimensions, got shape (12,)"),
+    "no tensors": (lambda: rnnkernels.functional.gru(X3, None, [1, 2, 3, 4]),
+                   TypeError, "Expected RNN parameter 0 to be a tensor of 1 to 3 dimensions, got int"),
+    "torch.jit.script": (lambda: torch.jit.script(rnnkernels.Recurrent(lstm, 5, 4)),
+                         RuntimeError, "cannot compile Recurrent of rnnkernels, which torch.nn does not have"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.filterwarnings("ignore")  # of complex modules, sparse tensors and torch.jit
+def test_errors_say_what_was_expected_and_what_came(case):
+    call, kind, text = WRONG[case]
+    with pytest.raises(kind, match=re.escape(text)):
+        call()
+
+
+def test_weights_from_a_generator():
+    gru = torch.nn.GRU(5, 4)
+    y, _ = rnnkernels.functional.gru(X3, None, (p for p in gru.parameters()))
+    assert_close("y", y, gru(X3)[0])
+
+
+def test_revert_says_nothing_of_layers_that_torch_lacks():
+    model = torch.nn.Sequential(rnnkernels.Recurrent(lstm, 5, 4))
+    assert type(rnnkernels.revert(model)[0]) is rnnkernels.Recurrent
