@@ -70,7 +70,7 @@ class Build(BuildExtension):
         self.compiler.compile = compile
         core = self.get_ext_fullpath(CORE.name)
         PYTHON.extra_link_args.append(core)
-        reason = Path(core).with_name("_C_error.txt")  # read by rnnkernels/backends.py
+        reason = Path(core).with_name("_C_error.txt")  # read by rnnkernels/backends
         reason.unlink(missing_ok=True)
         try:
             super().build_extensions()

@@ -28,7 +28,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -168,7 +167,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     random = torch.Generator().manual_seed(asked.seed)
     x_BTI = torch.randn(asked.batch, steps, asked.features, dtype=torch.float64, generator=random).to(asked.device)
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = common.console()
     console.print(shapes(library, x_BTI.cpu(), asked.hidden))
     found = {
         name: compared(name, layer, x_BTI) for name, layer in common.progress(layers.items(), "layers", len(layers))

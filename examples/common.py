@@ -34,6 +34,7 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -273,6 +274,11 @@ def fetch(url: str, sha256: str | None, processor: Any = None) -> Any:
         )
     except (OSError, ValueError) as error:  # no network (requests' errors are OSErrors), or another file than expected
         raise BadData(f"{url} cannot be had ({str(error).splitlines()[0]}); name a file with --path") from error
+
+
+def console() -> Console:
+    """Where tables are printed: as wide as the terminal, and wide enough for them where there is none."""
+    return Console(width=None if sys.stdout.isatty() else 132)
 
 
 @contextmanager

@@ -26,7 +26,6 @@ import json
 import sys
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch.utils.benchmark import Timer
 
@@ -97,7 +96,7 @@ def show(rows: list[dict], facts: dict) -> None:
             held = row[f"{mode}_bytes"]
             shown += [f"{row[f'{mode}_seconds']:.2f} s", "?" if held is None else f"{held / 2**20:.1f} MiB"]
         table.add_row(*shown)
-    Console().print(table)
+    common.console().print(table)
 
 
 def draw(rows: list[dict], facts: dict, path) -> None:

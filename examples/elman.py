@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from scipy.signal import find_peaks
 from sklearn.metrics import f1_score
@@ -233,7 +232,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     share = heard.starts[1:].mean()
     metrics["f1_all_letters"] = float(2 * share / (1 + share))
     table.add_row("always a start", *[""] * 4, f"{metrics['f1_all_letters']:.3f}")
-    Console().print(table)
+    common.console().print(table)
     cut = "".join(
         " " * int(peak) + letter for letter, peak in zip(heard.letters[1:61], peaks(found["BPTT"]), strict=False)
     )

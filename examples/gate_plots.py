@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,7 +90,7 @@ def draw(sequences: list[Traced], title: str, step: str, path: Path) -> None:
             column[-1].set(xlabel=step, ylabel="length", ylim=(0, None))
             turned = {"rotation": 60, "ha": "right"} if max(map(len, sequence.steps)) > 2 else {}
             column[-1].set_xticks(range(len(sequence.steps)), sequence.steps, fontsize=8, **turned)
-            column[0].set_title(sequence.title, fontsize=9)
+            column[0].set_title(textwrap.fill(sequence.title, 60), fontsize=9)
         axes[0, 0].figure.suptitle(title)
 
 

@@ -35,7 +35,6 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -217,7 +216,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
         shares = (metrics[f"{half}_{name}_{side}"] for half in halves for side in ("open", "shut"))
         table.add_row(NAMES[name], *(f"{100 * share:.1f}" for share in shares))
     if table.row_count:  # an RNN has no gates
-        Console(width=None if sys.stdout.isatty() else 100).print(table)
+        common.console().print(table)
     print(f"reviews: {100 * metrics['reviews_accuracy']:.1f} % of the test part right")
     if "characters" in halves:
         bits, unit, correlation = (metrics[f"characters_{name}"] for name in ("bits", "line_unit", "line_correlation"))

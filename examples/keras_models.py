@@ -27,7 +27,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -230,7 +229,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
         shown = (" ".join(f"{value:.5f}" for value in values[:3, 0]) for values in (theirs, mine))
         counts = (f"{metrics[key][name]:,}" for key in ("parameters_of_keras", "parameters"))
         table.add_row(name, *counts, *shown, f"{metrics['difference'][name]:.1e}")
-    Console(width=None if sys.stdout.isatty() else 132).print(table)
+    common.console().print(table)
     metrics["largest_difference"] = max(metrics["difference"].values())
     wanted = [Threshold("largest_difference", "<=", 2e-5)]
     if forecasts:

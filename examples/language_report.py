@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
@@ -56,7 +55,7 @@ def show_hello(model: CharLM, pieces: Tokenizer) -> None:
     table = Table("after", *letters, title="probability of the next letter")
     for n, row in enumerate(chances):
         table.add_row("hello"[: n + 1], *(f"{chance:.3f}" for chance in row[1:]))
-    Console().print(table)
+    common.console().print(table)
 
 
 def draw(losses: list, checks: list, bigram: float, unit: str, path: Path) -> None:

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
@@ -212,7 +211,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
         size = sum(parameter.numel() for parameter in model.parameters())
         metrics[name] = {"new": error(model, new[0]), "long_gaps": error(model, new[1]), "parameters": size}
         table.add_row(name, *(f"{metrics[name][key]:.3f}" for key in ("new", "long_gaps")), str(size))
-    Console().print(table)
+    common.console().print(table)
     draw(asked.out / "gates.png", dict(models.items()), People(*(part[:1] for part in new[0])))
     for key in ("new", "long_gaps"):
         metrics[f"gru_d_over_other_{key}"] = metrics["gru_d"][key] / metrics[asked.cell][key]

@@ -30,7 +30,6 @@ from typing import Any, NamedTuple
 
 import lightning
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -202,7 +201,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     for name, facts in sorted(found.items(), key=lambda item: item[1]["bits"]):
         apart = f"{facts['bits'] - base:+.3f}" if base else ""
         table.add_row(name, f"{facts['bits']:.3f}", apart, f"{facts['seconds']:.1f}")
-    Console().print(table)
+    common.console().print(table)
     draw(found, asked.out / "recipes.png")
     metrics: dict[str, Any] = {
         "bigram": round(bigram, 4),

@@ -1,6 +1,6 @@
 """Balance a pole without seeing speeds: RecurrentPPO of sb3-contrib, its layers converted, its loop one call.
 
-    pip install -e ".[examples,rl]"                  # rl: stable-baselines3, sb3-contrib, gymnasium
+    pip install --no-build-isolation -e ".[examples,rl]"    # rl: stable-baselines3, sb3-contrib, gymnasium
     python -m examples.rl                            # 100 rounds of 1024 steps, three times
     python -m examples.rl --load runs/rl             # plays with what an earlier run learned
 
@@ -48,7 +48,8 @@ def needed():
     try:
         return importlib.import_module("examples.recurrent_ppo")
     except ImportError as error:
-        raise BadData(f'{error}: pip install -e ".[rl]" brings stable-baselines3, sb3-contrib and gymnasium') from error
+        brings = 'pip install --no-build-isolation -e ".[rl]" brings stable-baselines3, sb3-contrib and gymnasium'
+        raise BadData(f"{error}: {brings}") from error
 
 
 def agent(kind: str, asked: argparse.Namespace):

@@ -37,7 +37,6 @@ from typing import Any, NamedTuple
 import lightning
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, classification_report, log_loss
@@ -238,7 +237,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
     on_phrases = {kind: judge(model, encoded, asked.device) for kind, model in models.items()}
     on_phrases[BAG] = torch.from_numpy(bag.predict_proba([text for text, _ in phrases])[:, 1])
 
-    console = Console(width=None if sys.stdout.isatty() else 132)
+    console = common.console()
     console.print(report.comparison(found, {kind: facts["seconds"] for kind, facts in trained.items()}))
     console.print(report.right_and_wrong(phrases, on_phrases))
     print(f"{chosen}, which has the lowest loss on the validation part, on the test part:")

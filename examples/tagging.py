@@ -34,7 +34,6 @@ import lightning
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -188,7 +187,7 @@ def show(metrics: dict[str, float]) -> None:
     table = Table("", *(name.replace("_", " ") for name in names))
     for model, ending in (("with the CRF", ""), ("each word its own tag", "_without_crf")):
         table.add_row(model, *(f"{metrics[name + ending]:.4g}" for name in names))
-    Console().print(table)
+    common.console().print(table)
 
 
 def draw(models: nn.ModuleDict, by_kind: dict[str, dict], path: Path) -> None:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import assert_type
 
 import rnnkernels
+import rnnkernels.counters
 from rnnkernels import functional
 from rnnkernels.cells import Cell, Names
 from rnnkernels.checks import device_assertions
@@ -36,6 +37,7 @@ class Model(nn.Module):
         assert_type(self.lstm(packed), tuple[PackedSequence, Pair])
         assert_type(self.lstm(x, return_cell_states=True), tuple[Tensor, Pair, Tensor])
         assert_type(self.lstm(packed, return_cell_states=True), tuple[PackedSequence, Pair, PackedSequence])
+        assert_type(self.lstm(x, return_cell_states=bool(lengths)), tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor])
         y, (h, c) = self.lstm.forward(x, (x, x), lengths, (reset, (x, x)))
         assert_type(self.gru(x, None, lengths=torch.tensor(lengths), reset=reset), tuple[Tensor, Tensor])
         assert_type(self.rnn(packed, h), tuple[PackedSequence, Tensor])
@@ -91,6 +93,7 @@ def functions(x: Tensor, weights: list[Tensor]) -> None:
     assert_type(functional.rnn(x, x, weights, nonlinearity="relu"), tuple[Tensor, Tensor])
     assert_type(gru(x, None, weights, lengths=[1], reset_after=False), tuple[Tensor, Tensor])
     assert_type(functional.recurrent(own, x, (x, x), weights)[0], Tensor)
+    functional.gru(x, None, list(nn.GRU(3, 4).parameters())), functional.gru(x, None, tuple(weights))
     functional.gru(x, None, weights, proj_size=3)  # type: ignore[call-arg]
 
 
@@ -100,7 +103,7 @@ def tools(x: Tensor, model: Model) -> None:
     assert_type(rnnkernels.GRUD(3, 4)(x, x), tuple[Tensor, Tensor])
     assert_type(rnnkernels.EALSTM(3, 5, 4)(x, x), tuple[Tensor, Pair])
     assert_type(rnnkernels.LiGRU(3, 4)(x), tuple[Tensor, Tensor])
-    assert_type(rnnkernels.revert(model), nn.Module)
+    assert_type(rnnkernels.revert(model), Model)
     assert_type(rnnkernels.quantize_dynamic(model, activations="float"), nn.Module)
     assert_type(rnnkernels.trace(model.lstm, x, lengths=[3])["i_l0"], Tensor)
     explanation = rnnkernels.explain(model.lstm, x)

@@ -6,6 +6,7 @@ Resets and lengths are arguments of the modules; heads are `vmap` over stacked w
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -144,13 +145,14 @@ def ours_int8(case: Case) -> Job:
 def stepper(case: Case) -> Job:
     """One `step_` into a tensor that is there; the state goes on from call to call, as it does in a stream."""
     w = case.workload
-    refuse_extras("the Stepper", w)
+    refuse_extras("the Stepper", replace(w, single=False))
     if w.T != 1 or case.mode != "infer":
         raise Unsupported("for inference of single steps (T = 1)")
     library = importlib.import_module("rnnkernels")
     if w.bidirectional or w.alternating:
         raise Unsupported("a stream has no future to walk back from")
-    step_ = library.Stepper(module_of(library, case), w.B).step_
+    module = module_of(library, case)
+    step_ = library.Stepper(module.cell if w.single else module, w.B).step_
     x, y = case.x[0], torch.empty(w.B, w.H, dtype=TORCH_DTYPES[case.dtype])
 
     def run() -> torch.Tensor:

@@ -4,6 +4,7 @@ Letters: T time, B batch, D directions, G gates, H hidden, S states, I input, L 
 proj_size where there is one).
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +35,7 @@ FORWARD, BOTH = (False,), (False, True)  # the op's ``reverse``: one time direct
 def rnn(
     input: Tensor,
     hx: Tensor | None,
-    params: list[Tensor],
+    params: Sequence[Tensor],
     has_biases: bool = True,
     num_layers: int = 1,
     dropout: float = 0.0,
@@ -91,7 +92,7 @@ def rnn(
 def lstm(
     input: Tensor,
     hx: tuple[Tensor, Tensor] | None,
-    params: list[Tensor],
+    params: Sequence[Tensor],
     has_biases: bool = True,
     num_layers: int = 1,
     dropout: float = 0.0,
@@ -132,7 +133,7 @@ def lstm(
 def gru(
     input: Tensor,
     hx: Tensor | None,
-    params: list[Tensor],
+    params: Sequence[Tensor],
     has_biases: bool = True,
     num_layers: int = 1,
     dropout: float = 0.0,
@@ -173,7 +174,7 @@ def recurrent(
     cell: Cell,
     input: Tensor,
     hx: "States | None",
-    params: list[Tensor],
+    params: Sequence[Tensor],
     has_biases: bool = True,
     num_layers: int = 1,
     dropout: float = 0.0,

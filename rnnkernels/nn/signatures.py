@@ -81,6 +81,17 @@ class TwoStates(Protocol):
     @overload
     def __call__(
         self,
+        input: Tensor,
+        hx: Pair | None = None,
+        lengths: Lengths = None,
+        reset: Reset = None,
+        *,
+        return_cell_states: bool,
+    ) -> tuple[Tensor, Pair] | tuple[Tensor, Pair, Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
         input: PackedSequence,
         hx: Pair | None = None,
         lengths: None = None,

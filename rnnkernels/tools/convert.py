@@ -72,7 +72,7 @@ def convert(model: M, *, subclasses: bool = False) -> M:
     return model
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: M) -> M:
     """Turn rnnkernels' modules in ``model`` back into torch.nn's, in place: the inverse of :func:`convert`.
 
     Args:

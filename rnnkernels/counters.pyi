@@ -1,0 +1,1 @@
+"""``rnnkernels.counters`` for type checkers: to import it is all there is to do with it."""
