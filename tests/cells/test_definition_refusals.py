@@ -106,14 +106,20 @@ def test_refused_with_the_function(name):
     assert re.fullmatch(place + re.escape(why), str(refusal.value)), refusal.value
 
 
+NAMES = "of ASCII letters, digits and _, and without __ at the beginning"
 SETTINGS = {
-    "name": ({"inputs": "a-b"}, "expected names separated by spaces in inputs, got 'a-b'"),
-    "keyword": ({"inputs": "if"}, "expected names separated by spaces in inputs, got 'if'"),
+    "name": ({"inputs": "a-b"}, f"expected names separated by spaces in inputs, {NAMES}, got 'a-b'"),
+    "keyword": ({"inputs": "if"}, f"expected names separated by spaces in inputs, {NAMES}, got 'if'"),
+    "accents": ({"inputs": "é"}, f"expected names separated by spaces in inputs, {NAMES}, got 'é'"),
+    "underscores": ({"inputs": "__a"}, f"expected names separated by spaces in inputs, {NAMES}, got '__a'"),
+    "of the cell": ({"name": "my cell"}, "expected the name of a cell to be one of ASCII letters, digits and _"),
+    "no text": ({"name": 5}, "expected the name of a cell to be one of ASCII letters, digits and _, got 5"),
+    "kept": ({"keep": 3}, "expected names separated by spaces in keep, got 3"),
     "twice": ({"recurrent": "a a"}, "expected at most 8 different names in recurrent, got 'a a'"),
     "many": ({"inputs": "a b c d e f g i j"}, "expected at most 8 different names in inputs"),
     "states": ({"states": "h c n m k"}, "expected at most 4 different names in states"),
     "no state": ({"states": ""}, "expected 1 to 4 states, got none"),
-    "narrow": ({"step_inputs": "e:2"}, "expected names separated by spaces in step_inputs, got 'e:2'"),
+    "narrow": ({"step_inputs": "e:2"}, f"expected names separated by spaces in step_inputs, {NAMES}, got 'e:2'"),
     "extras": ({"step_inputs": "e", "sequence_inputs": "e"}, "a step input and a sequence input have the same name"),
     "given": ({"inputs": "", "project_input": False}, "project_input=False is for a cell with inputs"),
     "constant": ({"constants": {"s": 1.0}}, "s cannot be the name of a constant"),
@@ -231,3 +237,9 @@ def test_constants():
         made.with_constants(eps=-2.0)
     with pytest.raises(TypeError, match="decay has no constant q; its constants are k"):
         decay.with_constants(q=1)
+
+
+def test_no_numbers_in_text_yet():
+    with pytest.raises(CellError, match="a cell cannot have numbers in text: a value is none yet"):
+        cell(**GATES)(lambda x, r, s: (f"{x.a:.2f}", one(x, r, s))[1])
+    cell(**GATES)(lambda x, r, s: (f"{x.a}", one(x, r, s))[1])

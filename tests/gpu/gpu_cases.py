@@ -66,6 +66,7 @@ VARIANTS: list[tuple[str, tuple, tuple]] = [
     ("LSTM", (("activation", "relu"), ("recurrent_activation", "hard_sigmoid")), ()),
     ("GRU", (("bias", False),), ()),
 ]
+NORM = (("layer_norm", True),)
 # Cells as users write them: vectors, inputs of a step and of a sequence, four states, a second product, none, norms.
 OWN = ("peephole_lstm", "gru_d", "ea_lstm", "slstm", "mgu", "min_gru", "normed")
 EDGES = [
@@ -121,6 +122,9 @@ def races(quick: bool) -> list[Case]:
         for schedule, H in sizes
         for kind in ("LSTM", "GRU")
     ]
+    # programs meet a second time for the norms of rows that they share
+    norms = Case("normed", "cooperative", "bf16", 256), Case("LSTM", "cooperative", "bf16", 512, options=NORM)
+    found += [case._replace(H=20 if quick else case.H, T=T, B=32, repeats=times) for case in norms]
     return list(dict.fromkeys(found))
 
 

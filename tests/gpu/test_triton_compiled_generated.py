@@ -22,7 +22,7 @@ from machine_code import facts, resources
 from pairwise import ALL, in_turn
 from triton_offline import ARCHS, PASSES
 
-from rnnkernels.backends.triton import problem
+from rnnkernels.backends.triton import problem, schedules
 
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 
@@ -69,6 +69,18 @@ def test_other_cells(cell, size, stages):
         found = facts(launch.compiled)
         assert found["stack"] <= MOST_STACK and found["shared"] <= ARCHS["sm_90"].chip.shared
         assert found["tensor"] or not CELLS[cell].recurrent
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_launch_per_step_of_many_gates(backward):
+    """The tiles of a step of many rows shrink until they fit, and take the bytes that schedules.py counts."""
+    (launch,) = [
+        each for each in triton_offline.launches(
+            ARCHS["sm_90"], CELLS["many_gates"].text, torch.bfloat16, 2, 64, 2048, passes=PASSES[backward:][:1]
+        ) if each.tiles.schedule == "stepwise"
+    ][:1]  # fmt: skip
+    counted = schedules.streamed_bytes("half", 7, launch.tiles, backward)
+    assert resources(launch.compiled)["shared"] <= counted <= ARCHS["sm_90"].chip.shared
 
 
 @pytest.mark.parametrize("arch, dtype", [("sm_80", torch.float32), ("gfx942", torch.float16), ("sm_90", torch.float64)])

@@ -241,3 +241,22 @@ def test_nothing_is_copied_before_somebody_writes(cell):
     before = torch._C._data_address(y)
     y.detach().add_(1)
     assert torch._C._data_address(y) != before and not torch._C._is_cow_tensor(y)
+
+
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_a_state_may_get_new_memory_before_the_backward_pass(name):
+    """``h.data = h_n.data``, as programs kept their state before ``detach``."""
+
+    def use(lib):
+        torch.manual_seed(0)
+        module, x = getattr(lib, name)(I, H, dtype=torch.float64), torch.randn(T, B, I, dtype=torch.float64)
+        states = [torch.randn(1, B, H, dtype=torch.float64) for _ in range(1 + (name == "LSTM"))]
+        y, last = module(x, tuple(states) if name == "LSTM" else states[0])
+        for state, new in zip(states, last if name == "LSTM" else (last,), strict=True):
+            state.data = new.data
+        y.square().sum().backward()
+        return {n: p.grad for n, p in module.named_parameters()}
+
+    expected = use(nn)
+    for n, grad in use(rnnkernels).items():
+        assert_close(n, grad, expected[n])

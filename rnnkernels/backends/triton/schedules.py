@@ -210,13 +210,17 @@ def loads_ahead(kind, chip):
 
 def stepwise(kind, gates, B, D, H, K, chip, reason, backward, norm=False):
     """Tiles for one launch per step, or the reason why there are none."""
+
+    def fit(tiles):  # on AMD's chips loads ahead wait in registers
+        return chip.backend == "hip" or streamed_bytes(kind, gates, tiles, backward) <= chip.shared
+
     steps = [step for step in row(STEPWISE, kind, chip) if B > 16 or step.BB <= 16]
     for step in sorted(steps, key=lambda step: traffic(step, gates, B, D, H, chip)):
         tiles = streamed(step, kind, chip, norm)._replace(BK=min(block(K), step.BK), reason=reason)
-        while streamed_bytes(kind, gates, tiles, backward) > chip.shared and (tiles.stages > 1 or tiles.BK > 16):
+        while not fit(tiles) and (tiles.stages > 1 or tiles.BK > 16):
             few = tiles.stages == 1
             tiles = tiles._replace(BK=tiles.BK // 2) if few else tiles._replace(stages=tiles.stages - 1)
-        if streamed_bytes(kind, gates, tiles, backward) <= chip.shared:
+        if fit(tiles):
             return tiles
     return f"a step of {gates} gates does not fit the shared memory of {chip.name}"
 
