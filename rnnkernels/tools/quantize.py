@@ -192,6 +192,7 @@ class QuantizedLayer(Quantized):
         RecurrentBase._rk_forward_packed,
     )
     _rk_outside_graphs = staticmethod(RecurrentBase._rk_outside_graphs)
+    _rk_overridden = None
     _like, dropout = nn.RNNBase, 0.0
 
     def __init__(self, module: nn.RNNBase, activations="int8"):
