@@ -99,11 +99,12 @@ def min_gru(x, s):
 def min_lstm(x, s):
     """f, i = s(x);  h' = (f h + i x.n) / (f + i)
 
-    L. Feng et al. (2024), Were RNNs all we needed? No recurrent product; the two gates are normalised to a sum of 1:
-    f / (f + i) is s(log f - log i), which is a number where both gates are too small for one.
+    L. Feng et al. (2024), Were RNNs all we needed? No recurrent product; the two gates are normalised to a sum of 1.
+    Where both are below s(-40), s is exp to all digits, and their ratio does not change if both move up there.
     """
-    f, n = torch.sigmoid(F.softplus(-x.i) - F.softplus(-x.f)), x.n
-    return n + f * (s.h - n)
+    up = (torch.maximum(x.f, x.i) + 40).clamp(max=0).detach()
+    f, i, n = torch.sigmoid(x.f - up), torch.sigmoid(x.i - up), x.n
+    return (f * s.h + i * n) / (f + i)
 
 
 @cell(inputs="n f r k", states="h c", vectors="v_f v_r")

@@ -163,7 +163,7 @@ def check_params(params, num_layers):
 def check_matrices(names, params):
     """Check that those of the first direction whose sizes are read have as many dimensions as weights have."""
     for n, (name, p) in enumerate(zip(names, params, strict=False)):
-        if name.startswith("weight") and p.dim() not in (2, 3):
+        if name.startswith(("weight_ih", "weight_hh")) and p.dim() not in (2, 3):
             raise RuntimeError(f"Expected RNN parameter {n} to have 2 dimensions, got shape {tuple(p.shape)}")
 
 

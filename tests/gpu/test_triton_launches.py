@@ -21,7 +21,7 @@ from rnnkernels.backends.triton import graphs, schedules
 T = 3
 LAUNCH = ["launch"] * T
 RECORDED = [
-    "side waits for current", "enter side", "begin thread_local", *LAUNCH, "end", "leave side",
+    "side waits for current", "enter side", *LAUNCH, "begin thread_local", *LAUNCH, "end", "leave side",
     "current waits for side", "event on current",
 ]  # fmt: skip
 REPLAYED = ["current waits for event", "replay", "event on current"]
@@ -31,7 +31,7 @@ class Stub:
     """torch.cuda's streams, events and graphs: each call is a line of ``log``, and each launch one of ``launches``."""
 
     def __init__(self):
-        self.log, self.launches, self.capturing, self.fails = [], [], False, False
+        self.log, self.launches, self.capturing, self.fails_in_graphs = [], [], False, False
         self.current, self.CUDAGraph = self.Stream(name="current"), lambda: Graph(self)
 
     def Stream(self, device=None, name="side"):
@@ -59,7 +59,7 @@ class Stub:
         return SimpleNamespace(total_memory=1 << 36)
 
     def launch(self, kernel, *args, grid, warmup, **options):
-        if self.fails:
+        if self.fails_in_graphs and self.capturing:
             raise RuntimeError("out of resources")
         self.log.append("launch")
         self.launches.append(SimpleNamespace(name=kernel.fn.__name__, grid=grid, **options))
@@ -126,7 +126,8 @@ def test_a_launch_per_step_is_recorded_at_the_second_call_and_then_replayed(stub
 def test_both_passes_are_recorded(stub):
     for _ in range(3):
         forward(train=True)
-    assert [launch.name for launch in stub.launches] == 2 * (["scan_forward"] * T + ["scan_backward"] * T)
+    each = [["scan_forward"] * T, ["scan_backward"] * T]  # a first call, and one before it is recorded
+    assert [launch.name for launch in stub.launches] == each[0] + each[1] + 2 * each[0] + 2 * each[1]
     assert stub.taken() == 2 * LAUNCH + 2 * (RECORDED + REPLAYED) + 2 * REPLAYED
 
 
@@ -155,16 +156,17 @@ def test_launches_go_into_the_graph_that_the_caller_records(stub, schedule, laun
 
 
 def test_a_launch_that_fails_while_recording_ends_the_recording(stub):
-    """The error is the launch's own; the next call records anew."""
+    """A warning has the launch's own error; from then on the launches go one by one."""
     forward()
     stub.taken()
-    stub.fails = True
-    with pytest.raises(RuntimeError, match="out of resources"):
+    stub.fails_in_graphs = True
+    with pytest.warns(UserWarning, match="no CUDA graph of a layer's steps.*: out of resources"):
         forward()
-    assert "end" in stub.taken() and not stub.capturing
-    stub.fails = False
+    taken = stub.taken()
+    assert "end" in taken and not stub.capturing and taken[-T:] == LAUNCH
+    stub.fails_in_graphs = False
     forward()
-    assert stub.taken() == RECORDED + REPLAYED
+    assert stub.taken() == LAUNCH
 
 
 PHASES = {  # of the launches of a step, forward and backward
