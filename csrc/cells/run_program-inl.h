@@ -36,6 +36,14 @@ struct Run {
   }
 };
 
+// Has the cache fetch what lies in rows of so many numbers for the block after this one, most likely the next one.
+template <bool write, class A>
+INLINE void prefetch_next(const Run& run, const A* at, int64_t row) {
+  for (int64_t m = run.m + run.rows; m < run.m + 2 * run.rows; ++m)
+    for (int64_t q = run.q; q < run.q + run.units; ++q)
+      __builtin_prefetch(at + m * row + q * Vec<A>::W, write, write ? 3 : 2);
+}
+
 // A tensor of the caller's as the vectors of a block: of row m at index + m * row; one number for all units if narrow.
 template <class A>
 struct StoredRows {
@@ -120,8 +128,7 @@ class Machine {
   INLINE void bind(const Instruction& each, const StoredRows<A>& rows, const Run& run) {
     if (rows.from.direct() && !rows.narrow && H_ % W == 0) {
       const Place<A> place{rows.from.at(rows.index), rows.row, W};
-      for (int64_t m = run.m + run.rows; m < run.m + 2 * run.rows; ++m)  // the next block's, most likely
-        for (int64_t q = run.q; q < run.q + run.units; ++q) __builtin_prefetch(place.at + m * place.row + q * W, 0, 2);
+      prefetch_next<false>(run, place.at, place.row);
       return bind(each, place, run);
     }
     fill(each, run, [&](int64_t m, int64_t q) { return rows.get(m, q, H_); });

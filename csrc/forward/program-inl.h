@@ -114,6 +114,14 @@ struct ForwardSource {
     const int plane = loop.zoned ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
     if (!loop.zoned && !call.lengths && H % W == 0) {  // every vector is of live units, and new
+      if (gives_y && !split && !cells && loop.y.direct() && !loop.y_far) {
+        A* const out = loop.y.at(t * loop.y_stride_T + strip.b0 * loop.y_stride_B + d * H);
+        prefetch_next<true>(run, out, loop.y_stride_B);  // else each line is waited for as it is written to
+        return value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
+          v.store(to + m * row + q * W);
+          v.store(out + m * loop.y_stride_B + q * W);
+        });
+      }
       return value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
         v.store(to + m * row + q * W);
         if (split) strip.h_split.put(v, strip.at(slot + 1, m), q * W, loop.overflow);
