@@ -96,6 +96,7 @@ def process(rank, hows, layer_norm, port, folder, results):
             apart = 0.0 if how == "ddp" else restored(model, f"{folder}/{how}").item()
             if rank == 0:
                 results.put((how, (losses / 2).tolist(), apart))
+            del model  # torch may wait for ever where it outlives the group
     finally:
         distributed.destroy_process_group()
 
