@@ -158,3 +158,31 @@ def test_activations_and_gradients(isa):
 @pytest.mark.parametrize("isa", [SET])
 def test_no_more_than_twice_the_rounding_of_torch(isa):
     assert_passes(["test_cpp_accuracy.rounding"], isa, [SET])
+
+
+def flushed():
+    """For a process of cpp_worker.py: with ``set_flush_denormal`` float16 subnormals keep their values, as in torch.nn,
+    and any number of threads gives the same bits."""
+    if not torch.set_flush_denormal(True):
+        return
+    tiny = rnnkernels.RNN(4, 8, nonlinearity="relu", bias=False).half()
+    decaying = rnnkernels.RNN(64, 64, nonlinearity="relu", bias=False)
+    with torch.no_grad():
+        tiny.weight_ih_l0.fill_(1e-6)
+        y = tiny(torch.full((1, 1, 4), 1000.0, dtype=torch.half))[0]
+        if not torch.allclose(y.float(), torch.tensor(0.004), rtol=0.05):
+            yield f"float16 subnormals: {y.flatten()[0].item()}, not 0.004"
+        decaying.weight_hh_l0.copy_(torch.eye(64) / 2)  # to subnormal numbers
+        x, h, found = torch.zeros(160, 64, 64), torch.rand(1, 64, 64), []
+        for threads in (1, 2, 2, 2):
+            torch.set_num_threads(threads)
+            found.append(decaying(x, h)[0])
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(False)
+    if not all(torch.equal(y, found[0]) for y in found):
+        yield "other bits on two threads"
+
+
+@pytest.mark.parametrize("isa", SETS)
+def test_flushing_subnormals(isa):
+    assert_passes(["test_cpp_accuracy.flushed"], isa, SETS)
