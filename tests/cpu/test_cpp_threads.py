@@ -7,9 +7,11 @@ second or two, most of it for importing torch. So functions that leave nothing b
 import ctypes
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from cpp_cases import BOTH, OPS, Shape, build, in_float64
 from cpp_worker import in_process
 from pairwise import ALL
 
-from rnnkernels import LSTM, backends
+from rnnkernels import LSTM, backends, freeze
 from rnnkernels.cells import CELLS, reference
 
 if backends.EXTENSION_ERROR is not None:
@@ -210,6 +212,24 @@ def fork():
         case.check()
 
 
+def fork_while_packing():
+    """A child whose parent packs frozen weights at that moment, in another thread, packs for itself."""
+    torch.set_num_threads(2)
+    x = torch.randn(4, 2, 512)
+
+    def run():
+        with torch.no_grad():
+            frozen(x)
+
+    for k in range(8):
+        frozen = freeze(LSTM(512, 1024))
+        packing = threading.Thread(target=run)
+        packing.start()
+        time.sleep(0.002 * k)  # it takes some ten milliseconds
+        assert fork_of(lambda: (signal.alarm(60), run())) == 0, "the child failed, or waited for ever"
+        packing.join()
+
+
 def child_of_torch(module, x, expected, queue):
     queue.put((module(x)[0] - expected).abs().max().item())
 
@@ -292,7 +312,7 @@ NEEDS_GOMP = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
         ([fewer_threads_than_asked], {"OMP_DYNAMIC": "true"}),
         ([busy_neighbours], {}),
         ([same_bits, python_threads, other_matrices], {}),
-        pytest.param([fork], {}, marks=NEEDS_FORK),
+        pytest.param([fork, fork_while_packing], {}, marks=NEEDS_FORK),
         pytest.param([torch_multiprocessing, data_loader], {}, marks=NEEDS_FORK),
         pytest.param([nested], {}, marks=NEEDS_GOMP),
     ],
