@@ -51,7 +51,7 @@ def test_nothing_public_lacks_annotations(name):
 @pytest.mark.parametrize("stub", STUBS, ids=lambda path: path.stem)
 def test_stubs_name_what_is_there(stub):
     module = getattr(rnnkernels, stub.stem)
-    assert exported(stub)
+    assert exported(stub) or stub.stem == "counters"  # which registers formulas, and has nothing to call
     for origin, name in exported(stub):
         assert module.__name__ == f"rnnkernels.{origin}" and callable(getattr(module, name))
 

@@ -164,7 +164,7 @@ def test_every_case_is_tried_once_and_what_failed_again(tmp_path, monkeypatch):
     broken.clear()
     status, found, text = benchmark(tmp_path, "--steps", "smoke,races", "--resume")
     assert status == 0 and len(found["smoke"]) == 3 and "3 right, 0 wrong" in text
-    assert len(found["races"]) == 8 and all(f["error"] == 0 for f in found["races"])
+    assert len(found["races"]) == 10 and all(f["error"] == 0 for f in found["races"])
 
 
 def test_the_first_step_has_cells_of_users_and_norms_on_every_schedule():

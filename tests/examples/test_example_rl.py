@@ -74,7 +74,7 @@ def test_without_sb3_it_says_what_to_install(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "examples.recurrent_ppo", None)
     assert rl.main(["--out", str(tmp_path)]) == 2
     printed = capsys.readouterr().err
-    assert len(printed.splitlines()) == 1 and 'pip install -e ".[rl]"' in printed
+    assert len(printed.splitlines()) == 1 and 'pip install --no-build-isolation -e ".[rl]"' in printed
 
 
 def test_one_process_only(tmp_path, capsys):
