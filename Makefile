@@ -116,9 +116,12 @@ bench: $(VENV)/installed
 	$(PY) -m benchmarks.run $(BENCH)
 
 # It reads the sources and the results, and runs nothing of ours. mkdocs ends with an error where it would warn.
+# The links are checked in a copy: linkchecker, started by root, goes on as somebody who may not read root's folders.
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -f docs/site/mkdocs.yml
-	$(VENV)/bin/linkchecker --no-warnings --ignore-url='404.html|sitemap' $(if $(LINKS),--check-extern) build/site/index.html
+	@readable="$$(mktemp -d)" && chmod 755 "$$readable" && cp -r build/site/. "$$readable" && \
+	$(VENV)/bin/linkchecker --no-warnings --ignore-url='404.html|sitemap' $(if $(LINKS),--check-extern) "$$readable/index.html"; \
+	code=$$?; rm -rf "$$readable"; exit $$code
 
 # The C++ arithmetic of the built-in cells, from rnnkernels/cells/built_in.py; a test compares the two.
 generate: $(VENV)/installed
