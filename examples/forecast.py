@@ -236,11 +236,10 @@ def study(asked: argparse.Namespace, data: Series, scaled: Scaling, networks: di
     return {**metrics, "lags": len(linear.weights), "validation": validation, "best": best}
 
 
-def thresholds(metrics: dict[str, Any], sizes: str | None) -> list[Threshold]:
-    """Every network of our own sizes reaches the sine's noise; the gated network beats what knows no cycle on the
-    sunspots."""
+def thresholds(metrics: dict[str, Any]) -> list[Threshold]:
+    """Every network reaches the sine's noise; the gated network beats what knows no cycle on the sunspots."""
     wanted = []
-    if "sine" in metrics and metrics["sine"]["noise"] and not sizes:
+    if "sine" in metrics and metrics["sine"]["noise"]:
         rows = metrics["sine"]["rmse"]
         worst = max(rows[name][0] for name in CELLS if name in rows)
         metrics["sine_worst_one_step_over_noise"] = worst / metrics["sine"]["noise"]
@@ -327,7 +326,7 @@ def work(asked: argparse.Namespace) -> tuple[dict[str, Any], list[Threshold]]:
         arguments["path"] = asked.path and str(asked.path.resolve())
         common.save(asked.out, saved, example="forecast", arguments=arguments, series=kept)
         common.note_time(asked, seconds)
-    return metrics, thresholds(metrics, asked.sizes)
+    return metrics, thresholds(metrics)
 
 
 def main(arguments: list[str] | None = None) -> int:

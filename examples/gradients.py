@@ -296,8 +296,7 @@ def work(asked: argparse.Namespace) -> tuple[dict, list[Threshold]]:
         "loss_without_clipping": free if math.isfinite(free) else None,
         "loss_with_clipping": clipped,
     }
-    # over few steps a rate is less sure
-    return metrics, [Threshold("largest_error_of_rate", "<=", 0.02)] if asked.steps >= 200 else []
+    return metrics, [Threshold("largest_error_of_rate", "<=", 0.02)]
 
 
 def main(arguments: list[str] | None = None) -> int:
