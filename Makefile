@@ -57,15 +57,15 @@ notebooks: $(VENV)/notebooks
 # time, and the next begins when one has ended: hence the longest first, and last the one that has several processes of
 # its own. All run, each prints all it has to say when it has ended, and the last line is the sum of theirs. Where the
 # short suite has pairs of values (tests/pairwise.py), test-all has their products.
-OPTIONS := tests/examples tests/nn/test_option*.py tests/op/test_op_*.py
+SECOND := tests/cells tests/examples tests/nn/test_option*.py tests/op/test_op_*.py
 INTERPRETED := tests/gpu/test_triton_interpreted*.py
 COMPILED := tests/gpu/test_triton_compiled*.py
-SUITES := all-others options-examples triton-compiled triton-interpreted cpu
+SUITES := all-others cells-options-examples triton-compiled triton-interpreted cpu
 SUITE_all-others = tests benchmarks/test_regression.py --ignore=tests/cpu \
-  $(patsubst %,--ignore-glob='%',$(INTERPRETED) $(COMPILED) $(OPTIONS))
+  $(patsubst %,--ignore-glob='%',$(INTERPRETED) $(COMPILED) $(SECOND))
 SUITE_cpu = tests/cpu
 SUITE_triton-compiled = $(COMPILED)
-SUITE_options-examples = $(OPTIONS)
+SUITE_cells-options-examples = $(SECOND)
 SUITE_triton-interpreted = $(INTERPRETED)
 test-all: export RNNKERNELS_TESTS = all
 test test-all: export TRITON_CACHE_DIR ?= $(CURDIR)/build/triton
@@ -86,7 +86,7 @@ test test-all: $(VENV)/installed $(VENV)/triton
 	if [ -n "$$failed" ]; then echo "$$failed"; exit 1; fi
 
 suite-triton-interpreted: export TRITON_INTERPRET = 1
-suite-triton-interpreted suite-triton-compiled suite-options-examples: export OMP_NUM_THREADS = 1
+suite-triton-interpreted suite-triton-compiled suite-cells-options-examples: export OMP_NUM_THREADS = 1
 suite-%:
 	@echo "== tests: $* has begun; see build/tests-$*.log"; \
 	$(TEST) $(SUITE_$*) > build/tests-$*.log 2>&1 || touch build/failed-$*; \
