@@ -25,7 +25,7 @@ from benchmarks.providers.case import Job
 from benchmarks.providers.cell_sides import OWN, SIDES, CellCase, sides_of
 from benchmarks.roofline.probe import probe
 from benchmarks.rows import admitted, guarded, summed_up
-from benchmarks.tables import table
+from benchmarks.tables import Reasons, ratio_text, table
 from rnnkernels.cells.library import __all__ as LIBRARY
 
 EQUAL = 1e-3  # largest difference over the largest value: loops round otherwise, and T is up to 1024
@@ -129,7 +129,7 @@ def measured(row: Row, mode: str, asked: argparse.Namespace, threads: int, roofs
     return found
 
 
-def lines(rows: list[dict], reasons: report.Reasons) -> list[dict]:
+def lines(rows: list[dict], reasons: Reasons) -> list[dict]:
     """A line for each row: our time, and for each other side its time over ours."""
     found = []
     for r in rows:
@@ -138,7 +138,7 @@ def lines(rows: list[dict], reasons: report.Reasons) -> list[dict]:
         line["ours"] = reasons.cell(r, "ours", times.get("rnnkernels") or r["reasons"].get("rnnkernels"))
         for name in list(SIDES)[1:]:
             cold = f"cold {r['cold_s'][name]:.0f} s, then " if name in r["cold_s"] else ""
-            line[name] = cold + report.ratio_text(times[name]["seconds"] / mine) if mine and name in times else ""
+            line[name] = cold + ratio_text(times[name]["seconds"] / mine) if mine and name in times else ""
             if name in r["reasons"]:
                 line[name] = reasons.cell(r, name, r["reasons"][name])
         line["share of memory's bandwidth"] = f"{100 * r['share']:.0f} %" if r.get("share") else ""
@@ -152,7 +152,7 @@ writing y once (in training three times: backward reads them again and dy, and w
 
 
 def markdown(results: dict) -> str:
-    reasons = report.Reasons()
+    reasons = Reasons()
     shown = table(lines(results["rows"], reasons))
     there = {r["row"] for r in results["rows"]}
     missing = "; ".join(row.name for row in ROWS if row.name not in there) or "nothing"
@@ -181,9 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     for row in rows:
         for threads, mode in product(asked.threads, asked.modes):
             results["rows"].append(measured(row, mode, asked, threads, results["roofs"]))
-            print(table(lines(results["rows"][-1:], report.Reasons())).splitlines()[-1], file=sys.stderr)
-        report.write(results, asked.out, text=markdown)
-    print(table(lines(results["rows"], report.Reasons())))
+            print(table(lines(results["rows"][-1:], Reasons())).splitlines()[-1], file=sys.stderr)
+        report.write(results, asked.out)
+    print(table(lines(results["rows"], Reasons())))
     return 1 if any(f.get("red") for r in results["rows"] for f in r["reasons"].values()) else 0
 
 

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from triton_offline import ARCHS, ARITHMETICS, arithmetics
 
 from benchmarks import cli, machine, report
-from benchmarks.tables import bullets
+from benchmarks.tables import bullets, section
 from benchmarks.workloads import VARIANTS, Workload, select
 from rnnkernels.cells import library
 
@@ -173,7 +173,7 @@ def markdown(results: dict) -> str:
     parts += [*notes, counts, *([bullets(lines)] if lines else [])]
     for arch, gpu in ARCHS.items():
         title = f"{arch} ({gpu.chip.name}): {gpu.chip.shared // 1024} KiB of shared memory a program"
-        parts.append(report.section(title, [line(row) for row in rows if row["arch"] == arch]))
+        parts.append(section(title, [line(row) for row in rows if row["arch"] == arch]))
     return "\n\n".join(filter(None, parts))
 
 
@@ -214,7 +214,7 @@ def main(arguments: list[str] | None = None) -> int:
     described = machine.describe("cpu", cli.command("offline", arguments))
     kept = ("python", "torch", "triton", "rnnkernels", "commit", "date", "command")
     results = {"machine": {name: described[name] for name in kept}, "rows": rows}
-    written, found = report.write(results, asked.out, text=markdown), broken(rows)
+    written, found = report.write(results, asked.out), broken(rows)
     print(*found, sep="\n")
     print(f"{len(rows)} rows, {len(found)} with a broken budget; written: {', '.join(map(str, written))}")
     return 1 if asked.check and not all(found.values()) else 0

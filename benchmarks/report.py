@@ -1,19 +1,20 @@
-"""Results as Markdown and plots: one report of what `run`, `variants` and `gpu` measured.
+"""Results as Markdown and plots: the report of whatever was measured, and its tables.
 
 `python -m benchmarks.report benchmarks/results/cpu-....json` writes Markdown and plots beside the JSON file anew; pages
-of docs/ read the JSON file itself (docs/site/results.py). Tables need nothing that a GPU machine may lack; means and
-the terminal's table need pandas, plots need matplotlib (plots.py).
+of docs/ read the JSON file itself (docs/site/results.py). All but the terminal's table (pandas) and plots (matplotlib,
+plots.py) needs nothing that a GPU machine may lack.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import math
 import os
+import re
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,26 +22,9 @@ from benchmarks import plots
 from benchmarks.gpu.report import cases_text, experiments_text, tests_text
 from benchmarks.providers import OURS
 from benchmarks.rows import AGAINST, derive, ours, threads_text
-from benchmarks.tables import SLOWER, bullets, table, text_of
+from benchmarks.tables import Reasons, bullets, duration, ratio_text, section, table, text_of
 
 TITLES = {"infer": "Inference", "train": "Training step: forward and backward"}
-NO_PANDAS = "not computed: pandas is not installed here; `python -m benchmarks.report` on the JSON file writes them"
-
-
-def duration(row: dict, seconds: float) -> str:
-    """Microseconds a call for single steps, milliseconds for sequences."""
-    scale, unit = (1e6, "µs") if row["T"] == 1 else (1e3, "ms")
-    value = max(seconds * scale, 1e-9)
-    digits = max(0, 2 - math.floor(math.log10(value)))  # three in all
-    return f"{value:.{digits}f} {unit}"
-
-
-def ratio_text(value: float | None) -> str:
-    if value is None:
-        return ""
-    if value >= 1:
-        return f"{value:.2f}"
-    return f"{value:.{2 if value < 0.995 else 4}f} {SLOWER}"  # 0.998 must not read 1.00
 
 
 def best_text(row: dict) -> str:
@@ -53,51 +37,20 @@ def share_text(row: dict) -> str:
     return f"{100 * ours(row)['share']:.0f} % of {row['bound']['by']}" if ours(row).get("share") else ""
 
 
-def section(title: str, lines: list[dict[str, Any]]) -> str:
-    """A table under a title; nothing without lines."""
-    return f"## {title}\n\n{table(lines)}\n" if lines else ""
-
-
-def shape(row: dict) -> dict[str, Any]:
-    varied = (
-        {"cell": row["kind"].split(",")[0], "variant": row["variant"]} if "variant" in row else {"cell": row["kind"]}
-    )
-    sizes = {"T": row["T"], "B": row["B"], "I→H": f"{row['I']}→{row['H']}", "L": row["L"]}
-    return {"workload": row["workload"]} | varied | sizes | {"dtype": row["dtype"], "threads": row["threads"]}
-
-
 def called(row: dict) -> dict[str, Any]:
     """What a row is called in the tables that do not repeat its sizes."""
     return {name: row.get(name) for name in ("workload", "variant", "dtype", "mode", "threads")}
 
 
-class Reasons:
-    """The reasons of what was not timed, numbered: in a table stands the time, or the number."""
-
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
-
-    def cell(self, row: dict, name: str, result: dict | None) -> str:
-        """Of what was measured under a name; None: it was not asked."""
-        if result and "seconds" in result:
-            return duration(row, result["seconds"])
-        reason = result["reason"] if result else "not asked"
-        return f"– ({self.numbers.setdefault(f'{name}: {reason}', len(self.numbers) + 1)})"
-
-    def lines(self) -> list[str]:
-        return [f"{number}. {text}" for text, number in self.numbers.items()]
-
-
-def peers(rows: list[dict]) -> list[str]:
-    """The providers in the order of the command line."""
-    return list(dict.fromkeys(name for row in rows for name in row["providers"]))
-
-
 def cells(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
-    """One line of the table of rows: each provider's time, then how ours compares."""
-    mine, found = ours(row), shape(row)
+    """One line of the table of rows: the shape, the time of each of the named providers, then how ours compares."""
+    mine, varied = ours(row), "variant" in row
+    found = {"workload": row["workload"], "cell": row["kind"].split(",")[0] if varied else row["kind"]}
+    found |= {"variant": row["variant"]} if varied else {}
+    found |= {"T": row["T"], "B": row["B"], "I→H": f"{row['I']}→{row['H']}", "L": row["L"]}
+    found |= {"dtype": row["dtype"], "threads": row["threads"]}
     times = {name: reasons.cell(row, name, row["providers"].get(name)) for name in names}
-    if "variant" not in row:
+    if not varied:
         found |= times | {"ratio to torch": ratio_text(mine.get("ratio")), "ratio to the best peer": best_text(row)}
         found |= {"µs a step": mine.get("us_per_step"), "share of the bound": share_text(row)}
         return found | {"what explain says": row.get("schedule")}
@@ -109,6 +62,11 @@ def cells(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
         ratio = theirs / mine["seconds"] if theirs and "seconds" in mine else None
         found |= {name: text, f"{name} over ours": ratio_text(ratio)}
     return found
+
+
+def peers(rows: list[dict]) -> list[str]:
+    """The providers in the order of the command line."""
+    return list(dict.fromkeys(name for row in rows for name in row["providers"]))
 
 
 def line(row: dict) -> str:
@@ -126,44 +84,46 @@ def line(row: dict) -> str:
     return f"{head}: {', '.join(times)}{'; best peer ' + tail if tail else ''}"
 
 
+def gathered(found: Iterable[tuple[Any, float | None, str]]) -> dict[Any, list[tuple[float, str]]]:
+    """From keys, values and workloads, by key the values that there are, each with its workload."""
+    groups: dict[Any, list[tuple[float, str]]] = {}
+    for key, value, workload in found:
+        if value is not None:
+            groups.setdefault(key, []).append((value, workload))
+    return groups
+
+
+def mean(found: list[tuple[float, str]]) -> float:
+    return statistics.geometric_mean(value for value, _ in found)
+
+
 def means_lines(rows: list[dict]) -> list[str]:
     """A line for each geometric mean of ratios; the best peer is for ours only."""
-    try:
-        import numpy as np
-        import pandas as pd
-    except ImportError:
-        return [NO_PANDAS]
-    keys = ["provider", "variant", "dtype", "mode", "threads"]
-    records = [
-        {**called(row), "variant": row.get("variant", ""), "provider": name, **result}
-        for row in rows for name, result in row["providers"].items()
-    ]  # fmt: skip
-    found = []
+    lines = []
     for of, against in AGAINST.items():
-        frame = pd.DataFrame(records, columns=[*keys, "workload", of]).dropna(subset=of)
-        frame = frame[frame.provider != "torch" if of == "ratio" else frame.provider.isin(OURS)]
-        for (*what, threads), group in frame.groupby(keys, sort=False):
-            values = group[of].astype(float)
-            least, count = group.loc[values.idxmin()], len(group)
-            found.append(
+        ratios = gathered(
+            ((name, row.get("variant"), row["dtype"], row["mode"], row["threads"]), result.get(of), row["workload"])
+            for row in rows
+            for name, result in row["providers"].items()
+            if (name != "torch" if of == "ratio" else name in OURS)
+        )
+        for (*what, threads), found in ratios.items():
+            least, at = min(found, key=lambda pair: pair[0])
+            lines.append(
                 f"{', '.join(filter(None, what))}, {threads_text(threads)}: geometric mean of the ratio to {against} "
-                f"{np.exp(np.log(values).mean()):.2f} over {count} workload{'s' if count > 1 else ''}, "
-                f"none below {least[of]:.2f} ({least.workload})"
+                f"{mean(found):.2f} over {len(found)} workload{'s' if len(found) > 1 else ''}, "
+                f"none below {least:.2f} ({at})"
             )
-    return found
+    return lines
 
 
 def over_plain_lines(rows: list[dict]) -> list[dict[str, Any]]:
     """For each variant and mode, our time over that of the plain layer: the geometric mean, and the most."""
-    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
-    for row in rows:
-        if row.get("over_plain"):
-            groups.setdefault((row["variant"], row["mode"]), []).append((row["over_plain"], row["workload"]))
+    times = gathered(((row.get("variant"), row["mode"]), row.get("over_plain"), row["workload"]) for row in rows)
     return [
-        {"variant": variant, "mode": mode, "workloads": len(found)}
-        | {"over plain, mean": statistics.geometric_mean(value for value, _ in found), "most": max(found)[0]}
-        | {"at": max(found)[1]}
-        for (variant, mode), found in groups.items()
+        {"variant": variant, "mode": mode, "workloads": len(found), "over plain, mean": mean(found)}
+        | dict(zip(("most", "at"), max(found), strict=True))
+        for (variant, mode), found in times.items()
     ]
 
 
@@ -274,8 +234,10 @@ smaller batch of column B. 3% of the steps are resets, lengths are uniform from 
 
 
 def markdown(results: dict) -> str:
-    """The whole file, of whatever kind the results are."""
+    """The whole file, of whatever kind the results are; those of two commands have no rows as the others have."""
     machine, gpu = results["machine"], "smoke" in results
+    if own := re.search(r"benchmarks\.(cells|offline)\b", machine["command"]):
+        return importlib.import_module(own[0]).markdown(results)
     apart = "each provider in a process of its own, on as many cores as threads"
     parts = [HOW.format(how=f"in one process, timed with {machine['timer']}" if gpu else apart) + "\n"]
     if gpu:
@@ -318,17 +280,14 @@ def dumped(results: dict) -> str:
     return "{" + ",\n".join(f"{json.dumps(name)}: {text(value)}" for name, value in results.items()) + "}\n"
 
 
-def write(results: dict, out: Path, with_plots: bool = False, text: Callable[[dict], str] = markdown) -> list[Path]:
+def write(results: dict, out: Path, with_plots: bool = False) -> list[Path]:
     """JSON and Markdown of a name that has no suffix, and the plots where asked for."""
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_name(out.name + suffix) for suffix in (".json", ".md")]
-    replace(paths[0], dumped(results))
-    replace(paths[1], text(results))
-    for suffix, draw in plots.PLOTS.items() if with_plots else ():
-        path = out.with_name(out.name + suffix)
-        if draw(results, path):
-            paths.append(path)
-    return paths
+    for path, text in zip(paths, (dumped(results), markdown(results)), strict=True):
+        replace(path, text)
+    drawn = {out.with_name(out.name + suffix): draw for suffix, draw in plots.PLOTS.items() if with_plots}
+    return paths + [path for path, draw in drawn.items() if draw(results, path)]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -338,8 +297,9 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         for path in asked.results:
             results = json.loads(path.read_text(encoding="utf-8"))
-            results["rows"] = [derive(row) for row in results["rows"]]
-            written = write(results, path.resolve().with_suffix(""), with_plots="roofs" in results)
+            results["rows"] = [derive(row) if "providers" in row else row for row in results["rows"]]
+            # results of `run` have roofs and name the providers
+            written = write(results, path.resolve().with_suffix(""), {"roofs", "providers"} <= results.keys())
             print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"{type(error).__name__}: {error}")

@@ -1,7 +1,8 @@
-"""Lines and tables in Markdown."""
+"""Lines and tables in Markdown; durations, ratios, and the reasons of what was not timed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,6 +28,43 @@ def table(lines: list[dict[str, Any]]) -> str:
         marked = (f"**{value}**" if value.endswith(SLOWER) else value for value in values)
         return "| " + " | ".join(value.replace("|", "\\|") for value in marked) + " |"
 
-    return "\n".join(
-        [joined(head), "|" + "---|" * len(head), *(joined(ln.get(name, "") for name in head) for ln in texts)]
-    )
+    body = (joined(line.get(name, "") for name in head) for line in texts)
+    return "\n".join([joined(head), "|" + "---|" * len(head), *body])
+
+
+def section(title: str, lines: list[dict[str, Any]]) -> str:
+    """A table under a title; nothing without lines."""
+    return f"## {title}\n\n{table(lines)}\n" if lines else ""
+
+
+def duration(row: dict, seconds: float) -> str:
+    """Microseconds a call for single steps, milliseconds for sequences."""
+    scale, unit = (1e6, "µs") if row["T"] == 1 else (1e3, "ms")
+    value = max(seconds * scale, 1e-9)
+    digits = max(0, 2 - math.floor(math.log10(value)))  # three in all
+    return f"{value:.{digits}f} {unit}"
+
+
+def ratio_text(value: float | None) -> str:
+    if value is None:
+        return ""
+    if value >= 1:
+        return f"{value:.2f}"
+    return f"{value:.{2 if value < 0.995 else 4}f} {SLOWER}"  # 0.998 must not read 1.00
+
+
+class Reasons:
+    """The reasons of what was not timed, numbered: in a table stands the time, or the number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def cell(self, row: dict, name: str, result: dict | None) -> str:
+        """Of what was measured under a name; None: it was not asked."""
+        if result and "seconds" in result:
+            return duration(row, result["seconds"])
+        reason = result["reason"] if result else "not asked"
+        return f"– ({self.numbers.setdefault(f'{name}: {reason}', len(self.numbers) + 1)})"
+
+    def lines(self) -> list[str]:
+        return [f"{number}. {text}" for text, number in self.numbers.items()]

@@ -10,7 +10,7 @@ from common import error
 from pairwise import ALL
 
 import rnnkernels
-from benchmarks import cells, report
+from benchmarks import cells, tables
 from benchmarks.providers import Unsupported
 from benchmarks.providers.cell_loop import loop_of
 from benchmarks.providers.cell_sides import MODULES, SIDES, CellCase, sides_of
@@ -92,7 +92,7 @@ def test_what_differs_or_breaks_costs_its_own_cell(monkeypatch):
         monkeypatch.setitem(SIDES, "loop", lambda case, kinds=kinds: case.job(lambda: bent(case, kinds)))
         found = cells.Side("loop", row, "infer", 1).admit(None)
         assert ("red" not in found) == admitted and torch.get_default_dtype() == torch.float32
-    reasons = report.Reasons()
+    reasons = tables.Reasons()
     fast, slow = {"seconds": 1e-3}, {"seconds": 2e-3}
     line = {"row": row.name, "source": "", "T": 4, "mode": "infer", "threads": 1, "cold_s": {"torch.compile": 90.0}}
     times = {"rnnkernels": slow, "torch.compile": fast}

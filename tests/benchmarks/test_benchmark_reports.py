@@ -123,10 +123,10 @@ def test_means_are_geometric_and_name_the_least():
     assert report.means_lines([]) == []
 
 
-def test_without_pandas_the_tables_are_there_and_the_means_are_not(monkeypatch):
+def test_without_pandas_the_tables_and_the_means_are_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     text = report.markdown(results([row("a", torch=4.0)]))
-    assert report.NO_PANDAS in text and "| a | LSTM |" in text
+    assert "geometric mean of the ratio to torch 4.00" in text and "| a | LSTM |" in text
 
 
 def test_losing_cells_are_marked_and_missing_ones_have_numbered_reasons():
@@ -199,11 +199,14 @@ def test_a_report_is_made_anew_from_its_json(tmp_path):
     assert exit.value.code == 2
 
 
-@pytest.mark.parametrize("name", ["cpu-xeon", "cpu-epyc", "variants-cpu", "gpu-nvidia-h200"])
-def test_results_that_were_saved_can_be_read(name):
-    saved = json.loads((cli.RESULTS / f"{name}.json").read_text())
-    text = report.markdown(saved)
-    assert all(f"| {row['workload']} |" in text for row in saved["rows"]) and "## Means" in text
+@pytest.mark.parametrize(
+    "path", [p for p in sorted(cli.RESULTS.glob("*.json")) if p.stem != "offline"], ids=lambda path: path.stem
+)
+def test_results_that_were_saved_can_be_read_and_make_their_page(path):
+    saved = json.loads(path.read_text())
+    text, page = report.markdown(saved), path.with_suffix(".md").read_text()
+    assert text == page or path.stem == "variants-cpu"  # its preamble was in other words then
+    assert [line for line in text.splitlines() if "|" in line] == [line for line in page.splitlines() if "|" in line]
     assert json.loads(report.dumped(saved)) == saved
 
 
