@@ -13,18 +13,17 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
 
 from benchmarks import cli, machine, report
-from benchmarks.measure import FLOOR, WRONG, Subject, alternate, errors, wall_time
+from benchmarks.measure import FLOOR, WRONG, Subject, errors, wall_time
 from benchmarks.providers.case import Job
 from benchmarks.providers.cell_sides import OWN, SIDES, CellCase, sides_of
-from benchmarks.roofline.probe import probe
-from benchmarks.rows import admitted, guarded, summed_up
+from benchmarks.roofline import probe
+from benchmarks.rows import measured as measured_apart
 from benchmarks.tables import Reasons, ratio_text, table
 from rnnkernels.cells.library import __all__ as LIBRARY
 
@@ -115,17 +114,18 @@ class Side(Subject):
 
 
 def measured(row: Row, mode: str, asked: argparse.Namespace, threads: int, roofs: dict) -> dict:
-    with ExitStack() as stack:
-        makes = {name: (Side, name, row, mode, threads) for name in sides_of(row.cell, asked.compile)}
-        workers, facts = admitted(stack, machine.cores(threads), makes, None)
-        samples = alternate({n: guarded(w, facts[n]) for n, w in workers.items()}, asked.seconds, row.rounds)
-    times = {n: summed_up(values) for n, values in samples.items() if "reason" not in facts[n]}
-    found = {"row": row.name, "source": row.source, "T": row.T, "mode": mode, "threads": threads, "times": times}
-    found |= {"cold_s": {n: f["cold_s"] for n, f in facts.items() if n == "torch.compile" and "cold_s" in f}}
+    makes = {name: (Side, name, row, mode, threads) for name in sides_of(row.cell, asked.compile)}
+    subjects = {name: (make, (None,)) for name, make in makes.items()}
+    facts = measured_apart(subjects, threads, asked.seconds, row.rounds)
+    cold = {n: f.pop("cold_s") for n, f in facts.items() if "cold_s" in f}
+    found = {"row": row.name, "source": row.source, "T": row.T, "mode": mode, "threads": threads}
+    found |= {"times": {n: f for n, f in facts.items() if "seconds" in f}}
+    found |= {"cold_s": {n: cold[n] for n in cold if n == "torch.compile"}}
     found |= {"reasons": {n: f for n, f in facts.items() if "reason" in f}}
-    if "rnnkernels" in times and row.streamed and "bandwidth" in roofs:
+    if "rnnkernels" in found["times"] and row.streamed and "bandwidth" in roofs:
         moved = row.streamed * (3 if mode == "train" else 1)
-        found["share"] = moved / roofs["bandwidth"]["memory"][str(threads)] / times["rnnkernels"]["seconds"]
+        seconds = found["times"]["rnnkernels"]["seconds"]
+        found["share"] = moved / roofs["bandwidth"]["memory"][str(threads)] / seconds
     return found
 
 
@@ -151,6 +151,10 @@ the cells named *given* have no product at all, and their share of the memory's 
 writing y once (in training three times: backward reads them again and dy, and writes dx)."""
 
 
+def terminal(rows: list[dict]) -> str:
+    return table(lines(rows, Reasons()))
+
+
 def markdown(results: dict) -> str:
     reasons = Reasons()
     shown = table(lines(results["rows"], reasons))
@@ -160,31 +164,31 @@ def markdown(results: dict) -> str:
     return "\n\n".join([*parts, f"Not measured: {missing}."]) + "\n"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def parse(arguments: list[str] | None) -> argparse.Namespace:
     p = cli.parser("cells", __doc__, 0.3, "each row")
     p.add_argument("--threads", type=cli.listed(kind=int), default=[1], help="default: 1")
     p.add_argument("--compile", type=cli.listed([*OWN, *LIBRARY]), default=[], help="cells whose loop it gets too")
     asked = p.parse_args(arguments)
-    asked.out = asked.out or cli.RESULTS / "cells-cpu"
-    cli.check(p, asked)
-    rows = [r for r in ROWS if not asked.only or r.cell in asked.only]
-    if not rows:
+    cli.check(p, asked, "cells-cpu")
+    asked.rows = [r for r in ROWS if not asked.only or r.cell in asked.only]
+    if not asked.rows:
         p.error(f"--only: no such cell; there are {', '.join(dict.fromkeys(r.cell for r in ROWS))}")
     if asked.quick:
         asked.seconds = 0.01
-        small = [replace(r, T=3, B=2, I=8 * r.I // r.H if r.streamed else 4, H=8, rounds=1) for r in rows]
-        rows = small[: 1 if asked.only else None]
-    described = machine.describe("cpu", cli.command("cells", arguments))
+        small = [replace(r, T=3, B=2, I=8 * r.I // r.H if r.streamed else 4, H=8, rounds=1) for r in asked.rows]
+        asked.rows = small[: 1 if asked.only else None]
+    return asked
+
+
+def main(arguments: list[str] | None = None) -> int:
+    asked = parse(arguments)
     peers = ("jax", "speechbrain", "neuralhydrology", "ncps", "snntorch")
-    described["peers"] = ", ".join(f"{name} {machine.version(name)}" for name in peers)
-    results = {"machine": described, "roofs": probe(asked.threads, 0.01 if asked.quick else 0.1), "rows": []}
-    for row in rows:
-        for threads, mode in product(asked.threads, asked.modes):
-            results["rows"].append(measured(row, mode, asked, threads, results["roofs"]))
-            print(table(lines(results["rows"][-1:], Reasons())).splitlines()[-1], file=sys.stderr)
-        report.write(results, asked.out)
-    print(table(lines(results["rows"], Reasons())))
-    return 1 if any(f.get("red") for r in results["rows"] for f in r["reasons"].values()) else 0
+    described = machine.describe("cpu", cli.command("cells", arguments), peers)
+    roofs = probe(asked.threads, 0.01 if asked.quick else 0.1)
+    plan = list(product(asked.rows, asked.threads, asked.modes))
+    rows = (measured(row, mode, asked, threads, roofs) for row, threads, mode in plan)
+    results = {"machine": described, "roofs": roofs, "rows": []}
+    return cli.carried_out(results, asked.out, rows, len(plan), lambda row: terminal([row]).splitlines()[-1], terminal)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the commands of the benchmarks share: arguments, and results to go on with."""
+"""What the commands of the benchmarks share: arguments, results to go on with, and rows one after the other."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import json
 import math
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks import machine
+from benchmarks import machine, report
 from benchmarks.providers import PROVIDERS
 from benchmarks.workloads import Workload, named
 
@@ -70,13 +70,15 @@ def providers_of(p: argparse.ArgumentParser, asked: argparse.Namespace) -> list[
     return asked.providers or list(here)
 
 
-def check(p: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
-    """What is wrong with the arguments ends the process with status 2; sets ``asked.modes``."""
+def check(p: argparse.ArgumentParser, asked: argparse.Namespace, name: str) -> None:
+    """What is wrong with the arguments ends the process with status 2; sets ``asked.modes``, and ``asked.out`` where it
+    is not given: to a name in RESULTS."""
     if not (math.isfinite(asked.seconds) and asked.seconds > 0):
         p.error(f"--seconds: not positive: {asked.seconds}")
     cores = len(machine.cores(max(asked.threads)))
     if 0 < cores < max(asked.threads):
         p.error(f"--threads {max(asked.threads)}: this process has {cores} cores")
+    asked.out = asked.out or RESULTS / name
     try:
         asked.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -84,8 +86,11 @@ def check(p: argparse.ArgumentParser, asked: argparse.Namespace) -> None:
     asked.modes = MODES if asked.mode == "both" else (asked.mode,)
 
 
-def resumed(path: Path, fresh: dict) -> dict:
-    """The results in the file, to go on with. Raises ValueError where they are of something else."""
+def resumed(asked: argparse.Namespace, fresh: dict) -> dict:
+    """Fresh results, or with ``--resume`` those that are there. Raises ValueError where they are of something else."""
+    path = asked.out.with_name(f"{asked.out.name}.json")
+    if not (asked.resume and path.exists()):
+        return fresh
     old = json.loads(path.read_text(encoding="utf-8"))
     for name in ("cpu", "gpu", "torch", "rnnkernels", "commit"):
         was, now = old["machine"].get(name), fresh["machine"].get(name)
@@ -95,3 +100,31 @@ def resumed(path: Path, fresh: dict) -> dict:
         raise ValueError(f"{path} is of other providers: {','.join(old['providers'])}")
     old["machine"]["command"] += f" && {fresh['machine']['command']}"
     return old
+
+
+def carried_out(
+    results: dict, out: Path, rows: Iterator[dict], total: int, line: Callable[[dict], str] = report.line,
+    terminal: Callable[[list[dict]], str] = report.terminal, with_plots: bool = False,
+) -> int:  # fmt: skip
+    """Log and write each row as soon as it is there, then a table on the terminal and the rest; the status of the
+    process, 0 where all rows are there and right."""
+    from tqdm import tqdm
+
+    finished = False
+    try:
+        with tqdm(total=total, unit="row", disable=None) as bar:
+            for row in rows:
+                results["rows"].append(row)
+                bar.write(line(row), file=sys.stderr)
+                bar.update()
+                report.write(results, out)
+        finished = True
+    except KeyboardInterrupt:
+        print("stopped; what was measured is kept", file=sys.stderr)
+    if not results["rows"]:
+        return 1
+    print(terminal(results["rows"]))
+    if results.get("cut"):
+        print(f"out of time: {'; '.join(results['cut'])}")
+    print(f"written: {', '.join(map(str, report.write(results, out, with_plots)))}")
+    return 0 if finished and not report.red(results["rows"]) and not results.get("cut") else 1

@@ -80,7 +80,7 @@ def instruction_sets() -> list[str]:
     return [name for name in SETS.split() if name in flags]
 
 
-def describe(device: str, command: str) -> dict:
+def describe(device: str, command: str, peers: tuple[str, ...] = ("onnxruntime", "openvino", "jax")) -> dict:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts = {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
@@ -91,7 +91,7 @@ def describe(device: str, command: str) -> dict:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version("triton"),
-        "peers": ", ".join(f"{name} {version(name)}" for name in ("onnxruntime", "openvino", "jax")),
+        "peers": ", ".join(f"{name} {version(name)}" for name in peers),
         **_library(),
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -184,7 +184,8 @@ def terminal(rows: list[dict]) -> str:
 
 def red(rows: list[dict]) -> bool:
     """Whether something was wrong, or broke."""
-    return any(found.get("red") for row in rows for found in (row.get("plain", {}), *row["providers"].values()))
+    found = (result for row in rows for name in ("providers", "reasons") for result in row.get(name, {}).values())
+    return any(result.get("red") for result in (*found, *(row.get("plain", {}) for row in rows)))
 
 
 def rows_text(rows: list[dict]) -> str:

@@ -6,8 +6,6 @@ import math
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +13,7 @@ import torch
 from benchmarks import machine
 from benchmarks.measure import Subject, alternate, truth_of
 from benchmarks.providers import OURS, PROVIDERS, Case
-from benchmarks.roofline.bounds import bound
+from benchmarks.roofline import bound
 from benchmarks.worker import Busy, Worker
 from benchmarks.workloads import Workload
 
@@ -79,19 +77,31 @@ def guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]
     return run
 
 
-def admitted(stack: ExitStack, cores: list[int], makes: dict[str, tuple], *given: Any) -> tuple[dict, dict]:
-    """Workers, by name, of those that are right, and the facts of all."""
-    workers, facts = {}, {}
-    for name, make in makes.items():
-        try:
-            worker = Worker(cores, *make)
-            stack.callback(worker.close)
-            facts[name] = worker.ask("admit", *given)
-        except RuntimeError as error:
-            facts[name] = {"reason": str(error), "red": True}
+def measured(asked: dict[str, tuple[tuple, tuple]], threads: int, seconds: float, rounds: int, busy=False) -> dict:
+    """The facts of each subject, with the times of those that are right: each in a process of its own, taking turns.
+
+    ``asked``: by name a class and its arguments, and what `admit` of the object is given. ``busy``: time ours also with
+    a busy process on one of its cores.
+    """
+    cores, facts, runs = machine.cores(threads), {}, {}
+    with ExitStack() as stack:
+        for name, (make, given) in asked.items():
+            try:
+                worker = stack.enter_context(Worker(cores, *make))
+                facts[name] = worker.ask("admit", *given)
+            except RuntimeError as error:
+                facts[name] = {"reason": str(error), "red": True}
+            if "reason" not in facts[name]:
+                runs[name] = guarded(worker, facts[name])
+        samples = alternate(runs, seconds, rounds)
+        if busy and threads > 1 and len(cores) == threads and "rnnkernels" in runs:
+            with Busy(cores[-1]):
+                disturbed = alternate({"rnnkernels": runs["rnnkernels"]}, seconds / 4, BUSY_ROUNDS)["rnnkernels"]
+            facts["rnnkernels"]["busy_seconds"] = float(np.median([wall for wall, _ in disturbed]))
+    for name, values in samples.items():
         if "reason" not in facts[name]:
-            workers[name] = worker
-    return workers, facts
+            facts[name] |= summed_up(values)
+    return facts
 
 
 class Rows(AbstractContextManager):
@@ -100,40 +110,27 @@ class Rows(AbstractContextManager):
     def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str], roofs: dict | None = None):
         self.workload, self.dtype, self.mode, self.providers, self.roofs = workload, dtype, mode, providers, roofs
         self._folder = tempfile.TemporaryDirectory()
-        self._truth = str(Path(self._folder.name) / "truth.pt")
+        self._truth = f"{self._folder.name}/truth.pt"
         torch.save(truth_of(Case(workload, dtype, mode)), self._truth)
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
-    def admitted(self, stack: ExitStack, cores: list[int], threads: int, with_memory: bool = False) -> tuple:
-        how = (self.workload, self.dtype, self.mode, threads)
-        makes = {name: (Subject, PROVIDERS[name], *how) for name in self.providers}
-        return admitted(stack, cores, makes, self._truth, with_memory)
+    def subjects(self, threads: int, with_memory: bool) -> dict[str, tuple[tuple, tuple]]:
+        how, given = (self.workload, self.dtype, self.mode, threads), (self._truth, with_memory)
+        return {name: ((Subject, PROVIDERS[name], *how), given) for name in self.providers}
 
     def measure(
         self, threads: int, seconds: float, rounds: int, with_memory: bool = False, busy: bool = False,
         plain: Rows | None = None,
     ) -> dict:  # fmt: skip
         """The row. ``plain``: of the plain workload by our layer only, which then is timed between the others."""
-        w, cores = self.workload, machine.cores(threads)
-        with ExitStack() as stack:
-            workers, facts = self.admitted(stack, cores, threads, with_memory)
-            if plain is not None:
-                base, found = plain.admitted(stack, cores, threads, with_memory)
-                workers |= {"plain": base["rnnkernels"]} if base else {}
-                facts["plain"] = found["rnnkernels"]
-            runs = {name: guarded(worker, facts[name]) for name, worker in workers.items()}
-            samples = alternate(runs, seconds, rounds)
-            if busy and threads > 1 and len(cores) == threads and "rnnkernels" in runs:
-                with Busy(cores[-1]):
-                    disturbed = alternate({"rnnkernels": runs["rnnkernels"]}, seconds / 4, BUSY_ROUNDS)["rnnkernels"]
-                facts["rnnkernels"]["busy_seconds"] = float(np.median([wall for wall, _ in disturbed]))
-        for name, values in samples.items():
-            if "reason" not in facts[name]:
-                facts[name] |= summed_up(values)
-        row = {**head(w, self.dtype, self.mode, threads), "providers": facts}
-        row["bound"] = bound(w, self.dtype, self.mode, threads, self.roofs)
+        asked = self.subjects(threads, with_memory)
+        if plain is not None:
+            asked["plain"] = plain.subjects(threads, with_memory)["rnnkernels"]
+        facts = measured(asked, threads, seconds, rounds, busy)
+        row = {**head(self.workload, self.dtype, self.mode, threads), "providers": facts}
+        row["bound"] = bound(self.workload, self.dtype, self.mode, threads, self.roofs)
         if plain is not None:
             row["plain"] = facts.pop("plain")
             pair = [found.get("seconds") for found in (ours(row), row["plain"])]

@@ -1,7 +1,7 @@
 """Run the benchmarks: `python -m benchmarks.run --device cpu --threads 1,2`.
 
 A table on the terminal, and JSON, Markdown and plots under benchmarks/results/. JSON and Markdown are written after
-each workload; `--resume` goes on with a run that was stopped. How it is timed is in benchmarks/worker.py.
+each row; `--resume` goes on with a run that was stopped. How it is timed is in benchmarks/worker.py.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 
 import torch
-from tqdm import tqdm
 
-from benchmarks import cli, machine, report
+from benchmarks import cli, machine
 from benchmarks.providers import PROVIDERS, TORCH_DTYPES
-from benchmarks.roofline.probe import probe
+from benchmarks.roofline import probe
 from benchmarks.rows import Rows
 from benchmarks.workloads import Workload, select
+
+Plan = list[tuple[Workload, str, str, list[int]]]  # dtype, mode, thread counts
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -37,8 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         p.error("no CUDA device here (torch.cuda.is_available() is False)")
     if asked.resume and asked.out is None:
         p.error("--resume: name the results with --out")
-    asked.out = asked.out or cli.RESULTS / f"{asked.device}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}"
-    cli.check(p, asked)
+    cli.check(p, asked, f"{asked.device}-{datetime.now(timezone.utc):%Y%m%d-%H%M%S}")
     asked.providers = cli.providers_of(p, asked)
     asked.workloads = cli.workloads_of(p, asked, select(asked.device, []))
     if asked.dtype == ["int8"] and asked.mode == "train":
@@ -51,34 +51,33 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def started(asked: argparse.Namespace, command: str) -> dict:
     """Results without rows, or those that are resumed; with the roofs of this machine for each thread count."""
     described = machine.describe(asked.device, command)
-    results = {"machine": described, "providers": asked.providers, "roofs": None, "rows": []}
-    path = asked.out.with_name(f"{asked.out.name}.json")
-    if asked.resume and path.exists():
-        results = cli.resumed(path, results)
+    results = cli.resumed(asked, {"machine": described, "providers": asked.providers, "roofs": None, "rows": []})
     known = (results["roofs"] or {}).get("flops", {}).get("float32", {})
     if asked.device == "cpu" and not all(str(count) in known for count in asked.threads):
         results["roofs"] = probe(asked.threads, 0.01 if asked.quick else 0.1)
     return results
 
 
-def missing(asked: argparse.Namespace, workload: Workload, results: dict) -> dict[tuple[str, str], list[int]]:
-    """The rows of one workload that the results do not have yet: thread counts by dtype and mode."""
-    there = {(row["workload"], row["dtype"], row["mode"], row["threads"]) for row in results["rows"]}
-    found = {}
-    for dtype in asked.dtype or [workload.dtype]:
-        for mode in asked.modes if dtype != "int8" else [m for m in asked.modes if m == "infer"]:
-            found[dtype, mode] = [n for n in asked.threads if (workload.name, dtype, mode, n) not in there]
-    return found
+def planned(asked: argparse.Namespace, rows: list[dict]) -> Plan:
+    """What is not among the rows yet."""
+    there = {(row["workload"], row["dtype"], row["mode"], row["threads"]) for row in rows}
+    plan = [
+        (w, dtype, mode, [n for n in asked.threads if (w.name, dtype, mode, n) not in there])
+        for w in asked.workloads
+        for dtype in asked.dtype or [w.dtype]
+        for mode in asked.modes
+        if dtype != "int8" or mode == "infer"
+    ]
+    return [task for task in plan if task[-1]]
 
 
-def measured(asked: argparse.Namespace, workload: Workload, results: dict) -> Iterator[dict]:
-    """The missing rows of one workload, each as soon as it is measured."""
-    how = (asked.seconds, 3 if asked.quick else 5, not asked.no_memory, asked.busy)
-    for (dtype, mode), counts in missing(asked, workload, results).items():
-        if counts:
-            with Rows(workload, dtype, mode, asked.providers, results["roofs"]) as measuring:
-                for threads in counts:
-                    yield measuring.measure(threads, *how)
+def measured(plan: Plan, asked: argparse.Namespace, roofs: dict | None) -> Iterator[dict]:
+    """The rows, each as soon as it is measured."""
+    for workload, dtype, mode, counts in plan:
+        with Rows(workload, dtype, mode, asked.providers, roofs) as measuring:
+            for threads in counts:
+                rounds = 3 if asked.quick else 5
+                yield measuring.measure(threads, asked.seconds, rounds, not asked.no_memory, asked.busy)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -92,27 +91,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, KeyError) as error:
         print(f"python -m benchmarks.run: error: --resume: {error}", file=sys.stderr)
         return 2
-    finished = False
-    total = sum(len(counts) for w in asked.workloads for counts in missing(asked, w, results).values())
-    try:
-        with tqdm(total=total, unit="row", disable=None) as bar:
-            for workload in asked.workloads:
-                rows = []
-                for row in measured(asked, workload, results):
-                    rows.append(row)
-                    bar.write(report.line(row), file=sys.stderr)
-                    bar.update()
-                results["rows"] += rows
-                report.write(results, asked.out)
-        finished = True
-    except KeyboardInterrupt:
-        print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
-    if not results["rows"]:
-        return 1
-    print(report.terminal(results["rows"]))
-    written = report.write(results, asked.out, with_plots=True)
-    print(f"written: {', '.join(map(str, written))}")
-    return 0 if finished and not report.red(results["rows"]) else 1
+    plan = planned(asked, results["rows"])
+    rows = measured(plan, asked, results["roofs"])
+    return cli.carried_out(results, asked.out, rows, sum(len(task[-1]) for task in plan), with_plots=True)
 
 
 if __name__ == "__main__":

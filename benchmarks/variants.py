@@ -10,18 +10,18 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from functools import partial
+from collections.abc import Iterator
 from itertools import groupby
 
 import torch
 
-from benchmarks import cli, machine, report
-from benchmarks.measure import alternate, wall_time
-from benchmarks.providers import PROVIDERS, TORCH_DTYPES, Case
+from benchmarks import cli, machine
+from benchmarks.measure import Subject
+from benchmarks.providers import PROVIDERS, TORCH_DTYPES, Case, Job
 from benchmarks.providers.case import masks
 from benchmarks.providers.ours import schedule_of
-from benchmarks.rows import Rows, summed_up
-from benchmarks.worker import Worker
+from benchmarks.rows import Rows
+from benchmarks.rows import measured as measured_apart
 from benchmarks.workloads import VARIANTS, Workload, variants
 
 PROVIDED = ("torch", "torch_script", "keras", "rnnkernels")
@@ -30,14 +30,12 @@ ROUNDS = 5  # of each at least
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     p = cli.parser("variants", __doc__, 300.0, "everything")
-    p.add_argument(
-        "--variants", type=cli.listed(list(VARIANTS)), default=list(VARIANTS), help=f"of {', '.join(VARIANTS)}"
-    )
+    known = list(VARIANTS)
+    p.add_argument("--variants", type=cli.listed(known), default=known, help=f"of {', '.join(known)}")
     p.add_argument("--threads", type=cli.listed(kind=int), default=[1], help="default: 1")
     asked = p.parse_args(arguments)
-    asked.out = asked.out or cli.RESULTS / "variants-cpu"
-    cli.check(p, asked)
-    workloads = cli.workloads_of(p, asked, variants(list(VARIANTS)))
+    cli.check(p, asked, "variants-cpu")
+    workloads = cli.workloads_of(p, asked, variants(known))
     asked.plan = planned([w for w in workloads if w.variant in asked.variants], asked.modes)
     if not asked.plan:
         p.error("--variants: reset_after=False is for workloads with a GRU, recompute for training")
@@ -53,25 +51,21 @@ def planned(workloads: list[Workload], modes: tuple[str, ...]) -> list[tuple[Wor
     ]  # fmt: skip
 
 
-class Drawing:
+class Drawing(Subject):
     """What torch needs to draw the masks of a call, which all sides do the same way: a part of every time."""
 
-    def __init__(self, workload: Workload, threads: int) -> None:
-        self.workload, self.like = workload, torch.empty(0, dtype=TORCH_DTYPES[workload.dtype])
-        torch.set_num_threads(threads)
-
-    def time(self, calls: int) -> tuple[float, float]:
-        with torch.no_grad():
-            masks(self.workload, True, self.like)
-            return wall_time(lambda: masks(self.workload, True, self.like), calls)
+    def _admitted(self, truth: None, with_memory: bool) -> dict:
+        like = torch.empty(0, dtype=TORCH_DTYPES[self.dtype])
+        self.job = Job(lambda: masks(self.workload, True, like), lambda drawn: {})
+        return {}
 
 
 def drawing(w: Workload, mode: str, threads: int) -> dict | None:
     """How long the masks alone take, where there are any; apart from the others, who would all be slow beside it."""
     if mode == "infer" or w.variant not in ("recurrent_dropout", "zoneout"):
         return None
-    with Worker(machine.cores(threads), Drawing, w, threads) as worker:
-        return summed_up(alternate({"masks": partial(worker.ask, "time")}, 0.0, ROUNDS)["masks"])
+    asked = {"masks": ((Drawing, None, w, w.dtype, mode, threads), (None,))}
+    return measured_apart(asked, threads, 0.0, ROUNDS)["masks"]
 
 
 def measured(w: Workload, mode: str, plain: Rows, asked: argparse.Namespace, threads: int, seconds: float) -> dict:
@@ -81,11 +75,11 @@ def measured(w: Workload, mode: str, plain: Rows, asked: argparse.Namespace, thr
     return row | {"masks": drawing(w, mode, threads), "schedule": schedule_of(Case(w, w.dtype, mode))}
 
 
-def run_all(asked: argparse.Namespace, results: dict) -> None:
+def all_rows(asked: argparse.Namespace, cut: list[str]) -> Iterator[dict]:
     """Every row, each within its share of the time that is left.
 
     Checking and the fewest runs may take longer than that: after half as much time again the rest is left out, and
-    named.
+    named in ``cut``.
     """
     left, seconds = len(asked.plan) * len(asked.threads), 0.01 if asked.quick else asked.seconds
     end = time.perf_counter() + seconds
@@ -94,33 +88,19 @@ def run_all(asked: argparse.Namespace, results: dict) -> None:
             for w, threads in [(w, threads) for w, _ in tasks for threads in asked.threads]:
                 now = time.perf_counter()
                 if not asked.quick and now > end + seconds / 2:
-                    results["cut"].append(f"{w.name}, {w.variant}, {mode}")
+                    cut.append(f"{w.name}, {w.variant}, {mode}")
                     continue
-                row = measured(w, mode, plain, asked, threads, max(0.0, end - now) / left)
-                results["rows"].append(row)
+                yield measured(w, mode, plain, asked, threads, max(0.0, end - now) / left)
                 left -= 1
-                print(report.line(row), file=sys.stderr)
-        report.write(results, asked.out)
 
 
 def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
-    described = machine.describe("cpu", cli.command("variants", arguments))
-    described["peers"] = ", ".join(f"{name} {machine.version(name)}" for name in ("torch", "keras"))
+    described = machine.describe("cpu", cli.command("variants", arguments), ("torch", "keras"))
     absent = {name: PROVIDERS[name].missing() for name in PROVIDED if name not in asked.providers}
-    results, finished = {"machine": described, "absent": absent, "rows": [], "cut": []}, False
-    try:
-        run_all(asked, results)
-        finished = True
-    except KeyboardInterrupt:
-        print("stopped; what was measured is kept", file=sys.stderr)
-    if not results["rows"]:
-        return 1
-    print(report.terminal(results["rows"]))
-    if results["cut"]:
-        print(f"out of time: {'; '.join(results['cut'])}")
-    print(f"written: {', '.join(map(str, report.write(results, asked.out)))}")
-    return 0 if finished and not report.red(results["rows"]) and not results["cut"] else 1
+    results = {"machine": described, "absent": absent, "rows": [], "cut": []}
+    total = len(asked.plan) * len(asked.threads)
+    return cli.carried_out(results, asked.out, all_rows(asked, results["cut"]), total)
 
 
 if __name__ == "__main__":

@@ -79,10 +79,9 @@ def warm_experiment(gpu, schedule: str, size: experiments.Size) -> None:
 
 def facts(asked: argparse.Namespace, command: str) -> dict:
     """The machine, with the versions and switches that decide what is compared."""
-    found = machine.describe(asked.device, command)
+    found = machine.describe(asked.device, command, ("torchrl", "flashrnn"))
     found["device"] = found.get("gpu", found["cpu"])
     found["timer"] = "CUDA events" if asked.device == "cuda" else "the wall clock"
-    found["peers"] = ", ".join(f"{name} {machine.version(name)}" for name in ("torchrl", "flashrnn"))
     if asked.device == "cuda":
         found["cudnn"], found["cuda"] = torch.backends.cudnn.version(), torch.version.cuda or torch.version.hip
         query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
@@ -101,10 +100,7 @@ def started(asked: argparse.Namespace, command: str) -> dict:
     """Results without anything measured, or those that are resumed."""
     fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": None, "rows": []}
     fresh |= {"smoke": [], "races": [], "experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
-    path = asked.out.with_name(f"{asked.out.name}.json")
-    if not (asked.resume and path.exists()):
-        return fresh
-    old = cli.resumed(path, fresh) | {"cut": []}
+    old = cli.resumed(asked, fresh) | {"cut": []}
     return old | {  # what failed is tried again
         name: [found for found in old[name] if "reason" not in found] for name in ("smoke", "races", "rows")
     }
@@ -214,11 +210,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         p.error("no GPU here (torch.cuda.is_available() is False); --device cpu --quick shows that it works")
     if asked.device == "cpu" and not (asked.quick and asked.out):
         p.error("--device cpu: only with --quick and --out")
-    if asked.out is None:
-        chip = re.sub(r"^(nvidia|amd)-", "", re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name().lower()))
-        asked.out = cli.RESULTS / f"gpu-{chip}"
+    chip = torch.cuda.get_device_name() if asked.out is None else ""
     asked.threads = [1]
-    cli.check(p, asked)
+    cli.check(p, asked, f"gpu-{re.sub('^(nvidia|amd)-', '', re.sub('[^a-z0-9]+', '-', chip.lower()))}")
     asked.modes = [mode for mode in tasks.MODES if mode in asked.modes]
     asked.providers = cli.providers_of(p, asked)
     asked.steps = [step for step in SHARES if step in asked.steps]

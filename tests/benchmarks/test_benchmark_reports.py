@@ -5,8 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import cli, plots, report, tables
-from benchmarks.roofline import bounds, probe
+from benchmarks import cli, plots, report, roofline, tables
 from benchmarks.rows import derive
 from benchmarks.workloads import Workload
 
@@ -43,49 +42,49 @@ def results(rows):
 
 def test_operations_and_bytes_of_a_stack_by_hand():
     # Layer 0: 2 T B G H (I + H) = 2 * 10 * 4 * 20 * (3 + 5); layer 1 has I = 5.
-    assert bounds.flops(LSTM, "infer") == 2 * 10 * 4 * 20 * 8 + 2 * 10 * 4 * 20 * 10
-    assert bounds.flops(LSTM, "train") == 3 * bounds.flops(LSTM, "infer")
+    assert roofline.flops(LSTM, "infer") == 2 * 10 * 4 * 20 * 8 + 2 * 10 * 4 * 20 * 10
+    assert roofline.flops(LSTM, "train") == 3 * roofline.flops(LSTM, "infer")
     # W_hh: 20 * 5 floats in each of 2 layers, read 10 times; W_ih: 20 * (3 + 5) floats, once.
-    assert bounds.weight_reads(LSTM, "float32", "infer") == [(8000.0, 400.0), (640.0, 1440.0)]
+    assert roofline.weight_reads(LSTM, "float32", "infer") == [(8000.0, 400.0), (640.0, 1440.0)]
     # Forward and backward read them, and the 360 gradients are written once.
-    assert bounds.weight_reads(LSTM, "float32", "train") == [(16000.0, 400.0), (1280.0 + 1440.0, 1440.0)]
-    assert bounds.weight_reads(LSTM, "bfloat16", "infer")[0] == (4000.0, 200.0)
+    assert roofline.weight_reads(LSTM, "float32", "train") == [(16000.0, 400.0), (1280.0 + 1440.0, 1440.0)]
+    assert roofline.weight_reads(LSTM, "bfloat16", "infer")[0] == (4000.0, 200.0)
 
 
 def test_operations_and_bytes_of_two_directions_and_of_a_single_step_by_hand():
     both = Workload("bi", "cpu", "gru", T=2, B=1, I=3, H=5, L=2, bidirectional=True)
-    assert bounds.flops(both, "infer") == 2 * 2 * 2 * 15 * (3 + 5) + 2 * 2 * 2 * 15 * (10 + 5)
-    assert bounds.weight_reads(both, "float64", "infer") == [(4800.0, 600.0), (3120.0, 5520.0)]
+    assert roofline.flops(both, "infer") == 2 * 2 * 2 * 15 * (3 + 5) + 2 * 2 * 2 * 15 * (10 + 5)
+    assert roofline.weight_reads(both, "float64", "infer") == [(4800.0, 600.0), (3120.0, 5520.0)]
     step = Workload("step", "cpu", "rnn", T=1, B=1, I=3, H=5)
-    assert bounds.weight_reads(step, "float32", "infer") == [(160.0, 160.0)]
+    assert roofline.weight_reads(step, "float32", "infer") == [(160.0, 160.0)]
 
 
 def test_the_bound_is_the_larger_time_from_the_level_that_holds_the_weights():
-    assert bounds.level_of(1000, 1, SIZES) == "L1" and bounds.level_of(1001, 1, SIZES) == "L2"
-    assert bounds.level_of(2000, 2, SIZES) == "L1" and bounds.level_of(8000, 2, SIZES) == "L2"
-    assert bounds.level_of(8001, 2, SIZES) == "L3" and bounds.level_of(100_001, 2, SIZES) == "memory"
+    assert roofline.level_of(1000, 1, SIZES) == "L1" and roofline.level_of(1001, 1, SIZES) == "L2"
+    assert roofline.level_of(2000, 2, SIZES) == "L1" and roofline.level_of(8000, 2, SIZES) == "L2"
+    assert roofline.level_of(8001, 2, SIZES) == "L3" and roofline.level_of(100_001, 2, SIZES) == "memory"
     single = Workload("single", "cpu", "lstm", T=10, B=1, I=3, H=5, L=2)
     # W_hh from L1, W_ih from L2, against 7200 operations at 100 a second.
     moved = 8000 / 40 + 640 / 20
-    found = bounds.bound(single, "float32", "infer", 1, ROOFS)
+    found = roofline.bound(single, "float32", "infer", 1, ROOFS)
     assert found == {"flops": 7200.0, "bytes": 8640.0, "seconds": moved, "by": "L1"}
-    found = bounds.bound(LSTM, "float32", "infer", 1, ROOFS)
+    found = roofline.bound(LSTM, "float32", "infer", 1, ROOFS)
     assert found["seconds"] == 28800 / 100 and found["by"] == "FMA peak"
-    assert bounds.bound(LSTM, "bfloat16", "infer", 1, ROOFS)["seconds"] == 28800 / 100  # widening is allowed
-    assert bounds.bound(LSTM, "float64", "infer", 2, ROOFS)["seconds"] == pytest.approx(28800 / 99)
-    assert bounds.bound(LSTM, "float32", "infer", 3, ROOFS)["reason"] == "the probe did not run"
-    assert bounds.bound(LSTM, "float32", "infer", 1, {"reason": "no compiler"})["reason"] == "no compiler"
+    assert roofline.bound(LSTM, "bfloat16", "infer", 1, ROOFS)["seconds"] == 28800 / 100  # widening is allowed
+    assert roofline.bound(LSTM, "float64", "infer", 2, ROOFS)["seconds"] == pytest.approx(28800 / 99)
+    assert roofline.bound(LSTM, "float32", "infer", 3, ROOFS)["reason"] == "the probe did not run"
+    assert roofline.bound(LSTM, "float32", "infer", 1, {"reason": "no compiler"})["reason"] == "no compiler"
 
 
 def test_the_probe_measures_roofs_or_says_why_not(monkeypatch):
-    monkeypatch.setattr(probe, "_memory", lambda: 1 << 30)
-    found = probe.probe([1], 0.002)
+    monkeypatch.setattr(roofline, "_memory", lambda: 1 << 30)
+    found = roofline.probe([1], 0.002)
     if "reason" not in found:
         assert found["flops"]["float32"]["1"] > 1e8 and found["flops"]["float64"]["1"] > 1e8
-        read = [found["bandwidth"][level]["1"] for level in probe.LEVELS]
+        read = [found["bandwidth"][level]["1"] for level in roofline.LEVELS]
         assert min(read) > 1e7 and read[0] > read[-1]
     monkeypatch.setenv("CXX", "no-such-compiler")
-    found = probe.probe([1], 0.002)
+    found = roofline.probe([1], 0.002)
     assert "no-such-compiler" in found["reason"]
     assert "no-such-compiler" in report.roofs_text(found)
 
@@ -93,7 +92,7 @@ def test_the_probe_measures_roofs_or_says_why_not(monkeypatch):
 def test_buffers_lie_in_the_level_that_they_measure():
     sizes = {"L1": 48 << 10, "L2": 2 << 20, "L3": 480 << 20}
     for threads in (1, 2, 64):
-        buffers = probe.buffer_sizes(sizes, threads)
+        buffers = roofline.buffer_sizes(sizes, threads)
         assert buffers["L1"] < sizes["L1"] < buffers["L2"] < sizes["L2"]
         assert buffers["L3"] * threads <= sizes["L3"]
 

@@ -1,5 +1,6 @@
 """`python -m benchmarks.variants`: all sides compute the same with the same masks, and what is slow or wrong shows."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from benchmark_children import facts_of
 from common import refused
 from pairwise import ALL
 
-from benchmarks import run, variants, worker
+from benchmarks import cli, run, variants, worker
 from benchmarks.measure import FLOOR, Subject, errors, result_of, truth_of
 from benchmarks.providers import PROVIDERS, Case, Job, Provider, Unsupported
 from benchmarks.providers.case import masks
@@ -156,9 +157,9 @@ def test_a_run_writes_rows_beside_the_plain_layer(monkeypatch, tmp_path, capfd):
 def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(variants, "variants", lambda names: TINY)
     monkeypatch.setattr(variants, "measured", lambda *given: {"variant": given[0].variant, "providers": {}})
-    monkeypatch.setattr(variants.report, "write", lambda results, out: [out])
-    monkeypatch.setattr(variants.report, "line", lambda row: row["variant"])
-    monkeypatch.setattr(variants.report, "terminal", lambda rows: f"{len(rows)} rows")
+    monkeypatch.setattr(cli.report, "write", lambda results, out, with_plots=False: [out])
+    told = {"line": lambda row: row["variant"], "terminal": lambda rows: f"{len(rows)} rows"}
+    monkeypatch.setattr(cli, "carried_out", functools.partial(cli.carried_out, **told))
     clock = iter([0.0, 0.0, 100.0])
     monkeypatch.setattr(variants.time, "perf_counter", lambda: next(clock))
     asked = ["--seconds", "10", "--variants", "reset,zoneout", "--mode", "infer", "--out", str(tmp_path / "v")]

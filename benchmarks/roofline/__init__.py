@@ -1,1 +1,0 @@
-"""The bound of a workload, and the roofs of this machine from which it follows."""
