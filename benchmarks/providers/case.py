@@ -96,18 +96,23 @@ class Step(nn.Module):
         return (y[0] if isinstance(y, tuple) else y)[None], None
 
 
+EXTRAS = {"resets": "takes no reset mask", "heads": "has no heads", "packed": "takes no lengths here"}
+EXTRAS |= {"single": "is not measured with cells"}
+
+
 def refuse_extras(name: str, w: Workload) -> None:
     """Raise Unsupported for what libraries with torch.nn's layers do not have."""
-    if w.resets:
-        raise Unsupported(f"{name} takes no reset mask")
-    if w.heads > 1:
-        raise Unsupported(f"{name} has no heads")
-    if w.packed:
-        raise Unsupported(f"{name} takes no lengths here")
-    if w.single:
-        raise Unsupported(f"{name} is not measured with cells")
+    for extra, text in EXTRAS.items():
+        if getattr(w, extra) != getattr(Workload, extra):
+            raise Unsupported(f"{name} {text}")
     if w.options:
         raise Unsupported(f"{name} has no {' and '.join(dict(w.options))}")
+
+
+def refuse_stacks(name: str, w: Workload) -> None:
+    """Raise Unsupported for all but one layer in one direction."""
+    if w.L > 1 or w.D > 1 or w.alternating or w.heads > 1:
+        raise Unsupported(f"{name} is one layer in one direction here")
 
 
 def build(library: Any, w: Workload) -> nn.Module:
@@ -145,12 +150,6 @@ def masks(w: Workload, train: bool, like: Tensor) -> tuple[Tensor | None, list[T
     return h_mask, zone
 
 
-def refuse_stacks(name: str, w: Workload) -> None:
-    """Raise Unsupported for all but one layer in one direction."""
-    if w.L > 1 or w.D > 1 or w.alternating or w.heads > 1:
-        raise Unsupported(f"{name} is one layer in one direction here")
-
-
 def split_and_pad(module: nn.Module, reset: Tensor, x: Tensor) -> tuple[Tensor, None]:
     """torch.nn's way with resets: each piece between two of them becomes a row of a longer batch, padded with zeros."""
     T, B = reset.shape
@@ -175,9 +174,7 @@ def torch_call(module: nn.Module, case: Case) -> Callable[[Tensor], tuple]:
     """What computes the case with a module that has torch.nn's abilities."""
     if case.reset is not None:
         return partial(split_and_pad, module, case.reset)
-    if case.lengths is not None:
-        return partial(packed, module, case.lengths)
-    return module
+    return module if case.lengths is None else partial(packed, module, case.lengths)
 
 
 class Direction(NamedTuple):
@@ -210,22 +207,26 @@ def module_of(library: Any, case: Case, dtype: str | None = None) -> nn.Module:
     return module.eval() if case.mode == "infer" else module
 
 
+def torch_job(call: Callable[[], Tensor], mode: str, leaves: dict[str, Tensor], dy: Tensor | None) -> Job:
+    """A job of what computes y, in training with the gradients of the leaves; dy None: of the sum of y."""
+    if mode == "infer":
+        return Job(call, lambda y: {"y": y})
+    names, tensors = ("y", *(f"d{name}" for name in leaves)), tuple(leaves.values())
+
+    def step() -> tuple[Tensor | None, ...]:
+        y = call()
+        return y, *torch.autograd.grad(y.sum() if dy is None else y, tensors, dy, allow_unused=True)
+
+    return Job(step, lambda out: {n: t.detach() for n, t in zip(names, out, strict=True) if t is not None})
+
+
 def job_of(module: nn.Module, case: Case, call: Callable | None = None, dtype: str | None = None) -> Job:
     """A job on a module that is called as torch.nn's are; `call` stands in for that (a compiled one)."""
     call = torch_call(module, case) if call is None else call
     kind = {"device": case.workload.device, "dtype": TORCH_DTYPES[dtype or case.dtype]}
     x, dy = case.x.to(**kind), case.dy.to(**kind)
-    if case.mode == "infer":
-        return Job(lambda: call(x)[0], lambda y: {"y": y})
-    x.requires_grad_()
-    names, weights = zip(*module.named_parameters(), strict=True)
-
-    def step() -> tuple[Tensor, ...]:
-        y = call(x)[0]
-        return y, *torch.autograd.grad(y, (x, *weights), dy)
-
-    named = ("y", "dx", *(f"d{name}" for name in names))
-    return Job(step, lambda out: dict(zip(named, (t.detach() for t in out), strict=True)))
+    leaves = {"x": x.requires_grad_(case.mode == "train"), **dict(module.named_parameters())}
+    return torch_job(lambda: call(x)[0], case.mode, leaves, dy)
 
 
 def module_job(library: Any, case: Case, dtype: str | None = None) -> Job:
@@ -267,13 +268,11 @@ class Provider:
 PROVIDERS: dict[str, Provider] = {}
 
 
-def provider(
-    name: str, package: str, devices: tuple[str, ...] = ("cpu",), default: bool = True
-) -> Callable[[Make], Make]:
-    """Register the decorated function as a provider that needs a package."""
+def provider(name: str, package: str, **more: Any) -> Callable[[Make], Make]:
+    """Register the decorated function as a provider that needs a package; ``more``: fields of `Provider`."""
 
     def register(make: Make) -> Make:
-        PROVIDERS[name] = Provider(make, package, devices, default=default)
+        PROVIDERS[name] = Provider(make, package, **more)
         return make
 
     return register

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 import rnnkernels
-from benchmarks.providers.case import SEED, Job, Unsupported
+from benchmarks.providers.case import SEED, Job, Unsupported, torch_job
 from benchmarks.providers.cell_loop import loop_of
-from benchmarks.providers.jax_cells import jax_job
+from benchmarks.providers.jax_scan import jax_cell
 from benchmarks.providers.torch_script import WARMING
 
 
@@ -77,15 +77,9 @@ class CellCase:
 
     def job(self, call: Callable[[], Tensor], leaves: list[Tensor] | None = None) -> Job:
         """A job of what computes y. ``leaves``: x, and what else has a gradient where the parameters are others."""
-        if self.mode == "infer":
-            return Job(call, lambda y: {"y": y})
-        leaves = self.leaves if leaves is None else leaves
-
-        def step() -> tuple[Tensor, ...]:
-            y = call()
-            return y, *torch.autograd.grad(y.sum(), leaves, allow_unused=True)
-
-        return Job(step, lambda out: {"y": out[0].detach(), "dx": out[1]})
+        x, *rest = self.leaves if leaves is None else leaves
+        job = torch_job(call, self.mode, {"x": x, **{str(n): leaf for n, leaf in enumerate(rest)}}, None)
+        return Job(job.run, lambda out: {n: t for n, t in job.read(out).items() if n in ("y", "dx")})
 
 
 def ours(case: CellCase) -> Job:
@@ -108,7 +102,7 @@ def compiled(case: CellCase) -> Job:
 
 
 def jax(case: CellCase) -> Job:
-    return jax_job(case.layer, case.x, case.inputs, case.mode)
+    return jax_cell(case.layer, case.x, case.inputs, case.mode)
 
 
 def built_in(case: CellCase) -> Job:

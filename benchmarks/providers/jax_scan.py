@@ -1,101 +1,164 @@
-"""Provider JAX: lax.scan under jit, with the input projection of a whole sequence as one product before the scan.
+"""JAX: a cell's program under lax.scan under jit, with the input's product of a whole sequence before the scan.
 
 Training is jax.vjp under the same jit and gives the gradients of x and of every weight. Weights are (in, out) matrices,
 as JAX libraries have them. Threads: XLA takes as many as the process may use when JAX starts, so the process has to be
-pinned first (`benchmarks.worker` does).
+pinned first (`benchmarks.worker` does). T time, B batch, G gates, H hidden.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from benchmarks.providers.case import Case, Job, Unsupported, compiled, directions, provider, refuse_extras
+from rnnkernels.cells import built_in
 
 
-def _cells():
-    """By name: (x's gates, h's gates, state) to (new state, output). The gates are torch's, biases already added."""
+def operations() -> dict[str, Callable]:
     import jax
     import jax.numpy as jnp
+    from jax.lax import stop_gradient
 
-    sigmoid, tanh = jax.nn.sigmoid, jnp.tanh
+    def number(compare: Callable) -> Callable:
+        return lambda a, b: jnp.asarray(compare(a, b), "float32")
 
-    def rnn(x, r, state):
-        h = tanh(x + r)
-        return (h,), h
-
-    def lstm(x, r, state):
-        i, f, g, o = jnp.split(x + r, 4, axis=-1)
-        c = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
-        h = sigmoid(o) * tanh(c)
-        return (h, c), h
-
-    def gru(x, r, state):
-        (x_r, x_z, x_n), (r_r, r_z, r_n) = jnp.split(x, 3, axis=-1), jnp.split(r, 3, axis=-1)
-        z = sigmoid(x_z + r_z)
-        n = tanh(x_n + sigmoid(x_r + r_r) * r_n)
-        h = n + z * (state[0] - n)
-        return (h,), h
-
-    return {"rnn": (rnn, 1), "lstm": (lstm, 2), "gru": (gru, 1)}
+    return {
+        "add": jnp.add, "sub": jnp.subtract, "mul": jnp.multiply, "div": jnp.divide, "neg": jnp.negative,
+        "abs": jnp.abs, "sign": jnp.sign, "sqrt": jnp.sqrt, "exp": jnp.exp, "log": jnp.log, "log1p": jnp.log1p,
+        "expm1": jnp.expm1, "sigmoid": jax.nn.sigmoid, "tanh": jnp.tanh, "relu": jax.nn.relu, "min": jnp.minimum,
+        "max": jnp.maximum, "lt": number(jnp.less), "le": number(jnp.less_equal), "eq": number(jnp.equal),
+        "where": lambda c, a, b: jnp.where(c != 0, a, b),
+        "through": lambda y, x, m: stop_gradient(y) + stop_gradient(m) * (x - stop_gradient(x)),
+    }  # fmt: skip
 
 
-def network(w):
-    """The workload as a function (weights by torch's names, matrices as (in, out), and x_TBI) -> y_TBH."""
+def network(program: Any, H: int, bias: bool = True, reverse: bool = False) -> Callable:
+    """One direction of a layer as a function (weights by name, x_TBI, extra inputs by name) -> y_TBH."""
     import jax.numpy as jnp
     from jax import lax
 
-    cell, states = _cells()[w.cell]
+    table, inner, name = operations(), int(program.inner), program.states[0]
+    first = program.recurrent[: len(program.recurrent) - inner]
 
-    def direction(p, d, x_TBI):
-        gates_TBG = x_TBI @ p[d.w_ih] + p[d.b_ih]
+    def run(section, loads):
+        values = []
+        for op, args, what in program.sections[section].code:
+            if op == "const":
+                values.append(what)
+            else:
+                values.append(table[op](*(values[n] for n in args)) if args else loads(op, what))
+        return {(put.to, put.what): values[put.value] for put in program.sections[section].puts}
 
-        def step(state, x):
-            return cell(x, state[0] @ p[d.w_hh] + p[d.b_hh], state)
+    def product(v, p, columns):
+        return v @ p["weight_hh"][:, columns] + (p["bias_hh"][columns] if bias else 0)
 
-        start = (jnp.zeros((x_TBI.shape[1], w.H), x_TBI.dtype),) * states
-        return lax.scan(step, start, gates_TBG, reverse=d.reverse)[1]
+    def forward(p, x, u):
+        if program.inputs and not program.given:
+            x = x @ p["weight_ih"] + (p["bias_ih"] if bias else 0)
 
-    def forward(p, x):
-        for layer in directions(w):
-            x = jnp.concatenate([direction(p, d, x) for d in layer], axis=-1)
-        return x
+        def step(state, given):
+            x_BG, now = given
+            s, r, i, crossing = dict(zip(program.states, state, strict=True)), {}, None, {}
+            gates = dict(zip(program.inputs, jnp.split(x_BG, len(program.inputs), -1), strict=True))
+
+            def loads(op, what):
+                if op == "a":
+                    return gates[what] + r[what]
+                kinds = {"x": gates, "r": r, "s": s, "v": p, "u": now, "cross": crossing}
+                return i if op == "i" else kinds[op][what]
+
+            operand = run("operand", loads)["operand", None] if "operand" in program.sections else s[name]
+            if first:
+                parts = jnp.split(product(operand, p, slice(len(first) * H)), len(first), -1)
+                r = dict(zip(first, parts, strict=True))
+            if inner:
+                put = run("first", loads)
+                crossing = {what: v for (to, what), v in put.items() if to == "cross"}
+                i = product(put["inner", None], p, slice(-H, None))
+            put = run("forward", loads)
+            new = tuple(jnp.broadcast_to(put["new", n], s[n].shape) for n in program.states)
+            return new, put.get(("y", None), new[0])
+
+        start = (jnp.zeros((x.shape[1], H), x.dtype),) * len(program.states)
+        steps, whole = ({n: u[n] for n in names} for names in (program.step, program.sequence))
+        each = lambda state, given: step(state, (given[0], given[1] | whole))  # noqa: E731
+        return lax.scan(each, start, (x, steps), reverse=reverse)[1]
 
     return forward
 
 
-@provider("jax", package="jax")
-def jax_scan(case: Case) -> Job:
-    refuse_extras("the scan", case.workload)
-    if case.dtype == "float16":
-        raise Unsupported("XLA's float16 on CPUs is emulated")
+def to_jax(t: Tensor, dtype: str):
     import jax
 
-    if case.dtype == "float64":
+    if dtype == "float64":
         jax.config.update("jax_enable_x64", True)  # float32 jobs of the same process stay what they are
-    kind = jax.numpy.dtype(case.dtype)
+    wide = t.detach().to(torch.float64 if dtype == "float64" else torch.float32).contiguous().numpy()
+    return jax.device_put(wide.astype(jax.numpy.dtype(dtype)))
 
-    def to_jax(t: Tensor):
-        wide = t.detach().to(torch.float64 if case.dtype == "float64" else torch.float32).contiguous().numpy()
-        return jax.device_put(wide.astype(kind))
+
+def jax_job(forward: Callable, mode: str, p: dict, x: Any, u: dict, dy: Any, named: Callable[[dict], dict]) -> Job:
+    """A job of a function as `network` gives. ``dy``: None for the gradients of the sum; ``named``: what is read of the
+    gradients of the weights."""
+    import jax
 
     def to_torch(a) -> Tensor:
         return torch.from_dlpack(a).clone()
 
-    weights = {name: to_jax(p.mT if p.ndim == 2 else p) for name, p in case.module.named_parameters()}
-    x, dy, forward = to_jax(case.x), to_jax(case.dy), network(case.workload)
-    if case.mode == "infer":
+    if mode == "infer":
         infer = jax.jit(forward)
-        return compiled(Job(lambda: infer(weights, x).block_until_ready(), lambda y: {"y": to_torch(y)}))
+        return compiled(Job(lambda: infer(p, x, u).block_until_ready(), lambda y: {"y": to_torch(y)}))
 
     @jax.jit
-    def step(weights, x, dy):
-        y, back = jax.vjp(forward, weights, x)
-        return y, *back(dy)
+    def step(p, x, u, dy):
+        y, back = jax.vjp(forward, p, x, u)
+        return y, *back(jax.numpy.ones_like(y) if dy is None else dy)
 
     def read(out) -> dict[str, Tensor]:
-        y, dweights, dx = out
-        grads = {f"d{name}": to_torch(g) for name, g in dweights.items()}
-        return {"y": to_torch(y), "dx": to_torch(dx)} | {n: g.mT if g.ndim == 2 else g for n, g in grads.items()}
+        y, dp, dx, _ = out
+        return {"y": to_torch(y), "dx": to_torch(dx)} | {n: to_torch(g) for n, g in named(dp).items()}
 
-    return compiled(Job(lambda: jax.block_until_ready(step(weights, x, dy)), read))
+    return compiled(Job(lambda: jax.block_until_ready(step(p, x, u, dy)), read))
+
+
+@provider("jax", package="jax")
+def jax_scan(case: Case) -> Job:
+    w, dtype = case.workload, case.dtype
+    refuse_extras("the scan", w)
+    if dtype == "float16":
+        raise Unsupported("XLA's float16 on CPUs is emulated")
+    import jax.numpy as jnp
+
+    program, kinds = getattr(built_in, w.cell).program, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    walks = {reverse: network(program, w.H, reverse=reverse) for reverse in (False, True)}
+
+    def forward(p, x, u):
+        for layer in directions(w):
+            weights = [{kind: p[name] for kind, name in zip(kinds, d[:4], strict=True)} for d in layer]
+            ys = [walks[d.reverse](given, x, u) for d, given in zip(layer, weights, strict=True)]
+            x = jnp.concatenate(ys, axis=-1)
+        return x
+
+    def named(dp: dict) -> dict:
+        return {f"d{name}": g.T for name, g in dp.items()}
+
+    p = {name: to_jax(t.mT if t.ndim == 2 else t, dtype) for name, t in case.module.named_parameters()}
+    return jax_job(forward, case.mode, p, to_jax(case.x, dtype), {}, to_jax(case.dy, dtype), named)
+
+
+def jax_cell(layer: Any, x: Tensor, inputs: dict[str, Tensor], mode: str) -> Job:
+    """A layer of a cell of one's own, with the gradient of the sum of y; matrices stay (out, in), as torch has them."""
+    dtype = str(x.dtype).removeprefix("torch.")
+    try:
+        p = {n.removesuffix("_l0"): to_jax(t, dtype) for n, t in layer.named_parameters()}
+    except ImportError as error:
+        raise Unsupported(str(error)) from None
+    of = network(layer.cell.program, layer.hidden_size, layer.bias)
+
+    def forward(p, x, u):
+        return of({name: t.T for name, t in p.items()}, x, u)
+
+    u = {name: to_jax(t, dtype) for name, t in inputs.items()}
+    return jax_job(forward, mode, p, to_jax(x, dtype), u, None, lambda dp: {})

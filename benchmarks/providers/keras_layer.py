@@ -6,11 +6,21 @@ Its weights and their gradients go through ``rnnkernels.keras``.
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.providers.case import TORCH_DTYPES, Case, Job, Unsupported, module_of, provider, refuse_stacks
+from benchmarks.providers.case import (
+    TORCH_DTYPES,
+    Case,
+    Job,
+    Unsupported,
+    module_of,
+    provider,
+    refuse_stacks,
+    torch_job,
+)
 
 LAYERS = {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
 
@@ -47,24 +57,21 @@ def keras_layer(case: Case) -> Job:
     mask = None if case.lengths is None else torch.arange(w.T) < case.lengths[:, None]
     kind = {"device": w.device, "dtype": TORCH_DTYPES[case.dtype]}
     x, dy, train = case.x.transpose(0, 1).to(**kind), case.dy.transpose(0, 1).to(**kind), case.mode == "train"
-    if not train:
-        return Job(lambda: layer(x, mask=mask, training=False), lambda y: {"y": y.transpose(0, 1)})
-    x.requires_grad_()
-    weights = [variable.value for variable in layer.trainable_weights]
+    names = [name for name, _ in shapes(module)]
+    weights = dict(zip(names, (variable.value for variable in layer.trainable_weights), strict=True))
+    leaves = {"x": x.requires_grad_(train), **weights}
+    job = torch_job(lambda: layer(x, mask=mask, training=train), case.mode, leaves, dy)
 
-    def step() -> tuple[Tensor, ...]:
-        y = layer(x, mask=mask, training=True)
-        return y, *torch.autograd.grad(y, (x, *weights), dy)
-
-    def read(out: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def read(out: Any) -> dict[str, Tensor]:
         """By torch.nn's names: where Keras has one bias, both of torch.nn's have its gradient."""
-        y, dx, *grads = (t.detach() for t in out)
-        found = {"y": y.transpose(0, 1), "dx": dx.transpose(0, 1)}
-        for (name, _), grad in zip(shapes(module), grads, strict=True):
+        given = job.read(out)
+        found = {name: given.pop(name).transpose(0, 1) for name in ("y", "dx") if name in given}
+        for name in names if train else ():
+            grad = given[f"d{name}"]
             if name.startswith("bias") and grad.dim() == 1:
                 found |= dict.fromkeys(("dbias_ih_l0", "dbias_hh_l0"), ordered(grad, w.cell))
             else:
                 found |= {f"d{name}": value for name, value in parameters_of(module, name, grad).items()}
         return found
 
-    return Job(step, read)
+    return Job(job.run, read)
