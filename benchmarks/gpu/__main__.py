@@ -31,8 +31,8 @@ import torch
 
 from benchmarks import cli, machine, report
 from benchmarks.gpu import experiments, pytests, tasks
-from benchmarks.gpu.tasks import Apart, Here, Measuring, Task
-from benchmarks.measure import Timer, event_time, wall_time
+from benchmarks.gpu.tasks import Apart, Measuring, Task
+from benchmarks.measure import event_time, wall_time
 from benchmarks.providers import PROVIDERS
 from benchmarks.rows import head
 from benchmarks.workloads import Workload, select
@@ -159,10 +159,10 @@ def run_step(
         results["cut"].append(f"{late} of {len(plan)} of the step {step}")
 
 
-def run_all(asked: argparse.Namespace, results: dict, budget: Budget, timer: Timer | None) -> None:
+def run_all(asked: argparse.Namespace, results: dict, budget: Budget) -> None:
     """Every step, in the order of SHARES."""
     rows = tasks.ordered(asked.workloads, asked.dtype, asked.modes)
-    results["planned"], several = len(rows), 1 if timer else max(1, (os.cpu_count() or 1) - 2)
+    results["planned"], several = len(rows), max(1, (os.cpu_count() or 1) - 2)
 
     def cases(of: list) -> list[Task]:
         return [Task({"case": case.name}, "case", (case,)) for case in of]
@@ -181,7 +181,7 @@ def run_all(asked: argparse.Namespace, results: dict, budget: Budget, timer: Tim
         "experiments": (forced, 1),
         "rows": (row_tasks(rows, asked.providers), 1),
     }
-    how = (asked.device, asked.seconds, 3 if asked.quick else 5, timer or asked.timer)
+    how = (asked.device, asked.seconds, 3 if asked.quick else 5, asked.timer)
     report.write(results, asked.out)
     for step in asked.steps:
         if step == "tests":
@@ -189,7 +189,7 @@ def run_all(asked: argparse.Namespace, results: dict, budget: Budget, timer: Tim
             run_tests(asked, results, budget)
         else:
             plan, processes = plans[step]
-            make = partial(Here if timer else Apart, Measuring, *how, 1 if step in LIMITS else None)
+            make = partial(Apart, Measuring, *how, 1 if step in LIMITS else None)
             run_step(step, plan, processes, make, asked, results, budget)
         report.write(results, asked.out)
 
@@ -232,8 +232,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return asked
 
 
-def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
-    """``timer`` stands in for CUDA events, or for the clock on a CPU; then all is measured in this process."""
+def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
     try:
         results = started(asked, cli.command("gpu", arguments))
@@ -242,7 +241,7 @@ def main(arguments: list[str] | None = None, timer: Timer | None = None) -> int:
         return 2
     ended = False
     try:
-        run_all(asked, results, Budget(60 * asked.minutes, asked.steps), timer)
+        run_all(asked, results, Budget(60 * asked.minutes, asked.steps))
         ended = True
     except KeyboardInterrupt:
         print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)

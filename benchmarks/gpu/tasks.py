@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import gc
 import os
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import gpu_cases
@@ -85,7 +87,7 @@ def measured(
 
 
 class Measuring:
-    """Measures what it is asked for; lives in a process of its own (`Apart`), or in this one (`Here`)."""
+    """Measures what it is asked for; lives in a process of its own (`Apart`)."""
 
     def __init__(self, device: str, seconds: float, rounds: int, timer: Timer, threads: int | None = None) -> None:
         self.device, self.how = device, (seconds, rounds, timer)
@@ -107,29 +109,13 @@ class Measuring:
         return experiments.measured(purpose, schedule, size, self.device, self.how[-1])
 
 
-class Here:
-    """An object asked in this process. Raises RuntimeError with what was raised, as a worker does."""
-
-    def __init__(self, make, *arguments) -> None:
-        self.target = make(*arguments)
-
-    def ask(self, limit: float, method: str, *given):
-        try:
-            return getattr(self.target, method)(*given)
-        except Exception as error:
-            raise RuntimeError(said(error)) from error
-
-    def close(self) -> None:
-        """Nothing is to be ended here."""
-
-
 class Apart:
-    """The same in a process of its own, started again when it was lost or its GPU context may be broken."""
+    """An object in a process of its own, started again when it was lost or its GPU context may be broken."""
 
-    def __init__(self, make, *arguments) -> None:
+    def __init__(self, make: Callable, *arguments: Any) -> None:
         self.make, self.arguments, self.worker = make, arguments, None
 
-    def ask(self, limit: float, method: str, *given):
+    def ask(self, limit: float, method: str, *given: Any) -> dict:
         if self.worker is None:
             self.worker = Worker(machine.cores(os.cpu_count() or 1), self.make, *self.arguments)
         self.worker.limit = limit
@@ -155,29 +141,24 @@ def broken(answer: dict) -> bool:
 
 
 def ask_all(
-    tasks: list[Task], processes: int, make: Callable[[], Any], left: Callable[[], float], limit: float,
+    tasks: list[Task], processes: int, make: Callable[[], Apart], left: Callable[[], float], limit: float,
     done: Callable[[dict], None],
 ) -> int:  # fmt: skip
     """Ask the tasks of so many processes that ``make`` makes; those for which no time is left are counted.
 
     Args:
-        make: makes an ``Apart`` or ``Here``.
         left: seconds until when a task may begin.
         limit: seconds that a task may take.
         done: is told of every result; from one thread at a time.
     """
-    waiting: queue.SimpleQueue = queue.SimpleQueue()
-    for task in tasks:
-        waiting.put(task)
-    lock = threading.Lock()
+    waiting, lock = deque(tasks), threading.Lock()
 
-    def serve() -> None:
-        process = make()
-        try:
+    def serve(_: int) -> None:
+        with closing(make()) as process:
             while (rest := left()) > 0:
                 try:
-                    task = waiting.get_nowait()
-                except queue.Empty:
+                    task = waiting.popleft()
+                except IndexError:
                     return
                 try:
                     found = process.ask(min(limit, rest + GRACE), task.method, *task.arguments)
@@ -185,15 +166,10 @@ def ask_all(
                     found = task.failed(error)
                 with lock:
                     done(found)
-        finally:
-            process.close()
 
     if processes == 1:  # in this thread, so that Ctrl-C stops it
-        serve()
-        return waiting.qsize()
-    threads = [threading.Thread(target=serve) for _ in range(min(processes, len(tasks)))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return waiting.qsize()
+        serve(0)
+    else:
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(serve, range(min(processes, len(tasks)))))
+    return len(waiting)

@@ -18,6 +18,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import experiments, pytests, tasks
 from benchmarks.measure import Subject, event_time, wall_time
 from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.worker import said
 from benchmarks.workloads import Workload, select
 
 SMALL = Workload("small", "cpu", "lstm", T=5, B=3, I=4, H=6, L=2)
@@ -25,9 +26,29 @@ QUICK = ["--device", "cpu", "--quick", "--providers", "torch,rnnkernels"]
 pytestmark = pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")  # Triton 3.9 tells of 3.10's default
 
 
+class Here:
+    """An object asked in this process, so that what is replaced here is replaced there; as `tasks.Apart` else."""
+
+    def __init__(self, make, *arguments):
+        self.target = make(*arguments)
+
+    def ask(self, limit, method, *given):
+        try:
+            return getattr(self.target, method)(*given)
+        except Exception as error:
+            raise RuntimeError(said(error)) from error
+
+    def close(self):
+        """Nothing is to be ended here."""
+
+
 def benchmark(tmp_path, *arguments, timer=wall_time):
-    """In this process, so that what is replaced here is replaced there; without a timer in one of its own."""
-    status = gpu.main([*QUICK, "--out", str(tmp_path / "gpu"), *arguments], timer=timer)
+    """In this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu, "Apart", Here)
+        patch.setattr(gpu, "wall_time", timer)
+        patch.setattr(gpu.os, "cpu_count", lambda: 1)
+        status = gpu.main([*QUICK, "--out", str(tmp_path / "gpu"), *arguments])
     return status, json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
 
 
@@ -126,14 +147,14 @@ def test_a_stopped_run_keeps_what_it_has(tmp_path, monkeypatch):
 
 
 def test_an_experiment_that_hangs_costs_itself(tmp_path, monkeypatch):
-    whole = tasks.Here.ask
+    whole = Here.ask
 
     def ask(self, limit, method, *given):
         if method == "experiment" and given[:2] != ("barrier", "cooperative") and given[1] == "cooperative":
             raise RuntimeError("no answer in 150 s")
         return whole(self, limit, method, *given)
 
-    monkeypatch.setattr(tasks.Here, "ask", ask)
+    monkeypatch.setattr(Here, "ask", ask)
     status, results, text = benchmark(tmp_path, "--steps", "experiments")
     assert {"resident", "stepwise"} == {line["schedule"] for line in results["lines"]}
     assert "- cooperative, H 8, B 2: no answer in 150 s" in text and len(results["experiments"]) == 13
