@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+import rnnkernels
+
 ROOT = Path(__file__).resolve().parents[1]
 # The instruction sets that decide the speed of these kernels, as Linux names them (x86, then Arm).
 SETS = (
@@ -19,13 +21,14 @@ SETS = (
 )
 
 
+def _read(path: str) -> str:
+    """A file of Linux; nothing on other systems."""
+    return Path(path).read_text() if Path(path).exists() else ""
+
+
 def _cpuinfo(*fields: str) -> str:
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        name, _, value = line.partition(":")
-        if name.strip() in fields:
-            return value.strip()
-    return ""
+    lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() in fields), "")
 
 
 def version(package: str) -> str:
@@ -37,29 +40,13 @@ def version(package: str) -> str:
 
 def commit() -> str:
     """The commit of the working tree, marked when the tree has changes; "unknown" outside a repository."""
-    git = ["git", "-C", str(ROOT)]
+    git = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True)
-    except OSError:
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    if head.returncode:
-        return "unknown"
-    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
-
-
-def _library() -> dict[str, str]:
-    """The library's version and backends, so that a table says whether compiled kernels were there."""
-    try:
-        import rnnkernels
-    except ImportError as error:
-        return {"rnnkernels": f"cannot be imported: {error}", "backends": "none"}
-    return {"rnnkernels": rnnkernels.__version__, "backends": " ".join(rnnkernels.backends.available())}
-
-
-def _physical_core(cpu: int) -> str:
-    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-    return path.read_text().strip() if path.exists() else str(cpu)
+    return f"{head} with changes" if changed else head
 
 
 def cores(threads: int) -> list[int]:
@@ -67,11 +54,9 @@ def cores(threads: int) -> list[int]:
     be. All of them where there are fewer than threads; none where the system does not pin."""
     if not hasattr(os, "sched_getaffinity"):
         return []
-    mine = sorted(os.sched_getaffinity(0), reverse=True)
-    first_of_each = list({_physical_core(cpu): cpu for cpu in reversed(mine)}.values())
-    first_of_each.sort(reverse=True)
-    others = [cpu for cpu in mine if cpu not in first_of_each]
-    return sorted((first_of_each + others)[:threads])
+    mine, siblings = sorted(os.sched_getaffinity(0)), "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    first_of_each = {_read(siblings.format(cpu)) or str(cpu): cpu for cpu in mine}.values()
+    return sorted(sorted(mine, key=lambda cpu: (cpu in first_of_each, cpu))[-threads:])
 
 
 def instruction_sets() -> list[str]:
@@ -81,10 +66,10 @@ def instruction_sets() -> list[str]:
 
 
 def describe(device: str, command: str, peers: tuple[str, ...] = ("onnxruntime", "openvino", "jax")) -> dict:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """The facts of this machine, of the versions of all that is compared, and of the library's backends."""
     facts = {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
-        "cores": cores,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "instruction sets": " ".join(instruction_sets()) or "unknown",
         "load before": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
@@ -92,11 +77,10 @@ def describe(device: str, command: str, peers: tuple[str, ...] = ("onnxruntime",
         "torch": torch.__version__,
         "triton": version("triton"),
         "peers": ", ".join(f"{name} {version(name)}" for name in peers),
-        **_library(),
+        "rnnkernels": rnnkernels.__version__,
+        "backends": " ".join(rnnkernels.backends.available()),
         "commit": commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": command,
     }
-    if device == "cuda":
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
+    return facts | ({"gpu": torch.cuda.get_device_name()} if device == "cuda" else {})

@@ -14,7 +14,7 @@ from benchmarks import machine
 from benchmarks.measure import Subject, alternate, truth_of
 from benchmarks.providers import OURS, PROVIDERS, Case
 from benchmarks.roofline import bound
-from benchmarks.worker import Busy, Worker
+from benchmarks.worker import Worker, busy_core
 from benchmarks.workloads import Workload
 
 BUSY_ROUNDS = 5
@@ -95,7 +95,7 @@ def measured(asked: dict[str, tuple[tuple, tuple]], threads: int, seconds: float
                 runs[name] = guarded(worker, facts[name])
         samples = alternate(runs, seconds, rounds)
         if busy and threads > 1 and len(cores) == threads and "rnnkernels" in runs:
-            with Busy(cores[-1]):
+            with busy_core(cores[-1]):
                 disturbed = alternate({"rnnkernels": runs["rnnkernels"]}, seconds / 4, BUSY_ROUNDS)["rnnkernels"]
             facts["rnnkernels"]["busy_seconds"] = float(np.median([wall for wall, _ in disturbed]))
     for name, values in samples.items():

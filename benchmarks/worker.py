@@ -19,8 +19,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -29,9 +29,7 @@ from benchmarks import machine
 
 LIMIT = 300  # seconds for one answer: building, checking, or a block of calls
 GRACE = 2  # seconds to end by itself
-_CONTEXT = multiprocessing.get_context(
-    "forkserver"
-)  # its server imports torch once, and computes nothing before a fork
+_CONTEXT = multiprocessing.get_context("forkserver")  # it imports torch once, and computes nothing before a fork
 _CONTEXT.set_forkserver_preload(["torch", "benchmarks.measure"])
 
 
@@ -89,10 +87,8 @@ class Worker(AbstractContextManager):
             raise
 
     def _signal(self, number: int) -> None:
-        try:
+        with suppress(ProcessLookupError):  # `_answer` finds that out
             os.kill(self._process.pid, number)
-        except ProcessLookupError:
-            pass  # `_answer` finds that out
 
     def _answer(self, method: str | None, *given: Any) -> Any:
         try:
@@ -133,19 +129,16 @@ def call(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
         return worker.ask("__call__", *arguments)
 
 
-class Busy:
-    """A process that keeps one core busy while the context is entered: somebody else's work."""
-
-    def __init__(self, core: int) -> None:
-        self._process = _CONTEXT.Process(target=_spin, args=(core,), daemon=True)
-
-    def __enter__(self) -> Busy:
-        self._process.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.join()
+@contextmanager
+def busy_core(core: int) -> Iterator[None]:
+    """Within this context a process keeps one core busy: somebody else's work."""
+    process = _CONTEXT.Process(target=_spin, args=(core,), daemon=True)
+    process.start()
+    try:
+        yield
+    finally:
+        process.kill()
+        process.join()
 
 
 def _spin(core: int) -> None:

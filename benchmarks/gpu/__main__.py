@@ -31,6 +31,7 @@ import torch
 
 from benchmarks import cli, machine, report
 from benchmarks.gpu import experiments, pytests, tasks
+from benchmarks.gpu.experiments import Experiment
 from benchmarks.gpu.tasks import Apart, Measuring, Task
 from benchmarks.measure import event_time, wall_time
 from benchmarks.providers import PROVIDERS
@@ -69,12 +70,12 @@ def warm(gpu, dtype: str, w: Workload) -> None:
             triton_offline.launches(gpu, *layer, train, kind)
 
 
-def warm_experiment(gpu, schedule: str, size: experiments.Size) -> None:
+def warm_experiment(gpu, e: Experiment) -> None:
     """The same for an experiment; what cannot be forced says so when it is measured."""
     import triton_offline
 
-    with schedules.force(schedule), suppress(RuntimeError):
-        triton_offline.launches(gpu, "lstm", torch.bfloat16, size.T, size.B, size.H, train=False)
+    with schedules.force(e.schedule), suppress(RuntimeError):
+        triton_offline.launches(gpu, "lstm", torch.bfloat16, e.T, e.B, e.H, train=False)
 
 
 def facts(asked: argparse.Namespace, command: str) -> dict:
@@ -84,11 +85,9 @@ def facts(asked: argparse.Namespace, command: str) -> dict:
     found["timer"] = "CUDA events" if asked.device == "cuda" else "the wall clock"
     if asked.device == "cuda":
         found["cudnn"], found["cuda"] = torch.backends.cudnn.version(), torch.version.cuda or torch.version.hip
-        query = "driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
+        query = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,clocks.mem,power.limit,temperature.gpu"
         try:
-            said = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv"], capture_output=True, text=True, timeout=30
-            )
+            said = subprocess.run(["nvidia-smi", query, "--format=csv"], capture_output=True, text=True, timeout=30)
             found["nvidia-smi"] = "; ".join(said.stdout.split("\n")[:2])
         except (OSError, subprocess.TimeoutExpired) as error:
             found["nvidia-smi"] = str(error)
@@ -97,13 +96,11 @@ def facts(asked: argparse.Namespace, command: str) -> dict:
 
 
 def started(asked: argparse.Namespace, command: str) -> dict:
-    """Results without anything measured, or those that are resumed."""
+    """Results without anything measured, or those that are resumed, where what failed is tried again."""
     fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": None, "rows": []}
     fresh |= {"smoke": [], "races": [], "experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
     old = cli.resumed(asked, fresh) | {"cut": []}
-    return old | {  # what failed is tried again
-        name: [found for found in old[name] if "reason" not in found] for name in ("smoke", "races", "rows")
-    }
+    return old | {name: [f for f in old[name] if "reason" not in f] for name in ("smoke", "races", "rows")}
 
 
 def run_tests(asked: argparse.Namespace, results: dict, budget: Budget) -> None:
@@ -129,13 +126,10 @@ def compiled_ahead(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> list
     first = sorted(asked.workloads, key=lambda w: w.family not in tasks.FIRST)
     plan = experiments.planned(asked.quick) if "experiments" in asked.steps else []
     pending = [pool.submit(warm, asked.compile_for, dtype, w) for dtype in dtypes for w in first]
-    return pending + [pool.submit(warm_experiment, asked.compile_for, schedule, size) for _, schedule, size in plan]
+    return pending + [pool.submit(warm_experiment, asked.compile_for, experiment) for experiment in plan]
 
 
-def run_step(
-    step: str, plan: list[Task], processes: int, make: Callable, asked: argparse.Namespace, results: dict,
-    budget: Budget,
-) -> None:  # fmt: skip
+def run_step(step: str, plan: list[Task], processes: int, asked: argparse.Namespace, results: dict, budget: Budget):
     """The tasks of a step that are not there yet, as long as there is time to begin one."""
     found = results[RESULTS_OF.get(step, step)]
     missing = [task for task in plan if not any(task.key.items() <= there.items() for there in found)]
@@ -153,7 +147,8 @@ def run_step(
             print(f"{step}: {', '.join(what)}: {result['reason']}")
         report.write(results, asked.out)
 
-    left = partial(budget.left, step)
+    how = (asked.device, asked.seconds, 3 if asked.quick else 5, asked.timer, 1 if step in LIMITS else None)
+    make, left = partial(Apart, Measuring, *how), partial(budget.left, step)
     late = tasks.ask_all(missing, processes, make, left, LIMITS.get(step, LIMIT), done)
     if late:
         results["cut"].append(f"{late} of {len(plan)} of the step {step}")
@@ -170,27 +165,20 @@ def run_all(asked: argparse.Namespace, results: dict, budget: Budget) -> None:
     def row_tasks(of: list, providers: list[str]) -> list[Task]:
         return [Task(head(*row, 1), "row", (*row, providers)) for row in of]
 
-    forced = [
-        Task({"purpose": purpose, "schedule": schedule, **size._asdict()}, "experiment", (purpose, schedule, size))
-        for purpose, schedule, size in experiments.planned(asked.quick)
-    ]
     plans = {
         "smoke": (cases(asked.cases), several),
         "races": (cases(gpu_cases.races(asked.quick)), min(2, several)),
         "first": (row_tasks(tasks.first(rows), [p for p in tasks.FIRST_PROVIDERS if p in asked.providers]), 1),
-        "experiments": (forced, 1),
+        "experiments": ([Task(e.key, "experiment", (e,)) for e in experiments.planned(asked.quick)], 1),
         "rows": (row_tasks(rows, asked.providers), 1),
     }
-    how = (asked.device, asked.seconds, 3 if asked.quick else 5, asked.timer)
     report.write(results, asked.out)
     for step in asked.steps:
         if step == "tests":
             print("tests, and compiling ahead", file=sys.stderr)
             run_tests(asked, results, budget)
         else:
-            plan, processes = plans[step]
-            make = partial(Apart, Measuring, *how, 1 if step in LIMITS else None)
-            run_step(step, plan, processes, make, asked, results, budget)
+            run_step(step, *plans[step], asked, results, budget)
         report.write(results, asked.out)
 
 
@@ -200,9 +188,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p.add_argument("--minutes", type=float, default=8.0, help="when nothing new is begun any more (default: 8)")
     p.add_argument("--steps", type=cli.listed(list(SHARES)), default=list(SHARES), help=f"of {', '.join(SHARES)}")
     p.add_argument("--dtype", type=cli.listed(list(tasks.DTYPES)), default=list(tasks.DTYPES))
-    p.add_argument(
-        "--providers", type=cli.listed(names), help=f"of {', '.join(names)} (default: all that are installed)"
-    )
+    text = f"of {', '.join(names)} (default: all that are installed)"
+    p.add_argument("--providers", type=cli.listed(names), help=text)
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: with --quick, to see that it works")
     p.add_argument("--resume", action="store_true", help="go on with the results; rows that were measured are kept")
     asked = p.parse_args(arguments)
@@ -239,11 +226,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError, KeyError) as error:
         print(f"python -m benchmarks.gpu: --resume: {error}", file=sys.stderr)
         return 2
-    ended = False
+    ended = True
     try:
         run_all(asked, results, Budget(60 * asked.minutes, asked.steps))
-        ended = True
     except KeyboardInterrupt:
+        ended = False
         print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
     for path in report.write(results, asked.out):
         print(f"written: {path}")

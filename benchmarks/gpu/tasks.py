@@ -105,8 +105,8 @@ class Measuring:
             if self.device == "cuda":
                 torch.cuda.empty_cache()
 
-    def experiment(self, purpose: str, schedule: str, size: experiments.Size) -> dict:
-        return experiments.measured(purpose, schedule, size, self.device, self.how[-1])
+    def experiment(self, experiment: experiments.Experiment) -> dict:
+        return experiments.measured(experiment, self.device, self.how[-1])
 
 
 class Apart:

@@ -1,9 +1,9 @@
 """Providers: who computes a workload. A provider is one function that builds a callable; `@provider` registers it.
 
 The function is given a `Case` (the inputs, and a torch.nn module that holds the weights) and returns a `Job`. It raises
-`Unsupported(reason)` for what it does not do; the reason stands in the table in place of a time. `@int8` registers the
-same with quantised weights. The modules of this package import their library inside the function, so that a run imports
-nothing that it does not measure.
+`Unsupported(reason)` for what it does not do; the reason stands in the table in place of a time. ``int8`` of `@provider`
+names the same with quantised weights. The modules of this package import their library inside the function, so that a
+run imports nothing that it does not measure.
 """
 
 # The order of these imports is the order of the providers in the tables.

@@ -276,13 +276,3 @@ def provider(name: str, package: str, **more: Any) -> Callable[[Make], Make]:
         return make
 
     return register
-
-
-def int8(name: str) -> Callable[[Make], Make]:
-    """Register the decorated function as what the provider of that name does with int8 weights."""
-
-    def register(make: Make) -> Make:
-        PROVIDERS[name].int8 = make
-        return make
-
-    return register

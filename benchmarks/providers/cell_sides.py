@@ -82,10 +82,6 @@ class CellCase:
         return Job(job.run, lambda out: {n: t for n, t in job.read(out).items() if n in ("y", "dx")})
 
 
-def ours(case: CellCase) -> Job:
-    return case.job(lambda: case.layer(case.x, **case.inputs)[0])
-
-
 def loop(case: CellCase, changed: Callable = lambda f: f, warming: int = 0) -> Job:
     """A loop over steps in plain torch; ``changed`` compiles it."""
     function, arguments = loop_of(case.layer, case.x, case.inputs)
@@ -99,10 +95,6 @@ def loop(case: CellCase, changed: Callable = lambda f: f, warming: int = 0) -> J
 def compiled(case: CellCase) -> Job:
     torch._inductor.config.compile_threads = 1  # in this process: no pool of others that outlives it
     return loop(case, lambda f: torch.compile(f, fullgraph=True), 1)
-
-
-def jax(case: CellCase) -> Job:
-    return jax_cell(case.layer, case.x, case.inputs, case.mode)
 
 
 def built_in(case: CellCase) -> Job:
@@ -207,9 +199,9 @@ PUBLIC: dict[str, tuple[str, Callable]] = {
     "cfc": ("ncps.torch", ncps), "lif": ("snntorch", snntorch),
 }  # fmt: skip
 SIDES: dict[str, Callable[[CellCase], Job]] = {
-    "rnnkernels": ours, "loop": loop,
+    "rnnkernels": lambda case: case.job(lambda: case.layer(case.x, **case.inputs)[0]), "loop": loop,
     "torch.jit": lambda case: loop(case, torch.jit.script, WARMING), "torch.compile": compiled,
-    "jax": jax, "built in": built_in, "public": public,
+    "jax": lambda case: jax_cell(case.layer, case.x, case.inputs, case.mode), "built in": built_in, "public": public,
 }  # fmt: skip
 
 

@@ -4,6 +4,8 @@ and TorchRL's GRU and LSTM modules on their Triton and their scan backend, where
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -43,21 +45,15 @@ def torchrl_job(case: Case, backend: str) -> Job:
     return job_of(inner, case, call=call)
 
 
-@provider("torchrl_triton", package="torchrl", devices=("cuda",))
-def torchrl_triton(case: Case) -> Job:
-    return torchrl_job(case, "triton")
+for _backend in ("triton", "scan"):
+    _make = partial(torchrl_job, backend=_backend)
+    provider(f"torchrl_{_backend}", package="torchrl", devices=("cuda",))(_make)
+
+FUNCTIONS = {"lstm": ("lstm", 4), "gru": ("gru", 3), "rnn": ("elman", 1)}  # FlashRNN's names, and how many gates
 
 
-@provider("torchrl_scan", package="torchrl", devices=("cuda",))
-def torchrl_scan(case: Case) -> Job:
-    return torchrl_job(case, "scan")
-
-
-FUNCTIONS = {"lstm": "lstm", "gru": "gru", "rnn": "elman"}
-GATES = {"lstm": 4, "gru": 3, "rnn": 1}
-
-
-def flashrnn_job(case: Case, backend: str) -> Job:
+@provider("flashrnn", package="flashrnn", devices=("cuda",))
+def flashrnn_job(case: Case, backend: str = "cuda_fused") -> Job:
     w = case.workload
     refuse_extras("FlashRNN", w)
     if w.bidirectional or w.alternating or w.L > 1:
@@ -66,26 +62,18 @@ def flashrnn_job(case: Case, backend: str) -> Job:
         raise Unsupported("FlashRNN has no float64")
     from flashrnn import flashrnn
 
-    G = GATES[w.cell]
+    function, G = FUNCTIONS[w.cell]
     module = module_of(torch.nn, case)
 
     def call(x: Tensor) -> tuple[Tensor, None]:
-        w_ih, w_hh, b_ih, b_hh = (
-            getattr(module, f"{name}_l0") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        gates = linear(x.transpose(0, 1), module.weight_ih_l0).unflatten(-1, (G, 1, w.H))  # (B, T, G, heads, H)
+        r, b_ih, b_hh = (
+            t.unflatten(0, (G, 1, w.H)) for t in (module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0)
         )
-        gates = linear(x.transpose(0, 1), w_ih).unflatten(-1, (G, 1, w.H))  # (B, T, G, heads, H)
-        r = w_hh.unflatten(0, (G, 1, w.H))
-        b = b_ih.unflatten(0, (G, 1, w.H)), b_hh.unflatten(0, (G, 1, w.H))
+        bias = b_ih + b_hh
         if w.cell == "gru":  # its order is n, r, z for what recurs, and its biases are n's two, r and z
-            r, bias = r.roll(1, 0), torch.cat([b[1][2:], b[0][:2] + b[1][:2], b[0][2:]])
-        else:
-            bias = b[0] + b[1]
-        states, _ = flashrnn(gates, r, bias, function=FUNCTIONS[w.cell], backend=backend, dtype=case.dtype)
+            r, bias = r.roll(1, 0), torch.cat([b_hh[2:], bias[:2], b_ih[2:]])
+        states, _ = flashrnn(gates, r, bias, function=function, backend=backend, dtype=case.dtype)
         return states[0].flatten(2).transpose(0, 1), None
 
     return job_of(module, case, call=call)
-
-
-@provider("flashrnn", package="flashrnn", devices=("cuda",))
-def flashrnn_fused(case: Case) -> Job:
-    return flashrnn_job(case, "cuda_fused")

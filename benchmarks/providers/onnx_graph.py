@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from benchmarks.providers.case import Case, Job, Unsupported, directions, int8, provider, refuse_extras
+from benchmarks.providers.case import Case, Job, Unsupported, directions, provider, refuse_extras
 
 ORDER = {"rnn": [0], "lstm": [0, 3, 1, 2], "gru": [1, 0, 2]}  # torch's ifgo to iofc, rzn to zrh
 OPSET, IR = 17, 9
@@ -101,13 +101,6 @@ def session_job(model: bytes, case: Case) -> Job:
     return Job(run, lambda out: {"y": torch.from_numpy(out.copy())})
 
 
-@provider("onnxruntime", package="onnxruntime")
-def onnx_runtime(case: Case) -> Job:
-    _inference("ONNX Runtime", case, ("float32", "float64"))
-    return session_job(graph(case).SerializeToString(), case)
-
-
-@int8("onnxruntime")
 def onnx_runtime_int8(case: Case) -> Job:
     """ONNX Runtime's dynamic quantisation with a scale per channel; its only recurrent operator is the LSTM.
 
@@ -125,6 +118,12 @@ def onnx_runtime_int8(case: Case) -> Job:
         narrow = "avx2" in sets and not {"avx512_vnni", "avx_vnni"} & set(sets)
         quantize_dynamic(graph(case), path, op_types_to_quantize=["LSTM"], per_channel=True, reduce_range=narrow)
         return session_job(path.read_bytes(), case)
+
+
+@provider("onnxruntime", package="onnxruntime", int8=onnx_runtime_int8)
+def onnx_runtime(case: Case) -> Job:
+    _inference("ONNX Runtime", case, ("float32", "float64"))
+    return session_job(graph(case).SerializeToString(), case)
 
 
 @provider("openvino", package="openvino")

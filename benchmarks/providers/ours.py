@@ -21,7 +21,6 @@ from benchmarks.providers.case import (
     Job,
     Unsupported,
     build,
-    int8,
     job_of,
     masks,
     module_of,
@@ -65,7 +64,17 @@ class StackedHeads(nn.Module):
         return named
 
 
-@provider("rnnkernels", package="rnnkernels", devices=("cpu", "cuda"))
+def ours_int8(case: Case) -> Job:
+    library = importlib.import_module("rnnkernels")
+    refuse_extras("quantize_dynamic", case.workload)
+    try:
+        module = library.quantize_dynamic(module_of(library, case))
+    except NotImplementedError as error:
+        raise Unsupported(str(error)) from None
+    return job_of(module, case)
+
+
+@provider("rnnkernels", package="rnnkernels", devices=("cpu", "cuda"), int8=ours_int8)
 def ours(case: Case) -> Job:
     library, w = importlib.import_module("rnnkernels"), case.workload
     module = module_of(library, case)
@@ -128,17 +137,6 @@ def schedule_of(case: Case) -> str:
         call = rnnkernels.explain(module, x, lengths=lengths, reset=case.reset).layers[0].call
         layer = describe(0, call._replace(D=call.D * w.heads))
     return f"{layer.backend}: {layer.schedule}"
-
-
-@int8("rnnkernels")
-def ours_int8(case: Case) -> Job:
-    library = importlib.import_module("rnnkernels")
-    refuse_extras("quantize_dynamic", case.workload)
-    try:
-        module = library.quantize_dynamic(module_of(library, case))
-    except NotImplementedError as error:
-        raise Unsupported(str(error)) from None
-    return job_of(module, case)
 
 
 @provider("stepper", package="rnnkernels")

@@ -12,7 +12,6 @@ from benchmarks.providers.case import (
     Job,
     Unsupported,
     compiled,
-    int8,
     job_of,
     module_job,
     module_of,
@@ -25,12 +24,6 @@ DEVICES = ("cpu", "cuda")
 LONGEST_COMPILED = 4
 
 
-@provider("torch", package="torch", devices=DEVICES)
-def torch_nn(case: Case) -> Job:
-    return module_job(torch.nn, case)
-
-
-@int8("torch")
 def torch_int8(case: Case) -> Job:
     """torch.ao's dynamic quantisation, with its default engine and per-tensor weights."""
     refuse_extras("torch.ao's layer", case.workload)
@@ -42,6 +35,11 @@ def torch_int8(case: Case) -> Job:
             nn.Sequential(module_of(torch.nn, case)), {nn.LSTM, nn.GRU}, dtype=torch.qint8
         )
     return job_of(box[0], case)
+
+
+@provider("torch", package="torch", devices=DEVICES, int8=torch_int8)
+def torch_nn(case: Case) -> Job:
+    return module_job(torch.nn, case)
 
 
 @provider("torch_compile", package="torch", devices=DEVICES)

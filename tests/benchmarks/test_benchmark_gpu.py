@@ -150,7 +150,7 @@ def test_an_experiment_that_hangs_costs_itself(tmp_path, monkeypatch):
     whole = Here.ask
 
     def ask(self, limit, method, *given):
-        if method == "experiment" and given[:2] != ("barrier", "cooperative") and given[1] == "cooperative":
+        if method == "experiment" and given[0].purpose != "barrier" and given[0].schedule == "cooperative":
             raise RuntimeError("no answer in 150 s")
         return whole(self, limit, method, *given)
 
@@ -365,7 +365,7 @@ def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
     gpu.run_tests(asked, results, gpu.Budget(600, asked.steps))
     assert 0 < results["tests"]["given"] <= 600 * (gpu.SHARES["smoke"] + gpu.SHARES["tests"])
     rows = [arguments[2].cell for function, arguments in submitted if function is gpu.warm]
-    forced = {arguments[1] for function, arguments in submitted if function is gpu.warm_experiment}
+    forced = {arguments[1].schedule for function, arguments in submitted if function is gpu.warm_experiment}
     assert rows == ["gru", "lstm"] and forced == set(gpu.schedules.NAMES)
     compiled, whole = [], triton_offline.launches
 
@@ -376,5 +376,5 @@ def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
     monkeypatch.setattr(triton_offline, "launches", launches)
     gpu.warm(*submitted[0][1])
     assert [len(each) for each in compiled] == [1, 2]  # inference; forward and backward
-    gpu.warm_experiment(triton_offline.ARCHS["sm_90"], "stepwise", experiments.Size(8, 2, 3))
+    gpu.warm_experiment(triton_offline.ARCHS["sm_90"], experiments.Experiment("scaling", "stepwise", 8, 2, 3))
     assert compiled[-1][0].tiles.schedule == "stepwise"
