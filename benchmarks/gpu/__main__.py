@@ -19,9 +19,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor, wait
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -41,8 +41,9 @@ from rnnkernels.backends.triton import schedules
 
 # What each step may take of the time; what it leaves goes to the ones after it.
 SHARES = {"smoke": 0.2, "tests": 0.2, "races": 0.06, "first": 0.16, "experiments": 0.12, "rows": 0.26}
+FAILING = ("smoke", "tests", "races", "rows")  # a reason there is a fault
 RESULTS_OF = {"first": "rows"}  # under which name a step's results are, if not its own
-LIMITS = {"smoke": 60, "races": 60}  # seconds for one task
+LIMITS = {"smoke": 60, "tests": 120, "races": 60}  # seconds for one task
 LIMIT = 150  # for any other
 TINY = {"T": 3, "B": 2, "I": 8, "H": 4, "L": 1}  # the sizes of every workload in a quick run
 
@@ -97,39 +98,54 @@ def facts(asked: argparse.Namespace, command: str) -> dict:
 
 def started(asked: argparse.Namespace, command: str) -> dict:
     """Results without anything measured, or those that are resumed, where what failed is tried again."""
-    fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": None, "rows": []}
+    fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": [], "rows": []}
     fresh |= {"smoke": [], "races": [], "experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
     old = cli.resumed(asked, fresh) | {"cut": []}
-    return old | {name: [f for f in old[name] if "reason" not in f] for name in ("smoke", "races", "rows")}
+    return old | {name: [f for f in old[name] if "reason" not in f] for name in FAILING}
 
 
-def run_tests(asked: argparse.Namespace, results: dict, budget: Budget) -> None:
-    """The tests, and beside them the compilation of what the rows and experiments will launch."""
-    processes, pool, pending = max(1, (os.cpu_count() or 1) // 2), None, []
-    if asked.compile_for is not None:
-        pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
-        pending = compiled_ahead(asked, pool)
-    if results["tests"] is None or results["tests"]["unfinished"]:
-        results["tests"] = pytests.run(max(1.0, budget.left("tests")), processes)
-    if pool is not None:
+@contextmanager
+def compiling_ahead(asked: argparse.Namespace, budget: Budget) -> Iterator[None]:
+    """Beside what is done within this context, that which rows and experiments will launch is compiled."""
+    if asked.compile_for is None:
+        yield
+        return
+    dtypes = asked.dtype if {"first", "rows"} & set(asked.steps) else []
+    first = sorted(asked.workloads, key=lambda w: w.family not in tasks.FIRST)
+    plan = experiments.planned(asked.quick) if "experiments" in asked.steps else []
+    pool = ProcessPoolExecutor(half_of_the_cores(), mp_context=multiprocessing.get_context("spawn"))
+    try:
+        pending = [pool.submit(warm, asked.compile_for, dtype, w) for dtype in dtypes for w in first]
+        pending += [pool.submit(warm_experiment, asked.compile_for, experiment) for experiment in plan]
+        yield
         ready, late = wait(pending, timeout=max(0.0, budget.left("tests")))
         errors = {f"{type(error).__name__}: {error}" for future in ready if (error := future.exception())}
         for error in sorted(errors):  # it costs time in the rows, where the same error would show
             print(f"not compiled ahead: {error}", file=sys.stderr)
         if late:
             print(f"{len(late)} of {len(pending)} not compiled ahead: no time", file=sys.stderr)
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def compiled_ahead(asked: argparse.Namespace, pool: ProcessPoolExecutor) -> list[Future]:
-    dtypes = asked.dtype if {"first", "rows"} & set(asked.steps) else []
-    first = sorted(asked.workloads, key=lambda w: w.family not in tasks.FIRST)
-    plan = experiments.planned(asked.quick) if "experiments" in asked.steps else []
-    pending = [pool.submit(warm, asked.compile_for, dtype, w) for dtype in dtypes for w in first]
-    return pending + [pool.submit(warm_experiment, asked.compile_for, experiment) for experiment in plan]
+def half_of_the_cores() -> int:
+    return max(1, (os.cpu_count() or 1) // 2)
 
 
-def run_step(step: str, plan: list[Task], processes: int, asked: argparse.Namespace, results: dict, budget: Budget):
+def tests_planned(make: Callable[[], Apart], seconds: float) -> list[Task]:
+    """A task for each test that needs a GPU; for their file where they cannot be collected in time."""
+    with closing(make()) as process:
+        try:
+            names = process.ask(max(1.0, seconds), "collected", str(pytests.TESTS))["tests"]
+        except RuntimeError:
+            names = [str(pytests.TESTS)]
+    return [Task({"case": pytests.named(name)}, "test", (name,)) for name in names]
+
+
+def run_step(
+    step: str, plan: list[Task], processes: int, make: Callable[[], Apart], asked: argparse.Namespace, results: dict,
+    budget: Budget,
+) -> None:  # fmt: skip
     """The tasks of a step that are not there yet, as long as there is time to begin one."""
     found = results[RESULTS_OF.get(step, step)]
     missing = [task for task in plan if not any(task.key.items() <= there.items() for there in found)]
@@ -147,9 +163,7 @@ def run_step(step: str, plan: list[Task], processes: int, asked: argparse.Namesp
             print(f"{step}: {', '.join(what)}: {result['reason']}")
         report.write(results, asked.out)
 
-    how = (asked.device, asked.seconds, 3 if asked.quick else 5, asked.timer, 1 if step in LIMITS else None)
-    make, left = partial(Apart, Measuring, *how), partial(budget.left, step)
-    late = tasks.ask_all(missing, processes, make, left, LIMITS.get(step, LIMIT), done)
+    late = tasks.ask_all(missing, processes, make, partial(budget.left, step), LIMITS.get(step, LIMIT), done)
     if late:
         results["cut"].append(f"{late} of {len(plan)} of the step {step}")
 
@@ -174,11 +188,12 @@ def run_all(asked: argparse.Namespace, results: dict, budget: Budget) -> None:
     }
     report.write(results, asked.out)
     for step in asked.steps:
-        if step == "tests":
-            print("tests, and compiling ahead", file=sys.stderr)
-            run_tests(asked, results, budget)
-        else:
-            run_step(step, *plans[step], asked, results, budget)
+        how = (asked.device, asked.seconds, 3 if asked.quick else 5, asked.timer, 1 if step in LIMITS else None)
+        make = partial(Apart, Measuring, *how)
+        with compiling_ahead(asked, budget) if step == "tests" else nullcontext():
+            if step == "tests":
+                plans["tests"] = tests_planned(make, budget.left("tests")), half_of_the_cores()
+            run_step(step, *plans[step], make, asked, results, budget)
         report.write(results, asked.out)
 
 
@@ -234,10 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
         print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
     for path in report.write(results, asked.out):
         print(f"written: {path}")
-    bad = report.red(results["rows"])
-    bad = bad or any("reason" in found for name in ("smoke", "races", "rows") for found in results[name])
-    tests = results["tests"] or {}
-    return 0 if ended and not bad and not any(tests.get(k) for k in ("failures", "errors", "unfinished")) else 1
+    bad = report.red(results["rows"]) or any("reason" in found for name in FAILING for found in results[name])
+    return 0 if ended and not bad else 1
 
 
 if __name__ == "__main__":

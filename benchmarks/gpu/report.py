@@ -21,9 +21,14 @@ def cases_text(title: str, results: list[dict]) -> str:
     return f"## {title}\n\n" + (f"{text}\n\n{bullets(lines)}" if results else "Not run.") + "\n"
 
 
-def tests_text(found: dict | None) -> str:
-    if found is None:
+def tests_text(found: list[dict] | dict) -> str:
+    """Of tests one by one; or, as an earlier version had them, their counts."""
+    if not found:
         return "## Tests\n\nNot run.\n"
+    if isinstance(found, list):
+        failed = [f"{test['case']}: {test['reason']}" for test in found if "reason" in test]
+        counts = f"{len(failed)} failed, {sum(test.get('skipped', False) for test in found)} skipped"
+        return f"## Tests\n\n{len(found)} tests: {counts}.\n{bullets(failed)}\n"
     text = f"{found['tests']} tests in {found['seconds']:.0f} s: {found['failures']} failed, {found['errors']} broke, "
     text += f"{found['skipped']} skipped, {found['unfinished']} did not end in time; exit codes {found['exit']}."
     return f"## Tests\n\n{text}\n{bullets(found['failed'])}\n"

@@ -20,7 +20,7 @@ import gpu_cases
 import torch
 
 from benchmarks import machine
-from benchmarks.gpu import experiments
+from benchmarks.gpu import experiments, pytests
 from benchmarks.measure import Subject, Timer, alternate, truth_of
 from benchmarks.providers import PROVIDERS, Case
 from benchmarks.providers.ours import schedule_of
@@ -96,6 +96,12 @@ class Measuring:
 
     def case(self, case: gpu_cases.Case) -> dict:
         return gpu_cases.run(case, self.device)
+
+    def collected(self, path: str) -> dict:
+        return pytests.collected(path)
+
+    def test(self, name: str) -> dict:
+        return pytests.run(name)
 
     def row(self, w: Workload, dtype: str, mode: str, providers: list[str]) -> dict:
         try:

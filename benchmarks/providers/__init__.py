@@ -1,7 +1,7 @@
 """Providers: who computes a workload. A provider is one function that builds a callable; `@provider` registers it.
 
 The function is given a `Case` (the inputs, and a torch.nn module that holds the weights) and returns a `Job`. It raises
-`Unsupported(reason)` for what it does not do; the reason stands in the table in place of a time. ``int8`` of `@provider`
+`Unsupported(reason)` for what it does not do; the reason stands in the table in place of a time. ``int8`` of that
 names the same with quantised weights. The modules of this package import their library inside the function, so that a
 run imports nothing that it does not measure.
 """

@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 
 import gpu_cases
 import needs_compiler  # noqa: F401
@@ -306,9 +308,8 @@ def test_lines_through_the_times_over_T():
     assert line["us_per_call"] == pytest.approx(20) and line["us_per_step"] == pytest.approx(3.5)
 
 
-# In the order in which they are dealt to two processes: the first gets the first and the third.
 TESTS = """
-import pytest
+import os, pytest, time
 
 def test_good():
     pass
@@ -317,32 +318,61 @@ def test_good():
 def test_skipped():
     pass
 
-def test_bad():
+@pytest.mark.parametrize("name", ["one, two"])
+def test_bad(name):
     assert 1 == 2, "one is not two"
+
+def test_hangs():
+    time.sleep(600)
+
+def test_ends_its_process():
+    os._exit(3)
+
+def test_same_every_time():
+    pass
 """
 
 
-def test_tests_run_in_processes_and_those_that_do_not_end_are_killed(tmp_path):
-    path = tmp_path / "test_these.py"
+def test_tests_are_tasks_and_a_hang_or_a_fault_costs_itself(tmp_path, monkeypatch):
+    path, found = tmp_path / "test_these.py", []
     path.write_text(TESTS)
-    found = pytests.run(300, 2, path)
-    assert (found["tests"], found["failures"], found["skipped"], found["unfinished"]) == (3, 1, 1, 0)
-    assert found["exit"] == [1, 0] and found["failed"] == ["test_bad: AssertionError: one is not two"]
+    monkeypatch.setattr(pytests, "TESTS", path)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    plan = gpu.tests_planned(partial(Here, tasks.Measuring, "cpu", 0.0, 3, wall_time, 1), 60)
+    make = partial(tasks.Apart, tasks.Measuring, "cpu", 0.0, 3, wall_time, 1)
+    assert tasks.ask_all(plan, 2, make, lambda: 60.0, 20, found.append) == 0
+    found = {f["case"].removeprefix("test_these.py::"): f for f in found}
+    assert "reason" not in found["test_good"] and found["test_skipped"]["skipped"] and len(found) == 5
+    bad = found["test_bad[one, two]"]
+    assert bad["reason"] == "AssertionError: one is not two" and "assert 1 == 2" in bad["trace"]
+    assert found["test_hangs"]["reason"] == "no answer in 20 s"
+    assert "status 3" in found["test_ends_its_process"]["reason"]
     path.write_text("import time\ntime.sleep(600)\n")
-    found = pytests.run(0.5, 2, path)
-    assert (found["tests"], found["exit"], found["unfinished"]) == (0, [None], 1) and found["seconds"] < 60
+    (task,) = gpu.tests_planned(make, 1.0)
+    assert task.key == {"case": "test_these.py::"} and task.arguments == (str(path),)
 
 
 def test_where_there_is_no_gpu_the_tests_skip_themselves(tmp_path, monkeypatch):
-    path = tmp_path / "test_these.py"
-    path.write_text("import pytest\npytest.skip('no GPU', allow_module_level=True)\n")
-    monkeypatch.setattr(pytests, "TESTS", path)
-    status, results, text = benchmark(tmp_path, "--steps", "tests")
-    assert status == 0 and results["tests"]["exit"] == [5] and "1 tests in" in text
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # as it will be, and here not for ever
+
+    def benchmark_of(name, text, *arguments):
+        monkeypatch.setattr(pytests, "TESTS", tmp_path / f"{name}.py")
+        pytests.TESTS.write_text(text)
+        sys.modules.pop(name, None)
+        return benchmark(tmp_path, "--steps", "tests", *arguments)
+
+    status, results, text = benchmark_of("test_skips", "import pytest\npytest.skip('no', allow_module_level=True)\n")
+    assert status == 0 and results["tests"] == [] and "## Tests\n\nNot run." in text
+    status, results, _ = benchmark_of("test_breaks", "import no_such_module\n")
+    assert status == 1 and "No module named 'no_such_module'" in results["tests"][0]["trace"]
+    status, results, text = benchmark_of("test_fails", "def test_good(): pass\ndef test_bad(): assert 1 == 2\n")
+    assert status == 1 and "2 tests: 1 failed, 0 skipped." in text and "test_bad: assert 1 == 2" in text
+    status, results, text = benchmark_of("test_fails", "def test_good(): 1 / 0\ndef test_bad(): pass\n", "--resume")
+    assert status == 0 and "2 tests: 0 failed" in text  # what failed is tried again, and nothing else
 
 
 def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
-    """The pool's work noted here, and one of each done, for a GPU that is not there; the tests are not run."""
+    """The pool's work noted here, and one of each done, for a GPU that is not there."""
     submitted = []
 
     class Pool:
@@ -351,7 +381,7 @@ def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
 
         def submit(self, function, *arguments):
             submitted.append((function, arguments))
-            future = gpu.Future()
+            future = Future()
             future.set_result(None)
             return future
 
@@ -359,11 +389,10 @@ def test_what_will_be_launched_is_compiled_beside_the_tests(monkeypatch):
             assert cancel_futures
 
     monkeypatch.setattr(gpu, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(pytests, "run", lambda seconds, processes: {"unfinished": 0, "given": seconds})
     asked = gpu.parse(["--device", "cpu", "--quick", "--out", "x", "--only", "rl-bench", "--dtype", "bfloat16"])
-    asked.compile_for, results = triton_offline.ARCHS["sm_90"], {"tests": None}
-    gpu.run_tests(asked, results, gpu.Budget(600, asked.steps))
-    assert 0 < results["tests"]["given"] <= 600 * (gpu.SHARES["smoke"] + gpu.SHARES["tests"])
+    asked.compile_for = triton_offline.ARCHS["sm_90"]
+    with gpu.compiling_ahead(asked, gpu.Budget(600, asked.steps)):
+        assert submitted
     rows = [arguments[2].cell for function, arguments in submitted if function is gpu.warm]
     forced = {arguments[1].schedule for function, arguments in submitted if function is gpu.warm_experiment}
     assert rows == ["gru", "lstm"] and forced == set(gpu.schedules.NAMES)
