@@ -5,6 +5,7 @@ import json
 
 import machine_code
 import needs_compiler  # noqa: F401
+import offline_rows
 import pytest
 import torch
 import triton_offline
@@ -68,7 +69,7 @@ def test_bytes_of_a_load(opcode, size):
 
 
 def test_a_workload_is_compiled_and_written(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(offline, "CACHE", tmp_path / "cache")
+    monkeypatch.setattr(offline_rows, "CACHE", tmp_path / "cache")
     asked = ["--arch", "sm_90", "--only", "amp", "--dtype", "bf16", "--check", "--processes", "1"]
     status = offline.main([*asked, "--out", str(tmp_path / "offline")])
     results, text = json.loads((tmp_path / "offline.json").read_text()), (tmp_path / "offline.md").read_text()
@@ -117,12 +118,12 @@ def test_a_broken_budget_is_named_and_the_check_fails(change, word, monkeypatch,
     row = GOOD | rest | {"tiles": [1, 2, 3]}
     assert triton_offline.problems(row, ARCHS["sm_80"]) == []
     assert triton_offline.problems(row | {"tensor": 0, "arithmetic": "ieee"}, ARCHS["sm_80"]) == []
-    monkeypatch.setattr(offline, "rows_of", lambda *task: [row | change])
+    monkeypatch.setattr(offline_rows, "rows_of", lambda *task: [row | change])
     asked = ["--arch", "sm_80", "--only", "amp", "--dtype", "bf16", "--processes", "1", "--out", str(tmp_path / "o")]
     assert offline.main(asked) == 0 and offline.main([*asked, "--check"]) == 1
     said = capsys.readouterr().out
     assert word in said and word in (tmp_path / "o.md").read_text()
-    monkeypatch.setattr(offline, "EXPLAINED", {said.splitlines()[0]: "It has to be."})
+    monkeypatch.setattr(offline_rows, "EXPLAINED", {said.splitlines()[0]: "It has to be."})
     assert offline.main([*asked, "--check"]) == 0
     text = (tmp_path / "o.md").read_text()
     assert "It has to be." in text and "of which explained: 1." in text
@@ -130,28 +131,28 @@ def test_a_broken_budget_is_named_and_the_check_fails(change, word, monkeypatch,
 
 def test_every_broken_budget_of_the_table_is_explained():
     results = json.loads((cli.RESULTS / "offline.json").read_text())
-    assert offline.broken(results["rows"]).keys() <= offline.EXPLAINED.keys()
+    assert offline_rows.broken(results["rows"]).keys() <= offline_rows.EXPLAINED.keys()
     assert offline.markdown(results) == (cli.RESULTS / "offline.md").read_text()
 
 
 def test_every_two_things_meet_in_the_table_and_the_dearest_workloads_are_whole():
-    archs, kinds, found = list(ARCHS), list(triton_offline.ARITHMETICS), offline.workloads()
-    some, every = (offline.chosen(archs, kinds, found, full) for full in (False, True))
+    archs, kinds, found = list(ARCHS), list(triton_offline.ARITHMETICS), offline_rows.workloads()
+    some, every = (offline_rows.chosen(archs, kinds, found, full) for full in (False, True))
     assert set(some) < set(every) and len(set(some)) == len(some) < len(every) / 4
     assert all(("gfx942", "tf32") != task[:2] for task in every) and len(every) == 19 * 2 * len(found)
     for a, b in itertools.combinations(range(4), 2):
         assert {(task[a], task[b]) for task in some} == {(task[a], task[b]) for task in every}
     assert sum(task[3] == "train" for task in some) > len(some) / 2  # with the backward pass
-    dearest = {task for task in every if task[2].name in offline.DEAREST and task[3] == "train"}
-    assert len(dearest) == 19 * len(offline.DEAREST) and dearest < set(some)
+    dearest = {task for task in every if task[2].name in offline_rows.DEAREST and task[3] == "train"}
+    assert len(dearest) == 19 * len(offline_rows.DEAREST) and dearest < set(some)
     for cell in ("li_gru", "peephole_lstm", "gru_d", "min_gru"):
         assert any(w.name.endswith(f"own-{cell}") for w in found)
-    assert len(offline.chosen(["sm_90"], kinds, found[:1], full=False)) == 2 * len(kinds)  # one workload, one chip
+    assert len(offline_rows.chosen(["sm_90"], kinds, found[:1], full=False)) == 2 * len(kinds)  # one workload, one chip
 
 
 def test_a_cell_without_a_product_has_no_weights_to_keep():
     """It uses no tensor cores, and that breaks no budget."""
-    (w,) = [w for w in offline.workloads() if w.name.endswith("own-min_gru")]
+    (w,) = [w for w in offline_rows.workloads() if w.name.endswith("own-min_gru")]
     launched = triton_offline.launches(ARCHS["sm_90"], w.cell, torch.bfloat16, w.T, w.B, w.H, train=False)
     row, _ = triton_offline.summary(launched, w.cell, "bf16", w.H)
     assert (row["weights"], row["tensor"]) == ("none", 0)
@@ -160,9 +161,9 @@ def test_a_cell_without_a_product_has_no_weights_to_keep():
 
 def test_the_same_kernels_are_one_row():
     other = GOOD | {"workloads": {"b": OWN}}
-    (row,) = offline.merged([GOOD | {"workloads": {"a": OWN}}, other])
+    (row,) = offline_rows.merged([GOOD | {"workloads": {"a": OWN}}, other])
     assert row["workloads"] == {"a": OWN, "b": OWN} and GOOD["workloads"] == {"a": OWN}
-    assert len(offline.merged([GOOD, other | {"kernels": ["other"]}, other | {"pass": "inference"}])) == 3
+    assert len(offline_rows.merged([GOOD, other | {"kernels": ["other"]}, other | {"pass": "inference"}])) == 3
 
 
 def test_tensors_without_memory_launch_the_kernels_that_real_ones_do():
@@ -201,7 +202,12 @@ def test_what_the_kernels_lack_is_noted(monkeypatch):
     monkeypatch.setattr(triton_offline, "launches", launches)
     monkeypatch.setattr(triton_offline, "summary", lambda *given: ({}, [1, 1, 1]))
     w = Workload("w", "cuda", "lstm", T=2, B=1, I=1, H=16, resets=0.5)
-    rows = [row for of in (w, w.plain) for mode in offline.PASSES for row in offline.rows_of("sm_80", "bf16", of, mode)]
+    rows = [
+        row
+        for of in (w, w.plain)
+        for mode in offline_rows.PASSES
+        for row in offline_rows.rows_of("sm_80", "bf16", of, mode)
+    ]
     assert [row["note"] for row in rows] == ["compiled without reset: no reset"] * 3 + [""] * 3
 
 
