@@ -6,12 +6,12 @@ A job gives y (T, B, H), in training dx too, of the sum of y. T time, B batch, I
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import cell_peers
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import rnnkernels
 from benchmarks.providers.case import SEED, Job, Unsupported, torch_job
@@ -104,20 +104,31 @@ def built_in(case: CellCase) -> Job:
 
 
 def public(case: CellCase) -> Job:
-    """The public implementation, with the same weights."""
+    """The public implementation, whose weights are ours too."""
     package, make = PUBLIC[case.row.cell]
     try:
         library = importlib.import_module(package)
     except (ImportError, OSError) as error:
         raise Unsupported(f"{package}: {error}") from None
     call, parameters = make(library, case)
-    return case.job(call, [case.x, *parameters])
+    return case.job(call, [case.x, *case.inputs.values(), *parameters])
 
 
-def swapped(weight: Tensor, *order: int) -> Tensor:
-    """Blocks of rows in another order."""
-    blocks = weight.detach().chunk(len(order))
-    return torch.cat([blocks[k] for k in order])
+def peer_of(make: Callable[..., cell_peers.Peer], start: Callable[[Tensor], tuple]) -> Callable:
+    """The side of a peer, with its own weights. ``start``: its states, of zeros."""
+
+    def side(library: Any, case: CellCase) -> tuple[Callable, Iterator[Tensor]]:
+        row = case.row
+        module, run, weights = make(library, row.I, row.H)
+        case.layer.load_state_dict({f"{name}_l0": weight.detach() for name, weight in weights().items()})
+        states = start(torch.zeros(row.B, row.H))
+        return lambda: run(case.x, *states, **case.inputs), module.parameters()
+
+    return side
+
+
+def rleaky(library: Any, I: int, H: int) -> cell_peers.Peer:  # noqa: E741
+    return cell_peers.snntorch_rleaky(library, I, H, 0.9, library.surrogate.atan())
 
 
 def speechbrain(library: Any, case: CellCase) -> tuple[Callable, list[Tensor]]:
@@ -128,75 +139,20 @@ def speechbrain(library: Any, case: CellCase) -> tuple[Callable, list[Tensor]]:
     with torch.no_grad():
         for n, theirs in enumerate(peer.rnn):
             for d in range(n * row.D, (n + 1) * row.D):
-                layer.products[d].weight.copy_(swapped(theirs.w.weight, 1, 0))
-                layer.layers[d].weight_hh_l0.copy_(swapped(theirs.u.weight, 1, 0))
+                layer.products[d].weight.copy_(cell_peers.swapped(theirs.w.weight, 1, 0))
+                layer.layers[d].weight_hh_l0.copy_(cell_peers.swapped(theirs.u.weight, 1, 0))
     peer.train(case.mode == "train")
     layer.train(case.mode == "train")
     return lambda: peer(case.x.transpose(0, 1))[0].transpose(0, 1), [p for p in peer.parameters() if p.requires_grad]
 
 
-def neuralhydrology(library: Any, case: CellCase) -> tuple[Callable, list[Tensor]]:
-    row, own = case.row, dict(case.layer.named_parameters())
-    gates = library._DynamicGates(SimpleNamespace(hidden_size=row.H, initial_forget_bias=3), row.I)
-    with torch.no_grad():
-        for name in ("weight_ih", "weight_hh"):
-            getattr(gates, name).copy_(swapped(own[f"{name}_l0"], 0, 2, 1).mT)
-        gates.bias.copy_(swapped(own["bias_ih_l0"] + own["bias_hh_l0"], 0, 2, 1))
-    step, zero = SimpleNamespace(dynamic_gates=gates), torch.zeros(row.B, row.H)
-
-    def call() -> Tensor:
-        state, ys = (zero, zero), []
-        for x in case.x.unbind():
-            state = library.EALSTM._cell(step, x, case.inputs["i"], state)
-            ys.append(state[0])
-        return torch.stack(ys)
-
-    return call, [case.inputs["i"], *gates.parameters()]
-
-
-def ncps(library: Any, case: CellCase) -> tuple[Callable, list[Tensor]]:
-    row, own = case.row, dict(case.layer.named_parameters())
-    cell = library.CfCCell(row.I, row.H, backbone_layers=0)
-    weight = torch.cat([own["weight_ih_l0"], own["weight_hh_l0"]], 1).detach().chunk(4)
-    bias = (own["bias_ih_l0"] + own["bias_hh_l0"]).detach().chunk(4)
-    parts = [cell.ff1, cell.ff2, cell.time_a, cell.time_b]
-    for part, w, b in zip(parts, weight, bias, strict=True):
-        part.weight.data, part.bias.data = w.clone(), b.clone()
-    zero = torch.zeros(row.B, row.H)
-
-    def call() -> Tensor:
-        h, ys = zero, []
-        for x, ts in zip(case.x.unbind(), case.inputs["ts"].unbind(), strict=True):
-            h, _ = cell(x, h, ts)
-            ys.append(h)
-        return torch.stack(ys)
-
-    return call, [case.inputs["ts"], *(p for part in parts for p in part.parameters())]
-
-
-def snntorch(library: Any, case: CellCase) -> tuple[Callable, list[Tensor]]:
-    row, own = case.row, dict(case.layer.named_parameters())
-    atan = library.surrogate.atan()
-    cell = library.RLeaky(beta=0.9, linear_features=row.H, spike_grad=atan)
-    mix = nn.Linear(row.I, row.H)
-    with torch.no_grad():
-        for layer, side in ((mix, "ih"), (cell.recurrent, "hh")):
-            layer.weight.copy_(own[f"weight_{side}_l0"]), layer.bias.copy_(own[f"bias_{side}_l0"])
-    zero = torch.zeros(row.B, row.H)
-
-    def call() -> Tensor:
-        spike, mem, ys = zero, zero, []
-        for x in mix(case.x).unbind():
-            spike, mem = cell(x, spike, mem)
-            ys.append(spike)
-        return torch.stack(ys)
-
-    return call, [*mix.parameters(), *cell.recurrent.parameters()]
-
-
 PUBLIC: dict[str, tuple[str, Callable]] = {
-    "LiGRU": ("speechbrain.nnet.RNN", speechbrain), "ea_lstm": ("neuralhydrology.modelzoo.ealstm", neuralhydrology),
-    "cfc": ("ncps.torch", ncps), "lif": ("snntorch", snntorch),
+    "LiGRU": ("speechbrain.nnet.RNN", speechbrain),
+    "ea_lstm": (
+        "neuralhydrology.modelzoo.ealstm", peer_of(cell_peers.neuralhydrology_ealstm, lambda zero: ((zero, zero),))
+    ),
+    "cfc": ("ncps.torch", peer_of(cell_peers.ncps_cfc, lambda zero: (zero,))),
+    "lif": ("snntorch", peer_of(rleaky, lambda zero: (zero, zero))),
 }  # fmt: skip
 SIDES: dict[str, Callable[[CellCase], Job]] = {
     "rnnkernels": lambda case: case.job(lambda: case.layer(case.x, **case.inputs)[0]), "loop": loop,

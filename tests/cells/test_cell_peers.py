@@ -2,10 +2,11 @@
 
 import importlib
 import warnings
-from types import SimpleNamespace
 
+import cell_peers
 import pytest
 import torch
+from cell_peers import swapped
 from common import assert_close
 
 import rnnkernels
@@ -55,12 +56,6 @@ class Case:
             assert_close(f"gradient {n}", a, e, tolerance)
 
 
-def swapped(weight, *order):
-    """Blocks of rows in another order."""
-    blocks = weight.chunk(len(order))
-    return torch.cat([blocks[k] for k in order])
-
-
 def test_torchrecurrent_janet():
     """The others of torchrecurrent are in test_torchrecurrent.py."""
     module = peer("torchrecurrent").JANETCell(I, H)
@@ -77,54 +72,33 @@ def test_torchrecurrent_janet():
 
 
 def test_ncps_cfc():
-    module = peer("ncps.torch").CfCCell(I, H, backbone_layers=0)
+    module, run, weights = cell_peers.ncps_cfc(peer("ncps.torch"), I, H)
     case = Case(cells.cfc, module)
-    ts, h, ys = case.draw(T, B, 1), case.draw(B, H), []
-    h0 = h
-    for x, t in zip(case.x, ts, strict=True):
-        h, _ = module(x, h, t)
-        ys.append(h)
-    parts = [module.ff1, module.ff2, module.time_a, module.time_b]
-    weight = torch.cat([p.weight for p in parts])
-    bias = torch.cat([p.bias for p in parts])
-    case.take(weight_ih=weight[:, :I], weight_hh=weight[:, I:], bias_ih=bias, bias_hh=torch.zeros_like(bias))
-    case.check(torch.stack(ys), h0[None], [ts, h0], ts=ts)
+    ts, h = case.draw(T, B, 1), case.draw(B, H)
+    case.take(**weights())
+    case.check(run(case.x, h, ts), h[None], [ts, h], ts=ts)
 
 
 def test_snntorch_rleaky():
     atan = peer("snntorch.surrogate").atan()
     spikes = lambda v: atan(v).to(v.dtype)  # noqa: E731 - theirs are float32, and so are their gradients
-    module = peer("snntorch").RLeaky(beta=0.875, linear_features=H, spike_grad=spikes)
+    module, run, weights = cell_peers.snntorch_rleaky(peer("snntorch"), I, H, 0.875, spikes)
     case = Case(cells.lif.with_constants(beta=0.875), module)
-    mix, h, ys = torch.nn.Linear(I, H, dtype=torch.float64), case.draw(B, H, size=1.5), []
-    for parameter in mix.parameters():
+    h = case.draw(B, H, size=1.5)
+    for parameter in module.mix.parameters():
         parameter.data = case.draw(*parameter.shape, size=1.5).detach()
-    mem, spike = h, spikes(h - 1)
-    for x in case.x:
-        spike, mem = module(mix(x), spike, mem)
-        ys.append(spike)
-    case.take(
-        weight_ih=mix.weight, bias_ih=mix.bias, weight_hh=module.recurrent.weight, bias_hh=module.recurrent.bias
-    )  # fmt: skip
-    y = torch.stack(ys)
+    y = run(case.x, spikes(h - 1), h)
+    case.take(**weights())
     assert 0.05 < y.mean() < 0.95
-    case.check(y, h[None], [h, *mix.parameters()], tolerance=1e-6)
+    case.check(y, h[None], [h], tolerance=1e-6)
 
 
 def test_neuralhydrology_ealstm():
-    ealstm = peer("neuralhydrology.modelzoo.ealstm")
-    module = ealstm._DynamicGates(SimpleNamespace(hidden_size=H, initial_forget_bias=3), I)
+    module, run, weights = cell_peers.neuralhydrology_ealstm(peer("neuralhydrology.modelzoo.ealstm"), I, H)
     case = Case(cells.ea_lstm, module)
-    step = SimpleNamespace(dynamic_gates=module)
-    i, state, ys = case.draw(B, H).sigmoid().detach().requires_grad_(), [case.draw(B, H), case.draw(B, H)], []
-    leaves = [i, *state]
-    for x in case.x:
-        state = ealstm.EALSTM._cell(step, x, i, state)
-        ys.append(state[0])
-    f_g_o = {n: swapped(getattr(module, n).mT, 0, 2, 1) for n in ("weight_ih", "weight_hh")}
-    bias = swapped(module.bias, 0, 2, 1)
-    case.take(**f_g_o, bias_ih=bias, bias_hh=torch.zeros_like(bias))
-    case.check(torch.stack(ys), (leaves[1][None], leaves[2][None]), leaves, i=i)
+    i, state = case.draw(B, H).sigmoid().detach().requires_grad_(), [case.draw(B, H), case.draw(B, H)]
+    case.take(**weights())
+    case.check(run(case.x, state, i), tuple(s[None] for s in state), [i, *state], i=i)
 
 
 def test_speechbrain_ligru():
