@@ -35,8 +35,9 @@ def operations() -> dict[str, Callable]:
     }  # fmt: skip
 
 
-def network(program: Any, H: int, bias: bool = True, reverse: bool = False) -> Callable:
-    """One direction of a layer as a function (weights by name, x_TBI, extra inputs by name) -> y_TBH."""
+def network(program: Any, H: int, bias: bool = True, reverse: bool = False, turned: bool = False) -> Callable:
+    """One direction of a layer as a function (weights by name, x_TBI, extra inputs by name) -> y_TBH. ``turned``: the
+    matrices are (out, in)."""
     import jax.numpy as jnp
     from jax import lax
 
@@ -52,12 +53,13 @@ def network(program: Any, H: int, bias: bool = True, reverse: bool = False) -> C
                 values.append(table[op](*(values[n] for n in args)) if args else loads(op, what))
         return {(put.to, put.what): values[put.value] for put in program.sections[section].puts}
 
-    def product(v, p, columns):
-        return v @ p["weight_hh"][:, columns] + (p["bias_hh"][columns] if bias else 0)
+    def product(v, p, side, part=slice(None)):
+        w = p[f"weight_{side}"]
+        return v @ (w[part].T if turned else w[:, part]) + (p[f"bias_{side}"][part] if bias else 0)
 
     def forward(p, x, u):
         if program.inputs and not program.given:
-            x = x @ p["weight_ih"] + (p["bias_ih"] if bias else 0)
+            x = product(x, p, "ih")
 
         def step(state, given):
             x_BG, now = given
@@ -72,12 +74,12 @@ def network(program: Any, H: int, bias: bool = True, reverse: bool = False) -> C
 
             operand = run("operand", loads)["operand", None] if "operand" in program.sections else s[name]
             if first:
-                parts = jnp.split(product(operand, p, slice(len(first) * H)), len(first), -1)
+                parts = jnp.split(product(operand, p, "hh", slice(len(first) * H)), len(first), -1)
                 r = dict(zip(first, parts, strict=True))
             if inner:
                 put = run("first", loads)
                 crossing = {what: v for (to, what), v in put.items() if to == "cross"}
-                i = product(put["inner", None], p, slice(-H, None))
+                i = product(put["inner", None], p, "hh", slice(-H, None))
             put = run("forward", loads)
             new = tuple(jnp.broadcast_to(put["new", n], s[n].shape) for n in program.states)
             return new, put.get(("y", None), new[0])
@@ -155,10 +157,6 @@ def jax_cell(layer: Any, x: Tensor, inputs: dict[str, Tensor], mode: str) -> Job
         p = {n.removesuffix("_l0"): to_jax(t, dtype) for n, t in layer.named_parameters()}
     except ImportError as error:
         raise Unsupported(str(error)) from None
-    of = network(layer.cell.program, layer.hidden_size, layer.bias)
-
-    def forward(p, x, u):
-        return of({name: t.T for name, t in p.items()}, x, u)
-
+    forward = network(layer.cell.program, layer.hidden_size, layer.bias, turned=True)
     u = {name: to_jax(t, dtype) for name, t in inputs.items()}
     return jax_job(forward, mode, p, to_jax(x, dtype), u, None, lambda dp: {})
