@@ -27,10 +27,11 @@ from functools import partial
 from itertools import accumulate
 
 import gpu_cases
+import gpu_tests
 import torch
 
 from benchmarks import cli, machine, report
-from benchmarks.gpu import experiments, pytests, tasks
+from benchmarks.gpu import experiments, tasks
 from benchmarks.gpu.experiments import Experiment
 from benchmarks.gpu.tasks import Apart, Measuring, Task
 from benchmarks.measure import event_time, wall_time
@@ -136,10 +137,10 @@ def tests_planned(make: Callable[[], Apart], seconds: float) -> list[Task]:
     """A task for each test that needs a GPU; for their file where they cannot be collected in time."""
     with closing(make()) as process:
         try:
-            names = process.ask(max(1.0, seconds), "collected", str(pytests.TESTS))["tests"]
+            names = process.ask(max(1.0, seconds), "collected", str(gpu_tests.TESTS))["tests"]
         except RuntimeError:
-            names = [str(pytests.TESTS)]
-    return [Task({"case": pytests.named(name)}, "test", (name,)) for name in names]
+            names = [str(gpu_tests.TESTS)]
+    return [Task({"case": gpu_tests.named(name)}, "test", (name,)) for name in names]
 
 
 def run_step(

@@ -17,10 +17,11 @@ from contextlib import closing
 from typing import Any, NamedTuple
 
 import gpu_cases
+import gpu_tests
 import torch
 
 from benchmarks import machine
-from benchmarks.gpu import experiments, pytests
+from benchmarks.gpu import experiments
 from benchmarks.measure import Subject, Timer, alternate, truth_of
 from benchmarks.providers import PROVIDERS, Case
 from benchmarks.providers.ours import schedule_of
@@ -98,10 +99,10 @@ class Measuring:
         return gpu_cases.run(case, self.device)
 
     def collected(self, path: str) -> dict:
-        return pytests.collected(path)
+        return gpu_tests.collected(path)
 
     def test(self, name: str) -> dict:
-        return pytests.run(name)
+        return gpu_tests.run(name)
 
     def row(self, w: Workload, dtype: str, mode: str, providers: list[str]) -> dict:
         try:

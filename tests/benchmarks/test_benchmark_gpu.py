@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import gpu_cases
+import gpu_tests
 import needs_compiler  # noqa: F401
 import pytest
 import torch
@@ -17,7 +18,7 @@ from common import refused
 
 from benchmarks import cli, measure
 from benchmarks.gpu import __main__ as gpu
-from benchmarks.gpu import experiments, pytests, tasks
+from benchmarks.gpu import experiments, tasks
 from benchmarks.measure import Subject, event_time, wall_time
 from benchmarks.providers import PROVIDERS, Provider
 from benchmarks.worker import said
@@ -336,7 +337,7 @@ def test_same_every_time():
 def test_tests_are_tasks_and_a_hang_or_a_fault_costs_itself(tmp_path, monkeypatch):
     path, found = tmp_path / "test_these.py", []
     path.write_text(TESTS)
-    monkeypatch.setattr(pytests, "TESTS", path)
+    monkeypatch.setattr(gpu_tests, "TESTS", path)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     plan = gpu.tests_planned(partial(Here, tasks.Measuring, "cpu", 0.0, 3, wall_time, 1), 60)
     make = partial(tasks.Apart, tasks.Measuring, "cpu", 0.0, 3, wall_time, 1)
@@ -356,8 +357,8 @@ def test_where_there_is_no_gpu_the_tests_skip_themselves(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # as it will be, and here not for ever
 
     def benchmark_of(name, text, *arguments):
-        monkeypatch.setattr(pytests, "TESTS", tmp_path / f"{name}.py")
-        pytests.TESTS.write_text(text)
+        monkeypatch.setattr(gpu_tests, "TESTS", tmp_path / f"{name}.py")
+        gpu_tests.TESTS.write_text(text)
         sys.modules.pop(name, None)
         return benchmark(tmp_path, "--steps", "tests", *arguments)
 

@@ -1,6 +1,5 @@
-"""The tests that need a GPU, run by pytest one at a time in this process, which `tasks.Apart` starts again after a hang
-or a fault. Most of their time is compilation, on the CPU; and kernels that race show it sooner when others run beside
-them.
+"""The tests that need a GPU, run by pytest one at a time in this process, which `benchmarks.gpu` starts again after a
+hang or a fault. Most of their time is compilation, on the CPU; kernels that race show it sooner when others run too.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import ROOT
-
-TESTS = ROOT / "tests" / "gpu" / "test_gpu.py"
+TESTS = Path(__file__).with_name("test_gpu.py")
 RACES = "every_time"  # part of the names of tests that are a step of their own
 TRACE = 3000  # characters of each failure's traceback that are kept
 
