@@ -120,7 +120,8 @@ def carried_out(
                 report.write(results, out)
         finished = True
     except KeyboardInterrupt:
-        print("stopped; what was measured is kept", file=sys.stderr)
+        again = ", --resume goes on" if "providers" in results else ""
+        print(f"stopped; what was measured is kept{again}", file=sys.stderr)
     if not results["rows"]:
         return 1
     print(terminal(results["rows"]))

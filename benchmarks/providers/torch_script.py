@@ -7,6 +7,7 @@ product, and the biases that are added to nothing else. T time, B batch, I input
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -103,41 +104,35 @@ def scripted():
         return torch.jit.script(loop)
 
 
-class Loop:
+def loop_of(module: nn.Module, case: Case) -> Callable[[Tensor], tuple[Tensor, None]]:
     """The loop with a module's weights; called as the module is."""
+    w, p, function = case.workload, dict(module.named_parameters()), scripted()
+    cell = "gru_reset_before" if not getattr(module, "reset_after", True) else w.cell
+    weight, gain = p["weight_hh_l0"], p.get("ln_h_gain_l0")
+    norm_c = [p[name] for name in ("ln_c_gain_l0", "ln_c_bias_l0") if name in p]
+    alive = None if case.lengths is None else torch.arange(w.T)[:, None, None] < case.lengths[:, None]
+    ones = None if case.reset is None else ~case.reset[..., None]
 
-    def __init__(self, module: nn.Module, case: Case) -> None:
-        w, self.case = case.workload, case
-        self.p, self.function = dict(module.named_parameters()), scripted()
-        self.cell = "gru_reset_before" if not getattr(module, "reset_after", True) else w.cell
-        self.norm_c = [self.p[name] for name in ("ln_c_gain_l0", "ln_c_bias_l0") if name in self.p]
-        self.keep = None if case.reset is None else ~case.reset[..., None]
-        self.alive = None
-        if case.lengths is not None:
-            self.alive = torch.arange(w.T)[:, None, None] < case.lengths[:, None]
-
-    def inputs(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def inputs(x: Tensor) -> tuple[Tensor, Tensor]:
         """The input's product with all biases but the GRU's of n, and that one."""
-        p, b = self.p, self.p["bias_hh_l0"]
+        b = p["bias_hh_l0"]
         rest = b.new_zeros(0)
-        if self.cell == "gru":
-            before, rest = b.tensor_split([2 * self.case.workload.H])
+        if cell == "gru":
+            before, rest = b.tensor_split([2 * w.H])
             b = F.pad(before, (0, len(rest)))
         if "ln_x_gain_l0" not in p:
             return F.linear(x, p["weight_ih_l0"], p["bias_ih_l0"] + b), rest
         return product(x, p["weight_ih_l0"], p["ln_x_gain_l0"]) + (p["bias_ih_l0"] + b), rest
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, None]:
-        w = self.case.workload
-        h_mask, zone = masks(w, self.case.mode == "train", x)
+    def call(x: Tensor) -> tuple[Tensor, None]:
+        h_mask, zone = masks(w, case.mode == "train", x)
         h_mask = None if h_mask is None else h_mask[0]
         zone = [z[:, 0].expand(w.T, -1, -1) for z in zone]
-        keep = None if self.keep is None else self.keep.to(x.dtype)
-        gain = self.p.get("ln_h_gain_l0")
-        inputs, b = self.inputs(x)
-        weight = self.p["weight_hh_l0"]
-        y = self.function(self.cell, inputs, weight, b, gain, self.norm_c, keep, self.alive, h_mask, zone)
-        return y, None
+        keep = None if ones is None else ones.to(x.dtype)
+        x, b = inputs(x)
+        return function(cell, x, weight, b, gain, norm_c, keep, alive, h_mask, zone), None
+
+    return call
 
 
 @provider("torch_script", package="torch", default=False)
@@ -152,7 +147,7 @@ def torch_script(case: Case) -> Job:
     if w.options:
         import rnnkernels as library
     module = module_of(library, case)
-    job = job_of(module, case, call=Loop(module, case))
+    job = job_of(module, case, call=loop_of(module, case))
     with torch.inference_mode(case.mode == "infer"):
         for _ in range(WARMING):
             job.run()
