@@ -177,25 +177,16 @@ def torch_call(module: nn.Module, case: Case) -> Callable[[Tensor], tuple]:
     return module if case.lengths is None else partial(packed, module, case.lengths)
 
 
-class Direction(NamedTuple):
-    """One direction of one layer: the names of its four parameters in the case's module, and which way it walks."""
+def directions(w: Workload) -> list[list[tuple[dict[str, str], bool]]]:
+    """The layers of a workload, each a list of its directions: the names that its four parameters have in the case's
+    module, and whether it walks backwards in time."""
 
-    w_ih: str
-    w_hh: str
-    b_ih: str
-    b_hh: str
-    reverse: bool
-
-
-def directions(w: Workload) -> list[list[Direction]]:
-    """The layers of a workload, each a list of its directions."""
-
-    def named(prefix: str, suffix: str, reverse: bool) -> Direction:
-        return Direction(*(f"{prefix}{p}_{suffix}" for p in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")), reverse)
+    def named(prefix: str, suffix: str) -> dict[str, str]:
+        return {n: f"{prefix}{n}_{suffix}" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
 
     if w.alternating:
-        return [[named(f"{n}.", "l0", bool(n % 2))] for n in range(w.L)]
-    return [[named("", f"l{n}" + "_reverse" * d, bool(d)) for d in range(w.D)] for n in range(w.L)]
+        return [[(named(f"{n}.", "l0"), bool(n % 2))] for n in range(w.L)]
+    return [[(named("", f"l{n}" + "_reverse" * d), bool(d)) for d in range(w.D)] for n in range(w.L)]
 
 
 def module_of(library: Any, case: Case, dtype: str | None = None) -> nn.Module:

@@ -133,13 +133,12 @@ def jax_scan(case: Case) -> Job:
         raise Unsupported("XLA's float16 on CPUs is emulated")
     import jax.numpy as jnp
 
-    program, kinds = getattr(built_in, w.cell).program, ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    program = getattr(built_in, w.cell).program
     walks = {reverse: network(program, w.H, reverse=reverse) for reverse in (False, True)}
 
     def forward(p, x, u):
         for layer in directions(w):
-            weights = [{kind: p[name] for kind, name in zip(kinds, d[:4], strict=True)} for d in layer]
-            ys = [walks[d.reverse](given, x, u) for d, given in zip(layer, weights, strict=True)]
+            ys = [walks[reverse]({n: p[name] for n, name in names.items()}, x, u) for names, reverse in layer]
             x = jnp.concatenate(ys, axis=-1)
         return x
 

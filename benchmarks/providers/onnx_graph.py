@@ -50,10 +50,11 @@ def graph(case: Case):
     shape = constant("shape", np.array([w.T, w.B, w.D * w.H]))
     y = "x"
     for n, layer in enumerate(directions(w)):
-        w_ih = constant(f"w{n}", np.stack([gates(d.w_ih) for d in layer]))
-        w_hh = constant(f"r{n}", np.stack([gates(d.w_hh) for d in layer]))
-        bias = constant(f"b{n}", np.stack([np.concatenate([gates(d.b_ih), gates(d.b_hh)])[:, 0] for d in layer]))
-        way = "bidirectional" if len(layer) > 1 else "reverse" if layer[0].reverse else "forward"
+        found = [{kind: gates(name) for kind, name in names.items()} for names, _ in layer]
+        w_ih = constant(f"w{n}", np.stack([d["weight_ih"] for d in found]))
+        w_hh = constant(f"r{n}", np.stack([d["weight_hh"] for d in found]))
+        bias = constant(f"b{n}", np.stack([np.concatenate([d["bias_ih"], d["bias_hh"]])[:, 0] for d in found]))
+        way = "bidirectional" if len(layer) > 1 else "reverse" if layer[0][1] else "forward"
         extra = {"linear_before_reset": 1} if w.cell == "gru" else {}
         inputs, out = [y, w_ih, w_hh, bias], f"y{n}"  # out is (T, D, B, H)
         nodes.append(helper.make_node(w.cell.upper(), inputs, [out], hidden_size=w.H, direction=way, **extra))

@@ -203,7 +203,7 @@ def test_int8_is_for_inference_and_for_those_that_have_it():
 def test_the_layers_name_every_parameter_once():
     for extra in EXTRAS.values():
         w = replace(SMALL, **extra)
-        named = [name for layer in directions(w) for d in layer for name in d[:4]]
+        named = [name for layer in directions(w) for names, _ in layer for name in names.values()]
         assert sorted(named) == sorted(dict(Case(w, "float32", "infer").module.named_parameters()))
 
 
