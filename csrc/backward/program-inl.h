@@ -59,7 +59,7 @@ struct BackwardSource {
 
   void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
     if (loop.straight && order.x_gate >= 0) return put_dx(order.x_gate, value, run);
-    const bool to_state = order.kind == Put::ds, crosses = order.kind == Put::dcross;
+    const bool to_state = order.kind == Put::ds, crosses = order.kind == Put::dcross, add = to_state || order.add;
     // A gate's gradient may have two places, one for each side; the first one is split where products want it so.
     const bool of_gate = order.x_gate >= 0 || order.r_gate >= 0, normed = tape.call.layer_norm;
     const int plane = order.x_gate >= 0       ? loop.at.x[size_t(order.x_gate)]
@@ -70,29 +70,34 @@ struct BackwardSource {
     const int other = normed && order.x_gate >= 0 && order.r_gate >= 0 ? loop.at.r[size_t(order.r_gate)] : -1;
     const bool split = loop.step_parts && of_gate && !normed;
     const bool masked = to_state && order.index == 0 && tape.masked && tape.call.h_mask;
-    if (whole && of_gate && other < 0 && !order.add) {  // by far the most of all, without a branch but one
-      A* const to = loop.dz_of(slot, 0) + plane * Hp;
-      const int64_t row = loop.planes * Hp;
-      if (!split) {
-        return value.each(
-            run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) { v.store(to + b * row + q * W); });
-      }
-      return value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
-        v.store(to + b * row + q * W);
-        loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
-      });
+    A* const to = to_state  ? loop.carried.of[order.index].data()
+                  : crosses ? loop.gradients.crossing.data() + order.index * Hp
+                            : loop.dz_of(slot, 0) + plane * Hp;
+    const int64_t to_row = to_state ? Hp : (crosses ? program.crossing : loop.planes) * Hp;
+    auto split_up = [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
+      loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
+    };
+    if (whole && other < 0 && !masked) {  // by far the most of all, without a branch in their loops
+      auto at = [&](int64_t b, int64_t q) __attribute__((always_inline)) { return to + b * to_row + q * W; };
+      if (add && !split)
+        value.each(run, [&](V v, int64_t b, int64_t q)
+                            __attribute__((always_inline)) { (RNNKERNELS_SET::load(at(b, q)) + v).store(at(b, q)); });
+      else if (!split)
+        value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) { v.store(at(b, q)); });
+      else
+        value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
+          if (add) v = RNNKERNELS_SET::load(at(b, q)) + v;
+          v.store(at(b, q)), split_up(v, b, q);
+        });
+      return;
     }
     value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
-      const int n = tape.lanes(q);
-      v = first_of(loop.tape.alive(t, b) ? v : V(A(0)), n);
+      A* const at = to + b * to_row + q * W;
+      v = first_of(loop.tape.alive(t, b) ? v : V(A(0)), tape.lanes(q));
       if (masked) v = v * tape.mask(b, q);
-      A* const to = (to_state  ? loop.carried.of[order.index].data() + b * Hp
-                     : crosses ? loop.gradients.crossing.data() + (b * program.crossing + order.index) * Hp
-                               : loop.dz_of(slot, b) + plane * Hp) +
-                    q * W;
-      (to_state || order.add ? RNNKERNELS_SET::load(to) + v : v).store(to);
+      (add ? RNNKERNELS_SET::load(at) + v : v).store(at);
       if (other >= 0) v.store(loop.dz_of(slot, b) + other * Hp + q * W);
-      if (split) loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
+      if (split) split_up(v, b, q);
     });
   }
 };

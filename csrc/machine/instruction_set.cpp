@@ -69,8 +69,8 @@ std::string Schedule::text() const {
 }
 
 const std::vector<InstructionSet>& instruction_sets() {
+  // The table is never freed: threads may use it when the process ends.
   static const auto* const table = new std::vector<InstructionSet>{
-      // stays, as threads may when the process ends
 #ifdef __x86_64__
       {"amx", has_amx, avx512::kernels, Engine::tiles},
       {"avx512_bf16", has_avx512_bf16, avx512::kernels, Engine::pairs},
