@@ -59,8 +59,12 @@ def _names_of(cell, bias, project, layer_norm):
 
 def shapes_of(cell, num_layers, D, I, H, P, **settings):  # noqa: E741
     """The shapes of all weights of layers on top of each other, layer by layer and in it direction by direction."""
-    compute = _shapes_of if torch.compiler.is_compiling() else _known_shapes_of
-    return compute(cell, num_layers, D, I, H, P, **settings)
+    if not torch.compiler.is_compiling():
+        try:
+            return _known_shapes_of(cell, num_layers, D, I, H, P, **settings)
+        except TypeError:  # sizes that make_fx takes for symbols have no hash
+            pass
+    return _shapes_of(cell, num_layers, D, I, H, P, **settings)
 
 
 def _shapes_of(cell, num_layers, D, I, H, P, **settings):  # noqa: E741

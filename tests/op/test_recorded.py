@@ -191,3 +191,18 @@ def test_make_fx():
     found, expected = (f(parameters, args[0]) for f in (graph, run))
     for f, e in zip(*(torch.autograd.grad(o[0].sin().sum(), leaves) for o in (found, expected)), strict=True):
         assert_close("gradient", f, e)
+
+
+@pytest.mark.parametrize("name", ["RNNCell", "GRUCell", "LSTMCell"])
+def test_make_fx_of_weights_with_symbolic_sizes(name):
+    module, x = getattr(rnnkernels, name)(3, 5, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64)
+
+    def gradients(weights, x):
+        found = torch.func.functional_call(module, weights, (x,))
+        y = found if isinstance(found, torch.Tensor) else found[0]
+        return torch.autograd.grad(y.sin().sum(), list(weights.values()))
+
+    weights = dict(module.named_parameters())
+    graph = make_fx(gradients, tracing_mode="symbolic")(weights, x)
+    for f, e in zip(graph(weights, 2 * x), gradients(weights, 2 * x), strict=True):
+        assert_close("gradient", f, e)
