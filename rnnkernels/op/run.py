@@ -6,7 +6,7 @@ from torch.autograd import forward_ad
 from .. import backends
 from ..cells import reference
 from ..recorders import onnx
-from . import schema, tangent  # noqa: F401 - schema defines the ops
+from . import schema, tangent, vmap  # noqa: F401 - schema defines the ops
 from .autograd import (
     OPS,
     Eager,
@@ -22,6 +22,7 @@ from .autograd import (
     plain,
     recording,
     transform_in_graph,
+    transforming,
     wants_gradient,
 )
 from .flat import Plan
@@ -87,8 +88,10 @@ def layer(call, *, return_cells=False, recompute=False, exposed=True):
     if not traced:
         lists = {name: resolved(getattr(call, name)) for name in ("states", "reset_states", "zone", "extras")}
         call = call._replace(**lists)
-    tensors = call.flat()
     transform = differentiating() if traced else torch._C._are_functorch_transforms_active()
+    if traced and not transform and transforming():
+        call = call._replace(x=vmap.shown(x, (*call.states, *call.reset_states, *call.zone, *call.extras)))
+    tensors = call.flat()
     functional = transform and not traced and functionalizing()
     transform = transform and not functional
     recorded = functional or (not transform and recording())

@@ -169,7 +169,7 @@ for name, fake, batched, autograd in (
     define(reference_name, fake, batched, partial(autograd, reference_name), CompositeExplicitAutograd=eager)
 # the CPU's is in csrc/torch/ops.cpp
 define(
-    "stack", stack_shapes, None, partial(autograd_kernels.stack, stack_of_layers),
+    "stack", stack_shapes, vmap.stack_op, partial(autograd_kernels.stack, stack_of_layers),
     CompositeExplicitAutograd=stack_of_layers,
 )  # fmt: skip
 STEP = None

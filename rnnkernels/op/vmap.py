@@ -160,6 +160,14 @@ def layer_backward(apply, N, dims, pull, tensors):
     return tuple(out), tuple(out_dims)
 
 
+def shown(x, tensors):
+    """x as vmap has to see it beside ``tensors`` of optional lists, into which the dispatcher does not look: where vmap
+    is to cut one of these into samples, x becomes one for each sample too."""
+    for t in tensors:
+        x = x + t.new_zeros(())
+    return x
+
+
 # ---- The same rules for the raw ops, which vmap inside torch.compile calls -------------------------------------------
 
 
@@ -203,3 +211,33 @@ def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
     dx, *lists = zip(pull.lists(results), pull.lists(dims), strict=True)
     first = (dx[0][0], dx[1][0]) if needs[0] else (dy.new_empty(0), None)
     return tuple(zip(first, *lists, strict=True))
+
+
+STACK = (
+    "x", "states", "weights", "cell", "num_layers", "bidirectional", "bias", "hidden_size", "proj_size", "activation",
+    "lengths", "scales", "float_rows", "parts", "packed", "extras",
+)  # fmt: skip
+
+
+def stack_op(name, info, in_dims, *args):
+    """The vmap rule of ``rnnkernels::stack``: samples become rows of the batch, or calls if weights are their own."""
+    op, N = getattr(torch.ops.rnnkernels, name), info.batch_size
+    call, dims = dict(zip(STACK, args, strict=False)), dict(zip(STACK, in_dims, strict=False))
+    pairs = {
+        k: list(zip(call[k], dims[k], strict=True)) for k in ("states", "weights", "scales", "extras") if call.get(k)
+    }
+    pairs |= {k: [(call[k], dims[k])] for k in ("x", "lengths") if call.get(k) is not None}
+
+    def run(change):
+        new = {k: [change(k, *pair) for pair in found] for k, found in pairs.items()}
+        new |= {k: new[k][0] for k in ("x", "lengths") if k in new}
+        return op(*(call | new).values())
+
+    if any(d is not None for k in ("weights", "scales") for _, d in pairs.get(k, ())):
+        results = [run(lambda k, t, d: t if d is None else t.select(d, i)) for i in range(N)]  # noqa: B023
+        y, *last = map(torch.stack, zip(*((y, *last) for y, last in results), strict=True))
+        return (y, last), (0, [0] * len(last))
+    rows = {"x": INTO_B["x"], "states": INTO_B["state"], "lengths": INTO_B["lengths"], "extras": INTO_B["step"]}
+    y, last = run(lambda k, t, d: fold(t, d, N, rows[k]) if k in rows else t)
+    y, *last = (unfold(t, N, INTO_B["state"]) for t in (y, *last))
+    return (y[0], [t for t, _ in last]), (y[1], [d for _, d in last])

@@ -84,7 +84,10 @@ class Packed:
             return 0
         if torch.compiler.is_compiling():
             return self.number
-        places = [w.data_ptr() for w in weights]
+        try:
+            places = [w.data_ptr() for w in weights]
+        except RuntimeError:  # under a transform of torch.func, or fake ones: they have no data of their own
+            return 0
         if places != self.places:
             self.forget()
             self.places, self.held = places, [w.detach() for w in weights]  # no other tensor gets their memory

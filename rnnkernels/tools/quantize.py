@@ -30,7 +30,8 @@ from ..nn.options import refuse_options
 from ..nn.own_cells import check_extras, extras_of
 from ..nn.recurrent import Recurrent, RecurrentCell
 from ..op import run as op
-from ..op.autograd import eager
+from ..op import vmap
+from ..op.autograd import eager, transforming
 from ..op.schema import STEP
 from ..recorders import onnx
 from ..recorders.tracers import Leaf
@@ -171,6 +172,8 @@ class Quantized(Leaf, nn.Module):
         own = backends.forced() in (None, "cpp" if x.is_cpu and backends.EXTENSION_ERROR is None else None)
         graph = torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
         if own and not (graph and onnx.exporting()):
+            if transforming():
+                x = vmap.shown(x, (*states, *extras))
             float_rows = (True,) if self.activations == "float" else ()
             more = op.rare(0, self._rk_packed.of(weights)) | ({"extras": extras} if extras else {})
             return op.plain("stack")(

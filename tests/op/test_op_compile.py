@@ -178,6 +178,22 @@ def test_compiled_transforms(cell, name):
                 assert_close(f"{name} without grad: {k}", a, e)
 
 
+@torch.no_grad()
+def test_compiled_vmap_over_what_is_in_optional_lists():
+    """States, states to restart from and inputs of steps: the dispatcher does not see them."""
+    layer, step = make("GRU", dtype=torch.float64), make("LSTMCell", dtype=torch.float64)
+    own = rnnkernels.Recurrent(rnnkernels.cells.gru_d, 3, 4, dtype=torch.float64)
+    x, h, start = (torch.randn(*shape, dtype=torch.float64) for shape in ((5, 2, 3), (3, 1, 2, 4), (5, 2)))
+    for f in (
+        lambda h: layer(x, h)[0],
+        lambda h: layer(x, None, reset=(start > 0.5, h))[1],
+        lambda h: step(x[0], (h[0], h[0])),
+        lambda h: own(x, gamma=torch.sigmoid(h).expand(5, 2, 4))[0],
+    ):
+        for a, e in zip(torch.compile(vmap(f), fullgraph=True, backend="aot_eager")(h), vmap(f)(h), strict=True):
+            assert_close("vmap", a, e)
+
+
 def test_compiled_gradients_per_sample_of_a_module():
     module = make("GRU", dtype=torch.float64)
     parameters = {k: p.detach() for k, p in module.named_parameters()}

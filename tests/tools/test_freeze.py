@@ -8,6 +8,7 @@ import pytest
 import torch
 from common import assert_close
 from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import rnnkernels
 from rnnkernels.backends import EXTENSION_ERROR
@@ -178,6 +179,36 @@ def test_graphs():
         assert calls and all(model._rk_packed.number not in n.args and "packed" not in n.kwargs for n in calls)
         assert_close("exported", exported.module()(x)[0], expected, 1e-6)
         assert_close("traced", torch.jit.trace(model, x)(x)[0], expected, 1e-6)
+
+
+@pytest.mark.parametrize("make", (
+    lambda: rnnkernels.LSTM(I, H), lambda: rnnkernels.Recurrent(rnnkernels.cells.li_gru, I, H),
+    lambda: rnnkernels.GRUCell(I, H), lambda: rnnkernels.RecurrentCell(rnnkernels.cells.li_gru, I, H),
+))  # fmt: skip
+@pytest.mark.parametrize("tool", (rnnkernels.freeze, rnnkernels.quantize_dynamic))
+def test_weights_without_data(make, tool):
+    """Other weights from ``torch.func``, of ensembles, and of make_fx, which have no data to be packed."""
+    torch.manual_seed(0)
+    models = [tool(make().eval()) for _ in range(2)]
+    x = torch.randn(2, I) if "Cell" in type(models[0]).__name__ else torch.randn(3, 2, I)
+
+    def first(state, x):
+        results = torch.func.functional_call(models[0], state, (x,))
+        return results if isinstance(results, torch.Tensor) else results[0]
+
+    with torch.no_grad():
+        states = [{name: t.detach() for name, t in model.state_dict().items()} for model in models]
+        stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        expected = [first(state, x) for state in states]
+        assert_close("ensemble", torch.vmap(first, (0, None))(stacked, x), torch.stack(expected), 1e-6)
+        both = torch.vmap(first, (0, 1), 1)(stacked, torch.stack([x, x], 1))
+        assert_close("ensemble", both, torch.stack(expected, 1), 1e-6)
+        several = torch.vmap(first, (None, 0))(states[1], torch.stack([x, x]))
+        assert_close("samples", several, torch.stack([expected[1]] * 2), 1e-6)
+        for mode in ("fake", "symbolic"):
+            graph = make_fx(first, tracing_mode=mode)(states[0], x)
+            assert_close(mode, graph(states[1], x), expected[1], 1e-6)
+        assert_close("as before", first({}, x), expected[0], 1e-6)
 
 
 @pytest.mark.parametrize("make", (

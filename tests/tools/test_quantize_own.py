@@ -116,6 +116,23 @@ def test_layers(name):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("mapped", (0, 1, 2, 3, None))
+def test_vmap(mapped):
+    """Over x, lengths, states or inputs of steps alone, and over all of them."""
+    layer = Recurrent(rnnkernels.cells.gru_d, 7, 40, num_layers=2, bidirectional=True)
+    q = rnnkernels.quantize_dynamic(layer)
+    run = lambda x, lengths, hx, gamma: q(x, hx, lengths, gamma=gamma)  # noqa: E731
+    args = torch.randn(3, 6, 5, 7), torch.randint(7, (3, 5)), torch.randn(3, 4, 5, 40), torch.rand(3, 6, 5, 40)
+    dims = tuple(0 if mapped in (k, None) else None for k in range(4))
+    args = [t if d == 0 else t[0] for t, d in zip(args, dims, strict=True)]
+    found = torch.vmap(run, dims)(*args)
+    for i in range(3):
+        expected = run(*(t[i] if d == 0 else t for t, d in zip(args, dims, strict=True)))
+        for a, e in zip(found, expected, strict=True):
+            assert_close("sample", a[i], e, 1e-6)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", OWN)
 def test_cells(name):
     """The numbers of the layer for one step."""
