@@ -59,12 +59,8 @@ def _names_of(cell, bias, project, layer_norm):
 
 def shapes_of(cell, num_layers, D, I, H, P, **settings):  # noqa: E741
     """The shapes of all weights of layers on top of each other, layer by layer and in it direction by direction."""
-    if not torch.compiler.is_compiling():
-        try:
-            return _known_shapes_of(cell, num_layers, D, I, H, P, **settings)
-        except TypeError:  # sizes that make_fx takes for symbols have no hash
-            pass
-    return _shapes_of(cell, num_layers, D, I, H, P, **settings)
+    known = not torch.compiler.is_compiling() and type(I) is type(H) is type(P) is int  # symbols have no hash
+    return (_known_shapes_of if known else _shapes_of)(cell, num_layers, D, I, H, P, **settings)
 
 
 def _shapes_of(cell, num_layers, D, I, H, P, **settings):  # noqa: E741
