@@ -21,7 +21,7 @@ from cpp_cases import BOTH, OPS, Shape, build, in_float64
 from cpp_worker import in_process
 from pairwise import ALL
 
-from rnnkernels import LSTM, backends, freeze
+from rnnkernels import LSTM, RNN, backends, freeze
 from rnnkernels.cells import CELLS, reference
 
 if backends.EXTENSION_ERROR is not None:
@@ -136,6 +136,22 @@ def same_bits():
             first = first or run
             for i, (actual, expected) in enumerate(zip(run, first, strict=True)):
                 assert torch.equal(actual, expected), f"result {i} of {shape}"
+
+
+def flushed():
+    """All threads flush subnormal numbers where the one that calls does, and only there; those of float16 stay."""
+    torch.set_num_threads(3)
+    layer = RNN(16, 16, nonlinearity="relu", bias=False).requires_grad_(False)
+    layer.weight_ih_l0.copy_(torch.eye(16)), layer.weight_hh_l0.zero_()
+    for flush in (False, *[True, False] * 5):
+        for dtype, small in ((torch.float32, 1e-40), (torch.float16, 1e-6)):
+            x, own = torch.full((40, 90, 16), small, dtype=dtype), layer.to(dtype)
+            changed = torch.set_flush_denormal(flush)
+            y, _ = own(x)
+            torch.set_flush_denormal(False)
+            bits = y.view(torch.int32 if dtype == torch.float32 else torch.int16)
+            gone = flush and changed and dtype == torch.float32
+            assert not bits.any() if gone else bits.all(), f"flush={flush}, {dtype}: {int((bits != 0).sum())} are left"
 
 
 def python_threads():
@@ -311,7 +327,7 @@ NEEDS_GOMP = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
         ([fewer_threads_than_asked], {"OMP_THREAD_LIMIT": "1"}),
         ([fewer_threads_than_asked], {"OMP_DYNAMIC": "true"}),
         ([busy_neighbours], {}),
-        ([same_bits, python_threads, other_matrices], {}),
+        ([same_bits, flushed, python_threads, other_matrices], {}),
         pytest.param([fork, fork_while_packing], {}, marks=NEEDS_FORK),
         pytest.param([torch_multiprocessing, data_loader], {}, marks=NEEDS_FORK),
         pytest.param([nested], {}, marks=NEEDS_GOMP),

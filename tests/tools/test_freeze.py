@@ -26,7 +26,7 @@ class Model(nn.Module):
         super().__init__()
         kind = {"dtype": dtype}
         self.lstm = nn.LSTM(I, H, 2, batch_first=True, bidirectional=True, proj_size=9, **kind)
-        self.gru = nn.GRU(18, H, bias=False, **kind)
+        self.gru = nn.GRU(18, H, 3, bias=False, **kind)  # the last two have the same sizes
         self.rnn = rnnkernels.RNN(H, H, layer_norm=True, zoneout=0.1, **kind)
         self.own = rnnkernels.Recurrent(rnnkernels.cells.peephole_lstm, H, H, **kind)
         self.cell = nn.LSTMCell(H, H, **kind)
