@@ -85,7 +85,7 @@ struct Tape {
                           : std::numeric_limits<A>::epsilon() / 2,
             least = half ? A(0x1p-24) : std::numeric_limits<A>::min();
     const V noise = V(3 * unit) * max(max(h, V(0) - h), max(old, V(0) - old)) + V(least);
-    const V above = where_positive(own * share - noise, own);
+    const V above = relu_back(own, own * share - noise);
     if (call.act == Activation::relu) return above;
     return one - where_positive((one - above) * share - noise, one - above);
   }

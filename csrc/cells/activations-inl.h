@@ -55,7 +55,7 @@ __attribute__((noinline)) V activate_back(Activation kind, V d, V y) {
     case Activation::tanh:
       return Standard::act_back(d, y);
     case Activation::relu:
-      return where_positive(y, d);
+      return relu_back(d, y);
     case Activation::sigmoid:
       return Standard::gate_back(d, y);
     case Activation::hard_sigmoid:
@@ -87,7 +87,7 @@ struct Chosen {
   }
   template <class V>
   INLINE V act_back(V d, V y) const {
-    return act_kind == Activation::relu ? where_positive(y, d) : activate_back(act_kind, d, y);
+    return act_kind == Activation::relu ? relu_back(d, y) : activate_back(act_kind, d, y);
   }
   template <class V>
   INLINE V gate_back(V d, V y) const {

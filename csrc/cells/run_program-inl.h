@@ -251,7 +251,7 @@ class Machine {
       case Op::sigmoid_back:
         BINARY(x * y * (one - y));
       case Op::relu_back:
-        BINARY(where_positive(y, x));
+        BINARY(relu_back(x, y));
       case Op::layer_norm:
         return norm(run, to, a, *b.at);
       case Op::layer_norm_back:

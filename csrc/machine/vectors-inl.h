@@ -57,6 +57,8 @@ struct Vec {
     return b.v > a.v ? b.v : a.v;
   }
   friend INLINE Vec where_positive(Vec a, Vec b) { return a.v > 0 ? b.v : Data{}; }
+  // The gradient d before a relu that gave y: all of it for NaN, as in torch, where a zero would hide it.
+  friend INLINE Vec relu_back(Vec d, Vec y) { return y.v <= 0 ? Data{} : d.v; }
 };
 
 // ---- Loads and stores: n < W reads or writes the first n elements only, and the other lanes are zero ---------------

@@ -98,7 +98,7 @@ OPERATIONS = {
     "min": of_tensors(torch.minimum), "max": of_tensors(torch.maximum), "lt": compare(torch.lt),
     "le": compare(torch.le), "eq": compare(torch.eq), "where": choose,
     "tanh_back": lambda like, d, y: d * (1 - y * y), "sigmoid_back": lambda like, d, y: d * y * (1 - y),
-    "relu_back": lambda like, d, y: choose(like, compare(torch.gt)(like, y, 0.0), d, 0.0),
+    "relu_back": lambda like, d, y: choose(like, compare(torch.le)(like, y, 0.0), 0.0, d),
     "through": lambda like, *values: Through.apply(*(row(v, like) for v in values)), "layer_norm": layer_norm,
     "layer_norm_back": layer_norm_back,
 }  # fmt: skip

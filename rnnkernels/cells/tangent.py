@@ -229,7 +229,7 @@ def pullback(graph, n, d):
     if op == "sigmoid":
         return ((a, graph.op("mul", d, graph.op("mul", n, graph.op("sub", one, n)))),)
     if op == "relu":
-        return ((a, graph.op("where", graph.op("lt", graph.const(0), n), d, graph.const(0))),)
+        return ((a, graph.op("where", graph.op("le", n, graph.const(0)), graph.const(0), d)),)
     return derive.pullback(graph, n, d)
 
 

@@ -18,7 +18,7 @@ FUNCTIONS = {
     "max": torch.maximum, "lt": lambda a, b: (a < b).to(a), "le": lambda a, b: (a <= b).to(a),
     "eq": lambda a, b: (a == b).to(a), "where": lambda c, a, b: torch.where(c != 0, a, b),
     "tanh_back": lambda d, y: d * (1 - y * y), "sigmoid_back": lambda d, y: d * y * (1 - y),
-    "relu_back": lambda d, y: torch.where(y > 0, d, torch.zeros_like(d)),
+    "relu_back": lambda d, y: torch.where(y <= 0, torch.zeros_like(d), d),
     "through": lambda y, x, m: y.detach() + (x - x.detach()) * m.detach(),
     "layer_norm": lambda a, eps: torch.nn.functional.layer_norm(a, a.shape[-1:], eps=eps.item()),
 }  # fmt: skip

@@ -250,7 +250,7 @@ def test_two_operands(dtype, instruction_set):
     for name, expected in (
         ("min", torch.minimum), ("max", torch.maximum), ("lt", torch.lt), ("le", torch.le), ("eq", torch.eq),
         ("where", lambda a, b: torch.where(a != 0, b, a * 0 + 3)), ("div", torch.div), ("sub", torch.sub),
-        ("relu_back", lambda a, b: torch.where(b > 0, a, 0.0)),
+        ("relu_back", lambda a, b: torch.where(b <= 0, 0.0, a)),
     ):  # fmt: skip
         text = "cell 1 f\ninputs a b\nstates h\ngiven\nforward\nx a\nx b\nconst 0.0\nmul 0 2\nconst 3.0\nadd 3 4\n"
         text += f"{name} 0 1{' 5' if name == 'where' else ''}\nput new h 6\nbackward"

@@ -13,6 +13,7 @@ import triton  # isort: skip
 import triton.language as tl  # isort: skip
 
 from rnnkernels.backends.triton.cells import math
+from rnnkernels.cells import reference
 
 
 @triton.jit
@@ -46,3 +47,23 @@ def test_float64(name):
 def test_signs_of_zeros(dtype):
     y = activated("tanh", torch.tensor([0.0, -0.0], dtype=dtype))
     assert y.signbit().tolist() == [False, True] and not y.any()
+
+
+@triton.jit
+def slopes(y, dy, n, NAME: tl.constexpr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(dy + at, math.slope(tl.load(y + at, mask=at < n), NAME), mask=at < n)
+
+
+@pytest.mark.parametrize("name", ["relu", "hard_sigmoid"])
+def test_corners_and_nan(name):
+    """NaN stays NaN, and its slope is torch's: that of relu lets a gradient pass."""
+    x = torch.tensor([float("nan"), -5.0, -3.0, 0.0, 2.0, 3.0, 5.0, float("inf")])
+    y, leaf = activated(name, x), x.clone().requires_grad_()
+    expected = reference.ACTIVATIONS[name](leaf)
+    torch.testing.assert_close(y, expected, equal_nan=True)
+    slope = torch.empty_like(x)
+    slopes[(1,)](y, slope, len(x), name, 8)
+    (wanted,) = torch.autograd.grad(expected, leaf, torch.ones_like(x))
+    corners = torch.isin(x, torch.tensor([-3.0, 3.0]))  # where torch's clamp has the slope of the line
+    torch.testing.assert_close(slope, wanted.where(~corners | (wanted == 1), 0.0))

@@ -25,7 +25,7 @@ OPERATIONS = {
     "relu": "larger({0}, tl.zeros_like({0}))", "min": "smaller({}, {})", "max": "larger({}, {})",
     "lt": "({0} < {1}).to({type})", "le": "({0} <= {1}).to({type})", "eq": "({0} == {1}).to({type})",
     "where": "tl.where({} != 0, {}, {})", "tanh_back": "{0} * (1 - {1} * {1})",
-    "sigmoid_back": "{0} * ({1} * (1 - {1}))", "relu_back": "tl.where({1} > 0, {0}, 0.0)", "through": "{0}",
+    "sigmoid_back": "{0} * ({1} * (1 - {1}))", "relu_back": "tl.where({1} <= 0, 0.0, {0})", "through": "{0}",
     "act": "activate({}, ACTIVATION)", "act_back": "{0} * slope({1}, ACTIVATION)", "gate": "activate({}, GATE)",
     "gate_back": "{0} * slope({1}, GATE)", "norm": "{0}", "norm_back": "{0}",  # the loops call what is beyond a norm
     "layer_norm": "layer_norm({}, {}, UNITS, {rows}, {at})",

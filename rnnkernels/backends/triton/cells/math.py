@@ -116,9 +116,9 @@ def activate(v, NAME: tl.constexpr):
     elif NAME == "sigmoid":
         return sigmoid(v)
     elif NAME == "relu":
-        return tl.maximum(v, 0)
+        return at_least(v, 0.0)
     elif NAME == "hard_sigmoid":
-        return tl.minimum(tl.maximum(v / 6 + 0.5, 0), 1)
+        return at_most(at_least(v / 6 + 0.5, 0.0), 1.0)
     else:
         tl.static_assert(NAME == "linear")
         return v
@@ -126,13 +126,13 @@ def activate(v, NAME: tl.constexpr):
 
 @triton.jit
 def slope(a, NAME: tl.constexpr):
-    """The derivative of the activation where its value is ``a``."""
+    """The derivative of the activation where its value is ``a``; for NaN as in torch: 1 of relu, 0 of hard_sigmoid."""
     if NAME == "tanh":
         return 1 - a * a
     elif NAME == "sigmoid":
         return a * (1 - a)
     elif NAME == "relu":
-        return tl.where(a > 0, 1.0, 0.0).to(a.dtype)
+        return tl.where(a <= 0, 0.0, 1.0).to(a.dtype)
     elif NAME == "hard_sigmoid":
         return tl.where((a > 0) & (a < 1), 1.0, 0.0).to(a.dtype) / 6
     else:
