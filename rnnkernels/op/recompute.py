@@ -33,7 +33,7 @@ def with_gates(call, y, cells):
     for d in range(D):
         own = reference.Direction(call, d)
         x_TBI = reference.group(x, d, call.reverse, 3)
-        extras = reference.extras_of(call, d)
+        extras, ends = reference.extras_of(call, d), reference.group(call.lengths, d, call.reverse, 1)
         for a, b in parts:
             old = entered(call, y, cells[0] if cells else None, d, a, b)
             inputs = own.inputs(x_TBI[a:b].to(acc))
@@ -45,7 +45,10 @@ def with_gates(call, y, cells):
                 None if h_mask is None else rows_of(h_mask[d].to(acc)), now,
             )  # fmt: skip
             planes = (*planes, *reference.renewed(spec, new)) if call.zone else planes
-            gates[d, a:b] = torch.stack(planes, 1).unflatten(0, (b - a, B))
+            kept = torch.stack(planes, 1).unflatten(0, (b - a, B))
+            if ends is not None:  # there may be NaN past a row's end, which the backward pass would multiply by zero
+                kept = torch.where((torch.arange(a, b, device=x.device)[:, None] < ends)[..., None, None], kept, 0.0)
+            gates[d, a:b] = kept
     return [gates, *cells]
 
 

@@ -22,3 +22,9 @@ def exists(cell, schedule, place):
 def test_nan_stays_where_it_is(cell, schedule, place):
     with backends.force("triton"), running(schedule):
         nan_cases.check(cell, OF_SCHEDULE[schedule], place)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_nan_past_lengths_with_recompute(cell):
+    with backends.force("triton"):
+        nan_cases.check(cell, "recompute", "inputs past lengths")
