@@ -92,6 +92,37 @@ FAULTS = {
         "cpp", "return call.reset && next >= 0 && next < T && call.resets(d, next, b);",
         "return call.reset && next >= 0 && next < T && call.resets(d, next, PLANTED ? 0 : b);", "masks-float32",
     ),
+    "cpp: kept weights of every layer are those of the first": Fault(
+        "cpp", "return {call.kept_place,", "return {PLANTED ? 0 : call.kept_place,", "test_freeze.py",
+    ),
+    "cpp: threads round and flush as they did before": Fault(
+        "cpp",
+        "explicit Scope(const FloatMode& mode) { _mm_setcsr(mode.here_); }",
+        "explicit Scope(const FloatMode& mode) { if (!PLANTED) _mm_setcsr(mode.here_); }",
+        "test_cpp_threads.py -k same_bits",
+    ),
+    "cpp: backwards, rows begin at T instead of at their length": Fault(
+        "cpp", "return back ? t == call.length(d, b) - 1 : t == 0;",
+        "return back ? t == (PLANTED ? T : call.length(d, b)) - 1 : t == 0;", "stages-float32",
+    ),
+    "cpp: layer norm's gradient divides by the units of one gate": Fault(
+        "cpp", "b(total(products) / n);", "b(total(products) / (PLANTED ? A(H) : n));", "norms-float32",
+    ),
+    "cpp: gains of layer norms are those of the first direction, backward": Fault(
+        "cpp", "norms.of(d, input ? 0 : 1, g0)", "norms.of(PLANTED ? 0 : d, input ? 0 : 1, g0)", "norms-float32",
+    ),
+    "cpp: gradients of a narrow step input are of its last units": Fault(
+        "cpp", "if (narrow) sum = sum + v;", "if (narrow) sum = PLANTED ? v : sum + v;",
+        "test_cpp_programs.py -k 'shape or option'",
+    ),
+    "cpp: gradients of a sequence input are of its last direction": Fault(
+        "cpp", "if (end) to.put(adds ?", "if (end) to.put(adds && !PLANTED ?",
+        "test_cpp_programs.py -k threads",
+    ),
+    "cpp: gradients of every step reach the first of the states": Fault(
+        "cpp", "loop.dcells + history * call.D", "loop.dcells + (PLANTED ? 0 : history) * call.D",
+        "test_cpp_programs.py -k 'shape or option'",
+    ),
     # Python: transforms, masks, options, derivatives
     "vmap: the weights of the samples in another order": Fault(
         "python", "weights = [w[i] for i in range(N) for w in per_sample]",
@@ -125,6 +156,35 @@ FAULTS = {
     ),
     "autograd: what was written into y is what backward reads": Fault(
         "python", "return torch._lazy_clone(y)", "return y", "test_inplace.py"
+    ),
+    "autograd: cell states that were written into are what backward reads": Fault(
+        "python", "own[len(own) - len(shown) :] = map(kept, shown)", "own[len(own) - len(shown) :] = shown",
+        "test_inplace.py",
+    ),
+    "autograd: a state that gets other memory is what backward reads": Fault(
+        "python", "[t if t is None or t.requires_grad else t.detach() for t in tensors]", "list(tensors)",
+        "test_inplace.py",
+    ),
+    "modules: a weight that is put into _flat_weights does not count": Fault(
+        "python", "self.module._flat_weights = self", "pass", "test_derived_classes.py",
+    ),
+    "modules: weights of _flat_weights count although named ones are others": Fault(
+        "python", "if all(now is None or now is then for now, then in zip(named, before, strict=True)):", "if True:",
+        "test_derived_classes.py",
+    ),
+    "freeze: weights stay packed when others are loaded": Fault(
+        "python", "module._rk_packed.forget()", "pass", "test_freeze.py",
+    ),
+    "tangent: recurrent dropout does not multiply the operand's": Fault(
+        "python", "d_operand if d_operand is None else self.masked(d_operand)", "d_operand", "test_forward_mode.py",
+    ),
+    "tangent: padding reaches the values of a step": Fault(
+        "python", "return t if t is None else reference.zero_past(t.to(acc), ends)",
+        "return t if t is None else t.to(acc)", "test_forward_mode.py",
+    ),
+    "tangent: the part of one step is forgotten": Fault(
+        "python", "found += [once[to] for to in derived.added]",
+        "found += [torch.zeros_like(once[to]) for to in derived.added]", "test_forward_mode.py",
     ),
     # Python: cells as functions, and what is derived from them
     "cells: what an inner product multiplies is of h without its mask": Fault(

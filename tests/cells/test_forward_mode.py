@@ -36,6 +36,18 @@ def test_a_detached_vector(settings):
     check(lambda p: functional_call(layer, {"p_l0": p}, (x,))[0], [layer.p_l0], numbers=False)
 
 
+def test_a_vector_in_the_operand_under_a_mask():
+    """Its tangent enters the recurrent product as the operand does: multiplied by the mask of recurrent dropout."""
+    scaled = rnnkernels.cell(inputs="a", recurrent="a", vectors="p", operand=lambda s, v: v.p * s.h)(
+        lambda x, r: torch.tanh(x.a + r.a)
+    )
+    random = torch.Generator().manual_seed(2)
+    draw = lambda *shape: torch.randn(*shape, generator=random, dtype=torch.float64)  # noqa: E731
+    *weights, p = (draw(*w.shape) for w in weights_of(str(scaled), I, H))
+    x, mask = draw(T, B, I), draw(1, B, H)
+    check(lambda p: run.layer(LayerCall(str(scaled), x, [], [*weights, p], h_mask=mask, hidden_size=H))[0], [p])
+
+
 def check(f, primals, numbers=True):
     """Whether a function of tensors, which gives one, has right tangents, and right derivatives of them.
 
