@@ -48,6 +48,22 @@ def test_a_vector_in_the_operand_under_a_mask():
     check(lambda p: run.layer(LayerCall(str(scaled), x, [], [*weights, p], h_mask=mask, hidden_size=H))[0], [p])
 
 
+def test_nan_past_lengths():
+    """Neither an input's NaN there nor its tangent's reaches a tangent, nor the gradient of one."""
+    layer = Recurrent(cells.gru_d, I, H, dtype=torch.float64)
+    x, u = torch.randn(2, T, B, I, dtype=torch.float64), torch.rand(2, T, B, H, dtype=torch.float64)
+    weights = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def along(weights, fill):
+        f = lambda weights, x, u: functional_call(layer, weights, (x,), dict(gamma=u, lengths=torch.tensor([T, 1])))[0]  # noqa: E731
+        filled = [t.where(torch.arange(T)[:, None, None] < torch.tensor([[T], [1]]), fill) for t in (*x, *u)]
+        return jvp(f, (weights, *filled[::2]), (weights, *filled[1::2]))[1]
+
+    for of in (along, grad(lambda weights, fill: along(weights, fill).sin().sum())):
+        found, expected = of(weights, torch.nan), of(weights, 0.5)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
 def check(f, primals, numbers=True):
     """Whether a function of tensors, which gives one, has right tangents, and right derivatives of them.
 
