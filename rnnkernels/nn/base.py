@@ -62,8 +62,12 @@ class RecurrentBase(Leaf, nn.RNNBase):
     recurrent_dropout, zoneout, recompute = Option(), Option(), Option()
     layer_norm, heads = Option(fixed=True), Option(fixed=True)
 
-    __setattr__ = nn.Module.__setattr__  # nn.RNNBase's copies weights into ``_flat_weights``
-    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+    # those of nn.RNNBase, which keep ``_flat_weights`` up to date, are left out; those of a user's classes are not
+    def __setattr__(self, name, value):
+        super(nn.RNNBase, self).__setattr__(name, value)
+
+    def _replicate_for_data_parallel(self):
+        return super(nn.RNNBase, self)._replicate_for_data_parallel()
 
     def __init_subclass__(cls, **kwargs):
         """Notice what a user's class overrides that only torch.nn's forward calls, which then runs."""
@@ -258,6 +262,8 @@ class RecurrentBase(Leaf, nn.RNNBase):
     def _rk_layers(self, x, states, lengths=None, drop=torch.dropout, reset=None, more=None):
         """Check and run all layers on x (T, B, I); ``more`` are further arguments of ``functional.layers``."""
         parameters, names, H, P = self._parameters, self._flat_weights_names, self.hidden_size, self.proj_size
+        if self._rk_own_reads:
+            parameters = {}
         try:
             weights = [parameters[name] for name in names] if self._rk_given is None else self._rk_weights()
         except KeyError:  # a buffer or attribute has the parameter's name

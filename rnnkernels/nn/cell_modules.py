@@ -36,7 +36,7 @@ class CellBase(Leaf, nn.RNNCellBase):
             input: (B, I) or (I,).
             hx: the states, each (B, H) or (H,); none for zeros.
         """
-        parameters, H = self._parameters, self.hidden_size
+        parameters, H = () if self._rk_own_reads else self._parameters, self.hidden_size
         bias = parameters["bias_ih"] is not None if "bias_ih" in parameters else self.bias
         weights = [parameters[name] if name in parameters else getattr(self, name) for name in names_of(cell, bias)]
         if input.dim() == 1:

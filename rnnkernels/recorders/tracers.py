@@ -11,6 +11,8 @@ torch reads the switch elsewhere, ``torch.compile(fullgraph=True)`` ends in Dyna
 
 import functools
 
+from torch import nn
+
 from .imports import when_imported
 
 BUILDER = "torch._dynamo.variables.builder"
@@ -26,7 +28,13 @@ class Leaf:
     """
 
     __jit_ignored_attributes__ = ["__module__"]  # traced modules do not copy it
+    _rk_own_reads = False  # a user's class or mixin has a ``__getattr__`` of its own, which weights are read through
     _rk_instead = ": call rnnkernels.revert(model) first, which turns a model's recurrent modules back into torch.nn's"
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        usual = getattr(cls, "__getattr__", None) is nn.Module.__getattr__
+        cls._rk_own_reads = not usual or cls.__getattribute__ is not object.__getattribute__
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

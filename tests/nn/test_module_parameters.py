@@ -228,3 +228,40 @@ def test_autocast(cell, dtype):
         ours(x.double())  # autocast leaves float64 alone
     with torch.autocast("cpu", dtype, enabled=False), pytest.raises(ValueError, match="does not match weight dtype"):
         ours(x.to(dtype))
+
+
+class Reads(nn.Module):
+    """As Pyro's modules: what is no tensor may be set in the place of a weight, and every read of one is noticed."""
+
+    def __getattr__(self, name):
+        if name.startswith(("weight", "bias")):
+            self.__dict__.setdefault("read", []).append(name)
+        return vars(self)["made"][name]() if name in vars(self).get("made", ()) else super().__getattr__(name)
+
+    def __setattr__(self, name, value):
+        if callable(value) and name.startswith("weight"):
+            del self._parameters[name]
+            self.__dict__.setdefault("made", {})[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def _replicate_for_data_parallel(self):
+        return "replica"
+
+
+@pytest.mark.parametrize("name", ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"))
+@pytest.mark.parametrize("what", ("read", "set"))
+def test_mixin_behind_ours(name, what):
+    """A mixin that comes after our classes in the order of bases is asked for weights, and told what is set."""
+    ours, plain = type(name, (getattr(rnnkernels, name), Reads), {})(I, H), getattr(rnnkernels, name)(I, H)
+    plain.load_state_dict(ours.state_dict())
+    weights = dict(plain.named_parameters())
+    hidden = next(name for name in weights if name.startswith("weight_hh"))
+    if what == "set":
+        weights[hidden].data.mul_(2)
+        setattr(ours, hidden, lambda: weights[hidden])
+        assert hidden not in ours._parameters and ours._replicate_for_data_parallel() == "replica"
+    x = torch.randn(B, I) if name.endswith("Cell") else torch.randn(T, B, I)
+    vars(ours).pop("read", None)
+    torch.testing.assert_close(flat(ours(x)), flat(plain(x)))
+    assert set(ours.read) >= weights.keys()
