@@ -1,9 +1,10 @@
-"""Formulas for the FLOP counters of torch, fvcore and thop, registered once these are imported.
+"""Formulas for the FLOP counters of torch and other packages, registered once these are imported.
 
 Matrix products are counted, as for torch.nn's own: a step multiplies every matrix of a layer once per sequence. Padding
 past ``lengths`` counts too, because the shapes do not show it. Letters as in op/schema.py.
 """
 
+import functools
 import math
 
 import torch
@@ -59,12 +60,32 @@ def register_in_fvcore(module):
     supported["rnnkernels::stack"] = handle(0, 2)
 
 
-def register_in_thop(module):
-    """``thop.profile``: the rules of torch.nn's modules for ours."""
+def register_in_ptflops(module):
+    """``ptflops``, backend ``aten``: rules of the ops, of which it counts a product once, as fvcore does."""
+
+    def rule(x, weights):
+        return lambda inputs, outputs: products(inputs[x].shape, [w.shape for w in inputs[weights]])
+
+    ops, table = torch.ops.rnnkernels, module.ATEN_OPS_MAPPING
+    for kind in ("", "plain_", "reference_", "plain_reference_"):
+        table[getattr(ops, f"{kind}layer")] = rule(1, 3)
+    table[ops.stack] = table[ops.plain_stack] = rule(0, 2)
+
+
+def register_classes(table, module):
+    """Rules of torch.nn's classes for ours, in the dict called ``table`` of a package that looks for the very class."""
+    rules = getattr(module, table)
     for ours, theirs in TO_TORCH.items():
-        module.register_hooks[ours] = module.register_hooks[theirs]
+        if theirs in rules:  # it is not where a program has put our classes in the place of torch.nn's
+            rules.setdefault(ours, rules[theirs])
 
 
 when_imported("torch.utils.flop_counter", register_in_torch)
 when_imported("fvcore.nn.flop_count", register_in_fvcore)
-when_imported("thop.profile", register_in_thop)
+when_imported("ptflops.aten_ops", register_in_ptflops)
+TABLES = {
+    "thop.profile": "register_hooks", "ptflops.pytorch_ops": "MODULES_MAPPING",
+    "calflops.pytorch_ops": "MODULE_HOOK_MAPPING", "deepspeed.profiling.flops_profiler.profiler": "MODULE_HOOK_MAPPING",
+}  # fmt: skip
+for name, table in TABLES.items():
+    when_imported(name, functools.partial(register_classes, table))

@@ -1,5 +1,7 @@
 """FLOP counters: the products of every cell, direction, projection and head, forward and backward, counted by hand."""
 
+import functools
+import importlib
 import sys
 import types
 
@@ -7,6 +9,7 @@ import fresh
 import pytest
 import torch
 from common import make_case
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import rnnkernels
@@ -87,28 +90,53 @@ def test_int8():
     assert counted(torch.no_grad()(lambda: module(torch.randn(T, B, I)))) == 2 * T * B * 3 * H * (I + H)
 
 
-def test_thop(monkeypatch, tmp_path):
-    """thop looks for the very class: ours get the rules of torch.nn's, whichever is imported first."""
-    (tmp_path / "thop").mkdir()
-    (tmp_path / "thop" / "__init__.py").write_text("from . import profile")
-    rules = "import torch\nnames = [n + c for n in ('RNN', 'GRU', 'LSTM') for c in ('', 'Cell')]\n"
-    rules += "register_hooks = {getattr(torch.nn, name): name for name in names}\n"
-    (tmp_path / "thop" / "profile.py").write_text(rules)
-    monkeypatch.syspath_prepend(tmp_path)
-    for name in ("thop", "thop.profile"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    when_imported("thop.profile", counters.register_in_thop)
-    import thop
+@pytest.mark.parametrize("package, table", counters.TABLES.items())
+def test_tables_of_classes(package, table, monkeypatch, tmp_path):
+    """Packages that look for the very class: ours get the rules of torch.nn's, whichever is imported first."""
+    *folders, last = package.split(".")
+    folder = tmp_path.joinpath(*folders)
+    folder.mkdir(parents=True)
+    names = [n + c for n in ("RNN", "GRU", "LSTM") for c in ("", "Cell")]
+    rules = f"import torch\n{table} = {{getattr(torch.nn, name): name for name in {names}}}\n"
+    (folder / f"{last}.py").write_text(rules)
+    register = functools.partial(counters.register_classes, table)
 
-    found = thop.profile.register_hooks
+    def imported():
+        for k in range(len(folders) + 1):
+            monkeypatch.delitem(sys.modules, ".".join((*folders, last)[: k + 1]), raising=False)
+        when_imported(package, register)
+        return getattr(importlib.import_module(package), table)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    found = imported()
     assert found[rnnkernels.LSTM] == "LSTM" and found[rnnkernels.GRUCell] == "GRUCell" and len(found) == 12
-    late = types.ModuleType("late")
-    late.register_hooks = {k: v for k, v in found.items() if k.__module__.startswith("torch")}
-    monkeypatch.setitem(sys.modules, "late", late)
-    when_imported("late", counters.register_in_thop)
-    assert late.register_hooks == found
-    for name in ("thop", "thop.profile"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    late = types.SimpleNamespace(**{table: {k: v for k, v in found.items() if k.__module__.startswith("torch")}})
+    register(late)
+    assert getattr(late, table) == found
+    for name in names:  # a program that puts our classes in the place of torch.nn's
+        monkeypatch.setattr(torch.nn, name, getattr(rnnkernels, name))
+    assert imported() == {getattr(rnnkernels, name): name for name in names}
+    monkeypatch.delitem(sys.modules, package)
+
+
+def test_ptflops():
+    """Its rules, in a mode that calls them as its own does."""
+    rules, found = types.SimpleNamespace(ATEN_OPS_MAPPING={}), []
+    counters.register_in_ptflops(rules)
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+            out = op(*args, **kwargs or {})
+            rule = rules.ATEN_OPS_MAPPING.get(op.overloadpacket)
+            found.append(rule(args, out if isinstance(out, tuple) else (out,)) if rule else 0)
+            return out
+
+    module = rnnkernels.LSTM(I, H, 2, bidirectional=True)
+    for grad in (torch.no_grad, torch.enable_grad):
+        with grad(), Mode():
+            found.clear()
+            module(torch.randn(T, B, I))
+        assert sum(found) == T * B * 2 * 4 * H * (I + H + 2 * H + H)
 
 
 def test_fvcore():
