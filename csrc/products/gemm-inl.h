@@ -14,8 +14,12 @@ template <class A>
 struct Numbers {
   using Number = A;
   static constexpr int ROWS = 1, SPARE = 0;  // SPARE: how many rows fewer a tile has, for what reading takes
-  // Sums of each kind that a tile with so many keeps: where they are few, several of each hide the latency.
-  static constexpr int phases(int sums) { return sums <= 4 ? 4 : sums <= 8 ? 2 : 1; }
+  // Sums of each kind that a tile with so many keeps: where they are few, several of each hide the latency, as long as
+  // registers hold them all.
+  static constexpr int phases(int sums) {
+    constexpr int held = kRegisters == 32 ? 16 : 12;
+    return 4 * sums <= held ? 4 : 2 * sums <= held ? 2 : 1;
+  }
   const A* at;
   int64_t row;
   template <int NB>
