@@ -11,8 +11,6 @@ from pathlib import Path
 
 import torch
 
-import rnnkernels
-
 ROOT = Path(__file__).resolve().parents[1]
 # The instruction sets that decide the speed of these kernels, as Linux names them (x86, then Arm).
 SETS = (
@@ -67,6 +65,8 @@ def instruction_sets() -> list[str]:
 
 def describe(device: str, command: str, peers: tuple[str, ...] = ("onnxruntime", "openvino", "jax")) -> dict:
     """The facts of this machine, of the versions of all that is compared, and of the library's backends."""
+    import rnnkernels  # here, because workers need this file before they know what they measure
+
     facts = {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

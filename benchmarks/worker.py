@@ -29,8 +29,10 @@ from benchmarks import machine
 
 LIMIT = 300  # seconds for one answer: building, checking, or a block of calls
 GRACE = 2  # seconds to end by itself
-_CONTEXT = multiprocessing.get_context("forkserver")  # it imports torch once, and computes nothing before a fork
-_CONTEXT.set_forkserver_preload(["torch", "benchmarks.measure"])
+# Its server imports torch once, and computes nothing before a fork. It does not load rnnkernels, which runs on one
+# thread in a process that is forked afterwards.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["torch"])
 
 
 def said(error: Exception) -> str:

@@ -254,6 +254,13 @@ def test_all_threads_of_a_provider_stay_within_its_cores():
         assert busy < 1.1 * wall
 
 
+def test_nothing_of_ours_is_loaded_before_a_worker_is_forked():
+    """It would run on one thread there."""
+    loaded = "[name for name in __import__('sys').modules if name.split('.')[0] in ('torch', 'rnnkernels')]"
+    found = worker.call(1, eval, loaded)
+    assert "torch" in found and not [name for name in found if name.startswith("rnnkernels")]
+
+
 def test_memory_of_a_call_holds_at_least_its_results():
     w = replace(SMALL, T=1000, B=50, H=32, L=1)
     truth = truth_of(Case(w, "float32", "infer"))
