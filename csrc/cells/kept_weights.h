@@ -5,7 +5,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <vector>
 
 class KeptWeights {
@@ -24,8 +23,7 @@ class KeptWeights {
 
  private:
   const std::vector<const void*> weights_;
-  std::mutex busy_;
-  std::map<Form, std::shared_ptr<void>> made_;
+  std::map<Form, std::shared_ptr<void>> made_;  // behind table_lock()
 };
 
 // Numbers are from 1 on, and none is used again. Null for a number that is none.

@@ -5,6 +5,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "../threads/table_lock.h"
 #include "built_in-inl.h"
 
 namespace {
@@ -27,14 +28,14 @@ CellInfo info_of(const std::string& text) {
 // Programs by text. Few are in use at a time: when the table is full, it begins anew.
 std::shared_ptr<const CellInfo> find_program(const std::string& text) {
   constexpr size_t kMost = 64;
-  static auto& mutex = *new std::mutex;  // these stay: threads may still be in a call when the process ends
+  // The table stays: threads may still be in a call when the process ends.
   static auto& table = *new std::unordered_map<std::string, std::shared_ptr<const CellInfo>>;
   {
-    std::lock_guard lock(mutex);
+    std::lock_guard lock(table_lock());
     if (const auto found = table.find(text); found != table.end()) return found->second;
   }
   auto cell = std::make_shared<const CellInfo>(info_of(text));
-  std::lock_guard lock(mutex);
+  std::lock_guard lock(table_lock());
   if (table.size() >= kMost) table.clear();
   return table.emplace(text, std::move(cell)).first->second;
 }
