@@ -29,10 +29,10 @@ from benchmarks import machine
 
 LIMIT = 300  # seconds for one answer: building, checking, or a block of calls
 GRACE = 2  # seconds to end by itself
-# Its server imports torch once, and computes nothing before a fork. It does not load rnnkernels, which runs on one
-# thread in a process that is forked afterwards.
+# Its server imports all that workers share, and computes nothing before a fork. It does not load rnnkernels, which runs
+# on one thread in a process that is forked afterwards: providers import it when they make a job.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["torch"])
+_CONTEXT.set_forkserver_preload(["torch", "benchmarks.measure"])
 
 
 def said(error: Exception) -> str:

@@ -7,6 +7,7 @@ pinned first (`benchmarks.worker` does). T time, B batch, G gates, H hidden.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 from torch import Tensor
 
 from benchmarks.providers.case import Case, Job, Unsupported, compiled, directions, provider, refuse_extras
-from rnnkernels.cells import built_in
 
 
 def operations() -> dict[str, Callable]:
@@ -133,7 +133,7 @@ def jax_scan(case: Case) -> Job:
         raise Unsupported("XLA's float16 on CPUs is emulated")
     import jax.numpy as jnp
 
-    program = getattr(built_in, w.cell).program
+    program = getattr(importlib.import_module("rnnkernels.cells.built_in"), w.cell).program
     walks = {reverse: network(program, w.H, reverse=reverse) for reverse in (False, True)}
 
     def forward(p, x, u):
