@@ -65,7 +65,7 @@ def instruction_sets() -> list[str]:
 
 def describe(device: str, command: str, peers: tuple[str, ...] = ("onnxruntime", "openvino", "jax")) -> dict:
     """The facts of this machine, of the versions of all that is compared, and of the library's backends."""
-    import rnnkernels  # here, because workers need this file before they know what they measure
+    import rnnkernels  # not with this file: workers are forked from a process that has loaded it (worker.py)
 
     facts = {
         "cpu": _cpuinfo("model name") or platform.processor() or platform.machine(),

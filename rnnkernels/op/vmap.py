@@ -213,16 +213,11 @@ def layer_backward_op(name, info, in_dims, dy, dlast, dcells, *rest):
     return tuple(zip(first, *lists, strict=True))
 
 
-STACK = (
-    "x", "states", "weights", "cell", "num_layers", "bidirectional", "bias", "hidden_size", "proj_size", "activation",
-    "lengths", "scales", "float_rows", "parts", "packed", "extras",
-)  # fmt: skip
-
-
 def stack_op(name, info, in_dims, *args):
     """The vmap rule of ``rnnkernels::stack``: samples become rows of the batch, or calls if weights are their own."""
-    op, N = getattr(torch.ops.rnnkernels, name), info.batch_size
-    call, dims = dict(zip(STACK, args, strict=False)), dict(zip(STACK, in_dims, strict=False))
+    op, N = getattr(torch.ops.rnnkernels, name).default, info.batch_size
+    names = [argument.name for argument in op._schema.arguments]
+    call, dims = dict(zip(names, args, strict=False)), dict(zip(names, in_dims, strict=False))
     pairs = {
         k: list(zip(call[k], dims[k], strict=True)) for k in ("states", "weights", "scales", "extras") if call.get(k)
     }
