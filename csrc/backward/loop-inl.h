@@ -138,7 +138,7 @@ struct Backward {
     const int lanes = int(std::min<int64_t>(W, P - j));
     V dh = carried.arriving(t, b, j, sums), old = dh;
     if (alive) {
-      dh = dh + dy.get(tape.y_at(t, b) + j, lanes), old = V(A(0));
+      dh = dh + dy.get(tape.dy_at(t, b) + j, lanes), old = V(A(0));
       if (zoned) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
     }
     if (!alive || call.project || zoned) old.store(carried.h_of(b) + j);

@@ -33,8 +33,7 @@ struct BackwardSource {
       case Op::dcross:
         return machine.bind(each, {from.crossing.data() + each.index * Hp, program.crossing * Hp, W}, run);
       case Op::gy:
-        return machine.fill(
-            each, run, [&](int64_t b, int64_t q) { return loop.dy.get(loop.tape.y_at(t, b) + q * W, tape.lanes(q)); });
+        return machine.bind(each, StoredRows<A>{loop.dy, loop.tape.dy_at(t, 0), tape.call.dy_stride_B}, run);
       default:
         return tape.load(machine, each, run);
     }
@@ -44,11 +43,7 @@ struct BackwardSource {
   void put_dx(int gate, const typename Machine<A>::Value& value, const Run& run) {
     if (!loop.dx) return;
     const int64_t first = loop.dx_at(t, 0) + gate * tape.H;
-    if (loop.far && whole) {
-      return value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
-        store_past_caches(v, loop.dx.at(first + b * loop.I + q * W));
-      });
-    }
+    if (loop.dx.direct() && !loop.adds && whole) return value.store_rows(run, loop.dx.at(first), loop.I, loop.far);
     value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
       const int64_t at = first + b * loop.I + q * W;
@@ -78,17 +73,14 @@ struct BackwardSource {
       loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
     };
     if (whole && other < 0 && !masked) {  // by far the most of all, without a branch in their loops
-      auto at = [&](int64_t b, int64_t q) __attribute__((always_inline)) { return to + b * to_row + q * W; };
-      if (add && !split)
+      auto at = [=](int64_t b, int64_t q) __attribute__((always_inline)) { return to + b * to_row + q * W; };
+      if (add)
         value.each(run, [&](V v, int64_t b, int64_t q)
                             __attribute__((always_inline)) { (RNNKERNELS_SET::load(at(b, q)) + v).store(at(b, q)); });
-      else if (!split)
-        value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) { v.store(at(b, q)); });
-      else
-        value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
-          if (add) v = RNNKERNELS_SET::load(at(b, q)) + v;
-          v.store(at(b, q)), split_up(v, b, q);
-        });
+      else value.store_rows(run, to, to_row);
+      if (split)
+        value.each(run, [&](V, int64_t b, int64_t q)
+                            __attribute__((always_inline)) { split_up(RNNKERNELS_SET::load(at(b, q)), b, q); });
       return;
     }
     value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
@@ -111,28 +103,33 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
   const LayerCall& call = loop.call;
   const int64_t t = of.t, row = loop.gradients.row;
   const bool zoned = bool(call.zone[0]), y_is_h = !call.cell->program->has_y;
-  const bool plain = !zoned && !call.lengths && !call.reset && !call.h_mask;
+  const bool plain = !zoned && !call.lengths && !call.reset && !call.h_mask, whole = loop.H % V::W == 0;
   for (int k = call.project; k < int(call.cell->states); ++k) {
     const int64_t history = call.cell->program->history(k);
     const A* const dcells =
         history < 0 || !loop.dcells ? nullptr : loop.dcells + history * call.D * loop.T * loop.B * loop.H;
     for (int64_t b = of.r; b < of.r + of.n; ++b) {
       const int64_t at = loop.tape.cells_at(t, b);
+      A *const to = loop.gradients.of_state[k].data() + b * row, *const carried = loop.carried.c_of(b, k);
       if (plain) {
-        A *to = loop.gradients.of_state[k].data() + b * row, *carried = loop.carried.c_of(b, k);
-        const int64_t y = k == 0 && y_is_h ? loop.tape.y_at(t, b) : -1;
-        for (int64_t j = of.q0 * V::W; j < of.q1 * V::W; j += V::W) {
-          V d = load(carried + j);
-          if (k == 0) d = load(to + j) + d;
-          const int lanes = int(std::min<int64_t>(V::W, loop.H - j));
-          if (y >= 0) d = d + loop.dy.get(y + j, lanes);
-          if (dcells) d = d + load_first(dcells + at + j, lanes);
-          d.store(to + j), V(A(0)).store(carried + j);
+        auto add = [&, H = loop.H, q0 = of.q0, q1 = of.q1](auto&& f) __attribute__((always_inline)) {
+          for (int64_t j = q0 * V::W; j < q1 * V::W; j += V::W) f(j, int(std::min<int64_t>(V::W, H - j))).store(to + j);
+        };
+        if (k == 0)
+          add([&](int64_t j, int) __attribute__((always_inline)) { return load(to + j) + load(carried + j); });
+        else add([&](int64_t j, int) __attribute__((always_inline)) { return load(carried + j); });
+        if (k == 0 && y_is_h) {
+          const int64_t y = loop.tape.dy_at(t, b);
+          if (whole && loop.dy.direct())
+            add([&, from = loop.dy.at(y)](int64_t j, int)
+                    __attribute__((always_inline)) { return load(to + j) + load(from + j); });
+          else add([&](int64_t j, int lanes) { return load(to + j) + loop.dy.get(y + j, lanes); });
         }
+        if (dcells) add([&](int64_t j, int lanes) { return load(to + j) + load_first(dcells + at + j, lanes); });
+        std::fill(carried + of.q0 * V::W, carried + of.q1 * V::W, A(0));
         continue;
       }
       const bool alive = loop.tape.alive(t, b);
-      A *to = loop.gradients.of_state[k].data() + b * row, *carried = loop.carried.c_of(b, k);
       for (int64_t j = of.q0 * V::W; j < of.q1 * V::W; j += V::W) {
         const int lanes = int(std::min<int64_t>(V::W, loop.H - j));
         V d, old(A(0));
@@ -142,7 +139,7 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
         if (!alive) {
           old = d;
         } else {
-          if (k == 0 && y_is_h) d = d + loop.dy.get(loop.tape.y_at(t, b) + j, lanes);
+          if (k == 0 && y_is_h) d = d + loop.dy.get(loop.tape.dy_at(t, b) + j, lanes);
           if (zoned) old = coefficients<A>(call.zone[k], t, loop.d, b, j, lanes) * d, d = d - old;
         }
         old.store(carried + j), d.store(to + j);

@@ -38,14 +38,14 @@ struct TapeSource {
       case Op::u:
         return machine.bind(each, extra_rows<A>(call, k, d, t, 0), run);
       case Op::k:
-        if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind(each, place, run);
+        if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind_far(each, place, run);
         return machine.fill(each, run, [&](int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
       case Op::n:
-        if (const Place<A> place = place_of_new(k); place.at) return machine.bind(each, place, run);
+        if (const Place<A> place = place_of_new(k); place.at) return machine.bind_far(each, place, run);
         return machine.fill(each, run, [&](int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
       case Op::s:
         if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
-          return machine.bind(each, place, run);
+          return machine.bind_far(each, place, run);
         return machine.fill(each, run, [&](int64_t b, int64_t q) {
           const V v = tape.state_before(k, t, b, q * W, lanes(q));
           return masked && k == 0 && call.h_mask ? v * mask(b, q) : v;

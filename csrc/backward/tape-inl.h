@@ -43,6 +43,7 @@ struct Tape {
   }
 
   int64_t y_at(int64_t t, int64_t b) const { return ((t * B + b) * D + d) * P; }
+  int64_t dy_at(int64_t t, int64_t b) const { return t * call.dy_stride_T + b * call.dy_stride_B + d * P; }
   int64_t cells_at(int64_t t, int64_t b) const { return ((d * T + t) * B + b) * H; }
 
   // State k (0: h) that entered step t of row b, and the one after it, from unit j on.

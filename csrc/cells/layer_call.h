@@ -96,6 +96,7 @@ struct LayerCall {
 
   // backward
   const void *dy, *dlast[Program::kStates], *dcells;
+  int64_t dy_stride_T, dy_stride_B;                                        // a row is contiguous
   void *dx, *dstates[Program::kStates], *dreset_states[Program::kStates];  // dx: (X, T, B, I) contiguous
   std::vector<void*> dweights;                                             // in the order of weights
   std::vector<void*> dextras;                                              // contiguous: (X, T, B, H or 1), (X, B, H)

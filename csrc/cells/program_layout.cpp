@@ -1,5 +1,6 @@
 // Lays out a program that is known to be one: removes what nothing reads, gives values registers and gradients planes.
 #include <algorithm>
+#include <numeric>
 #include <set>
 #include <string>
 #include <utility>
@@ -32,6 +33,18 @@ int operands_of(const Instruction& each) {
     default:
       return each.op < Op::add ? 0 : 2;
   }
+}
+
+// A value that is another one's, and only has a derivative of its own, is that one.
+void resolve(Section& section) {
+  std::vector<uint16_t> is(size_t(section.values));
+  std::iota(is.begin(), is.end(), uint16_t(0));
+  for (Instruction& each : section.code) {
+    uint16_t* const from[] = {&each.a, &each.b, &each.c};
+    for (int j = 0; j < operands_of(each); ++j) *from[j] = is[*from[j]];
+    if (each.op == Op::through) is[each.value] = each.a;
+  }
+  for (PutOrder& put : section.puts) put.value = is[put.value];
 }
 
 // Makes one instruction of two where nothing else reads the first one's value: it stays in a register of the machine.
@@ -208,11 +221,12 @@ void make_output_again(Program& p, const Section& unfused) {
 }  // namespace
 
 void lay_out(Program& p) {
+  const auto sections = {&p.operand, &p.first, &p.forward, &p.backward, &p.backward_first, &p.backward_operand};
+  for (Section* section : sections) resolve(*section);
   const Section forward = p.forward;
   give_planes(p);
   make_inner_operand_again(p);
-  for (Section* section : {&p.operand, &p.first, &p.forward, &p.backward, &p.backward_first, &p.backward_operand})
-    fuse(*section), allocate(*section), p.norms |= section->norms;
+  for (Section* section : sections) fuse(*section), allocate(*section), p.norms |= section->norms;
   p.instructions = int(p.operand.code.size() + p.first.code.size() + p.forward.code.size());
   std::set<int> zoned;
   for (const Section* section : {&p.backward, &p.backward_first})

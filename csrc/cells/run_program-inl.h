@@ -40,7 +40,7 @@ struct Run {
 template <bool write, class A>
 INLINE void prefetch_next(const Run& run, const A* at, int64_t row) {
   for (int64_t m = run.m + run.rows; m < run.m + 2 * run.rows; ++m)
-    for (int64_t q = run.q; q < run.q + run.units; ++q)
+    for (int64_t q = run.q; q < run.q + run.units; q += 64 / kBytes)
       __builtin_prefetch(at + m * row + q * Vec<A>::W, write, write ? 3 : 2);
 }
 
@@ -73,6 +73,13 @@ class Machine {
       const A* from = at;
       run.each([&](int64_t m, int64_t q) __attribute__((always_inline)) { f(load(from), m, q), from += inner; },
                [&](int64_t o) __attribute__((always_inline)) { from = at + o * outer; });
+    }
+    // To rows of so many numbers, whole vectors, which may go past the caches.
+    void store_rows(const Run& run, A* to, int64_t row, bool far = false) const {
+      if (far)
+        each(run, [&](V v, int64_t m, int64_t q)
+                      __attribute__((always_inline)) { store_past_caches(v, to + m * row + q * W); });
+      else each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) { v.store(to + m * row + q * W); });
     }
   };
 
@@ -124,13 +131,15 @@ class Machine {
   INLINE void bind(const Instruction& each, const Place<A>& place, const Run& run) {
     values_[each.value] = value_of(place, run);
   }
+  // The same of what comes from memory.
+  INLINE void bind_far(const Instruction& each, const Place<A>& place, const Run& run) {
+    prefetch_next<false>(run, place.at, place.row);
+    bind(each, place, run);
+  }
   // The same of a tensor of the caller's.
   INLINE void bind(const Instruction& each, const StoredRows<A>& rows, const Run& run) {
-    if (rows.from.direct() && !rows.narrow && H_ % W == 0) {
-      const Place<A> place{rows.from.at(rows.index), rows.row, W};
-      prefetch_next<false>(run, place.at, place.row);
-      return bind(each, place, run);
-    }
+    if (rows.from.direct() && !rows.narrow && H_ % W == 0)
+      return bind_far(each, {rows.from.at(rows.index), rows.row, W}, run);
     fill(each, run, [&](int64_t m, int64_t q) { return rows.get(m, q, H_); });
   }
   void copy(const Instruction& each, const Place<A>& place, const Run& run) {
@@ -262,8 +271,8 @@ class Machine {
         TERNARY(x * y * (one - z * z));
       case Op::mul_sigmoid_back:
         TERNARY(x * y * z * (one - z));
-      default:  // through: the value of the first operand
-        UNARY(x);
+      default:  // a load, which is the source's, or what the layout has removed
+        __builtin_trap();
     }
 #undef TERNARY
 #undef BINARY

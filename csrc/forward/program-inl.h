@@ -62,8 +62,18 @@ struct ForwardSource {
   }
   StoredRows<A> given(int gate) const { return given_rows<A>(call, gate, d, t, strip.b0); }
 
+  using Value = typename Machine<A>::Value;
   int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
   bool alive(int64_t m) const { return !call.lengths || t < call.length(d, strip.b0 + m); }
+  const bool whole = !call.lengths && H % W == 0;  // every vector is of live units
+
+  // A plane of what training keeps.
+  void keep(int k, const Value& value, const Run& run) const {
+    if (!loop.gates) return;
+    const int64_t first = (kept_row * planes + k) * H, row = planes * H;
+    if (whole && loop.gates.direct()) return value.store_rows(run, loop.gates.at(first), row, loop.far);
+    value.each(run, [&](V v, int64_t m, int64_t q) { keep(k, m, q, v); });
+  }
   void keep(int k, int64_t m, int64_t q, V v) const {
     if (!loop.gates) return;
     const V what = alive(m) ? v : V(A(0));
@@ -72,12 +82,13 @@ struct ForwardSource {
     else loop.gates.put(what, at, lanes(q));
   }
 
-  void put(const PutOrder& order, const typename Machine<A>::Value& value, const Run& run) {
+  void put(const PutOrder& order, const Value& value, const Run& run) {
     switch (order.kind) {
       case Put::operand:
       case Put::inner: {
         A* const to = (order.kind == Put::inner ? strip.second : strip.operand).data();
         const SplitRows* const split = order.kind == Put::inner && strip.second_split ? &strip.second_split : nullptr;
+        if (whole && !split) return value.store_rows(run, to, Pp);
         return value.each(run, [&](V v, int64_t m, int64_t q) {
           v = alive(m) ? first_of(v, lanes(q)) : V(A(0));  // no NaN of an input past its end
           v.store(to + m * Pp + q * W);
@@ -85,16 +96,24 @@ struct ForwardSource {
         });
       }
       case Put::cross:
-        return value.each(run, [&](V v, int64_t m, int64_t q) {
-          v.store(strip.crossing.data() + (m * program.crossing + order.index) * Hp + q * W);
-        });
+        return value.store_rows(run, strip.crossing.data() + order.index * Hp, program.crossing * Hp);
       case Put::keep:
-        return value.each(run, [&](V v, int64_t m, int64_t q) { keep(order.index, m, q, v); });
+        return keep(order.index, value, run);
       case Put::y:
-        return value.each(run, [&](V v, int64_t m, int64_t q) { put_y(m, q, alive(m) ? v : V(A(0))); });
+        return put_y(value, run);
       default:
         put_state(order.index, value, run);
     }
+  }
+
+  void put_y(const Value& value, const Run& run) const {
+    const int64_t first = t * loop.y_stride_T + strip.b0 * loop.y_stride_B + d * H, row = loop.y_stride_B;
+    if (whole && loop.y.direct()) {
+      A* const to = loop.y.at(first);
+      if (!loop.y_far) prefetch_next<true>(run, to, row);  // else each line is waited for as it is written to
+      return value.store_rows(run, to, row, loop.y_far);
+    }
+    value.each(run, [&](V v, int64_t m, int64_t q) { put_y(m, q, alive(m) ? v : V(A(0))); });
   }
   INLINE void put_y(int64_t m, int64_t q, V v) const {
     const int64_t at = t * loop.y_stride_T + (strip.b0 + m) * loop.y_stride_B + d * H + q * W;
@@ -102,9 +121,8 @@ struct ForwardSource {
     else loop.y.put(v, at, lanes(q));
   }
 
-  void put_state(int k, const typename Machine<A>::Value& value, const Run& run) {
-    if (k == 0 && call.project)
-      return value.each(run, [&](V v, int64_t m, int64_t q) { v.store(strip.cell_out.data() + m * Hp + q * W); });
+  void put_state(int k, const Value& value, const Run& run) {
+    if (k == 0 && call.project) return value.store_rows(run, strip.cell_out.data(), Hp);
     const Place<A> old = state(k);
     A* const to = k ? loop.state_of(strip, k, 0) : strip.h.data() + strip.at(slot + 1, 0) * Pp;
     const int64_t history = program.history(k), row = k ? Hp : Pp;
@@ -113,21 +131,15 @@ struct ForwardSource {
                          : static_cast<A*>(call.cells) + (history * call.D * loop.T * loop.B + kept_row) * H;
     const int plane = loop.zoned ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
-    if (!loop.zoned && !call.lengths && H % W == 0) {  // every vector is of live units, and new
-      if (gives_y && !split && !cells && loop.y.direct() && !loop.y_far) {
-        A* const out = loop.y.at(t * loop.y_stride_T + strip.b0 * loop.y_stride_B + d * H);
-        prefetch_next<true>(run, out, loop.y_stride_B);  // else each line is waited for as it is written to
-        return value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
-          v.store(to + m * row + q * W);
-          v.store(out + m * loop.y_stride_B + q * W);
+    if (whole && !loop.zoned) {
+      value.store_rows(run, to, row);
+      if (split)
+        value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
+          strip.h_split.put(v, strip.at(slot + 1, m), q * W, loop.overflow);
         });
-      }
-      return value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
-        v.store(to + m * row + q * W);
-        if (split) strip.h_split.put(v, strip.at(slot + 1, m), q * W, loop.overflow);
-        if (cells) v.store(cells + m * H + q * W);
-        if (gives_y) put_y(m, q, v);
-      });
+      if (cells) value.store_rows(run, cells, H);
+      if (gives_y) put_y(value, run);
+      return;
     }
     value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
       const int n = lanes(q);

@@ -268,6 +268,25 @@ struct Call : LayerCall {
   const void* take(const Tensor& t, Sizes sizes, const char* name) { return take(t, sizes, name, dtype); }
 
   const void* take(const Tensor& t, Sizes sizes, const char* name, int32_t type) {
+    check(t, sizes, name, type);
+    return t.is_contiguous() ? data_of(t) : hold(torch::stable::contiguous(t));
+  }
+
+  // The gradient of y. Its rows may lie anywhere, as those of a transposed y do, and there may be a single one for all:
+  // the gradient of a sum is one number.
+  void take_dy(Tensor t) {
+    const int64_t n = D * P;
+    check(t, {T, B, n}, "dy", dtype);
+    const bool one = B > 0 && t.stride(0) == 0 && t.stride(1) == 0;
+    if (n > 1 && t.stride(2) != 1) {
+      if (one) t = torch::stable::narrow(t, 0, 0, 1), t = torch::stable::narrow(t, 1, 0, 1);
+      t = torch::stable::contiguous(t);
+    }
+    dy_stride_T = one ? 0 : t.stride(0), dy_stride_B = one ? 0 : t.stride(1);
+    dy = hold(std::move(t));
+  }
+
+  static void check(const Tensor& t, Sizes sizes, const char* name, int32_t type) {
     check_device(t);
     STD_TORCH_CHECK(dtype_of(t) == type, "rnnkernels: ", name,
                     type == aoti_torch_dtype_int8() ? " must be int8" : " and x must have the same dtype");
@@ -277,7 +296,6 @@ struct Call : LayerCall {
     for (size_t i = 0; i < sizes.size(); ++i)
       STD_TORCH_CHECK(found[i] == sizes.begin()[i], "rnnkernels: ", name, " must have size ", sizes.begin()[i],
                       " in dimension ", i, ", got ", found[i]);
-    return t.is_contiguous() ? data_of(t) : hold(torch::stable::contiguous(t));
   }
 
   // Wrappers of other tensors have no data: where the dispatcher looks for them, their class is asked instead.

@@ -258,7 +258,7 @@ std::tuple<Tensor, Tensors, Tensors, Tensors, Tensors> layer_backward(
                          reset_states, h_mask, zone, layer_norm, eps, hidden_size, extras, parts, 0);
   check_trainable(call);
   call.y = const_cast<void*>(call.take(y, {call.T, call.B, call.D * call.P}, "y"));
-  call.dy = call.take(dy, {call.T, call.B, call.D * call.P}, "dy");
+  call.take_dy(dy);
   STD_TORCH_CHECK(dlast.empty() || int64_t(dlast.size()) == call.cell->states, "rnnkernels: expected ",
                   call.cell->states, " gradients of final states, got ", dlast.size());
   STD_TORCH_CHECK(needs.size() == 4, "rnnkernels: needs must have 4 elements, got ", needs.size());

@@ -205,6 +205,30 @@ def test_gradients_that_are_not_wanted(name):
         assert needs[0] or dx.numel() == 0
 
 
+LAYOUTS = {
+    "batch first": lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
+    "one row": lambda t: t[:1, :1].expand_as(t),
+    "one step": lambda t: t[:1].expand_as(t),
+    "one number": lambda t: t[:1, :1, :1].expand_as(t),
+    "one number a row": lambda t: t[..., :1].expand_as(t),
+    "sliced": lambda t: t.repeat_interleave(2, -1)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [(5, 3, 4, 16), (3, 2, 2, 9), (1, 4, 2, 8), (3, 1, 2, 8)])
+def test_gradients_of_y_that_lie_anywhere(layout, dtype, sizes):
+    """They are read where they lie, and give the same bits."""
+    for name in ("decay_gru", "three_states", "given_alone", "output"):
+        case = Case(name, dtype, *sizes, "both")
+        y, _, saved = case.run()
+        dy = LAYOUTS[layout](torch.randn_like(y))
+        found, expected = (case.backward(y, saved, t, []) for t in (dy, dy.contiguous()))
+        for a, e in zip(found, expected, strict=True):
+            assert all(map(torch.equal, a, e)) if isinstance(a, list) else torch.equal(a, e), name
+
+
 def test_empty_batch():
     for name in CELLS:
         case = Case(name, torch.float32, 3, 0, 2, 4, "both")
