@@ -107,8 +107,8 @@ void built_in_last_back(Backward<A>& loop, const BackwardBlock<A>& of) {
     const bool alive = loop.tape.alive(of.t, b);
     const typename Tape<A>::Row row = alive ? loop.tape.row_at(of.t, b) : typename Tape<A>::Row{};
     A* const dh = loop.gradients.of_state[0].data() + b * loop.gradients.row;
-    auto arrive = [&](int64_t j) __attribute__((always_inline)) {
-      return loop.template arrive<F::STAGED>(of.t, b, j, alive, load(dh + j));
+    auto arrive = [&, dy_row = loop.tape.dy_at(of.t, b)](int64_t j) __attribute__((always_inline)) {
+      return loop.template arrive<F::STAGED>(of.t, b, dy_row, j, alive, load(dh + j));
     };
     if (normed) {  // of a whole row
       for (int64_t j = of.q0 * W; arrives && j < of.q1 * W; j += W) arrive(j).store(dh + j);

@@ -130,15 +130,15 @@ struct Backward {
   }
 
   // The gradient of the new h, or of a projection's output, of row b at j: what arrives from the step after it, of
-  // which the sums of W_hh are there, and that of y. What zoneout or the end of a sequence lets pass stays with the old
-  // h.
+  // which the sums of W_hh are there, and that of y, whose row is at `dy_row`. What zoneout or the end of a sequence
+  // lets pass stays with the old h.
   template <bool STAGED>
-  INLINE V arrive(int64_t t, int64_t b, int64_t j, bool alive, V sums) {
+  INLINE V arrive(int64_t t, int64_t b, int64_t dy_row, int64_t j, bool alive, V sums) {
     const bool zoned = STAGED && call.zone[0];
     const int lanes = int(std::min<int64_t>(W, P - j));
     V dh = carried.arriving(t, b, j, sums), old = dh;
     if (alive) {
-      dh = dh + dy.get(tape.dy_at(t, b) + j, lanes), old = V(A(0));
+      dh = dh + dy.get(dy_row + j, lanes), old = V(A(0));
       if (zoned) old = coefficients<A>(call.zone[0], t, d, b, j, lanes) * dh, dh = dh - old;
     }
     if (!alive || call.project || zoned) old.store(carried.h_of(b) + j);
@@ -149,8 +149,10 @@ struct Backward {
   void arrive_at_output(const BackwardBlock<A>& of) {
     for (int64_t b = of.r; b < of.r + of.n; ++b) {
       const bool alive = tape.alive(of.t, b);
+      const int64_t dy_row = tape.dy_at(of.t, b);
       for (int64_t j = of.q0 * W; j < of.q1 * W; j += W) {
-        const V dh = arrive<true>(of.t, b, j, alive, load(gradients.of_state[0].data() + b * gradients.row + j));
+        const V dh =
+            arrive<true>(of.t, b, dy_row, j, alive, load(gradients.of_state[0].data() + b * gradients.row + j));
         (alive ? dh : V(A(0))).store(dout_of(of.slot, b) + j);
       }
     }

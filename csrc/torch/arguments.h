@@ -79,6 +79,13 @@ inline Tensor zeros(int32_t dtype, Sizes sizes) {
   return torch::stable::zero_(t);
 }
 
+// What torch calls contiguous, copied into memory as above.
+inline Tensor in_order(const Tensor& t) {
+  if (t.is_contiguous()) return t;
+  Tensor copy = empty_of(dtype_of(t), t.sizes().data(), t.dim());
+  return torch::stable::copy_(copy, t);
+}
+
 // A LayerCall from tensors, which are checked on the way in; holds the copies of those that were not contiguous. Data
 // is read by const_data_ptr, because a mutable pointer to a lazy clone makes torch copy it.
 struct Call : LayerCall {
@@ -110,7 +117,7 @@ struct Call : LayerCall {
     T = dim > 2 ? sizes[dim - 3] : 1, B = sizes[dim - 2], I = sizes[dim - 1];
     grouped = dim == 4, X = grouped ? sizes[0] : 1, D = X * int64_t(reverse.size());
     const bool whole_rows = I <= 1 || x_.stride(dim - 1) == 1;
-    if (!whole_rows) hold(torch::stable::contiguous(x_));
+    if (!whole_rows) hold(in_order(x_));
     const Tensor& xs = whole_rows ? x_ : held.back();
     const auto strides = xs.strides();
     x = xs.const_data_ptr(), x_stride_X = dim == 4 ? strides[0] : 0;
@@ -121,7 +128,7 @@ struct Call : LayerCall {
       STD_TORCH_CHECK(dtype_of(*lengths_) == aoti_torch_dtype_int64() &&
                           (has_sizes(*lengths_, {B}) || has_sizes(*lengths_, {X, B})),
                       "rnnkernels: lengths must be int64 of shape (B,) or (X, B)");
-      lengths = static_cast<const int64_t*>(hold(torch::stable::contiguous(*lengths_)));
+      lengths = static_cast<const int64_t*>(hold(in_order(*lengths_)));
       lengths_stride_X = each ? B : 0;
     }
   }
@@ -205,7 +212,7 @@ struct Call : LayerCall {
         STD_TORCH_CHECK(found[i] == sizes[i], "rnnkernels: ", name, " must have size ", sizes[i], " in dimension ", i,
                         ", got ", found[i]);
       const int64_t last = int64_t(sizes.size()) - 1;
-      if (width > 1 && t.stride(last) != 1) t = torch::stable::contiguous(t);
+      if (width > 1 && t.stride(last) != 1) t = in_order(t);
       const Extra extra{nullptr, grouped ? t.stride(0) : 0, step ? t.stride(last - 2) : 0, t.stride(last - 1), narrow};
       extras.push_back(extra), extras.back().data = hold(std::move(t));
     }
@@ -226,7 +233,7 @@ struct Call : LayerCall {
           dtype_of(*reset_) == aoti_torch_dtype_bool() && (has_sizes(*reset_, {T, B}) || has_sizes(*reset_, {X, T, B})),
           "rnnkernels: reset must be bool of shape (T, B) or (X, T, B)");
       reset_stride_X = reset_->dim() == 3 ? T * B : 0;
-      reset = static_cast<const bool*>(hold(torch::stable::contiguous(*reset_)));
+      reset = static_cast<const bool*>(hold(in_order(*reset_)));
     }
     take_states(reset_states_, 1, reset_states, "reset_states", "reset h0", "reset c0");
     if (h_mask_) {
@@ -249,7 +256,7 @@ struct Call : LayerCall {
     if (!bools && dtype_of(t) != accumulate())
       t = torch::stable::to(t, storage == Storage::float64 ? torch::headeronly::ScalarType::Double
                                                            : torch::headeronly::ScalarType::Float);
-    if (t.stride(dim - 1) > 1) t = torch::stable::contiguous(t);
+    if (t.stride(dim - 1) > 1) t = in_order(t);
     for (int64_t i = 0; i < dim; ++i) {
       const int64_t k = 4 - dim + i, size = t.size(i);
       STD_TORCH_CHECK(size == full[k] || size == 1, "rnnkernels: ", name, " must have size 1 or ", full[k],
@@ -269,21 +276,16 @@ struct Call : LayerCall {
 
   const void* take(const Tensor& t, Sizes sizes, const char* name, int32_t type) {
     check(t, sizes, name, type);
-    return t.is_contiguous() ? data_of(t) : hold(torch::stable::contiguous(t));
+    return t.is_contiguous() ? data_of(t) : hold(in_order(t));
   }
 
-  // The gradient of y. Its rows may lie anywhere, as those of a transposed y do, and there may be a single one for all:
-  // the gradient of a sum is one number.
+  // The gradient of y. There may be a single row for all: the gradient of a sum is one number.
   void take_dy(Tensor t) {
-    const int64_t n = D * P;
-    check(t, {T, B, n}, "dy", dtype);
+    check(t, {T, B, D * P}, "dy", dtype);
     const bool one = B > 0 && t.stride(0) == 0 && t.stride(1) == 0;
-    if (n > 1 && t.stride(2) != 1) {
-      if (one) t = torch::stable::narrow(t, 0, 0, 1), t = torch::stable::narrow(t, 1, 0, 1);
-      t = torch::stable::contiguous(t);
-    }
-    dy_stride_T = one ? 0 : t.stride(0), dy_stride_B = one ? 0 : t.stride(1);
-    dy = hold(std::move(t));
+    if (one) t = torch::stable::narrow(t, 0, 0, 1), t = torch::stable::narrow(t, 1, 0, 1);
+    dy_stride_T = one ? 0 : B * D * P, dy_stride_B = one ? 0 : D * P;
+    dy = take(t, {one ? 1 : T, one ? 1 : B, D * P}, "dy");
   }
 
   static void check(const Tensor& t, Sizes sizes, const char* name, int32_t type) {

@@ -219,7 +219,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sizes", [(5, 3, 4, 16), (3, 2, 2, 9), (1, 4, 2, 8), (3, 1, 2, 8)])
 def test_gradients_of_y_that_lie_anywhere(layout, dtype, sizes):
-    """They are read where they lie, and give the same bits."""
+    """The same bits as those of a copy in order: a single row for all is read as one."""
     for name in ("decay_gru", "three_states", "given_alone", "output"):
         case = Case(name, dtype, *sizes, "both")
         y, _, saved = case.run()
