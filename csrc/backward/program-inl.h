@@ -16,11 +16,15 @@ struct BackwardSource {
   TapeSource<A> tape;
   const Program& program = tape.program;
   const int64_t Hp = loop.Hp, row = loop.gradients.row;
-  const bool whole = !tape.call.lengths && tape.H % W == 0;  // every vector is of live units
 
   BackwardSource(Backward<A>& of, const BackwardBlock<A>& block, bool masked)
       : loop(of), slot(block.slot), t(block.t), tape{of.tape, block.t, masked} {}
 
+  bool all_alive(const Run& run) const {
+    for (int64_t b = run.m; tape.call.lengths && b < run.m + run.rows; ++b)
+      if (!loop.tape.alive(t, b)) return false;
+    return true;
+  }
   Place<A> place(const Scratch<A>& rows) const { return {rows.data(), row, W}; }
   void load(Machine<A>& machine, const Instruction& each, const Run& run) {
     const auto& from = loop.gradients;
@@ -43,7 +47,8 @@ struct BackwardSource {
   void put_dx(int gate, const typename Machine<A>::Value& value, const Run& run) {
     if (!loop.dx) return;
     const int64_t first = loop.dx_at(t, 0) + gate * tape.H;
-    if (loop.dx.direct() && !loop.adds && whole) return value.store_rows(run, loop.dx.at(first), loop.I, loop.far);
+    if (loop.dx.direct() && !loop.adds && all_alive(run))
+      return value.store_units(run, loop.dx.at(first), loop.I, tape.H, loop.far);
     value.each(run, [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
       const int n = tape.lanes(q);
       const int64_t at = first + b * loop.I + q * W;
@@ -72,12 +77,13 @@ struct BackwardSource {
     auto split_up = [&](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
       loop.dz_split.put(v, slot * loop.B + b, plane * loop.Hk + q * W, loop.overflow);
     };
-    if (whole && other < 0 && !masked) {  // by far the most of all, without a branch in their loops
+    if (other < 0 && !masked && all_alive(run)) {  // by far the most of all, without a branch in their loops
       auto at = [=](int64_t b, int64_t q) __attribute__((always_inline)) { return to + b * to_row + q * W; };
       if (add)
-        value.each(run, [&](V v, int64_t b, int64_t q)
-                            __attribute__((always_inline)) { (RNNKERNELS_SET::load(at(b, q)) + v).store(at(b, q)); });
-      else value.store_rows(run, to, to_row);
+        value.each(run, [&, H = tape.H](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
+          (RNNKERNELS_SET::load(at(b, q)) + first_of(v, Machine<A>::Value::lanes(H, q))).store(at(b, q));
+        });
+      else value.store_padded(run, to, to_row, tape.H);
       if (split)
         value.each(run, [&](V, int64_t b, int64_t q)
                             __attribute__((always_inline)) { split_up(RNNKERNELS_SET::load(at(b, q)), b, q); });
@@ -103,33 +109,30 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
   const LayerCall& call = loop.call;
   const int64_t t = of.t, row = loop.gradients.row;
   const bool zoned = bool(call.zone[0]), y_is_h = !call.cell->program->has_y;
-  const bool plain = !zoned && !call.lengths && !call.reset && !call.h_mask, whole = loop.H % V::W == 0;
+  const bool plain = !zoned && !call.reset && !call.h_mask, whole = loop.H % V::W == 0;
   for (int k = call.project; k < int(call.cell->states); ++k) {
     const int64_t history = call.cell->program->history(k);
     const A* const dcells =
         history < 0 || !loop.dcells ? nullptr : loop.dcells + history * call.D * loop.T * loop.B * loop.H;
     for (int64_t b = of.r; b < of.r + of.n; ++b) {
-      const int64_t at = loop.tape.cells_at(t, b);
+      const int64_t at = loop.tape.cells_at(t, b), y = loop.tape.dy_at(t, b);
       A *const to = loop.gradients.of_state[k].data() + b * row, *const carried = loop.carried.c_of(b, k);
-      if (plain) {
-        auto add = [&, H = loop.H, q0 = of.q0, q1 = of.q1](auto&& f) __attribute__((always_inline)) {
+      const bool alive = loop.tape.alive(t, b);
+      if (plain && alive) {
+        auto put = [&, H = loop.H, q0 = of.q0, q1 = of.q1](auto&& f) __attribute__((always_inline)) {
           for (int64_t j = q0 * V::W; j < q1 * V::W; j += V::W) f(j, int(std::min<int64_t>(V::W, H - j))).store(to + j);
         };
         if (k == 0)
-          add([&](int64_t j, int) __attribute__((always_inline)) { return load(to + j) + load(carried + j); });
-        else add([&](int64_t j, int) __attribute__((always_inline)) { return load(carried + j); });
-        if (k == 0 && y_is_h) {
-          const int64_t y = loop.tape.dy_at(t, b);
-          if (whole && loop.dy.direct())
-            add([&, from = loop.dy.at(y)](int64_t j, int)
-                    __attribute__((always_inline)) { return load(to + j) + load(from + j); });
-          else add([&](int64_t j, int lanes) { return load(to + j) + loop.dy.get(y + j, lanes); });
-        }
-        if (dcells) add([&](int64_t j, int lanes) { return load(to + j) + load_first(dcells + at + j, lanes); });
+          put([&](int64_t j, int) __attribute__((always_inline)) { return load(to + j) + load(carried + j); });
+        else put([&](int64_t j, int) __attribute__((always_inline)) { return load(carried + j); });
+        if (k == 0 && y_is_h && whole && loop.dy.direct())
+          put([&, from = loop.dy.at(y)](int64_t j, int)
+                  __attribute__((always_inline)) { return load(to + j) + load(from + j); });
+        else if (k == 0 && y_is_h) put([&](int64_t j, int n) { return load(to + j) + loop.dy.get(y + j, n); });
+        if (dcells) put([&](int64_t j, int n) { return load(to + j) + load_first(dcells + at + j, n); });
         std::fill(carried + of.q0 * V::W, carried + of.q1 * V::W, A(0));
         continue;
       }
-      const bool alive = loop.tape.alive(t, b);
       for (int64_t j = of.q0 * V::W; j < of.q1 * V::W; j += V::W) {
         const int lanes = int(std::min<int64_t>(V::W, loop.H - j));
         V d, old(A(0));
@@ -139,7 +142,7 @@ void arrive(Backward<A>& loop, const BackwardBlock<A>& of) {
         if (!alive) {
           old = d;
         } else {
-          if (k == 0 && y_is_h) d = d + loop.dy.get(loop.tape.dy_at(t, b) + j, lanes);
+          if (k == 0 && y_is_h) d = d + loop.dy.get(y + j, lanes);
           if (zoned) old = coefficients<A>(call.zone[k], t, loop.d, b, j, lanes) * d, d = d - old;
         }
         old.store(carried + j), d.store(to + j);

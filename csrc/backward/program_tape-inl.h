@@ -24,8 +24,9 @@ struct TapeSource {
     return call.h_mask ? coefficients<A>(call.h_mask, 0, d, b, q * W, lanes(q)) : V(A(1));
   }
 
-  Place<A> place_of_new(int k) const {
-    return call.zone[0] ? tape.place_of_plane(t, program.zoned_plane(k)) : tape.place_of_state_after(k, t);
+  // The new state as the cell itself made it.
+  StoredRows<A> rows_of_new(int k) const {
+    return call.zone[0] ? tape.rows_of_plane(t, program.zoned_plane(k)) : tape.rows_of_state_after(k, t);
   }
 
   void load(Machine<A>& machine, const Instruction& each, const Run& run) {
@@ -38,14 +39,12 @@ struct TapeSource {
       case Op::u:
         return machine.bind(each, extra_rows<A>(call, k, d, t, 0), run);
       case Op::k:
-        if (const Place<A> place = tape.place_of_plane(t, k); place.at) return machine.bind_far(each, place, run);
-        return machine.fill(each, run, [&](int64_t b, int64_t q) { return tape.plane_at(t, b, k, q * W, lanes(q)); });
+        return machine.bind(each, tape.rows_of_plane(t, k), run);
       case Op::n:
-        if (const Place<A> place = place_of_new(k); place.at) return machine.bind_far(each, place, run);
-        return machine.fill(each, run, [&](int64_t b, int64_t q) { return tape.new_state(k, t, b, q * W, lanes(q)); });
+        return machine.bind(each, rows_of_new(k), run);
       case Op::s:
-        if (const Place<A> place = tape.place_of_state_before(k, t); place.at && !(masked && k == 0 && call.h_mask))
-          return machine.bind_far(each, place, run);
+        if (tape.states_lie_in_rows(t) && !(masked && k == 0 && call.h_mask))
+          return machine.bind(each, tape.rows_of_state_after(k, tape.before(t)), run);
         return machine.fill(each, run, [&](int64_t b, int64_t q) {
           const V v = tape.state_before(k, t, b, q * W, lanes(q));
           return masked && k == 0 && call.h_mask ? v * mask(b, q) : v;

@@ -18,6 +18,7 @@ struct Tape {
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> x = stored(call.x), y = stored(call.y), gates = stored(call.gates);
   const A* cells = static_cast<const A*>(call.cells);
+  static constexpr Storage accumulate = sizeof(A) == 8 ? Storage::float64 : Storage::float32;
   const int64_t planes = call.planes();
   const Scratch<A> vectors = vectors_of(call, d);  // of a program, [vector][Hp]
 
@@ -67,12 +68,8 @@ struct Tape {
     return gates.get((((d * T + t) * B + b) * planes + k) * H + j, n);
   }
 
-  // Of a program, the new state as the cell itself made it.
-  V new_state(int k, int64_t t, int64_t b, int64_t j, int n) const {
-    return call.zone[0] ? plane_at(t, b, call.cell->program->zoned_plane(k), j, n) : state_after(k, t, b, j, n);
-  }
-  // Of a built-in cell that keeps no planes, the same for h. Where zoneout has mixed it with the old one, it comes from
-  // what is left of it: where nothing is, it has no gradient.
+  // Of a built-in cell that keeps no planes, the new h as the cell itself made it. Where zoneout has mixed it with the
+  // old one, it comes from what is left of it: where nothing is, it has no gradient.
   V h_new(int64_t t, int64_t b, int64_t j, int n) const {
     const V h = y.get(y_at(t, b) + j, n);
     if (!call.zone[0]) return h;
@@ -114,21 +111,15 @@ struct Tape {
     return at;
   }
 
-  // Vectors of states and planes where they lie, for rows of the whole batch at once: nowhere where rows differ, are
-  // stored in another type, or end within a vector.
-  Place<A> place_of_state_before(int k, int64_t t) const {
-    if (call.reset || first(t, 0) || (call.lengths && back)) return {};
-    return place_of_state_after(k, before(t));
-  }
-  Place<A> place_of_state_after(int k, int64_t t) const {
+  // States and planes of the whole batch at once. The states before a step lie so unless rows differ.
+  bool states_lie_in_rows(int64_t t) const { return !call.reset && !first(t, 0) && !(call.lengths && back); }
+  StoredRows<A> rows_of_state_after(int k, int64_t t) const {
     const int64_t history = call.history(k);
-    if (H % V::W != 0 || (history < 0 && !y.direct())) return {};
-    if (history < 0) return {y.at(y_at(t, 0)), D * P, V::W};
-    return {cells + history * D * T * B * H + cells_at(t, 0), H, V::W};
+    if (history < 0) return {y, y_at(t, 0), D * P};
+    return {{cells + history * D * T * B * H, accumulate}, cells_at(t, 0), H};
   }
-  Place<A> place_of_plane(int64_t t, int k) const {
-    if (H % V::W != 0 || !gates.direct()) return {};
-    return {gates.at(((d * T + t) * B * planes + k) * H), planes * H, V::W};
+  StoredRows<A> rows_of_plane(int64_t t, int k) const {
+    return {gates, ((d * T + t) * B * planes + k) * H, planes * H};
   }
 
   void get_x(int64_t t, int64_t b, A* to) const {

@@ -74,13 +74,26 @@ class Machine {
       run.each([&](int64_t m, int64_t q) __attribute__((always_inline)) { f(load(from), m, q), from += inner; },
                [&](int64_t o) __attribute__((always_inline)) { from = at + o * outer; });
     }
-    // To rows of so many numbers, whole vectors, which may go past the caches.
+    // Whole vectors to rows of so many numbers, past the caches if `far`.
     void store_rows(const Run& run, A* to, int64_t row, bool far = false) const {
       if (far)
         each(run, [&](V v, int64_t m, int64_t q)
                       __attribute__((always_inline)) { store_past_caches(v, to + m * row + q * W); });
       else each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) { v.store(to + m * row + q * W); });
     }
+    // H hidden units a row, and nothing past them.
+    void store_units(const Run& run, A* to, int64_t row, int64_t H, bool far = false) const {
+      if (H % W == 0) return store_rows(run, to, row, far);
+      each(run, [&, H](V v, int64_t m, int64_t q)
+                    __attribute__((always_inline)) { store_first(v, to + m * row + q * W, lanes(H, q)); });
+    }
+    // The same to rows of whole vectors, which end in zeros.
+    void store_padded(const Run& run, A* to, int64_t row, int64_t H) const {
+      if (H % W == 0) return store_rows(run, to, row);
+      each(run, [&, H](V v, int64_t m, int64_t q)
+                    __attribute__((always_inline)) { first_of(v, lanes(H, q)).store(to + m * row + q * W); });
+    }
+    INLINE static int lanes(int64_t H, int64_t q) { return int(std::min<int64_t>(W, H - q * W)); }
   };
 
   explicit Machine(const LayerCall& call) : H_(call.H) {
@@ -131,15 +144,13 @@ class Machine {
   INLINE void bind(const Instruction& each, const Place<A>& place, const Run& run) {
     values_[each.value] = value_of(place, run);
   }
-  // The same of what comes from memory.
-  INLINE void bind_far(const Instruction& each, const Place<A>& place, const Run& run) {
-    prefetch_next<false>(run, place.at, place.row);
-    bind(each, place, run);
-  }
   // The same of a tensor of the caller's.
   INLINE void bind(const Instruction& each, const StoredRows<A>& rows, const Run& run) {
-    if (rows.from.direct() && !rows.narrow && H_ % W == 0)
-      return bind_far(each, {rows.from.at(rows.index), rows.row, W}, run);
+    if (rows.from.direct() && !rows.narrow && H_ % W == 0) {
+      const Place<A> place{rows.from.at(rows.index), rows.row, W};
+      prefetch_next<false>(run, place.at, place.row);
+      return bind(each, place, run);
+    }
     fill(each, run, [&](int64_t m, int64_t q) { return rows.get(m, q, H_); });
   }
   void copy(const Instruction& each, const Place<A>& place, const Run& run) {

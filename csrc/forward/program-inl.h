@@ -65,13 +65,17 @@ struct ForwardSource {
   using Value = typename Machine<A>::Value;
   int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
   bool alive(int64_t m) const { return !call.lengths || t < call.length(d, strip.b0 + m); }
-  const bool whole = !call.lengths && H % W == 0;  // every vector is of live units
+  bool all_alive(const Run& run) const {
+    for (int64_t m = run.m; call.lengths && m < run.m + run.rows; ++m)
+      if (!alive(m)) return false;
+    return true;
+  }
 
   // A plane of what training keeps.
   void keep(int k, const Value& value, const Run& run) const {
     if (!loop.gates) return;
     const int64_t first = (kept_row * planes + k) * H, row = planes * H;
-    if (whole && loop.gates.direct()) return value.store_rows(run, loop.gates.at(first), row, loop.far);
+    if (loop.gates.direct() && all_alive(run)) return value.store_units(run, loop.gates.at(first), row, H, loop.far);
     value.each(run, [&](V v, int64_t m, int64_t q) { keep(k, m, q, v); });
   }
   void keep(int k, int64_t m, int64_t q, V v) const {
@@ -88,7 +92,7 @@ struct ForwardSource {
       case Put::inner: {
         A* const to = (order.kind == Put::inner ? strip.second : strip.operand).data();
         const SplitRows* const split = order.kind == Put::inner && strip.second_split ? &strip.second_split : nullptr;
-        if (whole && !split) return value.store_rows(run, to, Pp);
+        if (!split && all_alive(run)) return value.store_padded(run, to, Pp, H);
         return value.each(run, [&](V v, int64_t m, int64_t q) {
           v = alive(m) ? first_of(v, lanes(q)) : V(A(0));  // no NaN of an input past its end
           v.store(to + m * Pp + q * W);
@@ -108,10 +112,10 @@ struct ForwardSource {
 
   void put_y(const Value& value, const Run& run) const {
     const int64_t first = t * loop.y_stride_T + strip.b0 * loop.y_stride_B + d * H, row = loop.y_stride_B;
-    if (whole && loop.y.direct()) {
+    if (loop.y.direct() && all_alive(run)) {
       A* const to = loop.y.at(first);
       if (!loop.y_far) prefetch_next<true>(run, to, row);  // else each line is waited for as it is written to
-      return value.store_rows(run, to, row, loop.y_far);
+      return value.store_units(run, to, row, H, loop.y_far);
     }
     value.each(run, [&](V v, int64_t m, int64_t q) { put_y(m, q, alive(m) ? v : V(A(0))); });
   }
@@ -131,13 +135,13 @@ struct ForwardSource {
                          : static_cast<A*>(call.cells) + (history * call.D * loop.T * loop.B + kept_row) * H;
     const int plane = loop.zoned ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
-    if (whole && !loop.zoned) {
-      value.store_rows(run, to, row);
+    if (!loop.zoned && all_alive(run)) {
+      value.store_padded(run, to, row, H);
       if (split)
         value.each(run, [&](V v, int64_t m, int64_t q) __attribute__((always_inline)) {
-          strip.h_split.put(v, strip.at(slot + 1, m), q * W, loop.overflow);
+          strip.h_split.put(first_of(v, lanes(q)), strip.at(slot + 1, m), q * W, loop.overflow);
         });
-      if (cells) value.store_rows(run, cells, H);
+      if (cells) value.store_units(run, cells, H, H);
       if (gives_y) put_y(value, run);
       return;
     }
