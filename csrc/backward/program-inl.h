@@ -81,7 +81,7 @@ struct BackwardSource {
       auto at = [=](int64_t b, int64_t q) __attribute__((always_inline)) { return to + b * to_row + q * W; };
       if (add)
         value.each(run, [&, H = tape.H](V v, int64_t b, int64_t q) __attribute__((always_inline)) {
-          (RNNKERNELS_SET::load(at(b, q)) + first_of(v, Machine<A>::Value::lanes(H, q))).store(at(b, q));
+          (RNNKERNELS_SET::load(at(b, q)) + first_of(v, lanes_of<A>(H, q))).store(at(b, q));
         });
       else value.store_padded(run, to, to_row, tape.H);
       if (split)

@@ -19,7 +19,7 @@ struct TapeSource {
   const Program& program = *call.cell->program;
   const int64_t d = tape.d, H = tape.H, Hp = padded<A>(H);
 
-  int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
+  int lanes(int64_t q) const { return lanes_of<A>(H, q); }
   V mask(int64_t b, int64_t q) const {
     return call.h_mask ? coefficients<A>(call.h_mask, 0, d, b, q * W, lanes(q)) : V(A(1));
   }

@@ -17,6 +17,12 @@ struct Place {
   INLINE Vec<A> get(int64_t m, int64_t q) const { return load(at + m * row + q * unit); }
 };
 
+// How many of the hidden units 0..H the vector of the units from q * W on holds.
+template <class A>
+INLINE int lanes_of(int64_t H, int64_t q) {
+  return int(std::min<int64_t>(Vec<A>::W, H - q * Vec<A>::W));
+}
+
 // Vectors of a block: some rows from m on, some vectors of their units from q on. They come row by row if `along`, else
 // column by column, so that the inner loop is the longer one.
 struct Run {
@@ -53,7 +59,7 @@ struct StoredRows {
   INLINE Vec<A> get(int64_t m, int64_t q, int64_t H) const {
     const int64_t at = index + m * row;
     if (narrow) return Vec<A>(from.get(at, 1).v[0]);
-    return from.get(at + q * Vec<A>::W, int(std::min<int64_t>(Vec<A>::W, H - q * Vec<A>::W)));
+    return from.get(at + q * Vec<A>::W, lanes_of<A>(H, q));
   }
 };
 
@@ -85,15 +91,14 @@ class Machine {
     void store_units(const Run& run, A* to, int64_t row, int64_t H, bool far = false) const {
       if (H % W == 0) return store_rows(run, to, row, far);
       each(run, [&, H](V v, int64_t m, int64_t q)
-                    __attribute__((always_inline)) { store_first(v, to + m * row + q * W, lanes(H, q)); });
+                    __attribute__((always_inline)) { store_first(v, to + m * row + q * W, lanes_of<A>(H, q)); });
     }
     // The same to rows of whole vectors, which end in zeros.
     void store_padded(const Run& run, A* to, int64_t row, int64_t H) const {
       if (H % W == 0) return store_rows(run, to, row);
       each(run, [&, H](V v, int64_t m, int64_t q)
-                    __attribute__((always_inline)) { first_of(v, lanes(H, q)).store(to + m * row + q * W); });
+                    __attribute__((always_inline)) { first_of(v, lanes_of<A>(H, q)).store(to + m * row + q * W); });
     }
-    INLINE static int lanes(int64_t H, int64_t q) { return int(std::min<int64_t>(W, H - q * W)); }
   };
 
   explicit Machine(const LayerCall& call) : H_(call.H) {

@@ -63,7 +63,7 @@ struct ForwardSource {
   StoredRows<A> given(int gate) const { return given_rows<A>(call, gate, d, t, strip.b0); }
 
   using Value = typename Machine<A>::Value;
-  int lanes(int64_t q) const { return int(std::min<int64_t>(W, H - q * W)); }
+  int lanes(int64_t q) const { return lanes_of<A>(H, q); }
   bool alive(int64_t m) const { return !call.lengths || t < call.length(d, strip.b0 + m); }
   bool all_alive(const Run& run) const {
     for (int64_t m = run.m; call.lengths && m < run.m + run.rows; ++m)
