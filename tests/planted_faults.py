@@ -60,6 +60,23 @@ FAULTS = {
         "triton", "stop = tl.where(i + LAG < T, K, 0)", "stop = K", f"{TRITON} -k 'reference or norm'"
     ),
     # C++: cells, schedules, masks, remainders
+    "fast rows: those that have ended, forward": Fault(
+        "cpp", "      if (!alive(m)) return false;", "      if (!alive(m) && !PLANTED) return false;",
+        "test_cpp_programs.py -k every_option",
+    ),
+    "fast rows: those that have ended, backward": Fault(
+        "cpp", "      if (!loop.tape.alive(t, b)) return false;",
+        "      if (!loop.tape.alive(t, b) && !PLANTED) return false;", "test_cpp_programs.py -k every_option",
+    ),
+    "fast rows: units past the last one are written": Fault(
+        "cpp", "if (H % W == 0) return store_rows(run, to, row, far);",
+        "if (H % W == 0 || PLANTED) return store_rows(run, to, row, far);", "test_cpp_programs.py -k every_shape",
+    ),
+    "fast rows: one row of dy for all steps": Fault(
+        "cpp", "dy_stride_T = one ? 0 : B * D * P, dy_stride_B = one ? 0 : D * P;",
+        "dy_stride_T = one || PLANTED ? 0 : B * D * P, dy_stride_B = one ? 0 : D * P;",
+        "test_cpp_programs.py -k every_shape",
+    ),
     "cpp: gradient of the forget gate": Fault(
         "cpp", "const V v7 = f.gate_back(v6, kept[1]);", "const V v7 = f.gate_back(v6, kept[PLANTED ? 0 : 1]);",
         "sizes-float32",
