@@ -46,17 +46,16 @@ def in_turn(*factors, exists=lambda *case: True):
     return product(*factors, exists=exists) if ALL else cover(factors, 1, exists)
 
 
-def thinned(listed, features, strength=2):
-    """Those of a long list that bring so many things together anew, ``features(case)`` being what it has; in its
-    order."""
+def thinned(listed, features):
+    """Those of a long list that bring two new things together, ``features(case)`` being what it has; in its order."""
     chosen, met = [], set()
     for n in random.Random(0).sample(
         range(len(listed)), len(listed)
     ):  # else those that come first would be all there is
-        together = set(itertools.combinations(features(listed[n]), strength))
-        if not together <= met:
+        pairs = set(itertools.combinations(features(listed[n]), 2))
+        if not pairs <= met:
             chosen.append(n)
-            met |= together
+            met |= pairs
     return [listed[n] for n in sorted(chosen)]
 
 

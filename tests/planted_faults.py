@@ -60,13 +60,9 @@ FAULTS = {
         "triton", "stop = tl.where(i + LAG < T, K, 0)", "stop = K", f"{TRITON} -k 'reference or norm'"
     ),
     # C++: cells, schedules, masks, remainders
-    "fast rows: those that have ended, forward": Fault(
-        "cpp", "      if (!alive(m)) return false;", "      if (!alive(m) && !PLANTED) return false;",
+    "fast rows: those that have ended": Fault(
+        "cpp", "if (t >= length(d, b + k)) return false;", "if (t >= length(d, b + k) && !PLANTED) return false;",
         "test_cpp_programs.py -k every_option",
-    ),
-    "fast rows: those that have ended, backward": Fault(
-        "cpp", "      if (!loop.tape.alive(t, b)) return false;",
-        "      if (!loop.tape.alive(t, b) && !PLANTED) return false;", "test_cpp_programs.py -k every_option",
     ),
     "fast rows: units past the last one are written": Fault(
         "cpp", "if (H % W == 0) return store_rows(run, to, row, far);",

@@ -20,11 +20,7 @@ struct BackwardSource {
   BackwardSource(Backward<A>& of, const BackwardBlock<A>& block, bool masked)
       : loop(of), slot(block.slot), t(block.t), tape{of.tape, block.t, masked} {}
 
-  bool all_alive(const Run& run) const {
-    for (int64_t b = run.m; tape.call.lengths && b < run.m + run.rows; ++b)
-      if (!loop.tape.alive(t, b)) return false;
-    return true;
-  }
+  bool all_alive(const Run& run) const { return tape.call.all_alive(tape.d, t, run.m, run.rows); }
   Place<A> place(const Scratch<A>& rows) const { return {rows.data(), row, W}; }
   void load(Machine<A>& machine, const Instruction& each, const Run& run) {
     const auto& from = loop.gradients;

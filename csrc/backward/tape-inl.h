@@ -13,7 +13,6 @@ struct Tape {
   const LayerCall& call;
   const int64_t d;
   const int64_t T = call.T, B = call.B, I = call.I, H = call.H, P = call.P, D = call.D;
-  const int64_t dy_stride_T = call.dy_stride_T, dy_stride_B = call.dy_stride_B;
   const bool back = call.backwards(d);
   Stored<A> stored(const void* data) const { return {data, call.storage}; }
   const Stored<A> x = stored(call.x), y = stored(call.y), gates = stored(call.gates);
@@ -45,7 +44,7 @@ struct Tape {
   }
 
   int64_t y_at(int64_t t, int64_t b) const { return ((t * B + b) * D + d) * P; }
-  int64_t dy_at(int64_t t, int64_t b) const { return t * dy_stride_T + b * dy_stride_B + d * P; }
+  int64_t dy_at(int64_t t, int64_t b) const { return t * call.dy_stride_T + b * call.dy_stride_B + d * P; }
   int64_t cells_at(int64_t t, int64_t b) const { return ((d * T + t) * B + b) * H; }
 
   // State k (0: h) that entered step t of row b, and the one after it, from unit j on.

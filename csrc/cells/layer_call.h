@@ -135,6 +135,12 @@ struct LayerCall {
   int64_t length(int64_t d, int64_t b) const {
     return lengths ? std::min(T, lengths[group(d) * lengths_stride_X + b]) : T;
   }
+  // True if none of the rows b..b+n has ended by step t.
+  bool all_alive(int64_t d, int64_t t, int64_t b, int64_t n) const {
+    for (int64_t k = 0; lengths && k < n; ++k)
+      if (t >= length(d, b + k)) return false;
+    return true;
+  }
   // True if the state is reset as it enters step t.
   bool resets(int64_t d, int64_t t, int64_t b) const {
     return reset && reset[group(d) * reset_stride_X + t * B + b] && t < length(d, b);

@@ -65,11 +65,7 @@ struct ForwardSource {
   using Value = typename Machine<A>::Value;
   int lanes(int64_t q) const { return lanes_of<A>(H, q); }
   bool alive(int64_t m) const { return !call.lengths || t < call.length(d, strip.b0 + m); }
-  bool all_alive(const Run& run) const {
-    for (int64_t m = run.m; call.lengths && m < run.m + run.rows; ++m)
-      if (!alive(m)) return false;
-    return true;
-  }
+  bool all_alive(const Run& run) const { return call.all_alive(d, t, strip.b0 + run.m, run.rows); }
 
   // A plane of what training keeps.
   void keep(int k, const Value& value, const Run& run) const {
@@ -79,7 +75,6 @@ struct ForwardSource {
     value.each(run, [&](V v, int64_t m, int64_t q) { keep(k, m, q, v); });
   }
   void keep(int k, int64_t m, int64_t q, V v) const {
-    if (!loop.gates) return;
     const V what = alive(m) ? v : V(A(0));
     const int64_t at = ((kept_row + m) * planes + k) * H + q * W;
     if (loop.far) store_past_caches(what, loop.gates.at(at));
@@ -133,7 +128,7 @@ struct ForwardSource {
     A* const cells = history < 0 || !call.cells
                          ? nullptr
                          : static_cast<A*>(call.cells) + (history * call.D * loop.T * loop.B + kept_row) * H;
-    const int plane = loop.zoned ? program.zoned_plane(k) : -1;
+    const int plane = loop.zoned && loop.gates ? program.zoned_plane(k) : -1;
     const bool split = k == 0 && strip.h_split, gives_y = k == 0 && !program.has_y;
     if (!loop.zoned && all_alive(run)) {
       value.store_padded(run, to, row, H);
@@ -149,7 +144,7 @@ struct ForwardSource {
       const int n = lanes(q);
       const bool living = alive(m);
       v = first_of(v, n);
-      if (__builtin_expect(loop.zoned || !living, 0)) {
+      if (loop.zoned || !living) {
         const V before = RNNKERNELS_SET::load(old.at + m * row + q * W);
         if (plane >= 0) keep(plane, m, q, v);
         if (loop.zoned) v = zoneout(coefficients<A>(call.zone[k], t, d, strip.b0 + m, q * W, n), before, v);

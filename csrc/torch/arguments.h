@@ -285,7 +285,7 @@ struct Call : LayerCall {
     const bool one = B > 0 && t.stride(0) == 0 && t.stride(1) == 0;
     if (one) t = torch::stable::narrow(t, 0, 0, 1), t = torch::stable::narrow(t, 1, 0, 1);
     dy_stride_T = one ? 0 : B * D * P, dy_stride_B = one ? 0 : D * P;
-    dy = take(t, {one ? 1 : T, one ? 1 : B, D * P}, "dy");
+    dy = hold(in_order(t));
   }
 
   static void check(const Tensor& t, Sizes sizes, const char* name, int32_t type) {
