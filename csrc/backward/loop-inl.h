@@ -394,10 +394,10 @@ struct Backward {
     spread(parallel, (n + WIDTH - 1) / WIDTH, [&](int64_t u) {
       for_columns<A>(std::min<int64_t>(WIDTH, n - u * WIDTH), [&](auto vectors, int64_t column) {
         const int64_t c = u * WIDTH + column;
+        constexpr int NB = decltype(vectors)::value;
         for (int g = 0; g < gates; ++g)
-          for (int v = 0; v < vectors; ++v)
-            factor.pack_rows(stored(matrix), g * rows * n + c + v * W, n, int(std::min<int64_t>(n - c - v * W, W)),
-                             g * (factor.parts() ? Hk : rows), rows, c, vectors, v, overflow);
+          factor.template pack_rows<NB>(stored(matrix), g * rows * n + c, n, std::min<int64_t>(n - c, NB * W),
+                                        g * (factor.parts() ? Hk : rows), rows, c, overflow);
       });
     });
   }

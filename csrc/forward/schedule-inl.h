@@ -55,18 +55,20 @@ class Choice {
     rows = B / s.row_jobs;
   }
 
-  // Packing reads the weights once in an awkward order: a few steps do not earn that back, and a single row does not
-  // need it, because it reads every weight once a step anyway.
-  void pack_floats() {
+  // Weights that few rows use are read where they lie: to pack them takes longer than to add up the lanes of a vector
+  // for every sum, which is less of a product the longer sums are. It was measured from how many uses on packing pays.
+  bool few(int64_t uses, int64_t sums) const {
     const bool floats = call.storage == Storage::float32 || call.storage == Storage::float64;
-    const int64_t least = std::min(projects ? call.I : kLong, cell.hh_gates > 0 ? call.P : kLong),
-                  passing = floats && least >= kLong ? kPassingLong : kPassing;
-    const bool few_steps = !kept && (once ? rows < passing : T * ((B + 5) / 6) < 4);
-    s.passing = once && !few_steps;
+    const int64_t most = floats ? std::min(kFewUses, sums / 12) : std::min(kFewUses16, sums / 18);
+    return !kept && uses < std::max<int64_t>(2, most);
+  }
+  // A single row reads every weight once a step anyway.
+  void pack_floats() {
+    s.passing = once;
     s.chunked = projects && (s.normed || (T > 1 && rows < 16));  // few rows: poorly filled tiles
-    if (few_steps || (!kept && !once && T * B <= 256 && call.I >= 128)) s.ih = Layout::in_place;
+    if (few(once ? rows : T * B, call.I)) s.ih = Layout::in_place;
     const bool earns = T >= kEarningSteps && hh_bytes <= kNearBytes;
-    if (few_steps || (!kept && rows == 1 && call.P >= 128 && !earns)) s.hh = Layout::in_place;
+    if (few(T * rows, call.P) || (!kept && rows == 1 && call.P >= 128 && !earns)) s.hh = Layout::in_place;
     // Few rows read weights of 16 bits as they are; more would widen them more than once.
     const bool narrow = kept && rows <= 4 && (call.storage == Storage::bfloat16 || call.storage == Storage::float16);
     if (narrow) s.hh = Layout::narrow;

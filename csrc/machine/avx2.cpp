@@ -1,13 +1,13 @@
-// The kernels for AVX2 and FMA.
+// The kernels for AVX2, FMA and F16C.
 #include "standard.h"
 
 #ifdef __x86_64__
 #define RNNKERNELS_SET avx2
 #ifdef __clang__
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 
 namespace avx2 {
@@ -25,6 +25,8 @@ inline __attribute__((always_inline)) __m256i first_lanes(int n) {
 #define MASKED_STORE(p, n, v) _mm256_maskstore_ps((float*)(p), first_lanes(n), (__m256)(v))
 #define WIDEN_8(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)(p)))
 #define WIDEN_16(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(p)))
+#define HALVES_TO_FLOATS(p) _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(p)))
+#define FLOATS_TO_HALVES(p, v) _mm_storeu_si128((__m128i*)(p), _mm256_cvtps_ph((__m256)(v), 0))
 }  // namespace avx2
 
 #include "dispatch-inl.h"

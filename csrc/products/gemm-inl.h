@@ -142,19 +142,41 @@ template <class A>
 void pack_number_columns(const Stored<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
   using V = Vec<A>;
   constexpr int W = V::W;
-  for (int64_t k = 0; k < K; k += W) {
-    int width = int(std::min<int64_t>(W, K - k));
-    V block[W];
-    for (int i = 0; i < W; ++i) block[i] = i < n ? from.get(first + i * row + k, width) : V(A(0));
-    transpose(block);
-    for (int i = 0; i < width; ++i) block[i].store(to + (k + i) * stride);
-  }
+  // A square of numbers, get(i) those from number i on. Its loops are unrolled, so that it stays in registers.
+  auto square = [&](int64_t k, auto&& get) __attribute__((always_inline)) {
+    V rows[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) rows[i] = i < n ? get(first + i * row + k) : V(A(0));
+    transpose(rows);
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i)
+      if (i < K - k) rows[i].store(to + (k + i) * stride);
+  };
+  const int64_t whole = K / W * W;
+  if (from.direct())
+    for (int64_t k = 0; k < whole; k += W)
+      square(k, [&](int64_t i) __attribute__((always_inline)) { return load(from.at(i)); });
+  else
+    for (int64_t k = 0; k < whole; k += W)
+      square(k, [&](int64_t i) __attribute__((always_inline)) { return from.get_16(i, W, from.storage()); });
+  if (whole < K) square(whole, [&](int64_t i) __attribute__((always_inline)) { return from.get(i, int(K - whole)); });
 }
 
-// to[k * stride .. + W] = elements of row k from `first` on, n of them.
-template <class A>
-void pack_number_rows(const Stored<A>& from, int64_t first, int64_t row, int n, int64_t K, A* to, int64_t stride) {
-  for (int64_t k = 0; k < K; ++k) from.get(first + k * row, n).store(to + k * stride);
+// to[k][NB vectors] = n elements of row k from `first` on, and zeros. A whole row of the panel at a time, so that each
+// line of the matrix is read once.
+template <int NB, class A>
+void pack_number_rows(const Stored<A>& from, int64_t first, int64_t row, int64_t n, int64_t K, A* to) {
+  constexpr int W = Vec<A>::W;
+  auto all = [&](auto&& get) __attribute__((always_inline)) {
+    for (int64_t k = 0; k < K; ++k)
+#pragma GCC unroll 4
+      for (int v = 0; v < NB; ++v) get(first + k * row + v * W, n - v * W).store(to + (k * NB + v) * W);
+  };
+  if (n == NB * W && from.direct())
+    all([&](int64_t i, int64_t) __attribute__((always_inline)) { return load(from.at(i)); });
+  else
+    all([&](int64_t i, int64_t left)
+            __attribute__((always_inline)) { return from.get(i, int(std::min<int64_t>(W, left))); });
 }
 
 // True if panels of 4 vectors fit n columns, false if they would mostly be padding.

@@ -43,17 +43,20 @@ class PackedMatrix {
   }
   int parts() const { return parts_; }
 
-  // Vector v of the panel of NB vectors at column c, rows k.. (in pairs: whole blocks): from n rows of K numbers, `row`
-  // apart, that become its columns, or from n columns of K rows.
+  // Vector v of the panel of NB vectors at column c: from n rows of K numbers, `row` apart, that become its columns.
   void pack_columns(const Stored<A>& from, int64_t first, int64_t row, int n, int64_t K, int64_t c, int64_t NB,
                     int64_t v, Flag& overflow) {
     if (parts_) pack_pair_columns(from, first, row, n, K, bits(c, 0, NB), NB, v, parts_, overflow);
     else pack_number_columns(from, first, row, n, K, numbers(c, 0, NB) + v * W, NB * W);
   }
-  void pack_rows(const Stored<A>& from, int64_t first, int64_t row, int n, int64_t k, int64_t K, int64_t c, int64_t NB,
-                 int64_t v, Flag& overflow) {
-    if (parts_) pack_pair_rows(from, first, row, n, K, bits(c, k, NB), NB, v, parts_, overflow);
-    else pack_number_rows(from, first, row, n, K, numbers(c, k, NB) + v * W, NB * W);
+  // Rows k.. of that panel (in pairs: whole blocks): from K rows of n columns.
+  template <int NB>
+  void pack_rows(const Stored<A>& from, int64_t first, int64_t row, int64_t n, int64_t k, int64_t K, int64_t c,
+                 Flag& overflow) {
+    if (!parts_) return pack_number_rows<NB>(from, first, row, n, K, numbers(c, k, NB));
+    for (int v = 0; v < NB; ++v)
+      pack_pair_rows(from, first + v * W, row, int(std::min<int64_t>(n - v * W, W)), K, bits(c, k, NB), NB, v, parts_,
+                     overflow);
   }
   // The same from n rows of int8 and their scales.
   void pack_quads(const int8_t* from, const float* scales, int n, int64_t K, int64_t c, int64_t NB, int64_t v) {

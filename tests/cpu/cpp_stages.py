@@ -26,7 +26,7 @@ def small(dtype):
         yield from cells(dtype=dtype, T=6, B=3, H=9, states=False, dlast=False, stages=stages)
         for T, B in ((1, 1), (3, 1), (2, 3)):  # weights read where they lie
             yield from cells(dtype=dtype, T=T, B=B, I=16, H=32, stages=stages)
-            yield from cells(dtype=dtype, T=T, B=B, I=40, H=70, reverse=(True,), stages=stages)
+            yield from cells(dtype=dtype, T=T, B=B, I=84, H=86, reverse=(True,), stages=stages)
     for stages in ALL:
         yield from cells(dtype=dtype, T=63, B=2, H=16, reverse=BOTH, lengths="ragged", stages=stages)
         yield from cells(dtype=dtype, T=4, B=0, reverse=BOTH, stages=stages)

@@ -49,8 +49,10 @@ def sizes(dtype):
     for I, H in ((16, 32), (128, 128), (64, 160)):  # noqa: E741 - weights read where they lie, whole panels
         for T, B in ((1, 1), (3, 1), (2, 4), (9, 1)):
             yield from cells(dtype=dtype, T=T, B=B, I=I, H=H, reverse=(B == 4,))
-    for B in () if few else (15, 23, 24):  # the same for more rows, where they are long floats; packed on the way
-        yield from cells(dtype=dtype, T=1, B=B, I=256, H=260 + B, reverse=(B == 15,))
+    for B in (3,) if few else (3, 8, 20):  # the same for as many rows as that pays for
+        yield from cells(dtype=dtype, T=1, B=B, I=18 * (B + 1) + 1, H=18 * (B + 1) + B, reverse=(B == 8,))
+    for B in () if few else (23, 24):  # packed on the way, where sums are long
+        yield from cells(dtype=dtype, T=1, B=B, I=256, H=260 + B)
     for H, P in ((20, 7), (33, 16), (70, 69), (8, 1), (40, 40)):
         yield from cells("lstm", dtype=dtype, H=H, P=P, B=P % 5 + 1, T=4, reverse=BOTH, lengths="ragged")
 
