@@ -33,6 +33,17 @@ def fold(tensor, dim, N, at):
     return tensor.movedim(0, at - 1).flatten(at - 1, at)
 
 
+def for_groups(tensor, dim, x, x_dim, dims):
+    """Lengths or a reset mask, which may be the same for all groups of x, with one for each, and their vmapped
+    dimension: ``fold`` would take the samples for groups."""
+    if tensor is None or tensor.dim() - (dim is not None) > dims:
+        return tensor, dim
+    groups = x.size(0 if x_dim is None or x_dim > 0 else 1)
+    tensor = tensor if dim is None else tensor.movedim(dim, 0)
+    at = 0 if dim is None else 1
+    return tensor.unsqueeze(at).expand(*tensor.shape[:at], groups, *tensor.shape[at:]), None if dim is None else 0
+
+
 def fold_zone(tensor, dim, N, at, size):
     """``fold`` for a tensor that may be broadcast along ``at``, where one entry stands for ``size`` equal ones."""
     if dim is None and (tensor.dim() < -at or tensor.size(at) == 1):
@@ -81,6 +92,8 @@ def fold_inputs(plan, N, dims, tensors, into_d):
         weights = [t for t, _ in weights]
     kinds = [("x", [x]), ("state", states), ("weights", None), ("state", reset_states)]
     kinds += [(kind, [extra]) for kind, extra in zip(kinds_of_extras(plan), extras, strict=True)]
+    if into_d and x[0].dim() - (x[1] is not None) == 4:
+        lengths, reset = for_groups(*lengths, *x, 1), for_groups(*reset, *x, 2)
     kinds += [("lengths", [lengths]), ("reset", [reset]), ("state", [h_mask])]
     flat = []
     for kind, pairs in kinds:

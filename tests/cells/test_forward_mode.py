@@ -195,6 +195,22 @@ def test_options(name, option, other, reverse, moving):
         assert_close(f"result {k}", a, e)
 
 
+@pytest.mark.parametrize("given", ["lengths", "reset"])
+def test_second_derivatives_of_heads(given):
+    """In the tangent of heads each has an input of its own, and all have the same lengths and resets."""
+    layer = rnnkernels.GRU(I, H, heads=2, dtype=torch.float64)
+    x, w = torch.randn(T, B, I, dtype=torch.float64), layer.weight_hh_l0.detach()
+    more = {given: LENGTHS[0] if given == "lengths" else RESET[0]}
+
+    def loss(x, w):
+        y, h = functional_call(layer, {"weight_hh_l0": w}, (x,), more)
+        return y.sin().sum() + h.sum()
+
+    expected = torch.autograd.functional.hessian(loss, (x, w))
+    assert_close("of x", jacfwd(jacrev(loss))(x, w), expected[0][0])
+    assert_close("of the weights", jacrev(jacfwd(loss, 1), 1)(x, w), expected[1][1])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes(dtype):
     """Beside float64, from the same numbers."""

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from common import assert_close, make_case
+from common import assert_close, make_case, run_layer
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacfwd, jacrev, jvp, stack_module_state, vjp, vmap
 
@@ -95,6 +95,32 @@ def test_vmap_equals_a_loop(backend, cell, which):
             for k in range(N)
         ]
         all_close("result", batched, stacked(single))
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_vmap_where_groups_of_inputs_share_lengths_and_resets(own):
+    """A call whose directions have inputs of their own, but the same lengths and resets: as the tangent of heads."""
+    case, N = make_case("gru", reverse=BOTH), 3
+    x, states, weights = case.split(case.detached())
+    x = torch.stack([x, -x])
+    states, weights = [torch.cat([s, 2 * s]) for s in states], [*weights, *(2 * w for w in weights)]
+    lengths = torch.tensor([[3, 1], [2, 3], [0, 3]])
+    reset = torch.arange(N * 3 * 2).view(N, 3, 2) % 4 == 1
+    each = torch.arange(1.0, 1 + N, dtype=torch.float64)
+
+    def f(k, lengths, reset):
+        more = {"reverse": BOTH, "lengths": lengths, "reset": reset}
+        y, last = run_layer("gru", x, states, [k * w for w in weights], **more)
+        return y, *last
+
+    def g(*args):
+        return (grad(lambda k: sum(o.sin().sum() for o in f(k, *args[1:])))(args[0]),)
+
+    for function in (f, g):
+        args = (lengths, reset) if own else (lengths[0], reset[0])
+        found = vmap(function, (0, *((0, 0) if own else (None, None))))(each, *args)
+        one = lambda k: [a[k] if own else a for a in args]  # noqa: B023, E731
+        all_close(function.__name__, found, stacked([function(each[k], *one(k)) for k in range(N)]))
 
 
 @pytest.mark.parametrize("cell", CELLS)
