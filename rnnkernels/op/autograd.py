@@ -192,8 +192,13 @@ def run_in_torch(pull, *tensors):
     outputs = [y, *(last if pull.n_last else ()), *(saved[-1:] if pull.has_cells else ())]
     wanted = [t for t, want in zip(leaves, pull.wanted(), strict=True) if want]
     create_graph = torch.is_grad_enabled()
+    # a state may depend on nothing that has a gradient: one that counts steps
+    of = [(o, d) for o, d in zip(outputs, (dy, *dlast), strict=True) if o.requires_grad]
+    if not of:
+        return tuple(map(torch.zeros_like, wanted))
+    outputs, given = zip(*of, strict=True)
     return torch.autograd.grad(
-        outputs, wanted, (dy, *dlast), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        outputs, wanted, given, create_graph=create_graph, allow_unused=True, materialize_grads=True
     )
 
 

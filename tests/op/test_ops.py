@@ -239,6 +239,22 @@ def test_two_threads_at_once(backend, cell):
         assert all(torch.equal(a, b) for run in mine for a, b in zip(run, expected, strict=True))
 
 
+def test_a_batch_of_gradients_of_a_state_that_depends_on_nothing():
+    @rnnkernels.cell(inputs="n", recurrent="n", states="h phase")
+    def every_second(x, r, s):
+        phase = 1 - s.phase
+        return torch.where(phase > 0.5, torch.tanh(x.n + r.n), s.h), phase
+
+    layer, x = rnnkernels.Recurrent(every_second, 2, 3), torch.randn(4, 2, 2, requires_grad=True)
+    y, (_, phase) = layer(x)
+    v = [torch.randn(3, *o.shape) for o in (y, phase)]
+    (found,) = torch.autograd.grad((y, phase), x, v, is_grads_batched=True, retain_graph=True)
+    for k in range(3):
+        assert_close("dx", found[k], torch.autograd.grad(y, x, v[0][k], retain_graph=True)[0])
+    (found,) = torch.autograd.grad(phase, x, v[1], is_grads_batched=True)
+    assert found.shape == (3, 4, 2, 2) and not found.any()
+
+
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_batch_of_output_gradients(backend, cell, create_graph):
