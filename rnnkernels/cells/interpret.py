@@ -64,8 +64,9 @@ def row(value, like):
 
 def normalized(v, eps, gain=None, bias=None):
     """The layer norm of v (..., H). In forward mode it is written out: torch's own tangent has wrong derivatives
-    (pytorch issue 196700)."""
-    if forward_ad._current_level < 0:
+    (pytorch issue 196700). So it is under ``torch.func``, where torch's second derivative writes what is vmapped into
+    what is not, and raises."""
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
         return F.layer_norm(v, v.shape[-1:], gain, bias, eps)
     v = v - v.mean(-1, keepdim=True)
     scale = torch.rsqrt(v.square().mean(-1, keepdim=True) + eps)

@@ -10,7 +10,7 @@ from test_modules import flat
 from test_option_modules import MODULES, make
 from test_options import B, H, T, build, run
 from torch.autograd.graph import saved_tensors_hooks
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, grad, jacrev, vmap
 
 import rnnkernels
 
@@ -140,6 +140,15 @@ def test_gradients_per_sample(name):
     for k in range(3):
         for key, e in grad(loss)(parameters, x[k], lengths[k]).items():
             assert_close(f"sample {k}, d{key}", found[key][k], e)
+
+
+def test_second_derivatives_of_layer_norm_under_vmap():
+    """torch's own, of F.layer_norm, raises where only the derivatives of gains are vmapped."""
+    layer = rnnkernels.GRU(3, 2, layer_norm=True, dtype=torch.float64)
+    x, gain = torch.randn(3, 2, 3, dtype=torch.float64), layer.ln_h_gain_l0.detach()
+    loss = lambda gain: functional_call(layer, {"ln_h_gain_l0": gain}, (x,))[0].sin().sum()  # noqa: E731
+    expected = torch.autograd.functional.hessian(loss, gain)
+    assert_close("hessian", jacrev(jacrev(loss))(gain), expected)
 
 
 def test_masks_under_vmap():
