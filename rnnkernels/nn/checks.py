@@ -14,6 +14,7 @@ from torch._C._functorch import (
     is_gradtrackingtensor,
 )
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
 
 from ..cells.weights import shapes_of
@@ -241,6 +242,7 @@ def check_values(lengths, T):
     elif not on_host(lengths):
         assert_values(lengths, T)
     elif lengths.numel() > 0:
+        lengths = lengths.to(torch.int64)  # torch has no minimum of some unsigned integers
         low, high = lengths.min().item(), lengths.max().item()
         if low < 0:
             raise ValueError(f"Length of all samples has to be at least 0, but found {low} in 'lengths'")
@@ -249,8 +251,14 @@ def check_values(lengths, T):
 
 
 def on_host(tensor):
-    """True if the values of a tensor can be read: without waiting for a device, and without make_fx looking on."""
-    return tensor.is_cpu and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+    """True if the values of a tensor can be read without waiting for a device."""
+    return tensor.is_cpu and has_values(tensor)
+
+
+def has_values(tensor):
+    """True if the values of a tensor can be read: it is no fake or meta tensor, and make_fx does not look on."""
+    modes = torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE
+    return not (tensor.is_meta or is_fake(tensor) or any(map(torch._C._get_dispatch_mode, modes)))
 
 
 def assert_values(lengths, T):

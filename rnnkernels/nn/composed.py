@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..cells import library
 from ..cells.definition import cell
 from ..op.autograd import transforming
-from .checks import check_lengths, check_steps
+from .checks import check_lengths, check_steps, has_values
 from .recurrent import Recurrent, check_size
 
 
@@ -313,7 +313,7 @@ def masked_batch_norm(norm: nn.BatchNorm1d, wx: Tensor, inside: Tensor) -> Tenso
     """
     v = wx.float() if wx.dtype in (torch.bfloat16, torch.float16) else wx
     n, inside = inside.sum().to(v.dtype), inside[..., None]
-    if not torch.compiler.is_compiling() and not transforming() and n < 2:
+    if not torch.compiler.is_compiling() and not transforming() and has_values(n) and n < 2:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {[int(n), wx.size(2)]}")
     mean = torch.where(inside, v, 0.0).sum((0, 1)) / n
     centred = torch.where(inside, v - mean, 0.0)

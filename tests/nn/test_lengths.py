@@ -108,6 +108,14 @@ def test_lengths_that_a_narrow_dtype_holds_but_not_t(device):
     assert y[254, 0].all() and not y[255:, 0].any() and not y[1:, 1].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.uint32, torch.uint64], ids=str)
+def test_unsigned_lengths(dtype):
+    module, x = make()
+    assert torch.equal(module(x, lengths=GOOD.to(dtype))[0], module(x, lengths=GOOD)[0])
+    with pytest.raises(ValueError, match=HIGH):
+        module(x, lengths=torch.tensor([6, 1], dtype=dtype))
+
+
 def test_meta_has_values_that_nobody_sees():
     module, x = make()
     assert module.to("meta")(x.to("meta"), lengths=WRONG[0][0].to("meta"))[0].shape == (T, B, 8)

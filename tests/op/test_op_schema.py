@@ -115,6 +115,17 @@ def test_meta_and_fake_tensors(name):
             assert module(torch.randn(5, 2, 3))[0].shape == (5, 2, 4)
 
 
+@pytest.mark.parametrize("name", ["GRU", "LiGRU"])
+def test_meta_and_fake_lengths(name):
+    """They have no values that could be checked; Li-GRU's batch norm counts the rows inside of them."""
+    for context in (torch.device("meta"), FakeTensorMode()):
+        with context:
+            module, x, lengths = getattr(rnnkernels, name)(3, 4), torch.randn(5, 2, 3), torch.tensor([5, 1])
+            y, _ = module(x, lengths=lengths)
+            y.sum().backward()
+            assert y.shape == (5, 2, 4) and all(p.grad.shape == p.shape for p in module.parameters())
+
+
 def test_both_definitions_of_the_schemas_agree():
     """That of C++, for programs without Python, and that of Python, for machines without the extension."""
     from rnnkernels.op.schema import SCHEMAS
