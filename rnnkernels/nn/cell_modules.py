@@ -98,6 +98,7 @@ def check_step(cell, input, hx, weights, bias, H):
     check_weights(weights, cell, 1, 1, I, H, H, bias=bias)
 
 
+@aside
 def check_cell_sizes(input, hx, I, H):  # noqa: E741
     """Check that an input (B, I) and states (B, H) fit a cell; the errors are torch's."""
     B = input.size(0)

@@ -16,6 +16,7 @@ from torch._C._functorch import (
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import is_fake
 from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
 
 from ..cells.weights import shapes_of
 from ..op.autograd import autocast_enabled, jit_tracing, transforming
@@ -99,6 +100,13 @@ def refuse_nested(who):
         f"{who} does not take nested tensors: pad the sequences with torch.nested.to_padded_tensor(input, 0.0) and, "
         "with batch_first=True, give their lengths to a layer as lengths= (of a jagged one: input.offsets().diff())"
     )
+
+
+def check_tensor(who, input):
+    """Check that the input of a call is a tensor."""
+    if not isinstance(input, Tensor):
+        hint = ": pad it and give lengths=" if isinstance(input, PackedSequence) else ""
+        raise TypeError(f"{who}: Expected input to be a tensor, got {type(input).__name__}{hint}")
 
 
 def check_steps(x):
@@ -279,6 +287,9 @@ def check_reset(reset, input, batch_first, bidirectional):
         if len(reset) != 2:
             raise ValueError(f"Expected 'reset' to be a mask or a pair (mask, states), but got {len(reset)} elements")
         reset, states = reset[0], () if reset[1] is None else reset[1]
+        several = states if isinstance(states, (tuple, list)) else (states,)
+        if odd := [s for s in several if not isinstance(s, Tensor)]:
+            raise TypeError(f"Expected the states of 'reset' to be tensors, but got {type(odd[0]).__name__}")
     if bidirectional:
         raise ValueError("reset is not defined for a bidirectional RNN: a state cannot restart from both sides")
     if not isinstance(reset, Tensor):

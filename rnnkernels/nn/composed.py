@@ -15,14 +15,15 @@ from torch.nn.utils.rnn import PackedSequence
 from ..cells import library
 from ..cells.definition import cell
 from ..op.autograd import transforming
-from .checks import check_lengths, check_steps, has_values
+from .checks import check_lengths, check_steps, check_tensor, has_values
 from .recurrent import Recurrent, check_size
 
 
-def refuse_packed(name, input):
-    """Raise for a PackedSequence, of which the layers here would need the steps side by side."""
+def check_padded(name, input):
+    """Check that the input is a tensor: the layers here would need the steps of a PackedSequence side by side."""
     if isinstance(input, PackedSequence):
         raise TypeError(f"{name} does not take a PackedSequence: pad the input and give lengths=")
+    check_tensor(name, input)
 
 
 class GRUD(nn.Module):
@@ -88,7 +89,7 @@ class GRUD(nn.Module):
 
     def filled(self, values: Tensor, mask: Tensor, times: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The values with what is missing put in (T, B, I), and gamma_h (T, B, H); arguments as for ``forward``."""
-        refuse_packed("GRUD", values)
+        check_padded("GRUD", values)
         if not isinstance(mask, Tensor):
             raise TypeError(f"Expected mask to be a tensor, got {type(mask).__name__}")
         if values.dim() != 3 or mask.shape != values.shape:
@@ -112,6 +113,8 @@ class GRUD(nn.Module):
         if times is None:
             delta = steps - since
         else:
+            if not isinstance(times, Tensor):
+                raise TypeError(f"Expected times to be a tensor, got {type(times).__name__}")
             if times.shape != values.shape[:2]:
                 raise ValueError(f"times should have shape {tuple(values.shape[:2])}, got {tuple(times.shape)}")
             times = times.unsqueeze(2).expand(values.shape)
@@ -185,6 +188,8 @@ class EALSTM(nn.Module):
         reset: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run over a sequence; see the class."""
+        if not isinstance(static, Tensor):
+            raise TypeError(f"Expected static to be a tensor, got {type(static).__name__}")
         if isinstance(input, Tensor) and input.dim() == 3:
             expected = input.size(0 if self.lstm.batch_first else 1), self.input_gate.in_features
             if static.shape != expected:
@@ -261,7 +266,7 @@ class LiGRU(nn.Module):
         self, input: Tensor, hx: Tensor | None = None, lengths: Tensor | list[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run over a sequence; see the class."""
-        refuse_packed("LiGRU", input)
+        check_padded("LiGRU", input)
         if input.dim() != 3:
             raise ValueError(f"LiGRU: Expected input to be 3D, got {input.dim()}D instead")
         x, last = input.transpose(0, 1) if self.batch_first else input, []

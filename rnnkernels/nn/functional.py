@@ -20,9 +20,27 @@ from ..op import run as op
 from ..op.autograd import may_change
 from ..op.schema import over_layers
 from . import masks, torchs_step
-from .checks import check, check_lengths, check_matrices, check_params, check_reset, refuse_nested, wrong_count
+from .checks import (
+    check,
+    check_lengths,
+    check_matrices,
+    check_params,
+    check_reset,
+    check_tensor,
+    refuse_nested,
+    wrong_count,
+)
 from .options import PLAIN, check_heads, take_options
-from .own_cells import check_cell, check_extras, check_heads_of, extras_of, kernel_of, take_constants, take_extras
+from .own_cells import (
+    check_cell,
+    check_extras,
+    check_heads_of,
+    extras_of,
+    kernel_of,
+    states_of,
+    take_constants,
+    take_extras,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -208,9 +226,7 @@ def recurrent(
     normed, heads = options is not None and options.layer_norm, 1 if options is None else options.heads
     spec = spec_of(program.text)
     check_batched("recurrent", input)
-    states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
-    if len(states) not in (0, spec.states):
-        raise RuntimeError(f"{program.name} expects {spec.states} hidden states, got {len(states)}")
+    states = states_of(program, hx)
     params = check_params(params, num_layers)
     per_direction, odd = divmod(len(params), num_layers * len(reverse))
     plain = len(names_of(program.text, has_biases, False, normed))
@@ -282,7 +298,8 @@ def _run(
 
 
 def check_batched(name, input):
-    """Check that the input of a function has three dimensions."""
+    """Check that the input of a function is a tensor of three dimensions."""
+    check_tensor(f"functional.{name}", input)
     if input.is_nested:
         refuse_nested(f"functional.{name}")
     if input.dim() != 3:

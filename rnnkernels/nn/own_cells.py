@@ -38,6 +38,26 @@ def check_given(program, input_size, hidden_size):
         )
 
 
+def states_of(program, hx):
+    """``hx`` as a tuple of the cell's states, none for zeros.
+
+    Raises:
+        TypeError, RuntimeError: for what is no tensor, and where there are more or fewer than the cell has.
+    """
+    S = len(program.states)
+    if hx is None:
+        return ()
+    if not isinstance(hx, (tuple, list) if S > 1 else (Tensor, tuple, list)):
+        kind = "tuple of Tensors" if S > 1 else "Tensor"
+        raise TypeError(f"{program.name}: argument 'hx' must be {kind}, not {type(hx).__name__}")
+    states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+    if odd := [s for s in states if not isinstance(s, Tensor)]:
+        raise TypeError(f"{program.name}: argument 'hx' must have Tensors, not {type(odd[0]).__name__}")
+    if len(states) not in (0, S):
+        raise RuntimeError(f"{program.name} expects {S} hidden states, got {len(states)}")
+    return states
+
+
 def extras_of(program):
     """``program.extras`` out of fields: TorchDynamo of torch 2.10 does not go over what a property gives."""
     return (*program.step, *program.sequence)
@@ -78,7 +98,7 @@ def refuse_unknown(cell, keywords):
         raise TypeError(f"got an unexpected keyword argument {name!r} ({cell.program.name} has constants: {constants})")
 
 
-def take_extras(program, given, x, batch_first, dims, who="forward"):
+def take_extras(program, given, x, batch_first, dims, who="forward", single=False):
     """The extra inputs as the op wants them, in the order of the program, from those of a call by name.
 
     Args:
@@ -87,6 +107,7 @@ def take_extras(program, given, x, batch_first, dims, who="forward"):
         x: the input as the user gave it.
         dims: 3, 2 for an input without a batch.
         who: the function that is called.
+        single: step inputs are those of one step, without a dimension of time, which they get.
     """
     names = extras_of(program)
     unknown = [name for name in given if name not in names]
@@ -96,36 +117,37 @@ def take_extras(program, given, x, batch_first, dims, who="forward"):
         raise TypeError(f"{who}() got an unexpected input {unknown[0]!r}; extra inputs of {program.name}: {known}")
     if missing:
         raise TypeError(f"{who}() missing the input {missing[0]!r}; extra inputs of {program.name}: {known}")
-    return [laid_out(program, name, given[name], x, batch_first, dims) for name in names]
+    return [laid_out(program, name, given[name], x, batch_first, dims, single) for name in names]
 
 
-def laid_out(program, name, u, x, batch_first, dims):
+def laid_out(program, name, u, x, batch_first, dims, single):
     step = name in program.step
+    expected = dims if step and not single else dims - 1
     if not isinstance(u, Tensor):
         raise TypeError(f"Expected {name} to be a tensor, got {type(u).__name__}")
     if u.is_nested or u.layout != torch.strided:
         raise TypeError(f"Expected {name} to be a dense tensor, got {'a nested one' if u.is_nested else u.layout}")
-    if u.dim() != (dims if step else dims - 1):
+    if u.dim() != expected:
         kind = "batched" if dims == 3 else "unbatched"
-        raise RuntimeError(
-            f"For {kind} input, {name} should be {dims if step else dims - 1}-D but got {u.dim()}-D tensor"
-        )
+        raise RuntimeError(f"For {kind} input, {name} should be {expected}-D but got {u.dim()}-D tensor")
     kinds = {u.dtype, x.dtype}
     cast = autocast_enabled(x.device.type) and torch.float64 not in kinds and all(k.is_floating_point for k in kinds)
     if u.device != x.device or (u.dtype != x.dtype and not cast):  # autocast gives all of a call one dtype
         raise RuntimeError(
             f"Expected {name} of dtype {x.dtype} on {x.device}, as the input, but got {u.dtype} on {u.device}"
         )
+    u = u.unsqueeze(0) if step and single else u
     u = u.unsqueeze(-2) if dims == 2 else u
     return u.transpose(0, 1) if step and batch_first and dims == 3 else u
 
 
 @aside
-def check_extras(program, extras, x, H):
-    """Check the sizes of extra inputs against x (T, B, I)."""
+def check_extras(program, extras, x, H, single=False):
+    """Check the sizes of extra inputs against x (T, B, I); of a single step the errors are without T."""
     T, B = x.shape[:2]
     for name, u in zip(extras_of(program), extras, strict=True):
         width = 1 if name in program.narrow else H
         expected = (T, B, width) if name in program.step else (B, width)
         if u.shape != expected:
-            raise RuntimeError(f"Expected {name} size {expected}, got {list(u.shape)}")
+            start = 1 if single and name in program.step else 0
+            raise RuntimeError(f"Expected {name} size {expected[start:]}, got {list(u.shape[start:])}")

@@ -16,7 +16,8 @@ from ..cells.definition import Cell
 from ..cells.weights import names_of, weights_of
 from ..recorders.tracers import LEAF, Leaf
 from .base import RecurrentBase
-from .checks import refuse_nested
+from .cell_modules import check_cell_sizes
+from .checks import check_tensor, refuse_nested
 from .functional import FORWARD, layers
 from .options import take_options
 from .own_cells import (
@@ -26,6 +27,7 @@ from .own_cells import (
     check_heads_of,
     kernel_of,
     refuse_unknown,
+    states_of,
     take_constants,
     take_extras,
     text_of,
@@ -60,6 +62,9 @@ class Init:
     """A user's ``init``. A pickle has None in its place: where it is loaded, the function may not be."""
 
     def __init__(self, function):
+        if not callable(function):
+            kind = type(function).__name__
+            raise TypeError(f"init should be a function of the name and the parameter, got: {kind}")
         self.function = function
 
     def __call__(self, name, parameter):
@@ -199,18 +204,13 @@ class Recurrent(RecurrentBase):
 
     def _rk_states(self, hx, dims=None):
         """``hx`` as a tuple of states, checked to have as many dimensions."""
-        S = len(self.cell.program.states)
-        if S == 1:
-            return RecurrentBase._rk_states(self, hx, dims)
-        if not isinstance(hx, (tuple, list)):
-            raise TypeError(
-                f"{self.cell.program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}"
-            )
-        if len(hx) != S:
-            raise RuntimeError(f"{self.cell.program.name} expects {S} hidden states, got {len(hx)}")
-        for s in hx if dims else ():
+        program = self.cell.program
+        if len(program.states) == 1 and not isinstance(hx, Tensor):
+            raise TypeError(f"{program.name}: argument 'hx' must be Tensor, not {type(hx).__name__}")
+        states = states_of(program, hx)
+        for s in states if dims else ():
             RecurrentBase._rk_states(self, s, dims)
-        return tuple(hx)
+        return states
 
     def _rk_hidden(self, last):
         return last[0] if len(last) == 1 else tuple(last)
@@ -225,6 +225,8 @@ class Recurrent(RecurrentBase):
     ) -> tuple[Any, Any]:
         """Run the layers over a sequence; see the class."""
         program = self.cell.program
+        if not isinstance(input, PackedSequence):
+            check_tensor("Recurrent", input)
         if not program.extras and not inputs:
             return RecurrentBase.forward(self, input, hx, lengths, reset)
         if isinstance(input, PackedSequence):
@@ -309,34 +311,24 @@ class RecurrentCell(Leaf, nn.Module):
 
     def forward(self, input: Tensor, hx: "States | None" = None, **inputs: Tensor) -> tuple[Tensor, Any]:
         """One step; see the class."""
+        check_tensor("RecurrentCell", input)
         if input.is_nested:
             refuse_nested("RecurrentCell")
         dims, program = input.dim(), self.cell.program
         if dims not in (1, 2):
             raise ValueError(f"RecurrentCell: Expected input to be 1D or 2D, got {dims}D instead")
         S = len(program.states)
-        if S > 1 and hx is not None and not isinstance(hx, (tuple, list)):
-            raise TypeError(f"{program.name}: argument 'hx' must be tuple of Tensors, not {type(hx).__name__}")
-        if not isinstance(hx, (Tensor, tuple, list, type(None))):
-            raise TypeError(f"{program.name}: argument 'hx' must be Tensor, not {type(hx).__name__}")
-        states = () if hx is None else (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        if odd := [s for s in states if not isinstance(s, Tensor)]:
-            raise TypeError(f"{program.name}: argument 'hx' must have Tensors, not {type(odd[0]).__name__}")
-        if len(states) not in (0, S):
-            raise RuntimeError(f"{program.name} expects {S} hidden states, got {len(states)}")
+        states = states_of(program, hx)
         for k, s in enumerate(states):
             if s.dim() != dims:
                 name = "hidden" if S == 1 else f"hx[{k}]"
                 raise ValueError(f"RecurrentCell: Expected {name} to be {dims}D, as the input, got {s.dim()}D instead")
-        steps = {
-            name: u.unsqueeze(0) if name in program.step and isinstance(u, Tensor) and not u.is_nested else u
-            for name, u in inputs.items()
-        }
-        x = input.unsqueeze(0)
-        extras = take_extras(program, steps, x, False, dims + 1)
+        extras = take_extras(program, inputs, input, False, dims + 1, single=True)
         if dims == 1:
-            x, states = x.unsqueeze(1), [s.unsqueeze(0) for s in states]
-        check_extras(program, extras, x, self.hidden_size)
+            input, states = input.unsqueeze(0), [s.unsqueeze(0) for s in states]
+        check_cell_sizes(input, states, self.input_size, self.hidden_size)
+        x = input.unsqueeze(0)
+        check_extras(program, extras, x, self.hidden_size, single=True)
         y, last = self._rk_step(x, [s.unsqueeze(0) for s in states], extras)
         y, *last = (v.squeeze(0).squeeze(0) if dims == 1 else v.squeeze(0) for v in (y, *last))
         return y, last[0] if S == 1 else tuple(last)

@@ -317,14 +317,11 @@ class Stepper:
             if inputs:
                 raise TypeError(f"{who}() got an unexpected keyword argument {next(iter(inputs))!r}")
             return whole_rows(x), ()
-        if len(shape) == 2:
-            inputs = {
-                n: u.unsqueeze(0) if isinstance(u, Tensor) and n in program.step else u for n, u in inputs.items()
-            }
-        extras = take_extras(program, inputs, x, False, 3, who)
+        single = len(shape) == 2
+        extras = take_extras(program, inputs, x, False, 3, who, single)
         for name, u in zip(program.extras, extras, strict=True):
             self._check_tensor(name, name, u)
-        check_extras(program, extras, x if len(shape) == 3 else x.unsqueeze(0), self._H)
+        check_extras(program, extras, x.unsqueeze(0) if single else x, self._H, single)
         return whole_rows(x), [whole_rows(u) for u in extras]
 
     def _check_tensor(self, name, role, t):

@@ -281,6 +281,11 @@ ERRORS = {
     "GRU-D's input": (lambda: rnnkernels.GRUD(I, H)(X[..., :2], MASK[..., :2]), RuntimeError, "Expected 3, got 2"),
     "no mask": (lambda: rnnkernels.GRUD(I, H)(X, None), TypeError, "Expected mask to be a tensor, got NoneType"),
     "two directions": (lambda: rnnkernels.GRUD(I, H, bidirectional=True), ValueError, "GRUD has one direction"),
+    "a list": (lambda: rnnkernels.LiGRU(I, H)([1]), TypeError, "LiGRU: Expected input to be a tensor, got list"),
+    "GRU-D's list": (lambda: rnnkernels.GRUD(I, H)([1], MASK), TypeError, "GRUD: Expected input to be a tensor"),
+    "times": (lambda: rnnkernels.GRUD(I, H)(X, MASK, [1, 2]), TypeError, "Expected times to be a tensor, got list"),
+    "no attributes": (lambda: rnnkernels.EALSTM(I, 2, H)(X, None),
+                      TypeError, "Expected static to be a tensor, got NoneType"),
     "attributes": (lambda: rnnkernels.EALSTM(I, 2, H)(X, torch.zeros(B + 1, 2)),
                    RuntimeError, "Expected static size (4, 2), got [5, 2]"),
 }  # fmt: skip

@@ -128,7 +128,7 @@ def test_inputs_that_do_not_fit():
         (TypeError, r"step\(\) missing the input 'gamma'; extra inputs of gru_d: gamma", lambda: stepper.step(x)),
         (TypeError, r"step_\(\) got an unexpected input 'i'", lambda: stepper.step_(x, out, gamma=gamma, i=gamma)),
         (TypeError, r"forward\(\) missing the input 'gamma'", lambda: stepper(x)),
-        (RuntimeError, r"Expected gamma size \(1, 3, 21\)", lambda: stepper.step(x, gamma=gamma[:, :1])),
+        (RuntimeError, r"Expected gamma size \(3, 21\)", lambda: stepper.step(x, gamma=gamma[:, :1])),
         (RuntimeError, "gamma should be 3-D but got 2-D", lambda: stepper.step(x[None], gamma=gamma)),
         (RuntimeError, "Expected gamma of dtype torch.float32", lambda: stepper.step(x, gamma=gamma.double())),
         (RuntimeError, "gamma", lambda: stepper.step(x, gamma=gamma.clone().requires_grad_())),
