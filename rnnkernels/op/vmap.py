@@ -112,8 +112,22 @@ def kinds_of_extras(plan):
     return ("step",) * len(program.step) + ("sequence",) * len(program.sequence)
 
 
+def of_none(rule, apply, dims, plan, tensors):
+    """What a rule gives for no samples: that of one sample of zeros, without the sample."""
+    tensors = [one_of_none(t, d) for t, d in zip(tensors, dims, strict=True)]
+    results, dims = rule(apply, 1, dims, plan, tensors)
+    return tuple(t.narrow(d, 0, 0) for t, d in zip(results, dims, strict=True)), dims
+
+
+def one_of_none(tensor, dim):
+    """A tensor of one sample of zeros where there are none."""
+    return tensor if dim is None else tensor.new_zeros([1 if k == dim else n for k, n in enumerate(tensor.shape)])
+
+
 def layer(apply, N, dims, plan, tensors):
     """vmap of ``Transform``: outputs ``(y, *last, [y], *saved)`` and their vmapped dimensions."""
+    if N == 0:
+        return of_none(layer, apply, dims, plan, tensors)
     first = 1 + plan.n_states
     into_d = any(d is not None for d in dims[first : first + plan.n_weights])
     table = INTO_D if into_d else INTO_B
@@ -131,6 +145,8 @@ def layer(apply, N, dims, plan, tensors):
 
 def layer_backward(apply, N, dims, pull, tensors):
     """vmap of ``TransformBackward``: the needed gradients and their vmapped dimensions."""
+    if N == 0:
+        return of_none(layer_backward, apply, dims, pull, tensors)
     plan = pull.plan
     first = 1 + plan.n_states
     grads, inputs, outputs = pull.split(list(zip(tensors, dims, strict=True)))
@@ -235,6 +251,8 @@ def stack_op(name, info, in_dims, *args):
         k: list(zip(call[k], dims[k], strict=True)) for k in ("states", "weights", "scales", "extras") if call.get(k)
     }
     pairs |= {k: [(call[k], dims[k])] for k in ("x", "lengths") if call.get(k) is not None}
+    if N == 0:
+        pairs, N = {k: [(one_of_none(t, d), d) for t, d in found] for k, found in pairs.items()}, 1
 
     def run(change):
         new = {k: [change(k, *pair) for pair in found] for k, found in pairs.items()}
@@ -243,9 +261,11 @@ def stack_op(name, info, in_dims, *args):
 
     if any(d is not None for k in ("weights", "scales") for _, d in pairs.get(k, ())):
         results = [run(lambda k, t, d: t if d is None else t.select(d, i)) for i in range(N)]  # noqa: B023
-        y, *last = map(torch.stack, zip(*((y, *last) for y, last in results), strict=True))
+        y, *last = (torch.stack(s)[: info.batch_size] for s in zip(*((y, *last) for y, last in results), strict=True))
         return (y, last), (0, [0] * len(last))
     rows = {"x": INTO_B["x"], "states": INTO_B["state"], "lengths": INTO_B["lengths"], "extras": INTO_B["step"]}
     y, last = run(lambda k, t, d: fold(t, d, N, rows[k]) if k in rows else t)
     y, *last = (unfold(t, N, INTO_B["state"]) for t in (y, *last))
+    if not info.batch_size:
+        y, *last = ((t.narrow(d, 0, 0), d) for t, d in (y, *last))
     return (y[0], [t for t, _ in last]), (y[1], [d for _, d in last])

@@ -97,6 +97,27 @@ def test_vmap_equals_a_loop(backend, cell, which):
         all_close("result", batched, stacked(single))
 
 
+@pytest.mark.parametrize("name, compiled", [*((name, False) for name in MODULES), ("GRU", True)])
+def test_vmap_of_no_samples(name, compiled):
+    """As the last batch of a sampler may be empty; a linear layer has results of size 0."""
+    torch._dynamo.reset()
+    module, N = MODULES[name](), 0
+    shape = (2, 3) if name == "LSTMCell" else (5, 2, 3)
+    parameters = {k: p.detach() for k, p in module.named_parameters()}
+    run = lambda p, x: functional_call(module, p, (x,))[0]  # noqa: E731
+    each = {k: p.new_zeros(N, *p.shape) for k, p in parameters.items()}
+    x = torch.zeros(N, *shape, dtype=torch.float64)
+    one = run(parameters, x.new_zeros(shape)).shape
+    wrap = (lambda f: torch.compile(f, backend="aot_eager", fullgraph=True)) if compiled else (lambda f: f)
+    with torch.no_grad():
+        assert wrap(vmap(run, (None, 0)))(parameters, x).shape == (N, *one)
+        assert wrap(vmap(run, (0, None)))(each, x.new_zeros(shape)).shape == (N, *one)
+    found = wrap(vmap(grad(lambda p, x: run(p, x).sum(), (0, 1)), (None, 0)))(parameters, x)
+    assert found[1].shape == x.shape and all(g.shape == each[k].shape for k, g in found[0].items())
+    shared = wrap(grad(lambda p: vmap(run, (None, 0))(p, x).sum()))(parameters)
+    assert all(g.shape == p.shape and not g.any() for g, p in zip(shared.values(), parameters.values(), strict=True))
+
+
 @pytest.mark.parametrize("own", [False, True])
 def test_vmap_where_groups_of_inputs_share_lengths_and_resets(own):
     """A call whose directions have inputs of their own, but the same lengths and resets: as the tangent of heads."""
