@@ -120,6 +120,8 @@ class Direction:
 def scan(call, d, x_TBI, s, lengths, reset, reset_s, h_mask, zone, extras):
     """One direction: y_TBP, the last states, the states apart from y (T, B, H each), the kept planes (T, B, K, H)."""
     spec, T, own, backward = call.spec, x_TBI.size(0), Direction(call, d), call.reverse[d % len(call.reverse)]
+    if lengths is not None:
+        x_TBI, extras = filled(x_TBI, lengths), {name: filled(v, lengths) for name, v in extras.items()}
     x_TBGH = own.inputs(x_TBI)
     ys, apart, kept = [None] * T, [None] * T, [None] * T
     for t in reversed(range(T)) if backward else range(T):
@@ -127,12 +129,11 @@ def scan(call, d, x_TBI, s, lengths, reset, reset_s, h_mask, zone, extras):
         if reset is not None:
             at = reset[t][:, None]
             old = tuple(torch.where(at, reset_s[k] if reset_s else 0.0, v) for k, v in enumerate(old))
-        if lengths is not None:  # values past a row's end, NaN perhaps, would be multiplied by a gradient of zero
-            alive = (t < lengths)[:, None]
-            old = tuple(torch.where(alive, v, 0.0) for v in old)
         now = {name: v[t] if v.dim() == 3 else v for name, v in extras.items()}
         if lengths is not None:
-            now = {name: torch.where(alive, v, 0.0) for name, v in now.items()}
+            alive = (t < lengths)[:, None]
+            old = tuple(torch.where(alive, v, longest(v, lengths)) for v in old)
+            now = {name: torch.where(alive, v, longest(v, lengths)) for name, v in now.items()}
         new, y, planes = own.step(None if x_TBGH is None else x_TBGH[t], old, h_mask, now)
         if zone:
             planes = (*planes, *renewed(spec, new))
@@ -153,6 +154,25 @@ def renewed(spec, new):
     return [n for name, n in zip(spec.program.states, new, strict=True) if name in wanted]
 
 
+def longest(v, lengths):
+    """The row of v (..., B, K) that ends last: (..., 1, K).
+
+    Rows that have ended compute what this one computes, and their results are not taken. Values past the end of their
+    own, NaN perhaps, would be multiplied by a gradient of zero, and of zeros a cell may have no logarithm.
+    """
+    return v.index_select(-2, lengths.argmax(0, keepdim=True))
+
+
+def filled(v, lengths):
+    """v (T, B, K) whose rows go on with the last step of the longest one; or v (B, K), which has no steps."""
+    if v.dim() < 3:
+        return v
+    end = lengths.amax(0, keepdim=True)
+    last = longest(v, lengths).index_select(0, (end - 1).clamp(min=0))
+    alive = torch.arange(v.size(0), device=v.device)[:, None] < lengths
+    return torch.where(alive[..., None], v, torch.where(end > 0, last, 0.0))
+
+
 def zero_past(v, lengths):
     """v (T, B, H) or (X, T, B, H) with zeros past the lengths (B,) or (X, B), where there are any."""
     if lengths is None:
@@ -167,7 +187,7 @@ def layer(*args):
     spec, reverse, D = call.spec, call.reverse, call.D
     dtype, acc, (T, B) = call.x.dtype, accumulate_dtype(call.x.dtype), call.x.shape[-3:-1]
     x, states, reset_states = (
-        zero_past(call.x.to(acc), call.lengths), [s.to(acc) for s in call.states or zero_states(call)],
+        call.x.to(acc), [s.to(acc) for s in call.states or zero_states(call)],
         [s.to(acc) for s in call.reset_states],
     )  # fmt: skip
     h_mask = None if call.h_mask is None else call.h_mask.to(acc)
@@ -175,7 +195,8 @@ def layer(*args):
     ys, lasts, apart, kept = [], [], [], []
     for d in range(D):
         y, last, c, gates = scan(
-            call, d, group(x, d, reverse, 3), tuple(s[d] for s in states), group(call.lengths, d, reverse, 1),
+            call, d, group(x, d, reverse, 3), tuple(s[d] for s in states),
+            group(call.lengths, d, reverse, 1) if B else None,
             group(call.reset, d, reverse, 2), [s[d] for s in reset_states], None if h_mask is None else h_mask[d],
             [z[:, d] for z in zone], extras_of(call, d),
         )  # fmt: skip
