@@ -85,7 +85,8 @@ when_imported("fvcore.nn.flop_count", register_in_fvcore)
 when_imported("ptflops.aten_ops", register_in_ptflops)
 TABLES = {
     "thop.profile": "register_hooks", "ptflops.pytorch_ops": "MODULES_MAPPING",
-    "calflops.pytorch_ops": "MODULE_HOOK_MAPPING", "deepspeed.profiling.flops_profiler.profiler": "MODULE_HOOK_MAPPING",
+    "torch_pruning.utils.op_counter": "MODULES_MAPPING", "calflops.pytorch_ops": "MODULE_HOOK_MAPPING",
+    "deepspeed.profiling.flops_profiler.profiler": "MODULE_HOOK_MAPPING",
 }  # fmt: skip
 for name, table in TABLES.items():
     when_imported(name, functools.partial(register_classes, table))
