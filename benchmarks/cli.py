@@ -39,12 +39,19 @@ def listed(known: list[str] | None = None, kind: Callable = str) -> Callable[[st
 def parser(name: str, description: str, seconds: float, of: str) -> argparse.ArgumentParser:
     """A parser with the arguments of every command that measures. ``of``: what the seconds are for."""
     p = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[0])
+    p.set_defaults(parser=p)
     p.add_argument("--only", type=listed(), default=[], help="names or shell patterns of workloads, as wide,guide-*")
     p.add_argument("--mode", choices=(*MODES, "both"), default="both", help="default: both")
     p.add_argument("--seconds", type=float, default=seconds, help=f"time to spend on {of} (default: {seconds:g})")
     p.add_argument("--quick", action="store_true", help="few runs and small: to see that it works")
     p.add_argument("--out", type=Path, help="results without suffix (default: under benchmarks/results)")
+    p.add_argument("--resume", action="store_true", help="go on with the results in --out; rows there are kept")
     return p
+
+
+def add_providers(p: argparse.ArgumentParser, dtypes: list[str], known: list[str]) -> None:
+    p.add_argument("--dtype", type=listed(dtypes), help=f"of {', '.join(dtypes)} (default: each workload's own)")
+    p.add_argument("--providers", type=listed(known), help=f"of {', '.join(known)} (default: all that are installed)")
 
 
 def command(name: str, arguments: list[str] | None) -> str:
@@ -61,18 +68,9 @@ def workloads_of(p: argparse.ArgumentParser, asked: argparse.Namespace, known: l
     return found
 
 
-def providers_of(p: argparse.ArgumentParser, asked: argparse.Namespace) -> list[str]:
-    """Those that are named, all of which have to be installed; or all that are, for the device."""
-    for name in asked.providers or ():
-        if PROVIDERS[name].missing():
-            p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
-    here = (name for name, p in PROVIDERS.items() if p.default and asked.device in p.devices and not p.missing())
-    return asked.providers or list(here)
-
-
-def check(p: argparse.ArgumentParser, asked: argparse.Namespace, name: str) -> None:
-    """What is wrong with the arguments ends the process with status 2; sets ``asked.modes``, and ``asked.out`` where it
-    is not given: to a name in RESULTS."""
+def check(p: argparse.ArgumentParser, asked: argparse.Namespace, name: str, known: list[Workload]) -> None:
+    """What is wrong with the arguments ends the process with status 2. Sets ``asked.modes``, ``asked.workloads``, and
+    what was not given: ``asked.providers`` to all that are installed, ``asked.out`` to a name in RESULTS."""
     if not (math.isfinite(asked.seconds) and asked.seconds > 0):
         p.error(f"--seconds: not positive: {asked.seconds}")
     cores = len(machine.cores(max(asked.threads)))
@@ -83,29 +81,35 @@ def check(p: argparse.ArgumentParser, asked: argparse.Namespace, name: str) -> N
         asked.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         p.error(f"--out: {error}")
+    for name in asked.providers or ():
+        if PROVIDERS[name].missing():
+            p.error(f"--providers {name}: {PROVIDERS[name].missing()}")
+    here = (name for name, p in PROVIDERS.items() if p.default and asked.device in p.devices and not p.missing())
+    asked.providers = asked.providers or list(here)
+    asked.workloads = workloads_of(p, asked, known)
     asked.modes = MODES if asked.mode == "both" else (asked.mode,)
 
 
 def resumed(asked: argparse.Namespace, fresh: dict) -> dict:
-    """Fresh results, or with ``--resume`` those that are there. Raises ValueError where they are of something else."""
+    """Fresh results, or with ``--resume`` those that are there, of the same machine, commit and providers."""
     path = asked.out.with_name(f"{asked.out.name}.json")
     if not (asked.resume and path.exists()):
         return fresh
-    old = json.loads(path.read_text(encoding="utf-8"))
-    for name in ("cpu", "gpu", "torch", "rnnkernels", "commit"):
-        was, now = old["machine"].get(name), fresh["machine"].get(name)
-        if was != now:
-            raise ValueError(f"{path} is of another {name}: {was}, now {now}")
-    if old["providers"] != fresh["providers"]:
-        raise ValueError(f"{path} is of other providers: {','.join(old['providers'])}")
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+        for name in ("cpu", "gpu", "torch", "rnnkernels", "commit"):
+            was, now = old["machine"].get(name), fresh["machine"].get(name)
+            if was != now:
+                raise ValueError(f"{path} is of another {name}: {was}, now {now}")
+        if old["providers"] != fresh["providers"]:
+            raise ValueError(f"{path} is of other providers: {','.join(old['providers'])}")
+    except (OSError, ValueError, KeyError) as error:
+        asked.parser.error(f"--resume: {error}")
     old["machine"]["command"] += f" && {fresh['machine']['command']}"
-    return old
+    return fresh | old | {"cut": []}
 
 
-def carried_out(
-    results: dict, out: Path, rows: Iterator[dict], total: int, line: Callable[[dict], str] = report.line,
-    terminal: Callable[[list[dict]], str] = report.terminal, with_plots: bool = False,
-) -> int:  # fmt: skip
+def carried_out(results: dict, out: Path, rows: Iterator[dict], total: int, with_plots: bool) -> int:
     """Log and write each row as soon as it is there, then a table on the terminal and the rest; the status of the
     process, 0 where all rows are there and right."""
     from tqdm import tqdm
@@ -115,17 +119,16 @@ def carried_out(
         with tqdm(total=total, unit="row", disable=None) as bar:
             for row in rows:
                 results["rows"].append(row)
-                bar.write(line(row), file=sys.stderr)
+                bar.write(report.line(row), file=sys.stderr)
                 bar.update()
                 report.write(results, out)
         finished = True
     except KeyboardInterrupt:
-        again = ", --resume goes on" if "providers" in results else ""
-        print(f"stopped; what was measured is kept{again}", file=sys.stderr)
+        print("stopped; what was measured is kept, --resume goes on", file=sys.stderr)
     if not results["rows"]:
         return 1
-    print(terminal(results["rows"]))
-    if results.get("cut"):
+    print(report.terminal(results["rows"]))
+    if results["cut"]:
         print(f"out of time: {'; '.join(results['cut'])}")
     print(f"written: {', '.join(map(str, report.write(results, out, with_plots)))}")
-    return 0 if finished and not report.red(results["rows"]) and not results.get("cut") else 1
+    return 0 if finished and not report.red(results["rows"]) and not results["cut"] else 1

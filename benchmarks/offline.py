@@ -26,7 +26,7 @@ from tqdm import tqdm
 from triton_offline import ARCHS, ARITHMETICS
 
 from benchmarks import cli, machine, report
-from benchmarks.tables import bullets, section
+from benchmarks.report import bullets, section
 
 
 def line(row: dict) -> dict[str, object]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import math
 import os
 import re
 import statistics
@@ -19,12 +20,70 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import plots
-from benchmarks.gpu.report import cases_text, experiments_text, tests_text
 from benchmarks.providers import OURS
 from benchmarks.rows import AGAINST, derive, ours, threads_text
-from benchmarks.tables import Reasons, bullets, duration, ratio_text, section, table, text_of
+from benchmarks.workloads import cells as own_cells
 
 TITLES = {"infer": "Inference", "train": "Training step: forward and backward"}
+SLOWER = "slower"  # the mark of a losing shape
+
+
+def bullets(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def text_of(value: object) -> str:
+    """A cell of a table."""
+    return "" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def table(lines: list[dict[str, Any]]) -> str:
+    """A Markdown table of lines that name their columns; a column without any text is left out."""
+    texts = [{name: text_of(value) for name, value in line.items()} for line in lines]
+    names = dict.fromkeys(name for line in texts for name in line)
+    head = [name for name in names if any(line.get(name) for line in texts)]
+
+    def joined(values: Iterable[str]) -> str:
+        marked = (f"**{value}**" if value.endswith(SLOWER) else value for value in values)
+        return "| " + " | ".join(value.replace("|", "\\|") for value in marked) + " |"
+
+    body = (joined(line.get(name, "") for name in head) for line in texts)
+    return "\n".join([joined(head), "|" + "---|" * len(head), *body])
+
+
+def section(title: str, lines: list[dict[str, Any]]) -> str:
+    """A table under a title; nothing without lines."""
+    return f"## {title}\n\n{table(lines)}\n" if lines else ""
+
+
+def duration(row: dict, seconds: float) -> str:
+    """Microseconds a call for single steps, milliseconds for sequences; three digits."""
+    scale, unit = (1e6, "µs") if row["T"] == 1 else (1e3, "ms")
+    value = max(seconds * scale, 1e-9)
+    return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f} {unit}"
+
+
+def ratio_text(value: float | None) -> str:
+    if value is None or value >= 1:
+        return text_of(value)
+    return f"{value:.{2 if value < 0.995 else 4}f} {SLOWER}"  # 0.998 must not read 1.00
+
+
+class Reasons:
+    """The reasons of what was not timed, numbered: in a table stands the time, or the number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def cell(self, row: dict, name: str, result: dict | None) -> str:
+        """Of what was measured under a name; None: it was not asked."""
+        if result and "seconds" in result:
+            return duration(row, result["seconds"])
+        reason = result["reason"] if result else "not asked"
+        return f"– ({self.numbers.setdefault(f'{name}: {reason}', len(self.numbers) + 1)})"
+
+    def lines(self) -> list[str]:
+        return [f"{number}. {text}" for text, number in self.numbers.items()]
 
 
 def best_text(row: dict) -> str:
@@ -33,8 +92,13 @@ def best_text(row: dict) -> str:
     return "" if value is None else f"{row['best_peer']} {ratio_text(value)}"
 
 
-def share_text(row: dict) -> str:
-    return f"{100 * ours(row)['share']:.0f} % of {row['bound']['by']}" if ours(row).get("share") else ""
+def share_text(row: dict, of: str = "") -> str:
+    return f"{100 * ours(row)['share']:.0f} %{of}" if ours(row).get("share") else ""
+
+
+def over_ours(row: dict, name: str) -> float | None:
+    theirs, mine = row["providers"].get(name, {}).get("seconds"), ours(row).get("seconds")
+    return theirs / mine if theirs and mine else None
 
 
 def called(row: dict) -> dict[str, Any]:
@@ -44,6 +108,8 @@ def called(row: dict) -> dict[str, Any]:
 
 def cells(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
     """One line of the table of rows: the shape, the time of each of the named providers, then how ours compares."""
+    if "own" in row:
+        return own_cell(row, names, reasons)
     mine, varied = ours(row), "variant" in row
     found = {"workload": row["workload"], "cell": row["kind"].split(",")[0] if varied else row["kind"]}
     found |= {"variant": row["variant"]} if varied else {}
@@ -52,16 +118,31 @@ def cells(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
     times = {name: reasons.cell(row, name, row["providers"].get(name)) for name in names}
     if not varied:
         found |= times | {"ratio to torch": ratio_text(mine.get("ratio")), "ratio to the best peer": best_text(row)}
-        found |= {"µs a step": mine.get("us_per_step"), "share of the bound": share_text(row)}
+        share = share_text(row, f" of {row.get('bound', {}).get('by')}")
+        found |= {"µs a step": mine.get("us_per_step"), "share of the bound": share}
         return found | {"what explain says": row.get("schedule")}
     found |= {"runs on": row["schedule"].split(":")[0], "plain layer": reasons.cell(row, "plain layer", row["plain"])}
     found |= {"with the variant": times.pop("rnnkernels"), "over plain": row["over_plain"]}
     found |= {"of that drawing masks": duration(row, row["masks"]["seconds"]) if row["masks"] else ""}
     for name, text in times.items():
-        theirs = row["providers"].get(name, {}).get("seconds")
-        ratio = theirs / mine["seconds"] if theirs and "seconds" in mine else None
-        found |= {name: text, f"{name} over ours": ratio_text(ratio)}
+        found |= {name: text, f"{name} over ours": ratio_text(over_ours(row, name))}
     return found
+
+
+SIDES = {"loop": "loop", "torch_script": "torch.jit", "torch_compile": "torch.compile", "jax": "jax"}
+SIDES |= {"built_in": "built in", "public": "public"}
+
+
+def own_cell(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
+    """The line of a cell of one's own: our time, and for each other side its time over ours."""
+    found = {"cell": row["workload"], "from": row["source"], "threads": row["threads"], "mode": row["mode"]}
+    found["ours"] = reasons.cell(row, "ours", ours(row))
+    for name, side in SIDES.items():
+        result = row["providers"].get(name, {})
+        cold = f"cold {result['cold']:.0f} s, then " if name == "torch_compile" and "cold" in result else ""
+        text = ratio_text(over_ours(row, name))
+        found[side] = reasons.cell(row, side, result) if "reason" in result else text and cold + text
+    return found | {"share of memory's bandwidth": share_text(row)}
 
 
 def peers(rows: list[dict]) -> list[str]:
@@ -79,7 +160,8 @@ def line(row: dict) -> str:
     if row.get("over_plain"):
         times.append(f"{row['over_plain']:.2f} of the plain layer's time")
     what = [row["workload"], *filter(None, [row.get("variant")]), row["dtype"], row["mode"]]
-    tail = "; ".join(filter(None, (best_text(row), share_text(row))))
+    share = share_text(row, f" of {row.get('bound', {}).get('by')}")
+    tail = "; ".join(filter(None, (best_text(row), share)))
     head = f"{', '.join(what)}, {threads_text(row['threads'])}"
     return f"{head}: {', '.join(times)}{'; best peer ' + tail if tail else ''}"
 
@@ -99,22 +181,19 @@ def mean(found: list[tuple[float, str]]) -> float:
 
 def means_lines(rows: list[dict]) -> list[str]:
     """A line for each geometric mean of ratios; the best peer is for ours only."""
-    lines = []
-    for of, against in AGAINST.items():
-        ratios = gathered(
-            ((name, row.get("variant"), row["dtype"], row["mode"], row["threads"]), result.get(of), row["workload"])
-            for row in rows
-            for name, result in row["providers"].items()
-            if (name != "torch" if of == "ratio" else name in OURS)
-        )
-        for (*what, threads), found in ratios.items():
-            least, at = min(found, key=lambda pair: pair[0])
-            lines.append(
-                f"{', '.join(filter(None, what))}, {threads_text(threads)}: geometric mean of the ratio to {against} "
-                f"{mean(found):.2f} over {len(found)} workload{'s' if len(found) > 1 else ''}, "
-                f"none below {least:.2f} ({at})"
-            )
-    return lines
+    ratios = gathered(
+        ((of, name, row.get("variant"), row["dtype"], row["mode"], row["threads"]), result.get(of), row["workload"])
+        for of in AGAINST
+        for row in rows
+        for name, result in row["providers"].items()
+        if (name != "torch" if of == "ratio" else name in OURS)
+    )
+    return [
+        f"{', '.join(filter(None, what))}, {threads_text(threads)}: geometric mean of the ratio to {AGAINST[of]} "
+        f"{mean(found):.2f} over {len(found)} workload{'s' if len(found) > 1 else ''}, "
+        "none below {:.2f} ({})".format(*min(found, key=lambda pair: pair[0]))
+        for (of, *what, threads), found in ratios.items()
+    ]
 
 
 def over_plain_lines(rows: list[dict]) -> list[dict[str, Any]]:
@@ -184,8 +263,7 @@ def terminal(rows: list[dict]) -> str:
 
 def red(rows: list[dict]) -> bool:
     """Whether something was wrong, or broke."""
-    found = (result for row in rows for name in ("providers", "reasons") for result in row.get(name, {}).values())
-    return any(result.get("red") for result in (*found, *(row.get("plain", {}) for row in rows)))
+    return any(found.get("red") for row in rows for found in (*row["providers"].values(), row.get("plain", {})))
 
 
 def rows_text(rows: list[dict]) -> str:
@@ -220,6 +298,60 @@ def roofs_text(roofs: dict | None) -> str:
     return table(lines)
 
 
+def cases_text(title: str, results: list[dict]) -> str:
+    """How many cases of a GPU are right, the largest errors by dtype, and what is wrong."""
+    wrong = [found for found in results if "reason" in found]
+    right = [found for found in results if "error" in found and "reason" not in found]
+    refused = len([found for found in results if "refused" in found])
+    worst = {found["case"].split()[2]: found for found in sorted(right, key=lambda found: found["error"])}
+    dtypes = dict.fromkeys(found["case"].split()[2] for found in right)
+    lines = [f"{f['case']}: {f['reason']}" for f in wrong]
+    lines += ["largest error in {}: {error:.1e}, {of} of {case}".format(dtype, **worst[dtype]) for dtype in dtypes]
+    text = f"{len(right)} right, {len(wrong)} wrong, {refused} that a forced schedule cannot run."
+    return f"## {title}\n\n" + (f"{text}\n\n{bullets(lines)}" if results else "Not run.") + "\n"
+
+
+def tests_text(found: list[dict] | dict) -> str:
+    """Of tests one by one; or, as an earlier version had them, their counts."""
+    if isinstance(found, dict):
+        text = "{tests} tests in {seconds:.0f} s: {failures} failed, {errors} broke, {skipped} skipped, "
+        text, failed = text + "{unfinished} did not end in time; exit codes {exit}.", found["failed"]
+        text = text.format(**found)
+    else:
+        failed = [f"{test['case']}: {test['reason']}" for test in found if "reason" in test]
+        counts = f"{len(failed)} failed, {sum(test.get('skipped', False) for test in found)} skipped"
+        text = f"{len(found)} tests: {counts}."
+    return f"## Tests\n\n{text}\n{bullets(failed)}\n" if found else "## Tests\n\nNot run.\n"
+
+
+def experiments_text(results: list[dict], lines: list[dict]) -> str:
+    """The barrier alone, each schedule forced at several sizes, and what a call and a step of each cost."""
+    step = "{}, µs a step"
+    barriers = [
+        {"programs": r["H"], step.format("barrier alone"): r["us_per_step"]}
+        for r in results if r["purpose"] == "barrier" and "us_per_step" in r
+    ]  # fmt: skip
+    times: dict[tuple, dict[str, float]] = {}
+    for r in results:
+        if r["purpose"] == "crossover" and "seconds" in r:
+            times.setdefault((r["H"], r["B"]), {})[r["schedule"]] = r["us_per_step"]
+    schedules = sorted({name for of in times.values() for name in of})
+    crossed = [
+        {"H": H, "B": B} | {step.format(name): of.get(name) for name in schedules} | {"fastest": min(of, key=of.get)}
+        for (H, B), of in times.items()
+    ]
+    names = {"schedule": "schedule", "H": "H", "B": "B", "us_per_call": "µs a call", "us_per_step": "µs a step"}
+    through = [{text: line[name] for name, text in names.items()} for line in lines]
+    told = {True: "replayed from a CUDA graph, the same bits", False: "replayed from a CUDA graph, **other bits**"}
+    texts = {
+        f"{r['schedule']}, H {r['H']}, B {r['B']}: {r['reason'] if 'reason' in r else told[r['captured']]}"
+        for r in results if "reason" in r or "captured" in r
+    }  # fmt: skip
+    parts = ["## Schedules forced: LSTM in bfloat16, forward", *(table(part) for part in (barriers, crossed) if part)]
+    parts += ["A line through the time over T:", table(through)] if through else []
+    return "\n\n".join([*parts, bullets(sorted(texts))])
+
+
 HOW = """Medians of alternating runs, {how}. A provider is timed only if
 its output, and in training each gradient, is right against float64. A ratio is the other's time over that of rnnkernels
 (below 1: slower); the best peer is the fastest provider that is not ours. Memory is the growth of peak memory during
@@ -232,13 +364,25 @@ all sides, by torch in the same way; not by Keras, whose recurrent dropout is no
 that `explain` names: the reference is plain torch, slow. torch is torch.nn with split and pad at resets, or packed
 rows; torch_script is a scripted loop of cells. `legged` and `rl-bench` are GPU workloads, here on the CPU with the
 smaller batch of column B. 3% of the steps are resets, lengths are uniform from 1 to T."""
+OWN = """Each ratio is the time of that side over ours: above 1 ours is faster. own_lstm is an LSTM as a user writes it;
+the cells named *given* have no product at all, and their share of the memory's bandwidth is that of reading x and
+writing y once (in training three times: backward reads them again and dy, and writes dx)."""
 
 
 def markdown(results: dict) -> str:
-    """The whole file, of whatever kind the results are; those of two commands have no rows as the others have."""
-    machine, gpu = results["machine"], "smoke" in results
-    if own := re.search(r"benchmarks\.(cells|offline)\b", machine["command"]):
-        return importlib.import_module(own[0]).markdown(results)
+    """The whole file, of whatever command the results are."""
+    machine, rows = results["machine"], results["rows"]
+    command = re.search(r"benchmarks\.(\w+)", machine["command"])[1]
+    where = machine.get("gpu", machine.get("cpu"))
+    if command == "offline":
+        return importlib.import_module("benchmarks.offline").markdown(results)
+    if command == "cells":
+        reasons, there = Reasons(), {row["workload"] for row in rows}
+        shown = table([cells(row, [], reasons) for row in rows])
+        missing = "; ".join(w.name for w in own_cells() if w.name not in there) or "nothing"
+        parts = [heading("Cells of one's own", machine) + OWN, shown, *reasons.lines(), f"Not measured: {missing}."]
+        return "\n\n".join(parts) + "\n"
+    gpu = command == "gpu"
     apart = "each provider in a process of its own, on as many cores as threads"
     parts = [HOW.format(how=f"in one process, timed with {machine['timer']}" if gpu else apart) + "\n"]
     if gpu:
@@ -246,16 +390,16 @@ def markdown(results: dict) -> str:
         parts.append(f"{results['done']} of {results['planned']} rows. Out of time: {cut}.\n")
         parts.append(cases_text("Every cell, schedule and dtype against float64", results["smoke"]))
         parts += [tests_text(results["tests"]), cases_text("The same bits every time", results["races"])]
-    elif "absent" in results:
+    elif command == "variants":
         parts.append(VARIED + "\n")
         parts += [f"Left out: {name} {why}.\n" for name, why in results["absent"].items()]
         parts += [f"Out of time: {'; '.join(results['cut'])}.\n"] if results["cut"] else []
     else:
         parts.append(f"{BOUND}\n\n{roofs_text(results.get('roofs'))}\n")
-    parts.append(rows_text(results["rows"]))
+    parts.append(rows_text(rows))
     parts += [experiments_text(results["experiments"], results["lines"])] if gpu else []
-    title = "What torch.nn does not have, on" if "absent" in results else "Benchmark on"
-    return heading(f"{title} {machine.get('gpu', machine['cpu'])}", machine) + "\n".join(parts).rstrip() + "\n"
+    title = "What torch.nn does not have, on" if command == "variants" else "Benchmark on"
+    return heading(f"{title} {where}", machine) + "\n".join(parts).rstrip() + "\n"
 
 
 def heading(title: str, machine: dict) -> str:
@@ -299,8 +443,8 @@ def main(arguments: list[str] | None = None) -> None:
         for path in asked.results:
             results = json.loads(path.read_text(encoding="utf-8"))
             results["rows"] = [derive(row) if "providers" in row else row for row in results["rows"]]
-            # results of `run` have roofs and name the providers
-            written = write(results, path.resolve().with_suffix(""), {"roofs", "providers"} <= results.keys())
+            with_plots = "benchmarks.run" in results["machine"]["command"]
+            written = write(results, path.resolve().with_suffix(""), with_plots)
             print(f"wrote {', '.join(map(str, written))}", file=sys.stderr)
     except (OSError, ValueError, KeyError) as error:
         parser.error(f"{type(error).__name__}: {error}")

@@ -69,7 +69,13 @@ def level_of(held: float, threads: int, sizes: dict[str, int]) -> str:
 
 def bound(w: Workload, dtype: str, mode: str, threads: int, roofs: dict | None) -> dict:
     """{"flops", "bytes", "seconds", "by": "FMA peak" or the level}; without roofs {"flops", "bytes", "reason"}."""
-    reads, count = weight_reads(w, dtype, mode), str(threads)
+    count = str(threads)
+    if w.own:  # of those without any product: x is read and y written once, and in backward x, dy and dx
+        if not w.streamed or not roofs or "reason" in roofs:
+            return {}
+        moved = w.streamed * (3 if mode == "train" else 1)
+        return {"bytes": moved, "seconds": moved / roofs["bandwidth"]["memory"][count], "by": "memory"}
+    reads = weight_reads(w, dtype, mode)
     found: dict = {"flops": flops(w, mode), "bytes": sum(read for read, _ in reads)}
     if not roofs or "reason" in roofs or count not in roofs["flops"].get("float32", {}):
         return found | {"reason": (roofs or {}).get("reason", "the probe did not run")}

@@ -6,15 +6,17 @@ import math
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 
 from benchmarks import machine
 from benchmarks.measure import Subject, alternate, truth_of
-from benchmarks.providers import OURS, PROVIDERS, Case
+from benchmarks.providers import OURS, PROVIDERS, TORCH_DTYPES, Case, Job
+from benchmarks.providers.case import masks
 from benchmarks.roofline import bound
-from benchmarks.worker import Worker, busy_core
+from benchmarks.worker import Here, Worker, busy_core
 from benchmarks.workloads import Workload
 
 BUSY_ROUNDS = 5
@@ -52,7 +54,11 @@ def head(w: Workload, dtype: str, mode: str, threads: int) -> dict:
     shape = {"workload": w.name, "kind": w.kind, "source": w.source}
     shape |= {letter: getattr(w, letter) for letter in "TBIHL"}
     how = {"device": w.device, "dtype": dtype, "own_dtype": dtype == w.dtype, "mode": mode}
-    return {**shape, **how, "threads": threads} | ({"variant": w.variant} if w.variant else {})
+    return (
+        {**shape, **how, "threads": threads}
+        | ({"variant": w.variant} if w.variant else {})
+        | ({"own": True} if w.own else {})
+    )
 
 
 def summed_up(values: list[tuple[float, float]]) -> dict:
@@ -63,7 +69,7 @@ def summed_up(values: list[tuple[float, float]]) -> dict:
     return found | {"cores": float(busies.sum() / walls.sum())}
 
 
-def guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]:
+def guarded(worker: Worker | Here, facts: dict) -> Callable[[int], tuple[float, float]]:
     """Times the worker. One that breaks meanwhile is so slow from then on that it leaves, and its facts say why."""
 
     def run(calls: int) -> tuple[float, float]:
@@ -77,17 +83,21 @@ def guarded(worker: Worker, facts: dict) -> Callable[[int], tuple[float, float]]
     return run
 
 
-def measured(asked: dict[str, tuple[tuple, tuple]], threads: int, seconds: float, rounds: int, busy=False) -> dict:
-    """The facts of each subject, with the times of those that are right: each in a process of its own, taking turns.
+def measured(
+    asked: dict[str, tuple[tuple, tuple]], threads: int, seconds: float, rounds: int, busy=False, apart=True
+) -> dict:
+    """The facts of each subject, with the times of those that are right; they take turns.
 
-    ``asked``: by name a class and its arguments, and what `admit` of the object is given. ``busy``: time ours also with
-    a busy process on one of its cores.
+    Args:
+        asked: by name a class and its arguments, and what `admit` of the object is given.
+        apart: each in a process of its own.
+        busy: time ours also with a busy process on one of its cores.
     """
     cores, facts, runs = machine.cores(threads), {}, {}
     with ExitStack() as stack:
         for name, (make, given) in asked.items():
             try:
-                worker = stack.enter_context(Worker(cores, *make))
+                worker = stack.enter_context(Worker(cores, *make) if apart else Here(*make))
                 facts[name] = worker.ask("admit", *given)
             except RuntimeError as error:
                 facts[name] = {"reason": str(error), "red": True}
@@ -104,21 +114,33 @@ def measured(asked: dict[str, tuple[tuple, tuple]], threads: int, seconds: float
     return facts
 
 
+class Drawing(Subject):
+    """What torch needs to draw the masks of a call, which all sides do the same way: a part of every time."""
+
+    def admit(self) -> dict:
+        self.job = Job(partial(masks, self.workload, True, torch.empty(0, dtype=TORCH_DTYPES[self.dtype])), None)
+        return {}
+
+
 class Rows(AbstractContextManager):
     """The rows of one workload in one dtype and mode. The truth is computed once and lies in a file."""
 
     def __init__(self, workload: Workload, dtype: str, mode: str, providers: list[str], roofs: dict | None = None):
-        self.workload, self.dtype, self.mode, self.providers, self.roofs = workload, dtype, mode, providers, roofs
+        self.how, self.providers, self.roofs = (workload, dtype, mode), providers, roofs
         self._folder = tempfile.TemporaryDirectory()
-        self._truth = f"{self._folder.name}/truth.pt"
-        torch.save(truth_of(Case(workload, dtype, mode)), self._truth)
+
+    @cached_property
+    def truth(self) -> str:
+        path = f"{self._folder.name}/truth.pt"
+        torch.save(truth_of(Case(*self.how)), path)
+        return path
 
     def __exit__(self, *_: object) -> None:
         self._folder.cleanup()
 
     def subjects(self, threads: int, with_memory: bool) -> dict[str, tuple[tuple, tuple]]:
-        how, given = (self.workload, self.dtype, self.mode, threads), (self._truth, with_memory)
-        return {name: ((Subject, PROVIDERS[name], *how), given) for name in self.providers}
+        given = (self.truth, with_memory)
+        return {name: ((Subject, PROVIDERS[name], *self.how, threads), given) for name in self.providers}
 
     def measure(
         self, threads: int, seconds: float, rounds: int, with_memory: bool = False, busy: bool = False,
@@ -128,11 +150,17 @@ class Rows(AbstractContextManager):
         asked = self.subjects(threads, with_memory)
         if plain is not None:
             asked["plain"] = plain.subjects(threads, with_memory)["rnnkernels"]
-        facts = measured(asked, threads, seconds, rounds, busy)
-        row = {**head(self.workload, self.dtype, self.mode, threads), "providers": facts}
-        row["bound"] = bound(self.workload, self.dtype, self.mode, threads, self.roofs)
+        facts = measured(asked, threads, seconds, rounds, busy=busy)
+        row = {**head(*self.how, threads), "providers": facts, "bound": bound(*self.how, threads, self.roofs)}
         if plain is not None:
             row["plain"] = facts.pop("plain")
             pair = [found.get("seconds") for found in (ours(row), row["plain"])]
             row["over_plain"] = pair[0] / pair[1] if all(pair) else None
         return derive(row)
+
+    def masks(self, threads: int, rounds: int) -> dict | None:
+        """How long the masks alone take, where there are any; apart from the others, who would be slow beside it."""
+        w, _, mode = self.how
+        if mode == "infer" or w.variant not in ("recurrent_dropout", "zoneout"):
+            return None
+        return measured({"masks": ((Drawing, None, *self.how, threads), ())}, threads, 0.0, rounds)["masks"]

@@ -125,6 +125,22 @@ class Worker(AbstractContextManager):
         self.close()
 
 
+class Here(AbstractContextManager):
+    """An object that is asked in this process, as a `Worker` is."""
+
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
+        self.target = make(*arguments)
+
+    def ask(self, method: str, *given: Any) -> Any:
+        try:
+            return getattr(self.target, method)(*given)
+        except Exception as error:
+            raise RuntimeError(said(error)) from error
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be ended."""
+
+
 def call(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """What a function gives in a fresh process that is pinned to as many cores as threads."""
     with Worker(machine.cores(threads), partial, function) as worker:

@@ -2,11 +2,12 @@
 
 T time, B batch, I input, H hidden, L layers. Each name is one row of the benchmark tables; `family` is the project it
 comes from, so that `--only wide` selects `wide-lstm` and `wide-gru`. A variant is a workload that has something which
-torch.nn's layers lack; `plain` is the same workload without it.
+torch.nn's layers lack; `plain` is the same workload without it. A cell of one's own is a workload too.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 class Workload:
     name: str
     device: str
-    cell: str  # a key of rnnkernels.cells.CELLS
+    cell: str  # a key of rnnkernels.cells.CELLS; of one's own: a name of providers/own_cells.py
     T: int
     B: int
     I: int  # noqa: E741 - the letter that the whole library uses
@@ -33,6 +34,8 @@ class Workload:
     single: bool = False  # a cell, called for one step, instead of a layer
     options: tuple[tuple[str, Any], ...] = ()  # what rnnkernels' module is given that torch.nn's does not take
     variant: str = ""  # a key of VARIANTS
+    own: bool = False  # a cell as users write them, in a Recurrent, or a module made of it
+    rounds: int = 5  # of timing, at least
 
     @property
     def D(self) -> int:
@@ -56,9 +59,14 @@ class Workload:
         return replace(self, resets=0.0, packed=False, options=(), variant="")
 
     @property
+    def streamed(self) -> int:
+        """Bytes of x and y of cells without any product, else 0."""
+        return 4 * self.T * self.B * (self.I + self.H) * self.cell.endswith("_given")
+
+    @property
     def kind(self) -> str:
         """The cell and what is special about it, as it stands in the tables."""
-        cell = self.cell.upper() + "Cell" * self.single
+        cell = self.cell if self.own else self.cell.upper() + "Cell" * self.single
         cell += " bi" if self.bidirectional else ""
         cell += " alternating" if self.alternating else ""
         cell += f" x{self.heads} heads" if self.heads > 1 else ""
@@ -140,6 +148,51 @@ def variants(names: list[str]) -> list[Workload]:
              if VARIED.get(w.family) == w.device]  # fmt: skip
     return [replace(w, variant=name, **VARIANTS[name]) for w in found for name in names
             if name != "reset_after=False" or w.cell == "gru"]  # fmt: skip
+
+
+COMPARED = (100, 64, 50, 128)  # T, B, I, H of all cells of one's own
+STREAM = "x is given, in memory"
+
+
+def cells(small: bool = False) -> list[Workload]:
+    """Cells of one's own: those of the library, one as a user writes it, and some at the shapes of their projects.
+    ``small``: tiny ones, to see that they work."""
+
+    def row(cell: str, T: int, B: int, I: int, H: int, source: str, rounds: int = 3, L: int = 1, D: int = 1):  # noqa: E741
+        if small:
+            T, B, I, H = 3, 2, 8 * I // H if cell.endswith("_given") else 4, 8  # noqa: E741
+        name = f"{cell}, T {T}, B {B}, I {I}, H {H}" + (f", L {L}, D {D}" if L * D > 1 else "")
+        more = {"family": cell, "own": True, "rounds": rounds, "bidirectional": D == 2}
+        return Workload(name, "cpu", cell, T, B, I, H, L, source, **more)
+
+    library = importlib.import_module("rnnkernels.cells.library")  # not with this file (worker.py)
+    found = [
+        *(row(cell, *COMPARED, "the shape of all") for cell in ("own_lstm", *library.__all__)),
+        row("LiGRU", 400, 16, 512, 512, "SpeechBrain's CRDNN", 1, 5, 2),
+        row("li_gru", 400, 16, 512, 512, "the same, one direction of a layer", 1),
+        row("gru_d", 48, 64, 41, 64, "PhysioNet 2012"),
+        row("ea_lstm", 365, 256, 5, 256, "neuralhydrology", 1),
+        row("cfc", 32, 128, 14, 64, "ncps, irregular series"),
+        row("leaky_rnn", 2000, 32, 33, 100, "cognitive tasks, long"),
+        row("peephole_lstm", 1000, 16, 64, 128, "long sequences", 1),
+        row("slstm", 256, 16, 256, 256, "xLSTM, a block", 1),
+        row("lif", 100, 128, 700, 128, "snntorch, spoken digits"),
+        row("ind_rnn", 784, 32, 1, 128, "sequential MNIST"),
+        row("sru", 100, 32, 512, 512, "language model"),
+        row("min_gru", 1024, 32, 64, 64, "selective copying, long"),
+        row("augru", 100, 128, 36, 36, "click-through prediction"),
+        row("min_gru_given", 1024, 64, 512, 256, STREAM, 1),
+        row("sru_given", 1024, 64, 1024, 256, STREAM, 1),
+        row("ind_rnn_given", 1024, 64, 256, 256, STREAM, 1),
+    ]
+    return list({w.name: w for w in found}.values())
+
+
+def by_cell(w: Workload) -> list[str]:
+    """The providers that there are for a cell of one's own; torch_compile takes minutes."""
+    loops = [] if w.cell == "LiGRU" else ["loop", "torch_script", "torch_compile", "jax"]
+    built_in = ["built_in"] * (w.cell in ("lstm", "own_lstm", "gru", "rnn"))
+    return ["rnnkernels", *loops, *built_in, *["public"] * (w.cell in ("LiGRU", "ea_lstm", "cfc", "lif"))]
 
 
 def named(name: str, patterns: list[str], family: str = "") -> bool:

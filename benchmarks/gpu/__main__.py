@@ -1,10 +1,10 @@
 """Everything that is to be known of a GPU, in eight minutes: `python -m benchmarks.gpu`.
 
 Facts of the machine; every cell, schedule and dtype once, cells of users and layer norms among them; the tests that
-need a GPU; races; the workloads that are wanted most against torch (cuDNN); the barrier alone, and schedules forced at
-several sizes; all other workloads, against TorchRL and FlashRNN too. Written to benchmarks/results/gpu-<chip>.json and
-.md after each item; a run that is stopped, or out of time, goes on with `--resume`. Needs torch, Triton, NumPy and
-pytest. The rows are like those of `benchmarks.run`, which takes a process for each provider, and hours.
+need a GPU; races; the workloads, those that are wanted most first, against torch (cuDNN), TorchRL and FlashRNN; the
+barrier alone, and schedules forced at several sizes. Written to benchmarks/results/gpu-<chip>.json and .md after each
+item; a run that is stopped, or out of time, goes on with `--resume`. Needs torch, Triton, NumPy and pytest. The rows
+are like those of `benchmarks.run`, which takes a process for each provider, and hours.
 
 `TRITON_INTERPRET=1 python -m benchmarks.gpu --device cpu --quick --out runs/gpu` runs the whole plan at tiny sizes
 without a GPU; the kernels of the first step and of the races are Triton's, interpreted.
@@ -41,9 +41,8 @@ from benchmarks.workloads import Workload, select
 from rnnkernels.backends.triton import schedules
 
 # What each step may take of the time; what it leaves goes to the ones after it.
-SHARES = {"smoke": 0.2, "tests": 0.2, "races": 0.06, "first": 0.16, "experiments": 0.12, "rows": 0.26}
+SHARES = {"smoke": 0.2, "tests": 0.2, "races": 0.06, "rows": 0.42, "experiments": 0.12}
 FAILING = ("smoke", "tests", "races", "rows")  # a reason there is a fault
-RESULTS_OF = {"first": "rows"}  # under which name a step's results are, if not its own
 LIMITS = {"smoke": 60, "tests": 120, "races": 60}  # seconds for one task
 LIMIT = 150  # for any other
 TINY = {"T": 3, "B": 2, "I": 8, "H": 4, "L": 1}  # the sizes of every workload in a quick run
@@ -101,7 +100,7 @@ def started(asked: argparse.Namespace, command: str) -> dict:
     """Results without anything measured, or those that are resumed, where what failed is tried again."""
     fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": [], "rows": []}
     fresh |= {"smoke": [], "races": [], "experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
-    old = cli.resumed(asked, fresh) | {"cut": []}
+    old = cli.resumed(asked, fresh)
     return old | {name: [f for f in old[name] if "reason" not in f] for name in FAILING}
 
 
@@ -111,7 +110,7 @@ def compiling_ahead(asked: argparse.Namespace, budget: Budget) -> Iterator[None]
     if asked.compile_for is None:
         yield
         return
-    dtypes = asked.dtype if {"first", "rows"} & set(asked.steps) else []
+    dtypes = asked.dtype if "rows" in asked.steps else []
     first = sorted(asked.workloads, key=lambda w: w.family not in tasks.FIRST)
     plan = experiments.planned(asked.quick) if "experiments" in asked.steps else []
     pool = ProcessPoolExecutor(half_of_the_cores(), mp_context=multiprocessing.get_context("spawn"))
@@ -148,7 +147,7 @@ def run_step(
     budget: Budget,
 ) -> None:  # fmt: skip
     """The tasks of a step that are not there yet, as long as there is time to begin one."""
-    found = results[RESULTS_OF.get(step, step)]
+    found = results[step]
     missing = [task for task in plan if not any(task.key.items() <= there.items() for there in found)]
     print(f"{step}: {len(missing)} of {len(plan)}", file=sys.stderr)
 
@@ -177,15 +176,11 @@ def run_all(asked: argparse.Namespace, results: dict, budget: Budget) -> None:
     def cases(of: list) -> list[Task]:
         return [Task({"case": case.name}, "case", (case,)) for case in of]
 
-    def row_tasks(of: list, providers: list[str]) -> list[Task]:
-        return [Task(head(*row, 1), "row", (*row, providers)) for row in of]
-
     plans = {
         "smoke": (cases(asked.cases), several),
         "races": (cases(gpu_cases.races(asked.quick)), min(2, several)),
-        "first": (row_tasks(tasks.first(rows), [p for p in tasks.FIRST_PROVIDERS if p in asked.providers]), 1),
-        "experiments": ([Task(e.key, "experiment", (e,)) for e in experiments.planned(asked.quick)], 1),
-        "rows": (row_tasks(rows, asked.providers), 1),
+        "rows": ([Task(head(*row, 1), "row", (*row, asked.providers)) for row in rows], 1),
+        "experiments": ([Task(e._asdict(), "experiment", (e,)) for e in experiments.planned(asked.quick)], 1),
     }
     report.write(results, asked.out)
     for step in asked.steps:
@@ -203,23 +198,18 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     p = cli.parser("gpu", __doc__, 0.4, "each row, once it is checked")
     p.add_argument("--minutes", type=float, default=8.0, help="when nothing new is begun any more (default: 8)")
     p.add_argument("--steps", type=cli.listed(list(SHARES)), default=list(SHARES), help=f"of {', '.join(SHARES)}")
-    p.add_argument("--dtype", type=cli.listed(list(tasks.DTYPES)), default=list(tasks.DTYPES))
-    text = f"of {', '.join(names)} (default: all that are installed)"
-    p.add_argument("--providers", type=cli.listed(names), help=text)
+    cli.add_providers(p, list(tasks.DTYPES), names)
     p.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: with --quick, to see that it works")
-    p.add_argument("--resume", action="store_true", help="go on with the results; rows that were measured are kept")
     asked = p.parse_args(arguments)
     if asked.device == "cuda" and not torch.cuda.is_available():
         p.error("no GPU here (torch.cuda.is_available() is False); --device cpu --quick shows that it works")
     if asked.device == "cpu" and not (asked.quick and asked.out):
         p.error("--device cpu: only with --quick and --out")
     chip = torch.cuda.get_device_name() if asked.out is None else ""
-    asked.threads = [1]
-    cli.check(p, asked, f"gpu-{re.sub('^(nvidia|amd)-', '', re.sub('[^a-z0-9]+', '-', chip.lower()))}")
-    asked.modes = [mode for mode in tasks.MODES if mode in asked.modes]
-    asked.providers = cli.providers_of(p, asked)
+    asked.threads, asked.dtype = [1], asked.dtype or list(tasks.DTYPES)
+    chip = re.sub("^(nvidia|amd)-", "", re.sub("[^a-z0-9]+", "-", chip.lower()))
+    cli.check(p, asked, f"gpu-{chip}", select("cuda", []))
     asked.steps = [step for step in SHARES if step in asked.steps]
-    asked.workloads = cli.workloads_of(p, asked, select("cuda", []))
     asked.timer = event_time if asked.device == "cuda" else wall_time
     asked.cases, asked.compile_for = gpu_cases.planned(schedules.NAMES), None
     if asked.device == "cuda":
@@ -237,12 +227,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
-    try:
-        results = started(asked, cli.command("gpu", arguments))
-    except (OSError, ValueError, KeyError) as error:
-        print(f"python -m benchmarks.gpu: --resume: {error}", file=sys.stderr)
-        return 2
-    ended = True
+    results, ended = started(asked, cli.command("gpu", arguments)), True
     try:
         run_all(asked, results, Budget(60 * asked.minutes, asked.steps))
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import itertools
 import statistics
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,11 +28,6 @@ class Experiment(NamedTuple):
     H: int  # of a barrier, the programs that wait for each other
     B: int
     T: int
-
-    @property
-    def key(self) -> dict[str, Any]:
-        """What its result has and no other."""
-        return self._asdict()
 
 
 BARRIER = [(programs, 1, 2000) for programs in (16, 32, 64, 128)]  # H, B, T here and below
@@ -104,9 +99,9 @@ def measured(e: Experiment, device: str, timer: Timer) -> dict:
     """A result, or the reason why there is none."""
     try:
         with schedules.force(e.schedule), torch.inference_mode():
-            return e.key | KINDS[e.purpose](e, device, timer)
+            return e._asdict() | KINDS[e.purpose](e, device, timer)
     except RuntimeError as error:
-        return e.key | {"reason": str(error).strip().splitlines()[0]}
+        return e._asdict() | {"reason": str(error).strip().splitlines()[0]}
 
 
 def lines_through(results: list[dict]) -> list[dict]:

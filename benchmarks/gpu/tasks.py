@@ -20,20 +20,16 @@ import gpu_cases
 import gpu_tests
 import torch
 
-from benchmarks import machine
+from benchmarks import machine, rows
 from benchmarks.gpu import experiments
-from benchmarks.measure import Subject, Timer, alternate, truth_of
+from benchmarks.measure import Subject, Timer, truth_of
 from benchmarks.providers import PROVIDERS, Case
 from benchmarks.providers.ours import schedule_of
-from benchmarks.rows import derive, head, summed_up
 from benchmarks.worker import Worker, said
 from benchmarks.workloads import Workload
 
-MODES = ("train", "infer")
 DTYPES = ("bfloat16", "float32", "float16")
-# The rows that are wanted most: by our own and torch's layers only, in two dtypes.
-FIRST = ("flashrnn", "rl-bench", "legged", "unmix", "rnnt-decode")
-FIRST_DTYPES, FIRST_PROVIDERS = ("bfloat16", "float32"), ("rnnkernels", "torch")
+FIRST = ("flashrnn", "rl-bench", "legged", "unmix", "rnnt-decode")  # wanted most, and in the first two dtypes
 GRACE = 30  # seconds beyond the end of its step that a task may take when it has begun
 
 
@@ -50,18 +46,15 @@ class Task(NamedTuple):
 
 
 def ordered(workloads: list[Workload], dtypes: Iterable[str], modes: Iterable[str]) -> list[tuple[Workload, str, str]]:
-    """The rows in the order in which they are measured: what stops early has something of every workload.
+    """The rows in the order in which they are measured: those that are wanted most, by workload; then of every workload
+    something, training first. Single steps come last: torch.compile has a part there, and takes long to compile."""
+    found = [(w, dtype, mode) for dtype in dtypes for mode in sorted(modes, reverse=True) for w in workloads]
 
-    Single steps come last: torch.compile has a part there, and takes long to compile.
-    """
-    rows = [(w, dtype, mode) for dtype in dtypes for mode in modes for w in workloads]
-    return sorted(rows, key=lambda row: row[0].T == 1)
+    def place(row: tuple[Workload, str, str]) -> tuple:
+        w, dtype, _ = row
+        return (0, FIRST.index(w.family)) if w.family in FIRST and dtype in DTYPES[:2] else (1, w.T == 1)
 
-
-def first(rows: list[tuple[Workload, str, str]]) -> list[tuple[Workload, str, str]]:
-    """Those of the rows that are wanted most, by workload in the order of FIRST."""
-    wanted = [row for row in rows if row[0].family in FIRST and row[1] in FIRST_DTYPES]
-    return sorted(wanted, key=lambda row: FIRST.index(row[0].family))
+    return sorted(found, key=place)
 
 
 def measured(
@@ -69,22 +62,18 @@ def measured(
 ) -> dict:
     """The row, by every provider in this process."""
     case = Case(w, dtype, mode)
-    truth = truth_of(case)
-    subjects = {
-        name: Subject(PROVIDERS[name], w, dtype, mode, torch.get_num_threads(), timer, case) for name in providers
-    }
-    facts = {name: subject.admit(truth, with_memory=True) for name, subject in subjects.items()}
-    del truth
-    samples = alternate({name: s.time for name, s in subjects.items() if s.job is not None}, seconds, rounds)
-    for name, values in samples.items():
-        facts[name] |= summed_up(values)
-        facts[name]["us_per_step"] = 1e6 * facts[name]["seconds"] / (w.T * w.L)
-    row = {**head(w, dtype, mode, 1), "providers": facts}
+    how, given = (w, dtype, mode, torch.get_num_threads(), timer, case), (truth_of(case), True)
+    asked = {name: ((Subject, PROVIDERS[name], *how), given) for name in providers}
+    facts = rows.measured(asked, 1, seconds, rounds, apart=False)
+    for found in facts.values():
+        if "seconds" in found:
+            found["us_per_step"] = 1e6 * found["seconds"] / (w.T * w.L)
+    row = {**rows.head(w, dtype, mode, 1), "providers": facts}
     try:
         row["schedule"] = schedule_of(case)
     except (RuntimeError, TypeError, ValueError) as error:  # what was measured is worth more than this
         row["schedule"] = f"explain: {said(error)}"
-    return derive(row)
+    return rows.derive(row)
 
 
 class Measuring:

@@ -8,8 +8,8 @@ run imports nothing that it does not measure.
 
 # The order of these imports is the order of the providers in the tables.
 from benchmarks.providers import torch_modules, onnx_graph, jax_scan, gpu_peers  # noqa: F401, I001
-from benchmarks.providers import torch_script, keras_layer, ours  # noqa: F401, I001
+from benchmarks.providers import loops, keras_layer, ours  # noqa: F401, I001
 from benchmarks.providers.case import PROVIDERS, SEED, TORCH_DTYPES, Case, Job, Provider, Unsupported  # noqa: F401
 from benchmarks.providers.case import module_job, provider  # noqa: F401
 
-OURS = ("rnnkernels", "stepper")  # everyone else is a peer
+OURS = ("rnnkernels", "stepper", "built_in")  # everyone else is a peer

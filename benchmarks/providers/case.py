@@ -5,10 +5,12 @@ T time, B batch, I input, H hidden, D directions, G gates.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ from benchmarks.workloads import Workload
 TORCH_DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 TORCH_DTYPES["int8"] = torch.float32
 SEED = 0
+EXTRAS = {"resets": "takes no reset mask", "heads": "has no heads", "packed": "takes no lengths here"}
+EXTRAS |= {"single": "is not measured with cells", "own": "has no cells of one's own"}
 
 
 class Unsupported(Exception):
@@ -31,11 +35,11 @@ class Job(NamedTuple):
     run: Callable[[], Any]  # what is timed
     read: Callable[[Any], dict[str, Tensor]]  # what `run` gave, by name, as tensors: y, then the gradients
 
-
-def compiled(job: Job) -> Job:
-    """The job after its first call, in which some libraries compile: that is no part of its time and memory."""
-    job.run()
-    return job
+    def warmed(self, calls: int = 1) -> Job:
+        """The job after its first calls, in which some libraries compile: that is no part of its time and memory."""
+        for _ in range(calls):
+            self.run()
+        return self
 
 
 @dataclass
@@ -46,25 +50,86 @@ class Case:
     dtype: str
     mode: str  # "infer" or "train"
     threads: int = 1  # for the providers that are told when they are built; torch's own number is set beside
-    # In float32 on the CPU, the source of the weights: torch.nn's, or where there are options that of rnnkernels.
+    # In float32 on the CPU, the source of the weights: torch.nn's, or where torch.nn has no such layer ours.
     module: nn.Module = field(init=False)
     x: Tensor = field(init=False)  # (T, B, I)
     dy: Tensor = field(init=False)  # (T, B, D * H), the gradient that training starts from; all heads side by side
+    inputs: dict[str, Tensor] = field(init=False, default_factory=dict)  # more of them, of cells of one's own: 0 to 1
     reset: Tensor | None = field(init=False, default=None)  # (T, B): the steps at which the state restarts from zero
     lengths: Tensor | None = field(init=False, default=None)  # (B,), on the CPU, where torch wants them
 
     def __post_init__(self) -> None:
         w = self.workload
         torch.manual_seed(SEED)
-        self.module = build(importlib.import_module("rnnkernels") if w.options else torch.nn, w)
-        kind = {"device": w.device, "dtype": TORCH_DTYPES[self.dtype]}
-        self.x = torch.randn(w.T, w.B, w.I).to(**kind)
-        self.dy = torch.randn(w.T, w.B, w.H * w.D * w.heads).to(**kind)
+        self.module = build(importlib.import_module("rnnkernels") if w.options or w.own else torch.nn, w)
+        if w.own and hasattr(self.module, "cell"):
+            program = self.module.cell.program
+            shapes = {name: (w.T, w.B, 1 if name in program.narrow else w.H) for name in program.step}
+            shapes |= {name: (w.B, w.H) for name in program.sequence}
+            self.inputs = {name: torch.rand(shape).to(**self.kind()) for name, shape in shapes.items()}
+        self.x = torch.randn(w.T, w.B, w.I).to(**self.kind())
+        self.dy = torch.randn(w.T, w.B, w.H * w.D * w.heads).to(**self.kind())
         if w.resets:
             self.reset = (torch.rand(w.T, w.B) < w.resets).to(w.device)
         if w.packed:
             self.lengths = torch.randint(1, w.T + 1, (w.B,))
             self.lengths[0] = w.T
+
+    @property
+    def train(self) -> bool:
+        return self.mode == "train"
+
+    def kind(self, dtype: str | None = None) -> dict[str, Any]:
+        """Device and dtype of its tensors, as torch has them; `dtype` replaces its own."""
+        return {"device": self.workload.device, "dtype": TORCH_DTYPES[dtype or self.dtype]}
+
+    def refuse_extras(self, name: str, *but: str) -> None:
+        """Raise Unsupported for what libraries with torch.nn's layers do not have."""
+        for extra, text in EXTRAS.items():
+            if extra not in but and getattr(self.workload, extra) != getattr(Workload, extra):
+                raise Unsupported(f"{name} {text}")
+        if self.workload.options:
+            raise Unsupported(f"{name} has no {' and '.join(dict(self.workload.options))}")
+
+    def refuse_stacks(self, name: str) -> None:
+        """Raise Unsupported for all but one layer in one direction."""
+        w = self.workload
+        if w.L > 1 or w.D > 1 or w.alternating or w.heads > 1:
+            raise Unsupported(f"{name} is one layer in one direction here")
+
+    def module_of(self, library: ModuleType, dtype: str | None = None) -> nn.Module:
+        """The module on a library with torch.nn's classes; `dtype` replaces the case's own."""
+        module = build(library, self.workload)
+        module.load_state_dict(self.module.state_dict())
+        # First rounded to the case's dtype, so that a float64 job computes the very same function.
+        module = module.to(TORCH_DTYPES[self.dtype]).to(**self.kind(dtype))
+        return module.train(self.train)
+
+    def job(self, module: nn.Module, call: Callable | None = None, dtype: str | None = None) -> Job:
+        """A job on a module that is called as torch.nn's are; `call` stands in for that (a compiled one)."""
+        call = torch_call(module, self) if call is None else call
+        x, dy = self.x.to(**self.kind(dtype)), self.dy.to(**self.kind(dtype))
+        leaves = {name: t.requires_grad_(self.train) for name, t in {"x": x, **self.inputs}.items()}
+        leaves |= {name: p for name, p in module.named_parameters() if p.requires_grad}
+        return torch_job(lambda: call(x)[0], self.mode, leaves, dy)
+
+
+def torch_job(call: Callable[[], Tensor], mode: str, leaves: dict[str, Tensor], dy: Tensor) -> Job:
+    """A job of what computes y, in training with the gradients of the leaves."""
+    if mode == "infer":
+        return Job(call, lambda y: {"y": y})
+    names, tensors = ("y", *(f"d{name}" for name in leaves)), tuple(leaves.values())
+
+    def step() -> tuple[Tensor | None, ...]:
+        y = call()
+        return y, *torch.autograd.grad(y, tensors, dy, allow_unused=True)
+
+    return Job(step, lambda out: {n: t.detach() for n, t in zip(names, out, strict=True) if t is not None})
+
+
+def module_job(library: ModuleType, case: Case, dtype: str | None = None) -> Job:
+    """A job on a library with torch.nn's classes, holding the case's weights; `dtype` replaces the case's own."""
+    return case.job(case.module_of(library, dtype), dtype=dtype)
 
 
 class Alternating(nn.ModuleList):
@@ -96,27 +161,10 @@ class Step(nn.Module):
         return (y[0] if isinstance(y, tuple) else y)[None], None
 
 
-EXTRAS = {"resets": "takes no reset mask", "heads": "has no heads", "packed": "takes no lengths here"}
-EXTRAS |= {"single": "is not measured with cells"}
-
-
-def refuse_extras(name: str, w: Workload) -> None:
-    """Raise Unsupported for what libraries with torch.nn's layers do not have."""
-    for extra, text in EXTRAS.items():
-        if getattr(w, extra) != getattr(Workload, extra):
-            raise Unsupported(f"{name} {text}")
-    if w.options:
-        raise Unsupported(f"{name} has no {' and '.join(dict(w.options))}")
-
-
-def refuse_stacks(name: str, w: Workload) -> None:
-    """Raise Unsupported for all but one layer in one direction."""
-    if w.L > 1 or w.D > 1 or w.alternating or w.heads > 1:
-        raise Unsupported(f"{name} is one layer in one direction here")
-
-
-def build(library: Any, w: Workload) -> nn.Module:
+def build(library: ModuleType, w: Workload) -> nn.Module:
     """The workload's module, from a library with torch.nn's classes: torch.nn itself, or rnnkernels."""
+    if w.own:
+        return importlib.import_module("benchmarks.providers.own_cells").layer_of(w)
     if w.single:
         return Step(getattr(library, f"{w.cell.upper()}Cell")(w.I, w.H))
     cls = getattr(library, w.cell.upper(), None)
@@ -177,52 +225,18 @@ def torch_call(module: nn.Module, case: Case) -> Callable[[Tensor], tuple]:
     return module if case.lengths is None else partial(packed, module, case.lengths)
 
 
-def directions(w: Workload) -> list[list[tuple[dict[str, str], bool]]]:
-    """The layers of a workload, each a list of its directions: the names that its four parameters have in the case's
-    module, and whether it walks backwards in time."""
+def directions(case: Case) -> list[list[tuple[dict[str, str], bool]]]:
+    """The layers of a case, each a list of its directions: the names that its parameters have in the case's module, by
+    their names without a suffix, and whether it walks backwards in time."""
+    w = case.workload
 
     def named(prefix: str, suffix: str) -> dict[str, str]:
-        return {n: f"{prefix}{n}_{suffix}" for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")}
+        whole = [n for n, _ in case.module.named_parameters() if n.startswith(prefix) and n.endswith(suffix)]
+        return {n.removeprefix(prefix).removesuffix(suffix): n for n in whole}
 
     if w.alternating:
-        return [[(named(f"{n}.", "l0"), bool(n % 2))] for n in range(w.L)]
-    return [[(named("", f"l{n}" + "_reverse" * d), bool(d)) for d in range(w.D)] for n in range(w.L)]
-
-
-def module_of(library: Any, case: Case, dtype: str | None = None) -> nn.Module:
-    """The case's module on a library with torch.nn's classes; `dtype` replaces the case's own."""
-    module = build(library, case.workload)
-    module.load_state_dict(case.module.state_dict())
-    # First rounded to the case's dtype, so that a float64 job computes the very same function.
-    module = module.to(TORCH_DTYPES[case.dtype]).to(case.workload.device, TORCH_DTYPES[dtype or case.dtype])
-    return module.eval() if case.mode == "infer" else module
-
-
-def torch_job(call: Callable[[], Tensor], mode: str, leaves: dict[str, Tensor], dy: Tensor | None) -> Job:
-    """A job of what computes y, in training with the gradients of the leaves; dy None: of the sum of y."""
-    if mode == "infer":
-        return Job(call, lambda y: {"y": y})
-    names, tensors = ("y", *(f"d{name}" for name in leaves)), tuple(leaves.values())
-
-    def step() -> tuple[Tensor | None, ...]:
-        y = call()
-        return y, *torch.autograd.grad(y.sum() if dy is None else y, tensors, dy, allow_unused=True)
-
-    return Job(step, lambda out: {n: t.detach() for n, t in zip(names, out, strict=True) if t is not None})
-
-
-def job_of(module: nn.Module, case: Case, call: Callable | None = None, dtype: str | None = None) -> Job:
-    """A job on a module that is called as torch.nn's are; `call` stands in for that (a compiled one)."""
-    call = torch_call(module, case) if call is None else call
-    kind = {"device": case.workload.device, "dtype": TORCH_DTYPES[dtype or case.dtype]}
-    x, dy = case.x.to(**kind), case.dy.to(**kind)
-    leaves = {"x": x.requires_grad_(case.mode == "train"), **dict(module.named_parameters())}
-    return torch_job(lambda: call(x)[0], case.mode, leaves, dy)
-
-
-def module_job(library: Any, case: Case, dtype: str | None = None) -> Job:
-    """A job on a library with torch.nn's classes, holding the case's weights; `dtype` replaces the case's own."""
-    return job_of(module_of(library, case, dtype), case, dtype=dtype)
+        return [[(named(f"{n}.", "_l0"), bool(n % 2))] for n in range(w.L)]
+    return [[(named("", f"_l{n}" + "_reverse" * d), bool(d)) for d in range(w.D)] for n in range(w.L)]
 
 
 Make = Callable[[Case], Job]
@@ -237,6 +251,7 @@ class Provider:
     devices: tuple[str, ...] = ("cpu",)
     int8: Make | None = None  # builds the job with quantised weights
     default: bool = True  # whether it is measured where no providers are named
+    weights: bool = False  # whether it has weights of its own, which it puts into the case's module
 
     def job(self, case: Case) -> Job:
         """Build the job, or raise Unsupported."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from benchmarks.providers.case import TORCH_DTYPES, Case, Job, Unsupported, job_of, module_of, provider, refuse_extras
+from benchmarks.providers.case import TORCH_DTYPES, Case, Job, Unsupported, provider
 
 
 def torchrl_job(case: Case, backend: str) -> Job:
@@ -26,7 +26,7 @@ def torchrl_job(case: Case, backend: str) -> Job:
     dtype = TORCH_DTYPES[case.dtype]
     inner = getattr(nn, w.cell.upper())(w.I, w.H, w.L, batch_first=True)
     inner.load_state_dict(case.module.state_dict())
-    inner = inner.to(w.device, dtype).train(case.mode == "train")
+    inner = inner.to(w.device, dtype).train(case.train)
     states = ["h"] if w.cell == "gru" else ["h", "c"]
     module = {"gru": GRUModule, "lstm": LSTMModule}[w.cell](
         **{w.cell: inner}, in_keys=["x", *states, "is_init"], out_keys=["y", *(("next", name) for name in states)],
@@ -42,7 +42,7 @@ def torchrl_job(case: Case, backend: str) -> Job:
         given = {"x": x.transpose(0, 1), "is_init": is_init, **dict.fromkeys(states, zeros)}
         return module(TensorDict(given, [w.B, w.T]))["y"].transpose(0, 1), None
 
-    return job_of(inner, case, call=call)
+    return case.job(inner, call)
 
 
 for _backend in ("triton", "scan"):
@@ -55,7 +55,7 @@ FUNCTIONS = {"lstm": ("lstm", 4), "gru": ("gru", 3), "rnn": ("elman", 1)}  # Fla
 @provider("flashrnn", package="flashrnn", devices=("cuda",))
 def flashrnn_job(case: Case, backend: str = "cuda_fused") -> Job:
     w = case.workload
-    refuse_extras("FlashRNN", w)
+    case.refuse_extras("FlashRNN")
     if w.bidirectional or w.alternating or w.L > 1:
         raise Unsupported("FlashRNN is one layer in one direction")
     if case.dtype == "float64":
@@ -63,7 +63,7 @@ def flashrnn_job(case: Case, backend: str = "cuda_fused") -> Job:
     from flashrnn import flashrnn
 
     function, G = FUNCTIONS[w.cell]
-    module = module_of(torch.nn, case)
+    module = case.module_of(nn)
 
     def call(x: Tensor) -> tuple[Tensor, None]:
         gates = linear(x.transpose(0, 1), module.weight_ih_l0).unflatten(-1, (G, 1, w.H))  # (B, T, G, heads, H)
@@ -76,4 +76,4 @@ def flashrnn_job(case: Case, backend: str = "cuda_fused") -> Job:
         states, _ = flashrnn(gates, r, bias, function=function, backend=backend, dtype=case.dtype)
         return states[0].flatten(2).transpose(0, 1), None
 
-    return job_of(module, case, call=call)
+    return case.job(module, call)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.providers.case import Case, Job, Unsupported, compiled, directions, provider, refuse_extras
+from benchmarks.providers.case import Case, Job, Unsupported, directions, provider
 
 
 def operations() -> dict[str, Callable]:
@@ -35,9 +35,8 @@ def operations() -> dict[str, Callable]:
     }  # fmt: skip
 
 
-def network(program: Any, H: int, bias: bool = True, reverse: bool = False, turned: bool = False) -> Callable:
-    """One direction of a layer as a function (weights by name, x_TBI, extra inputs by name) -> y_TBH. ``turned``: the
-    matrices are (out, in)."""
+def network(program: Any, H: int, reverse: bool = False) -> Callable:
+    """One direction of a layer as a function (weights by name, x_TBI, extra inputs by name) -> y_TBH."""
     import jax.numpy as jnp
     from jax import lax
 
@@ -54,8 +53,7 @@ def network(program: Any, H: int, bias: bool = True, reverse: bool = False, turn
         return {(put.to, put.what): values[put.value] for put in program.sections[section].puts}
 
     def product(v, p, side, part=slice(None)):
-        w = p[f"weight_{side}"]
-        return v @ (w[part].T if turned else w[:, part]) + (p[f"bias_{side}"][part] if bias else 0)
+        return v @ p[f"weight_{side}"][:, part] + (p[f"bias_{side}"][part] if f"bias_{side}" in p else 0)
 
     def forward(p, x, u):
         if program.inputs and not program.given:
@@ -101,61 +99,40 @@ def to_jax(t: Tensor, dtype: str):
     return jax.device_put(wide.astype(jax.numpy.dtype(dtype)))
 
 
-def jax_job(forward: Callable, mode: str, p: dict, x: Any, u: dict, dy: Any, named: Callable[[dict], dict]) -> Job:
-    """A job of a function as `network` gives. ``dy``: None for the gradients of the sum; ``named``: what is read of the
-    gradients of the weights."""
-    import jax
-
-    def to_torch(a) -> Tensor:
-        return torch.from_dlpack(a).clone()
-
-    if mode == "infer":
-        infer = jax.jit(forward)
-        return compiled(Job(lambda: infer(p, x, u).block_until_ready(), lambda y: {"y": to_torch(y)}))
-
-    @jax.jit
-    def step(p, x, u, dy):
-        y, back = jax.vjp(forward, p, x, u)
-        return y, *back(jax.numpy.ones_like(y) if dy is None else dy)
-
-    def read(out) -> dict[str, Tensor]:
-        y, dp, dx, _ = out
-        return {"y": to_torch(y), "dx": to_torch(dx)} | {n: to_torch(g) for n, g in named(dp).items()}
-
-    return compiled(Job(lambda: jax.block_until_ready(step(p, x, u, dy)), read))
-
-
 @provider("jax", package="jax")
 def jax_scan(case: Case) -> Job:
     w, dtype = case.workload, case.dtype
-    refuse_extras("the scan", w)
+    case.refuse_extras("the scan", "own")
     if dtype == "float16":
         raise Unsupported("XLA's float16 on CPUs is emulated")
+    import jax
     import jax.numpy as jnp
 
-    program = getattr(importlib.import_module("rnnkernels.cells.built_in"), w.cell).program
-    walks = {reverse: network(program, w.H, reverse=reverse) for reverse in (False, True)}
+    cells = importlib.import_module("rnnkernels.cells.built_in")
+    program = case.module.cell.program if w.own else getattr(cells, w.cell).program
+    walks = {reverse: network(program, w.H, reverse) for reverse in (False, True)}
 
     def forward(p, x, u):
-        for layer in directions(w):
+        for layer in directions(case):
             ys = [walks[reverse]({n: p[name] for n, name in names.items()}, x, u) for names, reverse in layer]
             x = jnp.concatenate(ys, axis=-1)
         return x
 
-    def named(dp: dict) -> dict:
-        return {f"d{name}": g.T for name, g in dp.items()}
+    @jax.jit
+    def step(p, x, u, dy):
+        y, back = jax.vjp(forward, p, x, u)
+        return y, *back(dy)
+
+    def to_torch(a) -> Tensor:
+        return torch.from_dlpack(a).clone()
+
+    def read(out) -> dict[str, Tensor]:
+        y, dp, dx, _ = out
+        return {"y": to_torch(y), "dx": to_torch(dx)} | {f"d{name}": to_torch(g.T) for name, g in dp.items()}
 
     p = {name: to_jax(t.mT if t.ndim == 2 else t, dtype) for name, t in case.module.named_parameters()}
-    return jax_job(forward, case.mode, p, to_jax(case.x, dtype), {}, to_jax(case.dy, dtype), named)
-
-
-def jax_cell(layer: Any, x: Tensor, inputs: dict[str, Tensor], mode: str) -> Job:
-    """A layer of a cell of one's own, with the gradient of the sum of y; matrices stay (out, in), as torch has them."""
-    dtype = str(x.dtype).removeprefix("torch.")
-    try:
-        p = {n.removesuffix("_l0"): to_jax(t, dtype) for n, t in layer.named_parameters()}
-    except ImportError as error:
-        raise Unsupported(str(error)) from None
-    forward = network(layer.cell.program, layer.hidden_size, layer.bias, turned=True)
-    u = {name: to_jax(t, dtype) for name, t in inputs.items()}
-    return jax_job(forward, mode, p, to_jax(x, dtype), u, None, lambda dp: {})
+    x, dy, u = to_jax(case.x, dtype), to_jax(case.dy, dtype), {n: to_jax(t, dtype) for n, t in case.inputs.items()}
+    infer = jax.jit(forward)
+    if case.train:
+        return Job(lambda: jax.block_until_ready(step(p, x, u, dy)), read).warmed()
+    return Job(lambda: infer(p, x, u).block_until_ready(), lambda y: {"y": to_torch(y)}).warmed()

@@ -11,16 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.providers.case import (
-    TORCH_DTYPES,
-    Case,
-    Job,
-    Unsupported,
-    module_of,
-    provider,
-    refuse_stacks,
-    torch_job,
-)
+from benchmarks.providers.case import Case, Job, Unsupported, provider, torch_job
 
 LAYERS = {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
 
@@ -28,7 +19,7 @@ LAYERS = {"rnn": "SimpleRNN", "lstm": "LSTM", "gru": "GRU"}
 @provider("keras", package="keras", default=False)
 def keras_layer(case: Case) -> Job:
     w, options = case.workload, dict(case.workload.options)
-    refuse_stacks("the Keras layer", w)
+    case.refuse_stacks("the Keras layer")
     if case.dtype != "float32":
         raise Unsupported("measured in float32: Keras computes parts of float64 in it too")
     if w.resets:
@@ -47,7 +38,7 @@ def keras_layer(case: Case) -> Job:
 
     if keras.backend.backend() != "torch":
         raise Unsupported(f"Keras runs on {keras.backend.backend()} here: set KERAS_BACKEND=torch")
-    module = module_of(rnnkernels, case)
+    module = case.module_of(rnnkernels)
     settings = {"reset_after": module.reset_after} if w.cell == "gru" else {}
     layer = getattr(keras.layers, LAYERS[w.cell])(
         w.H, return_sequences=True, zero_output_for_mask=True, dtype=case.dtype, **settings
@@ -55,8 +46,7 @@ def keras_layer(case: Case) -> Job:
     layer.build((w.B, w.T, w.I))
     layer.set_weights(export_weights(module))
     mask = None if case.lengths is None else torch.arange(w.T) < case.lengths[:, None]
-    kind = {"device": w.device, "dtype": TORCH_DTYPES[case.dtype]}
-    x, dy, train = case.x.transpose(0, 1).to(**kind), case.dy.transpose(0, 1).to(**kind), case.mode == "train"
+    x, dy, train = case.x.transpose(0, 1), case.dy.transpose(0, 1), case.train
     names = [name for name, _ in shapes(module)]
     weights = dict(zip(names, (variable.value for variable in layer.trainable_weights), strict=True))
     leaves = {"x": x.requires_grad_(train), **weights}

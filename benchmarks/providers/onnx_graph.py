@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from benchmarks import machine
-from benchmarks.providers.case import Case, Job, Unsupported, directions, provider, refuse_extras
+from benchmarks.providers.case import Case, Job, Unsupported, directions, provider
 
 ORDER = {"rnn": [0], "lstm": [0, 3, 1, 2], "gru": [1, 0, 2]}  # torch's ifgo to iofc, rzn to zrh
 OPSET, IR = 17, 9
 
 
 def _inference(name: str, case: Case, dtypes: tuple[str, ...]) -> None:
-    refuse_extras(name, case.workload)
-    if case.mode != "infer":
+    case.refuse_extras(name)
+    if case.train:
         raise Unsupported("inference only")
     if case.dtype not in dtypes:
         raise Unsupported(f"{name}'s recurrent operators are for {' and '.join(dtypes)}")
@@ -49,7 +49,7 @@ def graph(case: Case):
 
     shape = constant("shape", np.array([w.T, w.B, w.D * w.H]))
     y = "x"
-    for n, layer in enumerate(directions(w)):
+    for n, layer in enumerate(directions(case)):
         found = [{kind: gates(name) for kind, name in names.items()} for names, _ in layer]
         w_ih = constant(f"w{n}", np.stack([d["weight_ih"] for d in found]))
         w_hh = constant(f"r{n}", np.stack([d["weight_hh"] for d in found]))

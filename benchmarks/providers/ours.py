@@ -6,28 +6,19 @@ Resets and lengths are arguments of the modules; heads are `vmap` over stacked w
 from __future__ import annotations
 
 import importlib
-from dataclasses import replace
 from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from benchmarks.providers.case import (
-    SEED,
-    TORCH_DTYPES,
-    Case,
-    Heads,
-    Job,
-    Unsupported,
-    build,
-    job_of,
-    masks,
-    module_of,
-    provider,
-    refuse_extras,
-    refuse_stacks,
-)
+from benchmarks.providers.case import SEED, TORCH_DTYPES, Case, Heads, Job, Unsupported, build, masks, provider
+
+
+def rnnkernels() -> ModuleType:
+    """Imported when a job is made, and not with this file (worker.py)."""
+    return importlib.import_module("rnnkernels")
 
 
 class StackedHeads(nn.Module):
@@ -65,31 +56,29 @@ class StackedHeads(nn.Module):
 
 
 def ours_int8(case: Case) -> Job:
-    library = importlib.import_module("rnnkernels")
-    refuse_extras("quantize_dynamic", case.workload)
+    case.refuse_extras("quantize_dynamic")
     try:
-        module = library.quantize_dynamic(module_of(library, case))
+        module = rnnkernels().quantize_dynamic(case.module_of(rnnkernels()))
     except NotImplementedError as error:
         raise Unsupported(str(error)) from None
-    return job_of(module, case)
+    return case.job(module)
 
 
 @provider("rnnkernels", package="rnnkernels", devices=("cpu", "cuda"), int8=ours_int8)
 def ours(case: Case) -> Job:
-    library, w = importlib.import_module("rnnkernels"), case.workload
-    module = module_of(library, case)
-    if w.heads > 1:
+    module = case.module_of(rnnkernels())
+    if case.workload.heads > 1:
         stacked = StackedHeads(module).train(module.training)
-        job = job_of(stacked, case)
+        job = case.job(stacked)
         return Job(job.run, stacked.separate(job.read))
-    if case.reset is None and case.lengths is None:
-        return job_of(module, case)
-    lengths = None if case.lengths is None else case.lengths.to(w.device)
-    return job_of(module, case, call=partial(module, lengths=lengths, reset=case.reset))
+    lengths = None if case.lengths is None else case.lengths.to(case.workload.device)
+    given = {"lengths": lengths, "reset": case.reset, **case.inputs}
+    given = {name: tensor for name, tensor in given.items() if tensor is not None}
+    return case.job(module, partial(module, **given) if given else module)
 
 
 def reference_job(case: Case) -> Job:
-    """The case with its options in float64 on the reference, with the masks that the seed gives in the case's dtype."""
+    """The case in float64 on the reference; where it has options, with the masks that the seed gives in its dtype."""
     from rnnkernels import backends
     from rnnkernels.cells.call import LayerCall
     from rnnkernels.nn.base import MODES
@@ -97,23 +86,25 @@ def reference_job(case: Case) -> Job:
     from rnnkernels.nn.options import PLAIN, settings
     from rnnkernels.op import run
 
-    w = case.workload
-    refuse_stacks("what is checked with options", w)
-    module = module_of(importlib.import_module("rnnkernels"), case, "float64")
-    torch.manual_seed(SEED)
-    h_mask, zone = masks(w, case.mode == "train", case.x)
-    cell, activation, gate = settings(*MODES[module.mode], module._rk_options or PLAIN)
+    w, module = case.workload, case.module_of(rnnkernels(), "float64")
+    if w.own:
+        layer = partial(module, **{name: t.double() for name, t in case.inputs.items()})
+    else:
+        case.refuse_stacks("what is checked with options")
+        torch.manual_seed(SEED)
+        h_mask, zone = masks(w, case.train, case.x)
+        cell, activation, gate = settings(*MODES[module.mode], module._rk_options or PLAIN)
 
-    def layer(x):
-        return run.layer(
-            LayerCall(
-                cell, x, [], module._flat_weights, activation=activation, recurrent_activation=gate,
-                lengths=case.lengths, reset=case.reset, h_mask=None if h_mask is None else h_mask.double(),
-                zone=[z.double() for z in zone], layer_norm=module.layer_norm, eps=EPS,
-            )
-        )  # fmt: skip
+        def layer(x):
+            return run.layer(
+                LayerCall(
+                    cell, x, [], module._flat_weights, activation=activation, recurrent_activation=gate,
+                    lengths=case.lengths, reset=case.reset, h_mask=None if h_mask is None else h_mask.double(),
+                    zone=[z.double() for z in zone], layer_norm=module.layer_norm, eps=EPS,
+                )
+            )  # fmt: skip
 
-    job = job_of(module, case, call=layer, dtype="float64")
+    job = case.job(module, layer, "float64")
 
     def forced():
         with backends.force("reference"):
@@ -124,17 +115,15 @@ def reference_job(case: Case) -> Job:
 
 def schedule_of(case: Case) -> str:
     """The backend and schedule that `explain` names for the first layer."""
-    import rnnkernels
     from rnnkernels.tools.explain import describe
 
-    w, dtype = case.workload, TORCH_DTYPES[case.dtype]
-    library = build(rnnkernels, w)
-    module = library[0] if isinstance(library, torch.nn.ModuleList) else library
-    module = module.to(w.device, dtype).train(case.mode == "train")
-    x = torch.empty(w.T, w.B, module.input_size, device=w.device, dtype=dtype)
+    w, library = case.workload, build(rnnkernels(), case.workload)
+    module = library[0] if isinstance(library, nn.ModuleList) else library
+    module = module.to(**case.kind()).train(case.train)
+    x = torch.empty(w.T, w.B, module.input_size, **case.kind())
     lengths = None if case.lengths is None else case.lengths.to(w.device)
-    with torch.set_grad_enabled(case.mode == "train"):
-        call = rnnkernels.explain(module, x, lengths=lengths, reset=case.reset).layers[0].call
+    with torch.set_grad_enabled(case.train):
+        call = rnnkernels().explain(module, x, lengths=lengths, reset=case.reset).layers[0].call
         layer = describe(0, call._replace(D=call.D * w.heads))
     return f"{layer.backend}: {layer.schedule}"
 
@@ -143,14 +132,13 @@ def schedule_of(case: Case) -> str:
 def stepper(case: Case) -> Job:
     """One `step_` into a tensor that is there; the state goes on from call to call, as it does in a stream."""
     w = case.workload
-    refuse_extras("the Stepper", replace(w, single=False))
-    if w.T != 1 or case.mode != "infer":
+    case.refuse_extras("the Stepper", "single")
+    if w.T != 1 or case.train:
         raise Unsupported("for inference of single steps (T = 1)")
-    library = importlib.import_module("rnnkernels")
     if w.bidirectional or w.alternating:
         raise Unsupported("a stream has no future to walk back from")
-    module = module_of(library, case)
-    step_ = library.Stepper(module.cell if w.single else module, w.B).step_
+    module = case.module_of(rnnkernels())
+    step_ = rnnkernels().Stepper(module.cell if w.single else module, w.B).step_
     x, y = case.x[0], torch.empty(w.B, w.H, dtype=TORCH_DTYPES[case.dtype])
 
     def run() -> torch.Tensor:
@@ -158,3 +146,15 @@ def stepper(case: Case) -> Job:
         return y
 
     return Job(run, lambda out: {"y": out.clone()[None]})
+
+
+@provider("built_in", package="rnnkernels", default=False)
+def built_in(case: Case) -> Job:
+    """Beside a cell of one's own, our layer of the same cell."""
+    return importlib.import_module("benchmarks.providers.own_cells").built_in(case)
+
+
+@provider("public", package="rnnkernels", default=False, weights=True)
+def public(case: Case) -> Job:
+    """The public implementation of a cell of one's own."""
+    return importlib.import_module("benchmarks.providers.own_cells").public(case)

@@ -144,15 +144,16 @@ def cells(results, link):
     """Cells of one's own: the time of each other way over ours, by mode, over all cells and shapes."""
     lines = [["the other way", *MODES.values()]]
     others = {
-        "loop": "a loop over steps in plain torch", "torch.jit": "the same, scripted", "torch.compile": "compiled",
+        "loop": "a loop over steps in plain torch", "torch_script": "the same, scripted", "torch_compile": "compiled",
         "jax": "`jax.lax.scan` under `jit`", "public": "the cell's public implementation",
-        "built in": "our built-in layer of the same cell",
+        "built_in": "our built-in layer of the same cell",
     }  # fmt: skip
     for name, text in others.items():
         line = [text]
         for mode in MODES:
-            times = [row["times"] for row in results["rows"] if row["mode"] == mode and name in row["times"]]
-            line.append(spread([found[name]["seconds"] / found["rnnkernels"]["seconds"] for found in times]))
+            found = [row["providers"] for row in results["rows"] if row["mode"] == mode]
+            times = [(by[name], by["rnnkernels"]) for by in found if "seconds" in by.get(name, {})]
+            line.append(spread([theirs["seconds"] / mine["seconds"] for theirs, mine in times]))
         lines += [line] if set(line[1:]) != {"–"} else []
     return table(lines) + "\n" + came_from(results, link)
 

@@ -184,7 +184,8 @@ def test_what_a_peer_cannot_do_is_a_reason_not_an_error(name):
     if PROVIDERS[name].missing():
         pytest.skip(f"{name} {PROVIDERS[name].missing()}")
     for extra in ({"resets": 0.1}, {"heads": 2}, {"packed": True}, {"device": "mars"}):
-        has = {"torch": set(extra), "torch_script": {"resets", "packed"}, "keras": {"packed"}}.get(name, set())
+        loops = dict.fromkeys(("loop", "torch_script"), {"resets", "packed"})
+        has = ({"torch": set(extra), "keras": {"packed"}} | loops).get(name, set())
         if set(extra) & (has - {"device"}):  # it has a way of its own
             continue
         with pytest.raises(Unsupported):
@@ -203,7 +204,9 @@ def test_int8_is_for_inference_and_for_those_that_have_it():
 def test_the_layers_name_every_parameter_once():
     for extra in EXTRAS.values():
         w = replace(SMALL, **extra)
-        named = [name for layer in directions(w) for names, _ in layer for name in names.values()]
+        named = [
+            name for layer in directions(Case(w, "float32", "infer")) for names, _ in layer for name in names.values()
+        ]
         assert sorted(named) == sorted(dict(Case(w, "float32", "infer").module.named_parameters()))
 
 

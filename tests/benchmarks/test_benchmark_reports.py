@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import cli, plots, report, roofline, tables
+from benchmarks import cli, plots, report, roofline
 from benchmarks.rows import derive
 from benchmarks.workloads import Workload
 
@@ -161,7 +161,9 @@ def test_variants_have_the_plain_layer_and_each_other_way_beside_them():
     rows = [row(name, ours=2.0, torch=6.0) | {"variant": "reset", "plain": {"seconds": 1.6}} for name in ("a", "b")]
     for r, over in zip(rows, (1.25, 5.0), strict=True):
         r |= {"over_plain": over, "masks": {"seconds": 0.1}, "schedule": "cpp: x"}
-    text = report.markdown(results(rows) | {"absent": {"keras": "is not here"}, "cut": ["c, reset, train"]})
+    machine = MACHINE | {"command": "python -m benchmarks.variants"}
+    more = {"machine": machine, "absent": {"keras": "is not here"}, "cut": ["c, reset, train"]}
+    text = report.markdown(results(rows) | more)
     assert "| a | LSTM | reset | 7 | 1 | 1→1 | 1 | float32 | 1 | cpp |" in text
     assert "| cpp | 1600 ms | 2000 ms | 1.25 | 100 ms | 6000 ms | 3.00 |" in text
     assert "| reset | infer | 2 | 2.50 | 5.00 | b |" in text
@@ -211,4 +213,4 @@ def test_results_that_were_saved_can_be_read_and_make_their_page(path):
 
 def test_a_column_is_left_out_only_where_no_line_has_a_text():
     lines = [{"a": 1, "b": None, "c": ""}, {"a": 0.999, "b": "x slower", "c": ""}]
-    assert tables.table(lines) == "| a | b |\n|---|---|\n| 1 |  |\n| 1.00 | **x slower** |"
+    assert report.table(lines) == "| a | b |\n|---|---|\n| 1 |  |\n| 1.00 | **x slower** |"

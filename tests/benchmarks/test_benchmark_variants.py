@@ -1,6 +1,5 @@
 """`python -m benchmarks.variants`: all sides compute the same with the same masks, and what is slow or wrong shows."""
 
-import functools
 import json
 from dataclasses import replace
 
@@ -15,6 +14,7 @@ from benchmarks.measure import FLOOR, Subject, errors, result_of, truth_of
 from benchmarks.providers import PROVIDERS, Case, Job, Provider, Unsupported
 from benchmarks.providers.case import masks
 from benchmarks.providers.ours import ours, reference_job
+from benchmarks.rows import Rows
 from benchmarks.workloads import VARIANTS, Workload
 from benchmarks.workloads import variants as variants_of
 
@@ -29,7 +29,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name", variants.PROVIDED)
+@pytest.mark.parametrize("name", run.BESIDE)
 def test_every_side_computes_every_variant_or_says_why_not(name):
     if PROVIDERS[name].missing():
         pytest.skip(f"{name} {PROVIDERS[name].missing()}")
@@ -114,6 +114,10 @@ def test_options_of_what_is_no_single_layer_are_refused():
         PROVIDERS["torch_script"].job(Case(replace(SMALL, bidirectional=True), "float32", "infer"))
 
 
+def variants_asked(*arguments):
+    return run.parse(list(arguments), "variants")
+
+
 def test_variants_are_workloads_on_the_cpu_and_nothing_is_planned_twice():
     found = variants_of(list(VARIANTS))
     assert list(dict.fromkeys(w.name for w in found)) == [
@@ -122,9 +126,9 @@ def test_variants_are_workloads_on_the_cpu_and_nothing_is_planned_twice():
     for w in found:
         plain = w.plain
         assert w.device == "cpu" and w != plain and not (plain.resets or plain.packed or plain.options or plain.variant)
-    plan = variants.planned(found, ("infer", "train"))
-    assert len(plan) == len(set(plan)) == 2 * (5 * 7 + 2) + 7
-    groups = [(w.plain, mode) for w, mode in plan]
+    plan = run.planned(variants_asked("--threads", "1"), [])
+    assert len(plan) == len({task[:3] for task in plan}) == 2 * (5 * 7 + 2) + 7
+    groups = [(w.plain, mode) for w, _, mode, _ in plan]
     assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) == len(set(groups)) - 1  # each in one piece
 
 
@@ -138,8 +142,8 @@ TINY = [replace(SMALL, name="tiny", cell="gru", variant=name, **changes) for nam
 
 def test_a_run_writes_rows_beside_the_plain_layer(monkeypatch, tmp_path, capfd):
     asked = ["reset", "zoneout", "recompute"]
-    monkeypatch.setattr(variants, "variants", lambda names: TINY)
-    monkeypatch.setattr(variants, "PROVIDED", ("rnnkernels",))
+    monkeypatch.setattr(run, "variants", lambda names: TINY)
+    monkeypatch.setattr(run, "BESIDE", ("rnnkernels",))
     arguments = ["--quick", "--mode", "train", "--variants", ",".join(asked), "--out", str(tmp_path / "v")]
     status = variants.main(arguments)
     results, text = json.loads((tmp_path / "v.json").read_text()), (tmp_path / "v.md").read_text()
@@ -155,13 +159,14 @@ def test_a_run_writes_rows_beside_the_plain_layer(monkeypatch, tmp_path, capfd):
 
 
 def test_what_does_not_fit_into_the_time_is_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(variants, "variants", lambda names: TINY)
-    monkeypatch.setattr(variants, "measured", lambda *given: {"variant": given[0].variant, "providers": {}})
+    monkeypatch.setattr(run, "variants", lambda names: TINY)
+    monkeypatch.setattr(run, "schedule_of", lambda case: "")
+    monkeypatch.setattr(Rows, "measure", lambda self, *given: {"providers": {}})
     monkeypatch.setattr(cli.report, "write", lambda results, out, with_plots=False: [out])
-    told = {"line": lambda row: row["variant"], "terminal": lambda rows: f"{len(rows)} rows"}
-    monkeypatch.setattr(cli, "carried_out", functools.partial(cli.carried_out, **told))
-    clock = iter([0.0, 0.0, 100.0])
-    monkeypatch.setattr(variants.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(cli.report, "line", lambda row: "a row")
+    monkeypatch.setattr(cli.report, "terminal", lambda rows: f"{len(rows)} rows")
+    clock = iter([0.0, 0.0, 0.0, 100.0])
+    monkeypatch.setattr(run.time, "perf_counter", lambda: next(clock))
     asked = ["--seconds", "10", "--variants", "reset,zoneout", "--mode", "infer", "--out", str(tmp_path / "v")]
     assert variants.main(asked) == 1
     printed = capsys.readouterr().out
