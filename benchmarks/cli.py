@@ -22,16 +22,15 @@ def listed(known: list[str] | None = None, kind: Callable = str) -> Callable[[st
     """An argparse type: a list with commas, of known names or of positive numbers."""
 
     def parse(text: str) -> list:
-        found = []
-        for word in filter(None, (word.strip() for word in text.split(","))):
+        words = list(dict.fromkeys(filter(None, map(str.strip, text.split(",")))))
+        for word in words:
             if known is not None and word not in known:
                 raise argparse.ArgumentTypeError(f"unknown {word!r}; known: {', '.join(known)}")
             if kind is int and not (word.isdecimal() and int(word)):
                 raise argparse.ArgumentTypeError(f"not a positive number: {word!r}")
-            found.append(kind(word))
-        if not found:
+        if not words:
             raise argparse.ArgumentTypeError("an empty list")
-        return list(dict.fromkeys(found))
+        return list(map(kind, words))
 
     return parse
 
@@ -97,12 +96,12 @@ def resumed(asked: argparse.Namespace, fresh: dict) -> dict:
         return fresh
     try:
         old = json.loads(path.read_text(encoding="utf-8"))
+        if old["providers"] != fresh["providers"]:
+            raise ValueError(f"{path} is of other providers: {','.join(old['providers'])}")
         for name in ("cpu", "gpu", "torch", "rnnkernels", "commit"):
             was, now = old["machine"].get(name), fresh["machine"].get(name)
             if was != now:
                 raise ValueError(f"{path} is of another {name}: {was}, now {now}")
-        if old["providers"] != fresh["providers"]:
-            raise ValueError(f"{path} is of other providers: {','.join(old['providers'])}")
     except (OSError, ValueError, KeyError) as error:
         asked.parser.error(f"--resume: {error}")
     old["machine"]["command"] += f" && {fresh['machine']['command']}"

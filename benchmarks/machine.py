@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,8 +26,8 @@ def _read(path: str) -> str:
 
 
 def _cpuinfo(*fields: str) -> str:
-    lines = (line.partition(":") for line in _read("/proc/cpuinfo").splitlines())
-    return next((value.strip() for name, _, value in lines if name.strip() in fields), "")
+    found = re.search(rf"^({'|'.join(fields)})\s*:(.*)$", _read("/proc/cpuinfo"), re.MULTILINE)
+    return found[2].strip() if found else ""
 
 
 def version(package: str) -> str:
@@ -38,13 +39,11 @@ def version(package: str) -> str:
 
 def commit() -> str:
     """The commit of the working tree, marked when the tree has changes; "unknown" outside a repository."""
-    git = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+    git = ["git", "describe", "--always", "--exclude=*", "--dirty= with changes"]
     try:
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **git).stdout.strip()
-        changed = subprocess.run(["git", "status", "--porcelain", "-uno"], **git).stdout.strip()
+        return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return f"{head} with changes" if changed else head
 
 
 def cores(threads: int) -> list[int]:

@@ -47,26 +47,8 @@ def errors(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, 
         elif e.numel() == 0:
             found[name] = 0.0
         else:
-            largest = e.abs().max().clamp_min(torch.finfo(e.dtype).tiny)
-            found[name] = ((a.to(e) - e).abs().max() / largest).item()
+            found[name] = ((a.to(e) - e).abs().max() / e.abs().max().clamp_min(torch.finfo(e.dtype).tiny)).item()
     return found
-
-
-def faults(found: dict[str, float], known: dict[str, float], dtype: str) -> str | None:
-    """The first tensor that is not right, as text, or None. ``known``: errors that are known to be rounding."""
-    for name, error in found.items():
-        allowed = min(WRONG, max(2 * known.get(name, 0.0), FLOOR[dtype]))
-        if not error <= allowed:  # also true for NaN
-            return f"wrong {name}: error {error:.1e}, allowed {allowed:.1e}"
-    return None
-
-
-def int8_error(y: Tensor, expected: Tensor) -> dict[str, float]:
-    """Largest and root mean square difference, and the latter over the root mean square of what is expected."""
-    difference = (y.to(expected) - expected).double()
-    rms = difference.square().mean().sqrt()
-    relative = rms / expected.square().mean().sqrt()
-    return {"max_error": difference.abs().max().item(), "rms_error": rms.item(), "relative_error": relative.item()}
 
 
 @dataclass
@@ -123,18 +105,22 @@ def last_digit_changed(case: Case, seed: int) -> Case:
 
 def check(tensors: dict[str, Tensor], truth: Truth, dtype: str) -> dict:
     """The facts of a result: its error, or the reason why it is wrong."""
-    if dtype == "int8":
-        found = int8_error(tensors["y"], truth.tensors["y"])
-        if not found["relative_error"] <= INT8_WRONG:
-            return {"reason": f"wrong y: relative error {found['relative_error']:.1e}", "red": True}
-        return found
-    if "spikes" in truth.tensors:
-        others = (tensors["y"][:SPIKES] - truth.tensors["spikes"]).abs().mean().item()
+    y, expected = tensors["y"], truth.tensors
+    if "spikes" in expected:
+        others = (y[:SPIKES] - expected["spikes"]).abs().mean().item()
         return {"error": others} if others < 1e-3 else {"reason": f"other spikes: {others:.1%}", "red": True}
-    found = errors(tensors, truth.tensors)
-    fault = faults(found, truth.known, dtype)
-    if fault:
-        return {"reason": fault, "red": True}
+    if dtype == "int8":
+        difference = (y.to(expected["y"]) - expected["y"]).double()
+        rms = difference.square().mean().sqrt()
+        relative = (rms / expected["y"].square().mean().sqrt()).item()
+        if not relative <= INT8_WRONG:
+            return {"reason": f"wrong y: relative error {relative:.1e}", "red": True}
+        return {"max_error": difference.abs().max().item(), "rms_error": rms.item(), "relative_error": relative}
+    found = errors(tensors, expected)
+    for name, error in found.items():
+        allowed = min(WRONG, max(2 * truth.known.get(name, 0.0), FLOOR[dtype]))
+        if not error <= allowed:  # also true for NaN
+            return {"reason": f"wrong {name}: error {error:.1e}, allowed {allowed:.1e}", "red": True}
     worst = max(found, key=found.__getitem__)
     return {"error": found[worst], "error_of": worst}
 
@@ -178,11 +164,6 @@ class Subject:
         self.job: Job | None = None
         torch.set_num_threads(threads)
 
-    def _case(self, workload: Workload) -> Case:
-        if self.given is not None and workload is self.workload:
-            return self.given
-        return Case(workload, self.dtype, self.mode, self.threads)
-
     def _admitted(self, truth: Truth, with_memory: bool) -> dict:
         cuda, start = self.workload.device == "cuda", time.perf_counter()
         measure = memory.cuda_growth if cuda else memory.rss_growth
@@ -191,8 +172,8 @@ class Subject:
         first = with_memory and not cuda and self.workload.T > 1
         with torch.inference_mode(self.mode == "infer"):
             if first:
-                self.provider.job(self._case(replace(self.workload, T=1))).run()
-            case = self._case(self.workload)
+                self.provider.job(Case(replace(self.workload, T=1), self.dtype, self.mode, self.threads)).run()
+            case = self.given or Case(self.workload, self.dtype, self.mode, self.threads)
             job = self.provider.job(case)
             if truth.tensors is None:
                 return {"reason": "nothing to check it against"}
@@ -205,11 +186,8 @@ class Subject:
             if with_memory and not first:
                 del result
                 peak = measure(job.run)[0]
-        if with_memory:
-            facts["peak_bytes"] = peak
-        if "reason" not in facts:
-            self.job = job
-        return facts
+        self.job = None if "reason" in facts else job
+        return facts | ({"peak_bytes": peak} if with_memory else {})
 
     def admit(self, truth: Truth | str, with_memory: bool = False) -> dict:
         """Its facts: {"error": ...}, or the {"reason": ...} why it is not timed. A string is the file of the truth."""
@@ -228,16 +206,14 @@ class Subject:
         An untimed call comes first, as in a program that computes all the time: threads wake, caches fill, and memory
         comes back from where it went meanwhile (a virtual machine gives what was freed to its host within seconds).
         """
-        run, collected = self.job.run, gc.isenabled()
         gc.disable()
         try:
             with torch.inference_mode(self.mode == "infer"):
-                run()
-                return self.timer(run, calls)
+                self.job.run()
+                return self.timer(self.job.run, calls)
         finally:
-            if collected:
-                gc.enable()
-                gc.collect(0)
+            gc.enable()
+            gc.collect(0)
 
 
 def alternate(

@@ -13,71 +13,14 @@ least; the training of DEAREST is whole.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import sys
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import offline_rows
 import triton_offline
-from offline_rows import Task
-from tqdm import tqdm
 from triton_offline import ARCHS, ARITHMETICS
 
 from benchmarks import cli, machine, report
-from benchmarks.report import bullets, section
-
-
-def line(row: dict) -> dict[str, object]:
-    faults = "; ".join(row["broken"])
-    grids = dict.fromkeys(" x ".join(map(str, own["grid"])) for own in row["workloads"].values())
-    return {
-        "workloads": ", ".join(row["workloads"]) + (" (1)" if row["note"] else ""), "pass": row["pass"],
-        "dtype": row["arithmetic"], "schedule": row["schedule"], "units x rows x K": " x ".join(map(str, row["tiles"])),
-        "warps, stages": f"{row['warps']}, {row['stages']}", "grid": ", ".join(grids), "registers": row["registers"],
-        "stack": row["stack"], "shared": f"{row['shared'] / 1024:.0f} KiB",
-        "weights": row["weights"] + (f" **{faults}**" if faults else ""), "tensor-core": row["tensor"],
-        "loads": row["loads"], "KiB": f"{row['load_bytes'] / 1024:.1f}", "barriers": row["barriers"],
-        "atomics": row["atomics"], "kernels": len(row["kernels"]),
-    }  # fmt: skip
-
-
-HOW = """Each launch that the launcher makes for a workload's layer, compiled for the chip named, not run. A row is a
-pass; where its launches are several kernels (the first and the last step differ), registers, stack and shared memory
-are the largest of them, and the rest is that of the most frequent one. Stack is spilled registers, often ones that wait
-for the end of the loop. Of the time loop, as its instructions stand there: tensor-core instructions, loads from global
-memory and what all threads of a program ask for with them in KiB, barriers of a program, atomics. *weights*: on chip
-(loaded before the loop, which has no room for them among its loads), streamed at each step, or none."""
-
-
-def markdown(results: dict) -> str:
-    """The whole file: a section for each chip."""
-    rows, found = results["rows"], offline_rows.broken(results["rows"])
-    kernels = {kernel for row in rows for kernel in row["kernels"]}
-    explained = sum(why != "" for why in found.values())
-    counts = f"{len(rows)} rows, {len(kernels)} kernels; budgets broken: {len(found)}, of which explained: {explained}."
-    notes = [f"(1) {note}" for note in sorted({row["note"] for row in rows if row["note"]})]
-    parts = [report.heading("Kernels of the GPU workloads, compiled without a GPU", results["machine"]) + HOW]
-    lines = [f"{line}. {why}" if why else line for line, why in found.items()]
-    parts += [*notes, counts, *([bullets(lines)] if lines else [])]
-    for arch, gpu in ARCHS.items():
-        title = f"{arch} ({gpu.chip.name}): {gpu.chip.shared // 1024} KiB of shared memory a program"
-        parts.append(section(title, [line(row) for row in rows if row["arch"] == arch]))
-    return "\n\n".join(filter(None, parts))
-
-
-def compiled(tasks: list[Task], processes: int) -> list[dict]:
-    """The rows of all tasks; in this process where one is asked for."""
-
-    def counted(found: Iterable[list[dict]]) -> list[dict]:
-        bar = tqdm(found, desc="compiling", total=len(tasks), unit="task", disable=None)
-        return [row for rows in bar for row in rows]
-
-    if processes == 1:
-        return counted(offline_rows.rows_of(*task) for task in tasks)
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return counted(pool.map(offline_rows.rows_of, *zip(*tasks, strict=True)))
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -98,7 +41,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> int:
     asked = parse(arguments)
     tasks = offline_rows.chosen(asked.arch, asked.dtype, asked.workloads, asked.full)
-    rows = offline_rows.merged(compiled(tasks, asked.processes))
+    rows = offline_rows.merged(offline_rows.compiled(tasks, asked.processes))
     for row in rows:
         row["broken"] = triton_offline.problems(row, ARCHS[row["arch"]])
     described = machine.describe("cpu", cli.command("offline", arguments))

@@ -9,26 +9,28 @@ from benchmarks.rows import AGAINST, ours, threads_text
 
 LOOKS = {"ratio": ("o", "#1f77b4"), "ratio_best": ("D", "#d95f02")}
 TICKS = (0.01, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
-MODES = ("infer", "train")
 
 
-def _axes(count: int, size: tuple[float, float]):
+def _panels(keys: list, size: tuple[float, float]):
+    """A figure with a panel for each key, on the same y axis."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    return plt.subplots(1, count, figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(keys), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis in axes[0]:
+        axis.grid(color="#dddddd", linewidth=0.7)
+        axis.set_axisbelow(True)
+    return figure, dict(zip(keys, axes[0], strict=True))
 
 
-def _finish(axis, title: str) -> None:
-    axis.grid(color="#dddddd", linewidth=0.7)
-    axis.set_axisbelow(True)
-    axis.set_title(title)
+def _save(figure, path: Path) -> bool:
+    import matplotlib.pyplot as plt
 
-
-def _label(row: dict) -> str:
-    return row["workload"] + (f", {row['dtype']}" if row["dtype"] != "float32" else "")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return True
 
 
 def ratios(results: dict, path: Path) -> bool:
@@ -36,32 +38,32 @@ def ratios(results: dict, path: Path) -> bool:
     rows = [row for row in results["rows"] if ours(row).get("ratio") or ours(row).get("ratio_best")]
     if not rows:
         return False
-    labels = list(dict.fromkeys(_label(row) for row in rows))
-    panels = sorted({(row["mode"], row["threads"]) for row in rows}, key=lambda p: (MODES.index(p[0]), p[1]))
+    names = [row["workload"] + (f", {row['dtype']}" if row["dtype"] != "float32" else "") for row in rows]
+    labels = list(dict.fromkeys(names))
+    keys = sorted({(row["mode"], row["threads"]) for row in rows})  # inference first
     values = [ours(row)[key] for row in rows for key in AGAINST if ours(row).get(key)]
     low, high = min(0.7, min(values) / 1.3), max(3.0, max(values) * 1.3)
     ticks = [tick for tick in TICKS if low <= tick <= high]
-    figure, axes = _axes(len(panels), (2.0 + 3.0 * len(panels), 1.9 + 0.26 * len(labels)))
-    for axis, (mode, threads) in zip(axes[0], panels, strict=True):
-        shown = [row for row in rows if (row["mode"], row["threads"]) == (mode, threads)]
-        axis.set_xscale("log")
-        axis.set_xlim(low, high)
+    figure, panels = _panels(keys, (2.0 + 3.0 * len(keys), 1.9 + 0.26 * len(labels)))
+    for (mode, threads), axis in panels.items():
+        axis.set(xscale="log", xlim=(low, high), title=f"{mode}, {threads_text(threads)}")
         axis.axvspan(low, 1, color="#d62728", alpha=0.08, linewidth=0)
         axis.axvline(1, color="black", linewidth=1)
         for key, (marker, color) in LOOKS.items():
-            x, y = zip(*((ours(r).get(key) or math.nan, labels.index(_label(r))) for r in shown), strict=True)
+            points = [
+                (ours(row).get(key) or math.nan, labels.index(name)) for row, name in zip(rows, names, strict=True)
+                if (row["mode"], row["threads"]) == (mode, threads)
+            ]  # fmt: skip
+            x, y = zip(*points, strict=True)
             axis.plot(x, y, marker, color=color, markersize=6, label=f"to {AGAINST[key]}", linestyle="none", alpha=0.85)
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-        _finish(axis, f"{mode}, {threads_text(threads)}")
-    axes[0][0].set_yticks(range(len(labels)), labels)
-    axes[0][0].set_ylim(len(labels) - 0.5, -0.5)
-    handles = axes[0][0].get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=2, frameon=False)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.5, -0.5)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     version = results["machine"].get("rnnkernels", "")
     figure.suptitle(f"rnnkernels {version}: the other's time over ours (left of 1: slower)")
-    _save(figure, path)
-    return True
+    return _save(figure, path)
 
 
 def _roofs(axis, roofs: dict, threads: int, low: float, high: float) -> None:
@@ -84,40 +86,26 @@ def roofline(results: dict, path: Path) -> bool:
     if "flops" not in roofs or not wanted:
         return False
     names, counts = list(dict.fromkeys(r["workload"] for r in wanted)), sorted({r["threads"] for r in wanted})
-    figure, axes = _axes(len(counts), (2.2 + 5.0 * len(counts), 5.6))
-    points = {
-        (r["threads"], names.index(r["workload"]) + 1): (
-            r["bound"]["flops"] / r["bound"]["bytes"],
-            r["bound"]["flops"] / ours(r)["seconds"] / 1e9,
-        )
-        for r in wanted
-    }
+    figure, panels = _panels(counts, (2.2 + 5.0 * len(counts), 5.6))
+    points = {}  # by threads and number of the workload
+    for r in wanted:
+        flops, moved = r["bound"]["flops"], r["bound"]["bytes"]
+        points[r["threads"], names.index(r["workload"]) + 1] = flops / moved, flops / ours(r)["seconds"] / 1e9
     low, high = min(x for x, _ in points.values()) / 2.5, max(x for x, _ in points.values()) * 2.5
-    for axis, threads in zip(axes[0], counts, strict=True):
+    for threads, axis in panels.items():
         _roofs(axis, roofs, threads, low, high)
         for (count, number), (x, y) in points.items():
             if count == threads:
                 axis.plot(x, y, "o", color="#333333", markersize=11, alpha=0.8, markeredgewidth=0)
                 axis.annotate(str(number), (x, y), fontsize=6.5, color="white", ha="center", va="center")
-        axis.set_xscale("log")
-        axis.set_yscale("log")
-        axis.set_xlim(low, high)
+        axis.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations for each byte of weights read")
         axis.set_ylim(bottom=min(y for _, y in points.values()) / 4)
-        axis.set_xlabel("operations for each byte of weights read")
-        _finish(axis, f"inference, float32, {threads_text(threads)}")
+        axis.set_title(f"inference, float32, {threads_text(threads)}")
         axis.legend(loc="lower right", fontsize=7.5)
-    axes[0][0].set_ylabel("GFLOP/s reached by rnnkernels")
+    panels[counts[0]].set_ylabel("GFLOP/s reached by rnnkernels")
     key = "\n".join(f"{number:2}  {name}" for number, name in enumerate(names, 1))
-    axes[0][-1].text(1.03, 1, key, transform=axes[0][-1].transAxes, va="top", fontsize=8.5)
-    _save(figure, path)
-    return True
-
-
-def _save(figure, path: Path) -> None:
-    import matplotlib.pyplot as plt
-
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    axis.text(1.03, 1, key, transform=axis.transAxes, va="top", fontsize=8.5)
+    return _save(figure, path)
 
 
 PLOTS = {"-ratio.png": ratios, "-roofline.png": roofline}

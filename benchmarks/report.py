@@ -19,6 +19,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks import plots
 from benchmarks.providers import OURS
 from benchmarks.rows import AGAINST, derive, ours, threads_text
@@ -69,21 +71,16 @@ def ratio_text(value: float | None) -> str:
     return f"{value:.{2 if value < 0.995 else 4}f} {SLOWER}"  # 0.998 must not read 1.00
 
 
-class Reasons:
-    """The reasons of what was not timed, numbered: in a table stands the time, or the number."""
+def time_text(row: dict, name: str, result: dict | None, reasons: dict[str, int]) -> str:
+    """The time of what was measured under a name, or the number of the reason why there is none (None: not asked)."""
+    if result and "seconds" in result:
+        return duration(row, result["seconds"])
+    reason = f"{name}: {result['reason'] if result else 'not asked'}"
+    return f"– ({reasons.setdefault(reason, len(reasons) + 1)})"
 
-    def __init__(self) -> None:
-        self.numbers: dict[str, int] = {}
 
-    def cell(self, row: dict, name: str, result: dict | None) -> str:
-        """Of what was measured under a name; None: it was not asked."""
-        if result and "seconds" in result:
-            return duration(row, result["seconds"])
-        reason = result["reason"] if result else "not asked"
-        return f"– ({self.numbers.setdefault(f'{name}: {reason}', len(self.numbers) + 1)})"
-
-    def lines(self) -> list[str]:
-        return [f"{number}. {text}" for text, number in self.numbers.items()]
+def numbered(reasons: dict[str, int]) -> list[str]:
+    return [f"{number}. {text}" for text, number in reasons.items()]
 
 
 def best_text(row: dict) -> str:
@@ -106,7 +103,7 @@ def called(row: dict) -> dict[str, Any]:
     return {name: row.get(name) for name in ("workload", "variant", "dtype", "mode", "threads")}
 
 
-def cells(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
+def cells(row: dict, names: list[str], reasons: dict[str, int]) -> dict[str, Any]:
     """One line of the table of rows: the shape, the time of each of the named providers, then how ours compares."""
     if "own" in row:
         return own_cell(row, names, reasons)
@@ -115,13 +112,16 @@ def cells(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
     found |= {"variant": row["variant"]} if varied else {}
     found |= {"T": row["T"], "B": row["B"], "I→H": f"{row['I']}→{row['H']}", "L": row["L"]}
     found |= {"dtype": row["dtype"], "threads": row["threads"]}
-    times = {name: reasons.cell(row, name, row["providers"].get(name)) for name in names}
+    times = {name: time_text(row, name, row["providers"].get(name), reasons) for name in names}
     if not varied:
         found |= times | {"ratio to torch": ratio_text(mine.get("ratio")), "ratio to the best peer": best_text(row)}
         share = share_text(row, f" of {row.get('bound', {}).get('by')}")
         found |= {"µs a step": mine.get("us_per_step"), "share of the bound": share}
         return found | {"what explain says": row.get("schedule")}
-    found |= {"runs on": row["schedule"].split(":")[0], "plain layer": reasons.cell(row, "plain layer", row["plain"])}
+    found |= {
+        "runs on": row["schedule"].split(":")[0],
+        "plain layer": time_text(row, "plain layer", row["plain"], reasons),
+    }
     found |= {"with the variant": times.pop("rnnkernels"), "over plain": row["over_plain"]}
     found |= {"of that drawing masks": duration(row, row["masks"]["seconds"]) if row["masks"] else ""}
     for name, text in times.items():
@@ -133,15 +133,15 @@ SIDES = {"loop": "loop", "torch_script": "torch.jit", "torch_compile": "torch.co
 SIDES |= {"built_in": "built in", "public": "public"}
 
 
-def own_cell(row: dict, names: list[str], reasons: Reasons) -> dict[str, Any]:
+def own_cell(row: dict, names: list[str], reasons: dict[str, int]) -> dict[str, Any]:
     """The line of a cell of one's own: our time, and for each other side its time over ours."""
     found = {"cell": row["workload"], "from": row["source"], "threads": row["threads"], "mode": row["mode"]}
-    found["ours"] = reasons.cell(row, "ours", ours(row))
+    found["ours"] = time_text(row, "ours", ours(row), reasons)
     for name, side in SIDES.items():
         result = row["providers"].get(name, {})
         cold = f"cold {result['cold']:.0f} s, then " if name == "torch_compile" and "cold" in result else ""
         text = ratio_text(over_ours(row, name))
-        found[side] = reasons.cell(row, side, result) if "reason" in result else text and cold + text
+        found[side] = time_text(row, side, result, reasons) if "reason" in result else text and cold + text
     return found | {"share of memory's bandwidth": share_text(row)}
 
 
@@ -154,16 +154,13 @@ def line(row: dict) -> str:
     """A row in one line, for the log of a running benchmark."""
     times = []
     for name, result in row["providers"].items():
-        text = duration(row, result["seconds"]) if "seconds" in result else result["reason"] if "red" in result else "–"
-        ratio = "" if name == "torch" else ratio_text(result.get("ratio"))
-        times.append(f"{name} {text} ({ratio})" if ratio else f"{name} {text}")
+        time = duration(row, result["seconds"]) if "seconds" in result else result["reason"] if "red" in result else "–"
+        ratio = ratio_text(over_ours(row, name)) if name != "rnnkernels" else ""
+        times.append(f"{name} {time}" + (f" ({ratio})" if ratio else ""))
     if row.get("over_plain"):
         times.append(f"{row['over_plain']:.2f} of the plain layer's time")
-    what = [row["workload"], *filter(None, [row.get("variant")]), row["dtype"], row["mode"]]
-    share = share_text(row, f" of {row.get('bound', {}).get('by')}")
-    tail = "; ".join(filter(None, (best_text(row), share)))
-    head = f"{', '.join(what)}, {threads_text(row['threads'])}"
-    return f"{head}: {', '.join(times)}{'; best peer ' + tail if tail else ''}"
+    what = (row["workload"], row.get("variant"), row["dtype"], row["mode"], threads_text(row["threads"]))
+    return f"{', '.join(filter(None, what))}: {', '.join(times)}"
 
 
 def gathered(found: Iterable[tuple[Any, float | None, str]]) -> dict[Any, list[tuple[float, str]]]:
@@ -255,10 +252,10 @@ def terminal(rows: list[dict]) -> str:
     """The table of rows, the reasons and the means, as plain text."""
     import pandas as pd
 
-    names, reasons = peers(rows), Reasons()
+    names, reasons = peers(rows), {}
     frame = pd.DataFrame([{"mode": row["mode"], **cells(row, names, reasons)} for row in rows]).map(text_of)
     shown = frame.loc[:, (frame != "").any()].to_string(index=False, line_width=200, max_colwidth=40)
-    return "\n".join([shown, *reasons.lines(), *means_lines(rows)])
+    return "\n".join([shown, *numbered(reasons), *means_lines(rows)])
 
 
 def red(rows: list[dict]) -> bool:
@@ -268,15 +265,15 @@ def red(rows: list[dict]) -> bool:
 
 def rows_text(rows: list[dict]) -> str:
     """All about the rows: the means, each row by mode, why some were not timed, memory, precisions, neighbours."""
-    names, reasons = peers(rows), Reasons()
+    names, reasons = peers(rows), {}
     parts = ["## Means\n\n" + (bullets(means_lines(rows)) or "- no ratio yet") + "\n"]
     parts.append(section("Our time over that of our plain layer", over_plain_lines(rows)))
     parts += [
         section(title, [cells(row, names, reasons) for row in rows if row["mode"] == mode and row["providers"]])
         for mode, title in TITLES.items()
     ]
-    if reasons.numbers:
-        parts.append("Not timed:\n\n" + "\n".join(reasons.lines()) + "\n")
+    if reasons:
+        parts.append("Not timed:\n\n" + "\n".join(numbered(reasons)) + "\n")
     failed = [f"{row['workload']}, {row['dtype']}, {row['mode']}: {row['reason']}" for row in rows if "reason" in row]
     parts += [bullets(failed) + "\n" if failed else "", section("Peak memory of one call", memory_lines(rows))]
     parts.append(section("Precision: narrow numbers against our own float32", narrow_lines(rows)))
@@ -324,7 +321,20 @@ def tests_text(found: list[dict] | dict) -> str:
     return f"## Tests\n\n{text}\n{bullets(failed)}\n" if found else "## Tests\n\nNot run.\n"
 
 
-def experiments_text(results: list[dict], lines: list[dict]) -> str:
+def lines_through(results: list[dict]) -> list[dict]:
+    """For each schedule and size: what a call costs by itself and what each step adds, by least squares over T."""
+    points: dict[tuple, list[tuple[int, float]]] = {}
+    for r in results:
+        if r["purpose"] == "scaling" and "seconds" in r:
+            points.setdefault((r["schedule"], r["H"], r["B"]), []).append((r["T"], 1e6 * r["seconds"]))
+    fits = {of: np.polyfit(*zip(*found, strict=True), 1).tolist() for of, found in points.items() if len(found) > 1}
+    return [
+        {"schedule": schedule, "H": H, "B": B, "µs a call": offset, "µs a step": slope}
+        for (schedule, H, B), (slope, offset) in fits.items()
+    ]
+
+
+def experiments_text(results: list[dict]) -> str:
     """The barrier alone, each schedule forced at several sizes, and what a call and a step of each cost."""
     step = "{}, µs a step"
     barriers = [
@@ -340,8 +350,7 @@ def experiments_text(results: list[dict], lines: list[dict]) -> str:
         {"H": H, "B": B} | {step.format(name): of.get(name) for name in schedules} | {"fastest": min(of, key=of.get)}
         for (H, B), of in times.items()
     ]
-    names = {"schedule": "schedule", "H": "H", "B": "B", "us_per_call": "µs a call", "us_per_step": "µs a step"}
-    through = [{text: line[name] for name, text in names.items()} for line in lines]
+    through = lines_through(results)
     told = {True: "replayed from a CUDA graph, the same bits", False: "replayed from a CUDA graph, **other bits**"}
     texts = {
         f"{r['schedule']}, H {r['H']}, B {r['B']}: {r['reason'] if 'reason' in r else told[r['captured']]}"
@@ -375,19 +384,19 @@ def markdown(results: dict) -> str:
     command = re.search(r"benchmarks\.(\w+)", machine["command"])[1]
     where = machine.get("gpu", machine.get("cpu"))
     if command == "offline":
-        return importlib.import_module("benchmarks.offline").markdown(results)
+        return importlib.import_module("offline_rows").markdown(results)
     if command == "cells":
-        reasons, there = Reasons(), {row["workload"] for row in rows}
+        reasons, there = {}, {row["workload"] for row in rows}
         shown = table([cells(row, [], reasons) for row in rows])
         missing = "; ".join(w.name for w in own_cells() if w.name not in there) or "nothing"
-        parts = [heading("Cells of one's own", machine) + OWN, shown, *reasons.lines(), f"Not measured: {missing}."]
+        parts = [heading("Cells of one's own", machine) + OWN, shown, *numbered(reasons), f"Not measured: {missing}."]
         return "\n\n".join(parts) + "\n"
     gpu = command == "gpu"
     apart = "each provider in a process of its own, on as many cores as threads"
     parts = [HOW.format(how=f"in one process, timed with {machine['timer']}" if gpu else apart) + "\n"]
     if gpu:
         cut = ", ".join(results["cut"]) or "nothing"
-        parts.append(f"{results['done']} of {results['planned']} rows. Out of time: {cut}.\n")
+        parts.append(f"{len(rows)} of {results['planned']} rows. Out of time: {cut}.\n")
         parts.append(cases_text("Every cell, schedule and dtype against float64", results["smoke"]))
         parts += [tests_text(results["tests"]), cases_text("The same bits every time", results["races"])]
     elif command == "variants":
@@ -397,7 +406,7 @@ def markdown(results: dict) -> str:
     else:
         parts.append(f"{BOUND}\n\n{roofs_text(results.get('roofs'))}\n")
     parts.append(rows_text(rows))
-    parts += [experiments_text(results["experiments"], results["lines"])] if gpu else []
+    parts += [experiments_text(results["experiments"])] if gpu else []
     title = "What torch.nn does not have, on" if command == "variants" else "Benchmark on"
     return heading(f"{title} {where}", machine) + "\n".join(parts).rstrip() + "\n"
 

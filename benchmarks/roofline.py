@@ -97,14 +97,11 @@ def cache_sizes() -> dict[str, int]:
     return sizes
 
 
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def buffer_sizes(sizes: dict[str, int], threads: int) -> dict[str, int]:
     """Bytes that each thread reads to see a level: well inside it, and well outside the one before."""
     l3 = min(sizes["L3"] // 2, 16 * sizes["L2"] * threads)
-    memory = min(max(2 * sizes["L3"], 256 << 20), _memory() // 8)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = min(max(2 * sizes["L3"], 256 << 20), physical // 8)
     return {"L1": sizes["L1"] // 2, "L2": sizes["L2"] // 2, "L3": l3 // threads, "memory": memory // threads}
 
 
@@ -133,14 +130,13 @@ def _measure(library: str, threads: int, buffers: dict[str, int], seconds: float
 
 def probe(threads: list[int], seconds: float = 0.1) -> dict:
     """{"flops": {kind: {threads: a second}}, "bandwidth": {level: ...}, "sizes": {level: bytes}}, or {"reason"}."""
-    sizes = cache_sizes()
-    found: dict = {"flops": {}, "bandwidth": {}, "sizes": sizes}
+    found: dict = {"flops": {}, "bandwidth": {}, "sizes": cache_sizes()}
     try:
         with tempfile.TemporaryDirectory() as folder:
             library = build(folder)
             for count in threads:
-                seen = worker.call(count, _measure, library, count, buffer_sizes(sizes, count), seconds)
-                for group, values in seen.items():
+                buffers = buffer_sizes(found["sizes"], count)
+                for group, values in worker.call(count, _measure, library, count, buffers, seconds).items():
                     for name, value in values.items():
                         found[group].setdefault(name, {})[str(count)] = value  # keys as JSON has them
     except (OSError, RuntimeError) as error:

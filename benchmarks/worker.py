@@ -18,6 +18,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -149,17 +150,10 @@ def call(threads: int, function: Callable[..., Any], *arguments: Any) -> Any:
 
 @contextmanager
 def busy_core(core: int) -> Iterator[None]:
-    """Within this context a process keeps one core busy: somebody else's work."""
-    process = _CONTEXT.Process(target=_spin, args=(core,), daemon=True)
-    process.start()
-    try:
-        yield
-    finally:
-        process.kill()
-        process.join()
-
-
-def _spin(core: int) -> None:
-    _enter([core])
-    while True:
-        pass
+    """Within this context a process keeps one core busy: somebody else's work. It ends with this one."""
+    spin = f"import os\nparent = os.getppid()\nos.sched_setaffinity(0, [{core}])\nwhile os.getppid() == parent: pass"
+    with subprocess.Popen([sys.executable, "-c", spin]) as process:
+        try:
+            yield
+        finally:
+            process.kill()

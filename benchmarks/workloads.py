@@ -77,16 +77,13 @@ class Workload:
 
 def _row(device, name, cells, T, B, sizes, L, source, **extra):
     """One row of the published table: a workload for each of its cells and each of its lengths."""
-    I, H = sizes  # noqa: E741
     lengths = T if isinstance(T, tuple) else (T,)
-    found = []
-    for cell in cells.split():
-        for steps in lengths:
-            full = name
-            full += f"-{cell}" if " " in cells else ""
-            full += f"-T{steps}" if len(lengths) > 1 else ""
-            found.append(Workload(full, device, cell, steps, B, I, H, L, source, family=name, **extra))
-    return found
+    ends = {(cell, steps): f"-{cell}" * (" " in cells) + f"-T{steps}" * (len(lengths) > 1)
+            for cell in cells.split() for steps in lengths}  # fmt: skip
+    return [
+        Workload(name + end, device, cell, steps, B, *sizes, L, source, family=name, **extra)
+        for (cell, steps), end in ends.items()
+    ]
 
 
 WORKLOADS: list[Workload] = [

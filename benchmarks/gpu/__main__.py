@@ -52,9 +52,9 @@ class Budget:
     """The time of a run, and until when each step may begin something."""
 
     def __init__(self, seconds: float, steps: list[str], clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
-        used, whole, start = accumulate(SHARES[step] for step in steps), sum(SHARES[step] for step in steps), clock()
-        self.ends = {step: start + seconds * share / whole for step, share in zip(steps, used, strict=True)}
+        whole, self.clock = sum(SHARES[step] for step in steps), clock
+        ends = accumulate((seconds * SHARES[step] / whole for step in steps), initial=clock())
+        self.ends = dict(zip(steps, list(ends)[1:], strict=True))
 
     def left(self, step: str) -> float:
         return self.ends[step] - self.clock()
@@ -62,7 +62,7 @@ class Budget:
 
 def warm(gpu, dtype: str, w: Workload) -> None:
     """Compile what a workload will launch, in a process of its own, into Triton's cache on disk."""
-    import triton_offline
+    import triton_offline  # not where kernels are interpreted
 
     kind = "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
     for reverse in w.walks:
@@ -99,7 +99,7 @@ def facts(asked: argparse.Namespace, command: str) -> dict:
 def started(asked: argparse.Namespace, command: str) -> dict:
     """Results without anything measured, or those that are resumed, where what failed is tried again."""
     fresh = {"machine": facts(asked, command), "providers": asked.providers, "tests": [], "rows": []}
-    fresh |= {"smoke": [], "races": [], "experiments": [], "lines": [], "cut": [], "done": 0, "planned": 0}
+    fresh |= {"smoke": [], "races": [], "experiments": [], "cut": [], "planned": 0}
     old = cli.resumed(asked, fresh)
     return old | {name: [f for f in old[name] if "reason" not in f] for name in FAILING}
 
@@ -153,10 +153,7 @@ def run_step(
 
     def done(result: dict) -> None:
         found.append(result)
-        results["done"] = len(results["rows"])
-        if step == "experiments":
-            results["lines"] = experiments.lines_through(found)
-        elif result.get("providers"):
+        if result.get("providers"):
             print(report.line(result))
         elif "reason" in result:
             what = (str(result[name]) for name in ("case", "workload", "dtype", "mode") if name in result)

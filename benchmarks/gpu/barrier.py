@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -16,19 +18,18 @@ def steps_of(counter, steps):
         arrive(counter)
 
 
-class Barrier:
-    """A call in which so many programs wait for each other at so many steps."""
+def barrier(programs: int, steps: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A call in which so many programs wait for each other at so many steps, and what raises RuntimeError unless all
+    have arrived at each step of the last call."""
+    counter = torch.zeros(1, dtype=torch.int32, device="cuda")
 
-    def __init__(self, programs: int, steps: int) -> None:
-        self.programs, self.steps = programs, steps
-        self.counter = torch.zeros(1, dtype=torch.int32, device="cuda")
+    def run() -> None:
+        counter.zero_()
+        steps_of[(programs,)](counter, steps, num_warps=4, launch_cooperative_grid=True)
 
-    def __call__(self) -> None:
-        self.counter.zero_()
-        steps_of[(self.programs,)](self.counter, self.steps, num_warps=4, launch_cooperative_grid=True)
-
-    def check(self) -> None:
-        """Raise RuntimeError unless all have arrived at each step of the last call."""
-        expected, counted = self.programs * self.steps, self.counter.item()
+    def check() -> None:
+        expected, counted = programs * steps, counter.item()
         if counted != expected:
             raise RuntimeError(f"expected {expected} arrivals, but {counted} were counted")
+
+    return run, check

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from benchmarks.measure import Timer
@@ -84,11 +83,11 @@ def waited(e: Experiment, device: str, timer: Timer) -> dict:
     """What a barrier costs by itself."""
     if device == "cpu":
         raise RuntimeError("a barrier between programs needs a GPU")
-    from benchmarks.gpu.barrier import Barrier  # imports triton
+    from benchmarks.gpu.barrier import barrier  # imports triton
 
-    barrier = Barrier(e.H, e.T)
-    found = median_time(barrier, e, timer)
-    barrier.check()
+    run, check = barrier(e.H, e.T)
+    found = median_time(run, e, timer)
+    check()
     return found
 
 
@@ -102,18 +101,3 @@ def measured(e: Experiment, device: str, timer: Timer) -> dict:
             return e._asdict() | KINDS[e.purpose](e, device, timer)
     except RuntimeError as error:
         return e._asdict() | {"reason": str(error).strip().splitlines()[0]}
-
-
-def lines_through(results: list[dict]) -> list[dict]:
-    """For each schedule and size: what a call costs by itself and what each step adds, by least squares over T."""
-    groups: dict[tuple, list[tuple[int, float]]] = {}
-    for result in results:
-        if result["purpose"] == "scaling" and "seconds" in result:
-            key = (result["schedule"], result["H"], result["B"])
-            groups.setdefault(key, []).append((result["T"], 1e6 * result["seconds"]))
-    found = []
-    for (schedule, H, B), points in groups.items():
-        if len(points) > 1:
-            slope, offset = np.polyfit(*zip(*points, strict=True), 1)
-            found.append({"schedule": schedule, "H": H, "B": B, "us_per_call": offset, "us_per_step": slope})
-    return found

@@ -109,19 +109,18 @@ class Apart:
     """An object in a process of its own, started again when it was lost or its GPU context may be broken."""
 
     def __init__(self, make: Callable, *arguments: Any) -> None:
-        self.make, self.arguments, self.worker = make, arguments, None
+        self.make, self.worker = (make, *arguments), None
 
     def ask(self, limit: float, method: str, *given: Any) -> dict:
         if self.worker is None:
-            self.worker = Worker(machine.cores(os.cpu_count() or 1), self.make, *self.arguments)
-        self.worker.limit = limit
+            self.worker = Worker(machine.cores(os.cpu_count() or 1), *self.make)
+        self.worker.limit, lost = limit, True
         try:
             answer = self.worker.ask(method, *given)
-        except RuntimeError:
-            self.close()
-            raise
-        if broken(answer):
-            self.close()
+            lost = broken(answer)
+        finally:
+            if lost:
+                self.close()
         return answer
 
     def close(self) -> None:
@@ -132,8 +131,8 @@ class Apart:
 
 def broken(answer: dict) -> bool:
     """Whether a provider, or an experiment, met an error after which a process can use the GPU no more."""
-    parts = [answer, *answer.get("providers", {}).values()]
-    return any("CUDA error" in part.get("reason", "") or "AcceleratorError" in part.get("reason", "") for part in parts)
+    reasons = (part.get("reason", "") for part in (answer, *answer.get("providers", {}).values()))
+    return any("CUDA error" in reason or "AcceleratorError" in reason for reason in reasons)
 
 
 def ask_all(

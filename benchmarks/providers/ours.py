@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from benchmarks.providers.case import SEED, TORCH_DTYPES, Case, Heads, Job, Unsupported, build, masks, provider
+from benchmarks.providers.case import TORCH_DTYPES, Case, Heads, Job, Unsupported, build, provider
 
 
 def rnnkernels() -> ModuleType:
@@ -65,49 +65,27 @@ def ours_int8(case: Case) -> Job:
 
 
 @provider("rnnkernels", package="rnnkernels", devices=("cpu", "cuda"), int8=ours_int8)
-def ours(case: Case) -> Job:
-    module = case.module_of(rnnkernels())
+def ours(case: Case, dtype: str | None = None, inputs: dict[str, Tensor] | None = None) -> Job:
+    module = case.module_of(rnnkernels(), dtype)
     if case.workload.heads > 1:
         stacked = StackedHeads(module).train(module.training)
         job = case.job(stacked)
         return Job(job.run, stacked.separate(job.read))
     lengths = None if case.lengths is None else case.lengths.to(case.workload.device)
-    given = {"lengths": lengths, "reset": case.reset, **case.inputs}
+    given = {"lengths": lengths, "reset": case.reset, **(inputs or case.inputs)}
     given = {name: tensor for name, tensor in given.items() if tensor is not None}
-    return case.job(module, partial(module, **given) if given else module)
+    return case.job(module, partial(module, **given) if given else module, dtype)
 
 
 def reference_job(case: Case) -> Job:
-    """The case in float64 on the reference; where it has options, with the masks that the seed gives in its dtype."""
-    from rnnkernels import backends
-    from rnnkernels.cells.call import LayerCall
-    from rnnkernels.nn.base import MODES
-    from rnnkernels.nn.masks import EPS
-    from rnnkernels.nn.options import PLAIN, settings
-    from rnnkernels.op import run
-
-    w, module = case.workload, case.module_of(rnnkernels(), "float64")
-    if w.own:
-        layer = partial(module, **{name: t.double() for name, t in case.inputs.items()})
-    else:
+    """The case in float64 on the reference. Masks are the same in float64 from the same seed."""
+    if case.workload.options:
         case.refuse_stacks("what is checked with options")
-        torch.manual_seed(SEED)
-        h_mask, zone = masks(w, case.train, case.x)
-        cell, activation, gate = settings(*MODES[module.mode], module._rk_options or PLAIN)
-
-        def layer(x):
-            return run.layer(
-                LayerCall(
-                    cell, x, [], module._flat_weights, activation=activation, recurrent_activation=gate,
-                    lengths=case.lengths, reset=case.reset, h_mask=None if h_mask is None else h_mask.double(),
-                    zone=[z.double() for z in zone], layer_norm=module.layer_norm, eps=EPS,
-                )
-            )  # fmt: skip
-
-    job = case.job(module, layer, "float64")
+    inputs = {name: t.double() for name, t in case.inputs.items()}
+    job = ours(case, "float64", inputs)
 
     def forced():
-        with backends.force("reference"):
+        with rnnkernels().backends.force("reference"):
             return job.run()
 
     return Job(forced, job.read)

@@ -16,7 +16,7 @@ import torch
 import triton_offline
 from common import refused
 
-from benchmarks import cli, measure, worker
+from benchmarks import cli, measure, report, worker
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu import experiments, tasks
 from benchmarks.measure import Subject, event_time, wall_time
@@ -71,7 +71,7 @@ def test_every_kind_of_workload_is_measured_and_written(tmp_path, capsys):
     for words in ("8 of 8 rows", "the wall clock", "float32 in RNNs", "## Schedules forced", "Not run."):
         assert words in text
     assert {r["schedule"] for r in results["experiments"]} == set(gpu.schedules.NAMES)
-    assert len(results["lines"]) == len(gpu.schedules.NAMES)
+    assert len(report.lines_through(results["experiments"])) == len(gpu.schedules.NAMES)
     assert "a CUDA graph needs a GPU" in text and "legged, float32, train" in capsys.readouterr().out
 
 
@@ -152,7 +152,7 @@ def test_an_experiment_that_hangs_costs_itself(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Here, "ask", ask)
     status, results, text = benchmark(tmp_path, "--steps", "experiments")
-    assert {"resident", "stepwise"} == {line["schedule"] for line in results["lines"]}
+    assert {"resident", "stepwise"} == {line["schedule"] for line in report.lines_through(results["experiments"])}
     assert "- cooperative, H 8, B 2: no answer in 150 s" in text and len(results["experiments"]) == 13
     assert status == 0
 
@@ -298,8 +298,8 @@ def test_lines_through_the_times_over_T():
         {"schedule": "stepwise", "purpose": "scaling", "H": 512, "B": 16, "T": T, "seconds": (20 + 3.5 * T) / 1e6}
         for T in (10, 100, 1000)
     ]
-    (line,) = experiments.lines_through([*scaling, {"purpose": "scaling", "reason": "too large"}])
-    assert line["us_per_call"] == pytest.approx(20) and line["us_per_step"] == pytest.approx(3.5)
+    (line,) = report.lines_through([*scaling, {"purpose": "scaling", "reason": "too large"}])
+    assert line["µs a call"] == pytest.approx(20) and line["µs a step"] == pytest.approx(3.5)
 
 
 TESTS = """

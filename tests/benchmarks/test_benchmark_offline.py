@@ -132,7 +132,7 @@ def test_a_broken_budget_is_named_and_the_check_fails(change, word, monkeypatch,
 def test_every_broken_budget_of_the_table_is_explained():
     results = json.loads((cli.RESULTS / "offline.json").read_text())
     assert offline_rows.broken(results["rows"]).keys() <= offline_rows.EXPLAINED.keys()
-    assert offline.markdown(results) == (cli.RESULTS / "offline.md").read_text()
+    assert offline_rows.markdown(results) == (cli.RESULTS / "offline.md").read_text()
 
 
 def test_every_two_things_meet_in_the_table_and_the_dearest_workloads_are_whole():
