@@ -83,13 +83,13 @@ def truth_of(case: Case) -> Truth:
         return Truth(None, {})
     if case.dtype == "int8" or "spikes" in tensors:
         return Truth(tensors, {})
-    torchs = PROVIDERS["loop" if w.own else "torch_script" if w.options else "torch"]
+    torchs = PROVIDERS["torch_script" if w.options else "torch"]
     with suppress(RuntimeError, Unsupported):  # torch does not run this, or not in this dtype: the floor alone decides
-        known = errors(result_of(torchs.job(case), case.mode), tensors)
-    unsure = w.own and not known or max(known.values(), default=0.0) > FLOOR[case.dtype]
-    if unsure and (w.own or w.options):
+        job = reference_job(case, case.dtype) if w.own else torchs.job(case)
+        known = errors(result_of(job, case.mode), tensors)
+    if (w.own or w.options) and max(known.values(), default=0.0) > FLOOR[case.dtype]:
         moved = [known] + [errors(exact(last_digit_changed(case, seed)), tensors) for seed in range(DRAWS)]
-        known = {name: max(found.get(name, 0.0) for found in moved) for name in tensors}
+        known = {name: max(found[name] for found in moved) for name in known}
     return Truth(tensors, known)
 
 

@@ -77,12 +77,11 @@ def ours(case: Case, dtype: str | None = None, inputs: dict[str, Tensor] | None 
     return case.job(module, partial(module, **given) if given else module, dtype)
 
 
-def reference_job(case: Case) -> Job:
-    """The case in float64 on the reference. Masks are the same in float64 from the same seed."""
+def reference_job(case: Case, dtype: str = "float64") -> Job:
+    """The case on the reference, which is plain torch. Masks are the same in float64 from the same seed."""
     if case.workload.options:
         case.refuse_stacks("what is checked with options")
-    inputs = {name: t.double() for name, t in case.inputs.items()}
-    job = ours(case, "float64", inputs)
+    job = ours(case, dtype, {name: t.to(TORCH_DTYPES[dtype]) for name, t in case.inputs.items()})
 
     def forced():
         with rnnkernels().backends.force("reference"):
