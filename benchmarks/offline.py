@@ -1,9 +1,8 @@
 """Compile the kernels that the GPU workloads launch, without a GPU: `python -m benchmarks.offline`.
 
-Writes benchmarks/results/offline.md and .json: a row for each pass of a workload, with the schedule and tiles that were
-chosen, and what came out of the compiler: registers, stack, shared memory, and of the time loop tensor-core
-instructions, loads from global memory, barriers. `--check` exits with 1 where a budget is broken that is not explained.
-Nothing runs; no time is measured. The compiling, and the explanations, are tests/gpu/offline_rows.py.
+Writes benchmarks/results/offline.md and .json: a row for each pass of a workload, with what came out of the compiler.
+`--check` exits with 1 where a budget is broken that is not explained. Nothing runs; no time is measured. The compiling,
+the table and the explanations are tests/gpu/offline_rows.py.
 
 To compile a kernel takes 2 to 4 s, and to compile all workloads for all chips in all arithmetics over an hour:
 `--full`. Without it every two of a workload, a chip, an arithmetic, and training or inference go together once at

@@ -89,8 +89,9 @@ def best_text(row: dict) -> str:
     return "" if value is None else f"{row['best_peer']} {ratio_text(value)}"
 
 
-def share_text(row: dict, of: str = "") -> str:
-    return f"{100 * ours(row)['share']:.0f} %{of}" if ours(row).get("share") else ""
+def share_text(row: dict) -> str:
+    share = ours(row).get("share")
+    return f"{100 * share:.0f} %" + ("" if "own" in row else f" of {row['bound']['by']}") if share else ""
 
 
 def over_ours(row: dict, name: str) -> float | None:
@@ -115,8 +116,7 @@ def cells(row: dict, names: list[str], reasons: dict[str, int]) -> dict[str, Any
     times = {name: time_text(row, name, row["providers"].get(name), reasons) for name in names}
     if not varied:
         found |= times | {"ratio to torch": ratio_text(mine.get("ratio")), "ratio to the best peer": best_text(row)}
-        share = share_text(row, f" of {row.get('bound', {}).get('by')}")
-        found |= {"µs a step": mine.get("us_per_step"), "share of the bound": share}
+        found |= {"µs a step": mine.get("us_per_step"), "share of the bound": share_text(row)}
         return found | {"what explain says": row.get("schedule")}
     found |= {
         "runs on": row["schedule"].split(":")[0],
@@ -143,11 +143,6 @@ def own_cell(row: dict, names: list[str], reasons: dict[str, int]) -> dict[str, 
         text = ratio_text(over_ours(row, name))
         found[side] = time_text(row, side, result, reasons) if "reason" in result else text and cold + text
     return found | {"share of memory's bandwidth": share_text(row)}
-
-
-def peers(rows: list[dict]) -> list[str]:
-    """The providers in the order of the command line."""
-    return list(dict.fromkeys(name for row in rows for name in row["providers"]))
 
 
 def line(row: dict) -> str:
@@ -252,7 +247,7 @@ def terminal(rows: list[dict]) -> str:
     """The table of rows, the reasons and the means, as plain text."""
     import pandas as pd
 
-    names, reasons = peers(rows), {}
+    names, reasons = list(dict.fromkeys(name for row in rows for name in row["providers"])), {}
     frame = pd.DataFrame([{"mode": row["mode"], **cells(row, names, reasons)} for row in rows]).map(text_of)
     shown = frame.loc[:, (frame != "").any()].to_string(index=False, line_width=200, max_colwidth=40)
     return "\n".join([shown, *numbered(reasons), *means_lines(rows)])
@@ -265,7 +260,7 @@ def red(rows: list[dict]) -> bool:
 
 def rows_text(rows: list[dict]) -> str:
     """All about the rows: the means, each row by mode, why some were not timed, memory, precisions, neighbours."""
-    names, reasons = peers(rows), {}
+    names, reasons = list(dict.fromkeys(name for row in rows for name in row["providers"])), {}
     parts = ["## Means\n\n" + (bullets(means_lines(rows)) or "- no ratio yet") + "\n"]
     parts.append(section("Our time over that of our plain layer", over_plain_lines(rows)))
     parts += [

@@ -5,10 +5,8 @@ T time, B batch, D directions, G gates, H hidden, I input. Counted are the produ
 the reads of the weights; activations, x and y are left out, so the bound is a little below what is possible. The peak
 is that of vector units: kernels on matrix units (AMX, measured for the plot) can have a share above 100 %.
 
-roofs.cpp is built for this machine with the system's compiler ($CXX, else c++) into a temporary folder. It measures
-multiply-adds a second in each number format (in bfloat16 and int8 the vector dot products), and bytes read a second
-from each level of cache and from memory, for each thread count, on the cores that the providers get. Without a compiler
-there are no roofs, and the reason stands in their place.
+roofs.cpp, built with the system's compiler ($CXX, else c++), measures multiply-adds a second in each number format and
+bytes read a second from each level of cache and from memory, on the cores that the providers get.
 """
 
 from __future__ import annotations
