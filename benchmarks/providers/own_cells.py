@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 import cell_peers
 import torch
@@ -78,7 +79,7 @@ def public(case: Case) -> Job:
 def peer_of(make: Callable[..., cell_peers.Peer], start: Callable[[Tensor], tuple]) -> Callable:
     """What makes a peer. ``start``: its states, of zeros."""
 
-    def made(library: object, case: Case) -> tuple[nn.Module, Callable]:
+    def made(library: Any, case: Case) -> tuple[nn.Module, Callable]:
         w = case.workload
         module, run, weights = make(library, w.I, w.H)
         case.module.load_state_dict({f"{name}_l0": weight.detach() for name, weight in weights().items()})
@@ -88,11 +89,11 @@ def peer_of(make: Callable[..., cell_peers.Peer], start: Callable[[Tensor], tupl
     return made
 
 
-def rleaky(library: object, I: int, H: int) -> cell_peers.Peer:  # noqa: E741
+def rleaky(library: Any, I: int, H: int) -> cell_peers.Peer:  # noqa: E741
     return cell_peers.snntorch_rleaky(library, I, H, 0.9, library.surrogate.atan())
 
 
-def speechbrain(library: object, case: Case) -> tuple[nn.Module, Callable]:
+def speechbrain(library: Any, case: Case) -> tuple[nn.Module, Callable]:
     """Both directions share the weights of a layer; rows have n before z."""
     w, layer = case.workload, case.module
     peer = library.LiGRU(w.H, torch.empty(w.B, w.T, w.I).shape, num_layers=w.L, bidirectional=w.bidirectional)

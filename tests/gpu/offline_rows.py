@@ -1,5 +1,5 @@
 """What compilers make of the kernels that the GPU workloads launch: a row for each pass of a layer, and why a row may
-break a budget. Used by `benchmarks.offline`, whose table is the record of it, and by its tests.
+break a budget; and their table in Markdown, the record of it. Used by `benchmarks.offline` and by its tests.
 """
 
 from __future__ import annotations
