@@ -60,7 +60,7 @@ def built_in(case: Case) -> Job:
         raise Unsupported("this is our built-in layer")
     plain = getattr(rnnkernels, w.cell.removeprefix("own_").upper())(w.I, w.H)
     plain.load_state_dict(case.module.state_dict())
-    return case.job(plain.train(case.train))
+    return case.job(plain.to(case.x.dtype).train(case.train))
 
 
 def public(case: Case) -> Job:
@@ -73,7 +73,7 @@ def public(case: Case) -> Job:
     except (ImportError, OSError) as error:
         raise Unsupported(f"{package}: {error}") from None
     module, call = make(library, case)
-    return case.job(module, lambda x: (call(x),))
+    return case.job(module.to(case.x.dtype), lambda x: (call(x),))
 
 
 def peer_of(make: Callable[..., cell_peers.Peer], start: Callable[[Tensor], tuple]) -> Callable:
@@ -83,7 +83,7 @@ def peer_of(make: Callable[..., cell_peers.Peer], start: Callable[[Tensor], tupl
         w = case.workload
         module, run, weights = make(library, w.I, w.H)
         case.module.load_state_dict({f"{name}_l0": weight.detach() for name, weight in weights().items()})
-        states = start(torch.zeros(w.B, w.H))
+        states = start(torch.zeros(w.B, w.H, dtype=case.x.dtype))
         return module, lambda x: run(x, *states, **case.inputs)
 
     return made
