@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def trace(
     module: nn.Module,
+    /,
     input: Tensor,
     hx: "States | None" = None,
     *,

@@ -253,6 +253,12 @@ def test_names_and_initial_values():
     assert "training keeps i, f, plane_2, o" in str(rnnkernels.explain(layer, torch.randn(T, B, I)))
 
 
+def test_an_input_called_module_is_traced():
+    own = rnnkernels.cell(inputs="n", step_inputs="module")(lambda x, s, u: torch.tanh(x.n) * u.module)
+    layer, x, given = rnnkernels.Recurrent(own, I, H), torch.randn(T, B, I), torch.randn(T, B, H)
+    assert_close("h", rnnkernels.trace(layer, x, module=given)["h_l0"], layer(x, module=given)[0], 1e-6)
+
+
 @pytest.mark.parametrize(
     "call,error,words",
     [
