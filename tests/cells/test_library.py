@@ -133,6 +133,7 @@ def test_slstm_without_a_past():
     assert all(g.isfinite().all() for g in torch.autograd.grad(y.sum(), layer.tensors))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [n for n in OF_LIBRARY if n != "lif"])  # whose derivative is none
 def test_derivatives_of_layers(name):
     layer = Layer(name, T=2, B=2, I=2, H=2, reverse=BOTH)
@@ -140,13 +141,15 @@ def test_derivatives_of_layers(name):
     assert gradgradcheck(layer, layer.tensors, fast_mode=True)
 
 
-def test_second_derivatives_through_a_derivative_of_the_users_own():
-    """They are those of the surrogate, as autograd of the loop has them."""
-    layer = Layer("lif", T=3, seed=2)
+@pytest.mark.parametrize("name", OF_LIBRARY)
+def test_second_derivatives_are_those_of_the_loops(name):
+    """With a derivative of the user's own they are the surrogate's, as autograd of the loop has them."""
+    layer = Layer(name, T=3, reverse=BOTH, seed=2)
     second = []
     for run in (layer, layer.by_loop):
-        y, v = run(*layer.tensors)
-        first = torch.autograd.grad((y * v).sum(), layer.tensors, create_graph=True, allow_unused=True)
+        y, *last = run(*layer.tensors)
+        total = (y * torch.cat([*last[-1]], -1)).sum() + sum(s.sin().sum() for s in last)
+        first = torch.autograd.grad(total, layer.tensors, create_graph=True, allow_unused=True)
         squares = sum(g.square().sum() for g in first if g is not None)
         second.append(torch.autograd.grad(squares, layer.tensors, allow_unused=True, materialize_grads=True))
     for name, a, e in zip(layer.names(), *second, strict=True):

@@ -115,14 +115,18 @@ def skip_what_a_backend_lacks(name, module, x, call):
         pytest.skip(f"{name}: {reason}")
 
 
-def compare(module, x, hx, call):
-    """Outputs and every gradient, by name."""
-    found = run(module, x, hx, call)
+def run_plain(module, x, hx, call):
+    """The same by plain loops."""
     torch.manual_seed(11)
     *expected, c = plain(module, x, hx, call["lengths"], call["reset"], call["restart"]) + [None] * (
         module.mode != "LSTM"
     )
-    expected += [c] if call["cells"] else []
+    return expected + [c] if call["cells"] else expected
+
+
+def compare(module, x, hx, call):
+    """Outputs and every gradient, by name."""
+    found, expected = run(module, x, hx, call), run_plain(module, x, hx, call)
     leaves = {"x": x} | {f"hx {k}": s for k, s in enumerate(hx)} | dict(module.named_parameters())
     leaves |= {f"restart {k}": s for k, s in enumerate(call["restart"] or ())}
     assert len(found) == len(expected)
@@ -185,12 +189,33 @@ def test_all_activations(cell, gate, activation, name):
 
 # First derivatives of all pairs of cell and feature are compared with the plain loops' above.
 CHECKED = in_turn(CELLS, list(FEATURES)[1:], exists=exists)
+derivatives = pytest.mark.parametrize("cell, feature", CHECKED, ids=[f"{c}-{f}" for c, f in CHECKED])
 
 
-@pytest.mark.parametrize("cell, feature", CHECKED, ids=[f"{c}-{f}" for c, f in CHECKED])
-def test_first_and_second_derivatives_numerically(cell, feature):
+def build_short(cell, feature):
     module, x, hx, call = build(cell, [feature], layers=2 if feature == "dropout" else 1, T=3)
     call["lengths"] = None if call["lengths"] is None else torch.tensor([2, 0, 3])
+    return module, x, hx, call
+
+
+@derivatives
+def test_second_derivatives(cell, feature):
+    module, x, hx, call = build_short(cell, feature)
+    names, leaves = zip(*module.named_parameters(), strict=True)
+    names = ["x", *(f"hx {k}" for k in range(len(hx))), *names, *(f"restart {k}" for k in range(len(hx)))]
+    leaves, more = [x, *hx, *leaves, *(call["restart"] or ())], {"allow_unused": True, "materialize_grads": True}
+    second = []
+    for outputs in (run(module, x, hx, call), run_plain(module, x, hx, call)):
+        first = torch.autograd.grad(sum(o.sin().sum() for o in outputs), leaves, create_graph=True, **more)
+        second.append(torch.autograd.grad(sum(g.cos().sum() for g in first), leaves, **more))
+    for name, a, e in zip(names, *second, strict=False):
+        assert_close(f"second derivative by {name}", a, e)
+
+
+@pytest.mark.long
+@derivatives
+def test_first_and_second_derivatives_numerically(cell, feature):
+    module, x, hx, call = build_short(cell, feature)
     names, weights = zip(*module.named_parameters(), strict=True)
     restart, n = call["restart"] or (), 1 + len(hx)
 
