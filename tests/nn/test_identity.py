@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import sys
 import warnings
 from functools import singledispatch
 
@@ -160,6 +161,7 @@ def test_compiled(name):
             for a, e in zip(flat(compiled(x)), flat(module(x)), strict=True):
                 assert_close("compiled", a, e)
         assert counter.frame_count == before + 1
+    assert not any(getattr(finder, "name", "") == "torch._dynamo.variables.builder" for finder in sys.meta_path)
 
 
 @pytest.mark.parametrize("name", ("GRU", "GRUCell"))
@@ -185,19 +187,18 @@ def test_dynamo_refuses_torch_s_own_as_before():
         theirs(x)
 
 
-@pytest.mark.parametrize("first", ("torch._dynamo", "rnnkernels"))
-def test_dynamo_loaded_before_or_after(first):
-    """In a process of its own, for the order of imports."""
-    code = f"""
-import importlib, sys, torch
-importlib.import_module({first!r})
-import rnnkernels
-assert ("torch._dynamo" in sys.modules) == ({first!r} == "torch._dynamo")
+WITHOUT_DYNAMO = 'import rnnkernels, sys; assert "torch._dynamo" not in sys.modules'  # as it is in this process
+AFTER_DYNAMO = """
+import torch, torch._dynamo, rnnkernels
 m, x = rnnkernels.GRU(4, 5), torch.randn(3, 2, 4)
 f = torch.compile(lambda x: m(x)[0], fullgraph=True, backend="eager")
 assert torch.allclose(f(x), m(x)[0]) and isinstance(m, torch.nn.GRU)
-assert not any(getattr(finder, "name", "") == "torch._dynamo.variables.builder" for finder in sys.meta_path)
 """
+
+
+@pytest.mark.parametrize("code", (WITHOUT_DYNAMO, AFTER_DYNAMO), ids=("without", "after"))
+def test_imported_where_dynamo_is_not_or_is(code):
+    """In a process of its own, for the order of imports."""
     done = fresh.python("-c", code)
     assert done.returncode == 0, done.stderr
 

@@ -8,7 +8,7 @@ import copy
 import pytest
 import torch
 from common import assert_close
-from pairwise import in_turn
+from pairwise import ALL, product
 from test_modules import CELLS, LAYERS, B, H, I, T, assert_same, both, flat, run
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -162,7 +162,9 @@ def test_stacked_cells(cell):
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.* should not be instantiated")  # Dynamo does
-@pytest.mark.parametrize("cell, train", in_turn(LAYERS, (True, False)))
+@pytest.mark.parametrize(
+    "cell, train", product(LAYERS, (True, False)) if ALL else [("gru", True), ("projected", False)]
+)
 def test_compile(cell, train):
     """fullgraph, and the second size, which makes T and B dynamic."""
     name, extra = LAYERS[cell]
@@ -180,6 +182,7 @@ def test_compile(cell, train):
                 assert_close("gradient", a, e)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cell", CELLS)
 def test_compile_cells(cell):
     name, extra = CELLS[cell]

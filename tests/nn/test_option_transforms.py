@@ -109,6 +109,7 @@ def test_recompute_compiles_once_for_all_lengths(fresh):
                 assert_close(f"gradient {k}", a, e)
 
 
+@pytest.mark.long
 def test_compiled_by_inductor(fresh):
     module, x = make("LSTM").eval(), torch.randn(5, 2, 3, dtype=torch.float64)
     compiled = torch.compile(module, fullgraph=True, backend=INDUCTOR)

@@ -1,6 +1,8 @@
 // main MODEL.pt2 CORE.so: runs an AOTInductor package in a program without Python, and prints the sums of its outputs
 // for inputs that count up.
-#include <ATen/ATen.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/arange.h>
 #include <dlfcn.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 
