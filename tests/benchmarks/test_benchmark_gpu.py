@@ -75,16 +75,29 @@ def test_every_kind_of_workload_is_measured_and_written(tmp_path, capsys):
     assert "a CUDA graph needs a GPU" in text and "legged, float32, train" in capsys.readouterr().out
 
 
-def test_nothing_is_needed_that_a_gpu_machine_may_lack(tmp_path):
-    """As a command, in a process without pandas, matplotlib and rich; all is measured in a process of its own."""
-    arguments = ["--only", "amp", "--dtype", "bfloat16", "--steps", "rows", "--mode", "infer"]
+def test_as_a_command_where_nothing_is_that_a_gpu_machine_may_lack(tmp_path):
+    """In a process without pandas, matplotlib and rich; all is measured in a process of its own. Triton kernels are
+    interpreted, generated ones and programs that wait for each other among them."""
+    norm = (("layer_norm", True),)
+    kinds = [("LSTM", "cooperative", norm), ("gru_d", "cooperative", ()), ("min_gru", "stepwise", ())]
+    arguments = ["--steps", "smoke,rows", "--only", "amp", "--dtype", "bfloat16", "--mode", "infer"]
     script = "import runpy, sys; sys.modules |= dict.fromkeys(('pandas', 'matplotlib', 'rich', 'scipy', 'tqdm'))\n"
+    script += "import benchmarks, gpu_cases\n"
+    script += f"cases = [gpu_cases.Case(kind, of, 'bf16', 200, options=how) for kind, of, how in {kinds}]\n"
+    script += "gpu_cases.planned = lambda schedules: cases\n"
     script += f"sys.argv[1:] = {[*QUICK, *arguments, '--out', str(tmp_path / 'gpu')]}\n"
     script += "runpy.run_module('benchmarks.gpu', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", script], cwd=cli.RESULTS.parents[1], capture_output=True, text=True)
+    root, env = cli.RESULTS.parents[1], {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results, text = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
     assert results["rows"][0]["providers"]["rnnkernels"]["seconds"] > 0 and "| amp |" in text
+    smoke = results["smoke"]
+    assert [f["case"] for f in smoke] == [
+        "LSTM cooperative bf16 T3 B2 H20, layer_norm=True", "gru_d cooperative bf16 T3 B2 H20",
+        "min_gru stepwise bf16 T3 B2 H20",
+    ]  # fmt: skip
+    assert all(f["error"] > 0 for f in smoke[:2]) and "no recurrent product" in smoke[2]["refused"]
 
 
 def test_a_run_out_of_time_says_so_and_is_resumed(tmp_path, capsys):
@@ -191,26 +204,6 @@ def test_the_first_step_has_cells_of_users_and_norms_on_every_schedule():
         assert {case.kind for case in of} > set(gpu_cases.OWN)
         assert {case.kind for case in of if gpu_cases.has(case, "layer_norm")} == {"LSTM", "GRU"}
     assert len({case.name for case in cases}) == len(cases)
-
-
-def test_on_a_cpu_the_first_step_can_be_interpreted(tmp_path):
-    """As a command: Triton kernels at tiny sizes, generated ones and programs that wait for each other among them."""
-    norm = (("layer_norm", True),)
-    kinds = [("LSTM", "cooperative", norm), ("gru_d", "cooperative", ()), ("min_gru", "stepwise", ())]
-    script = "import runpy, sys, benchmarks, gpu_cases\n"
-    script += f"cases = [gpu_cases.Case(kind, of, 'bf16', 200, options=how) for kind, of, how in {kinds}]\n"
-    script += "gpu_cases.planned = lambda schedules: cases\n"
-    script += f"sys.argv[1:] = {[*QUICK, '--steps', 'smoke', '--out', str(tmp_path / 'gpu')]}\n"
-    script += "runpy.run_module('benchmarks.gpu', run_name='__main__')"
-    root, env = cli.RESULTS.parents[1], {**os.environ, "TRITON_INTERPRET": "1"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=root, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    smoke = json.loads((tmp_path / "gpu.json").read_text())["smoke"]
-    assert [f["case"] for f in smoke] == [
-        "LSTM cooperative bf16 T3 B2 H20, layer_norm=True", "gru_d cooperative bf16 T3 B2 H20",
-        "min_gru stepwise bf16 T3 B2 H20",
-    ]  # fmt: skip
-    assert all(f["error"] > 0 for f in smoke[:2]) and "no recurrent product" in smoke[2]["refused"]
 
 
 @pytest.mark.parametrize(

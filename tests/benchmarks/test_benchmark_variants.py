@@ -141,7 +141,7 @@ TINY = [replace(SMALL, name="tiny", cell="gru", variant=name, **changes) for nam
 
 
 def test_a_run_writes_rows_beside_the_plain_layer(monkeypatch, tmp_path, capfd):
-    asked = ["reset", "zoneout", "recompute"]
+    asked = ["zoneout", "recompute"]
     monkeypatch.setattr(run, "variants", lambda names: TINY)
     monkeypatch.setattr(run, "BESIDE", ("rnnkernels",))
     arguments = ["--quick", "--mode", "train", "--variants", ",".join(asked), "--out", str(tmp_path / "v")]

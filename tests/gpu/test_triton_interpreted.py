@@ -128,7 +128,7 @@ NORMS = {
         cell="gru_reset_before", schedule="cooperative", T=2, B=2, H=36, dtype=torch.float16
     ),
     "groups, cooperative": dict(
-        cell="lstm", schedule="cooperative", T=3, B=17, H=20, dtype=torch.float32, reverse=BOTH, groups=2
+        cell="lstm", schedule="cooperative", T=2, B=17, H=20, dtype=torch.float32, reverse=BOTH, groups=2
     ),
     "two batch tiles": dict(
         cell="lstm", T=2, B=17, H=20, dtype=torch.bfloat16, stages=["reset"], lengths=[2] * 16 + [1]
