@@ -77,11 +77,16 @@ def ours(case: Case, dtype: str | None = None, inputs: dict[str, Tensor] | None 
     return case.job(module, partial(module, **given) if given else module, dtype)
 
 
+def in_dtype(case: Case, dtype: str = "float64") -> Job:
+    """The case in another dtype than its own. Masks are the same in float64 from the same seed."""
+    return ours(case, dtype, {name: t.to(TORCH_DTYPES[dtype]) for name, t in case.inputs.items()})
+
+
 def reference_job(case: Case, dtype: str = "float64") -> Job:
-    """The case on the reference, which is plain torch. Masks are the same in float64 from the same seed."""
+    """The same on the reference, which is plain torch."""
     if case.workload.options:
         case.refuse_stacks("what is checked with options")
-    job = ours(case, dtype, {name: t.to(TORCH_DTYPES[dtype]) for name, t in case.inputs.items()})
+    job = in_dtype(case, dtype)
 
     def forced():
         with rnnkernels().backends.force("reference"):

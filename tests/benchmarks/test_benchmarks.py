@@ -202,6 +202,9 @@ def test_the_runs_take_turns_the_order_turns_round_and_the_slow_leave_early():
     seen.clear()
     measure.alternate({"short": taking("short", measure.BLOCK / 10)}, 0.0, 3)
     assert seen == [("short", 1)] + [("short", 10)] * 3
+    seen.clear()
+    samples = measure.alternate({"long": taking("long", measure.LONG + 1), "short": taking("short", 1)}, 9.0, 2)
+    assert samples["long"] == [(measure.LONG + 1, measure.LONG + 1)] * 2 and seen.count(("long", 1)) == 2
 
 
 def test_int8_is_measured_against_float64_and_refused_where_it_is_far_off():
