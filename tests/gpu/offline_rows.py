@@ -20,7 +20,7 @@ from tqdm import tqdm
 from triton_offline import ARCHS, ARITHMETICS, arithmetics
 
 from benchmarks import machine, report
-from benchmarks.report import bullets, section
+from benchmarks.tables import bullets, section
 from benchmarks.workloads import VARIANTS, Workload, select
 from rnnkernels.cells import library
 
