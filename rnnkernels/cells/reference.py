@@ -121,7 +121,9 @@ def scan(call, d, x_TBI, s, lengths, reset, reset_s, h_mask, zone, extras):
     """One direction: y_TBP, the last states, the states apart from y (T, B, H each), the kept planes (T, B, K, H)."""
     spec, T, own, backward = call.spec, x_TBI.size(0), Direction(call, d), call.reverse[d % len(call.reverse)]
     if lengths is not None:
-        x_TBI, extras = filled(x_TBI, lengths), {name: filled(v, lengths) for name, v in extras.items()}
+        longest = lengths.argmax(0, keepdim=True)
+        x_TBI = filled(x_TBI, lengths, longest)
+        extras = {name: filled(v, lengths, longest) if v.dim() == 3 else v for name, v in extras.items()}
     x_TBGH = own.inputs(x_TBI)
     ys, apart, kept = [None] * T, [None] * T, [None] * T
     for t in reversed(range(T)) if backward else range(T):
@@ -132,8 +134,8 @@ def scan(call, d, x_TBI, s, lengths, reset, reset_s, h_mask, zone, extras):
         now = {name: v[t] if v.dim() == 3 else v for name, v in extras.items()}
         if lengths is not None:
             alive = (t < lengths)[:, None]
-            old = tuple(torch.where(alive, v, longest(v, lengths)) for v in old)
-            now = {name: torch.where(alive, v, longest(v, lengths)) for name, v in now.items()}
+            old = tuple(torch.where(alive, v, v.index_select(0, longest)) for v in old)
+            now = {name: torch.where(alive, v, v.index_select(0, longest)) for name, v in now.items()}
         new, y, planes = own.step(None if x_TBGH is None else x_TBGH[t], old, h_mask, now)
         if zone:
             planes = (*planes, *renewed(spec, new))
@@ -154,21 +156,14 @@ def renewed(spec, new):
     return [n for name, n in zip(spec.program.states, new, strict=True) if name in wanted]
 
 
-def longest(v, lengths):
-    """The row of v (..., B, K) that ends last: (..., 1, K).
+def filled(v, lengths, longest):
+    """v (T, B, K) whose rows go on with the last step of the longest one.
 
-    Rows that have ended compute what this one computes, and their results are not taken. Values past the end of their
+    Rows that have ended compute what that one computes, and their results are not taken. Values past the end of their
     own, NaN perhaps, would be multiplied by a gradient of zero, and of zeros a cell may have no logarithm.
     """
-    return v.index_select(-2, lengths.argmax(0, keepdim=True))
-
-
-def filled(v, lengths):
-    """v (T, B, K) whose rows go on with the last step of the longest one; or v (B, K), which has no steps."""
-    if v.dim() < 3:
-        return v
-    end = lengths.amax(0, keepdim=True)
-    last = longest(v, lengths).index_select(0, (end - 1).clamp(min=0))
+    end = lengths.index_select(0, longest)
+    last = v.index_select(1, longest).index_select(0, (end - 1).clamp(min=0))
     alive = torch.arange(v.size(0), device=v.device)[:, None] < lengths
     return torch.where(alive[..., None], v, torch.where(end > 0, last, 0.0))
 
