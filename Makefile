@@ -4,7 +4,9 @@
 # make notebooks: four examples as notebooks, from their sources (examples/notebooks)
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
-# make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes)
+# make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes); with EMULATED=1
+#   for AVX-512 and AMX too, wherever it runs
+# make emulated: the C++ tests with AVX-512 and AMX emulated, for machines that have neither (about 20 minutes)
 # make docs: the site of docs/, into build/site; LINKS=1 checks the links to other sites too
 # All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 # make test-wheel: the wheel in fresh environments, without the sources
@@ -36,9 +38,11 @@ PIP := $(PY) -m pip --disable-pip-version-check
 TEST := $(PY) -m pytest $(PYTEST_ARGS)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
+EMULATE := -DRNNKERNELS_EMULATED -Itests/cpu -Wno-psabi
+EMULATED ?=
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
-.PHONY: demo examples test test-all clients asan bench docs generate lint format wheel clean distclean
+.PHONY: demo examples test test-all clients asan emulated bench docs generate lint format wheel clean distclean
 .PHONY: wheel-aarch64 test-wheel
 .DEFAULT_GOAL := demo
 
@@ -101,7 +105,7 @@ clients: $(CLIENTS)/installed
 
 # An extension of its own, in build/asan; the installed one stays as it is. Python leaks on purpose, so leaks do not count.
 asan: $(VENV)/installed
-	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined" LDFLAGS="$(SANITIZE)" \
+	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined $(if $(EMULATED),$(EMULATE))" LDFLAGS="$(SANITIZE)" \
 	  $(PY) setup.py --quiet build --build-base build/asan --build-lib build/asan/lib
 	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 RNNKERNELS_TESTS=all PYTHONPATH=build/asan/lib:tests; \
 	run() { LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" "$$@"; }; \
@@ -111,6 +115,15 @@ asan: $(VENV)/installed
 	  RNNKERNELS_ISA=$$isa run $(PY) tests/cpu/cpp_worker.py $(ASAN_CHECKS) 2> build/asan/$$isa.log \
 	    || { tail -n 50 build/asan/$$isa.log; exit 1; }; \
 	done
+
+# In a tree of its own, build/emulated/lib. GCC only, and optimized, or products and sums are not fused.
+emulated: $(VENV)/installed
+	rm -rf build/emulated
+	RNNKERNELS_CXX_FLAGS="-O2 $(EMULATE)" \
+	  $(PY) setup.py --quiet build --build-base build/emulated --build-lib build/emulated/lib
+	cp -r tests benchmarks pyproject.toml build/emulated/lib
+	cd build/emulated/lib && OMP_WAIT_POLICY=passive $(abspath $(PY)) -m pytest -p no:cacheprovider \
+	  -o faulthandler_timeout=0 -k "not aarch64" $(PYTEST_ARGS) tests/cpu tests/tools/test_quantize.py
 
 bench: $(VENV)/installed
 	$(PY) -m benchmarks.run $(BENCH)

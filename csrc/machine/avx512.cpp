@@ -5,6 +5,10 @@
 #define RNNKERNELS_SET avx512
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,fma"))), apply_to = function)
+#elif defined(RNNKERNELS_EMULATED)
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#include "emulated_avx512.h"
 #else
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,fma,prefer-vector-width=512")

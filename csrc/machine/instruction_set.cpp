@@ -15,6 +15,12 @@
 
 #ifdef __x86_64__
 namespace {
+#ifdef RNNKERNELS_EMULATED  // `make emulated`
+constexpr bool kEmulated = true;
+#else
+constexpr bool kEmulated = false;
+#endif
+
 // Every processor with AVX2 has the conversions of float16 too; a virtual machine may hide them.
 bool has_avx2() {
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -23,13 +29,14 @@ bool has_avx2() {
 }
 
 bool has_avx512() {
+  if (kEmulated) return has_avx2();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
 }
 
 bool has_avx512_bf16() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return has_avx512() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+  return has_avx512() && (kEmulated || (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1)));
 }
 
 // The processor has matrix registers for bf16, and the system lets this process use them: Linux wants to be asked.
@@ -37,8 +44,9 @@ bool has_amx() {
 #ifdef __linux__
   constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return has_avx512_bf16() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1) &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return has_avx512_bf16() &&
+         (kEmulated || (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 22 & 1) && (d >> 24 & 1) &&
+                        syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0));
 #else
   return false;
 #endif
@@ -47,11 +55,11 @@ bool has_amx() {
 
 bool has_vnni() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return has_avx512() && __get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1);
+  return has_avx512() && (kEmulated || (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (c >> 11 & 1)));
 }
 bool has_amx_int8() {
   unsigned a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 25 & 1);
+  return kEmulated || (__get_cpuid_count(7, 0, &a, &b, &c, &d) && (d >> 25 & 1));
 }
 #endif
 

@@ -9,7 +9,7 @@
 // both signs, which add up to NaN. So numbers from 2^63 on are not taken: `overflow` says that one came, and the caller
 // computes without parts.
 #pragma once
-#include "../machine/vectors-inl.h"
+#include "instructions-inl.h"
 
 namespace RNNKERNELS_SET {
 namespace {
@@ -22,11 +22,7 @@ constexpr int64_t kBlock = 32, kTile = 512;  // of k; numbers in a tile of a pac
 inline int64_t padded_k(int64_t k) { return (k + kBlock - 1) / kBlock * kBlock; }
 
 #ifdef PAIRS
-INLINE __m256i narrowed(Vec<float> v) {
-  __m256i bits;
-  asm("vcvtneps2bf16 %1, %0" : "=v"(bits) : "v"(v.v));
-  return bits;
-}
+INLINE __m256i narrowed(Vec<float> v) { return to_bf16((__m512)v.v); }
 INLINE Vec<float> widened(__m256i bits) {
   return Vec<float>((Vec<float>::Data)_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }

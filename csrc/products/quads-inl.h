@@ -14,10 +14,6 @@ constexpr int64_t kQuadBlock = 2 * kBlock, kLongestQuads = 1 << 17;       // of 
 inline int64_t padded_quads(int64_t K) { return padded_k((K + 1) / 2); }  // K numbers in whole blocks, counted as Bits
 
 #ifdef PAIRS
-// sums += the products of four unsigned and four signed bytes.
-INLINE void add_quads(Vec<int32_t>& sums, __m512i bytes, __m512i signed_bytes) {
-  asm("vpdpbusd %2, %1, %0" : "+v"(sums.v) : "v"(bytes), "v"(signed_bytes));
-}
 INLINE __mmask64 first_bytes(int64_t n) { return n >= 64 ? ~__mmask64(0) : (__mmask64(1) << n) - 1; }
 // Weights plus 128; those outside the mask are zero before.
 INLINE __m512i load_weights(__mmask64 mask, const int8_t* from) {
@@ -121,7 +117,8 @@ inline void dot_quads(int64_t rows, const Bits* left, int64_t row, const int8_t*
       auto add = [&](int64_t k, __mmask64 mask) __attribute__((always_inline)) {
         const __m512i q = _mm512_loadu_si512(x + k / 2);
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; ++i) add_quads(dots[i], load_weights(mask, from[i] + k), q);
+        for (int i = 0; i < 16; ++i)
+          dots[i] = Vec<int32_t>::Data(add_quads((__m512i)dots[i].v, load_weights(mask, from[i] + k), q));
       };
       int64_t k = 0;
       for (; k + kQuadBlock <= K; k += kQuadBlock) add(k, ~__mmask64(0));

@@ -1,4 +1,5 @@
-// The products of what pairs-inl.h (or quads-inl.h) packs, in the matrix registers of AMX or in vectors.
+// The products of what pairs-inl.h (or quads-inl.h) packs, in the matrix registers of AMX or in vectors. The matrix
+// registers 0..3 hold sums, the others factors.
 #pragma once
 #include "gemm-inl.h"
 #include "pairs-inl.h"
@@ -6,25 +7,6 @@
 namespace RNNKERNELS_SET {
 namespace {
 #ifdef PAIRS
-// The matrix registers 0..3 hold sums, the others factors.
-template <int R>
-INLINE void load_tile(const void* from, int64_t stride) {
-  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(R) : "memory");
-}
-template <int R>
-INLINE void store_tile(void* to, int64_t stride) {
-  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(R) : "memory");
-}
-template <int R>
-INLINE void clear_tile() {
-  asm volatile("tilezero %%tmm%c0" ::"i"(R));
-}
-// QUADS, here and below: the numbers are int8, signed on the left and unsigned on the right, and the sums are int32.
-template <int C, int L, int R, bool QUADS>
-INLINE void multiply_tiles() {
-  if constexpr (QUADS) asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(L), "i"(R));
-  else asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(L), "i"(R));
-}
 template <class F, int... i>
 INLINE void each(std::integer_sequence<int, i...>, const F& f) {
   (f(std::integral_constant<int, i>{}), ...);
@@ -41,7 +23,7 @@ class Tiles {
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
   ~Tiles() {
-    if (shape_) asm volatile("tilerelease");
+    if (shape_) release_tiles();
   }
   // Two blocks of rows, the upper of 16 and the lower of m: sums in 0, 1 and 2, 3; left factors in 4 and 5. Or one
   // block of m rows: sums in 0..3, left factors in 5..7. Or all of 16 rows. The right factors are in what is left.
@@ -49,14 +31,10 @@ class Tiles {
     const int wanted = two || m == 16 ? 100 + m : m;
     if (wanted == shape_) return;
     shape_ = wanted;
-    struct {
-      uint8_t palette, start, reserved[14];
-      uint16_t bytes[16];
-      uint8_t rows[16];
-    } config{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {}};
+    TileShapes shapes{1, 0, {}, {64, 64, 64, 64, 64, 64, 64, 64}, {}};
     const int upper[8] = {16, 16, m, m, 16, m, 16, 16}, lower[8] = {m, m, m, m, 16, m, m, m};
-    for (int i = 0; i < 8; ++i) config.rows[i] = uint8_t((two ? upper : lower)[i]);
-    asm volatile("ldtilecfg %0" ::"m"(config));
+    for (int i = 0; i < 8; ++i) shapes.rows[i] = uint8_t((two ? upper : lower)[i]);
+    shape_tiles(shapes);
   }
 
  private:
@@ -168,7 +146,7 @@ void multiply_in_tiles(Tiles& tiles, const PairProduct& p, int64_t rows) {
 // The same for one part in vector registers: MR rows times NB vectors.
 template <int MR, int NB, bool QUADS>
 void multiply_in_vectors(const PairProduct& p) {
-  __m512 sums[MR][NB];
+  __m512 sums[MR][NB];  // the bits of int32 if QUADS
 #pragma GCC unroll 8
   for (int m = 0; m < MR; ++m)
 #pragma GCC unroll 4
@@ -186,8 +164,8 @@ void multiply_in_vectors(const PairProduct& p) {
       const __m512i v = _mm512_set1_epi32(pair);
 #pragma GCC unroll 4
       for (int n = 0; n < NB; ++n) {
-        if constexpr (QUADS) asm("vpdpbusd %2, %1, %0" : "+v"(sums[m][n]) : "v"(w[n]), "v"(v));
-        else asm("vdpbf16ps %2, %1, %0" : "+v"(sums[m][n]) : "v"(v), "v"(w[n]));
+        if constexpr (QUADS) sums[m][n] = (__m512)add_quads((__m512i)sums[m][n], w[n], v);
+        else sums[m][n] = add_pairs(sums[m][n], v, w[n]);
       }
     }
   }
