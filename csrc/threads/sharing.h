@@ -12,9 +12,10 @@ using Clock = std::chrono::steady_clock;
 
 // Around one call. Other programs may hold a processor for milliseconds, and the cores of a virtual machine are uneven:
 // then threads are waited for. Where that was a quarter of the time of two calls of a kind, one after the other, the
-// next one is done by its thread alone, and timed. If it was faster than both, calls of that kind stay alone for 20 ms,
-// then one is shared again, and either stays so or goes alone for twice as long as before, up to 200 ms. A call that is
-// done alone is cut into the same parts, so its results are the same bits.
+// next one is done by its thread alone, and timed. If it was faster than shared calls are of late, single ones of which
+// are slow on any machine, calls of that kind stay alone for 20 ms, then one is shared again, and either stays so or
+// goes alone for twice as long as before, up to 200 ms. A call that is done alone is cut into the same parts, so its
+// results are the same bits.
 class Sharing {
  public:
   // A wait that a machine of our own does not know: longer than it takes to wake a thread, shorter than its turn.
@@ -62,7 +63,7 @@ class Sharing {
   // Measurements of a kind: nanoseconds a step. Threads may write at once: then one of them has learnt in vain.
   struct Record {
     std::atomic<uint64_t> kind{0};
-    std::atomic<int64_t> last{0}, before{0};       // the two latest shared calls
+    std::atomic<int64_t> shared{0};                // moving average of shared calls, which falls faster than it rises
     std::atomic<int64_t> single{0}, single_at{0};  // the latest one alone, and when that was
     std::atomic<int64_t> until{0}, pause{kLeast};  // alone until then, for that long
     std::atomic<int64_t> next_trial{0};
@@ -70,7 +71,7 @@ class Sharing {
     std::atomic<bool> trial{false};
     void reset(uint64_t of) {
       kind.store(of, relaxed);
-      for (auto* each : {&last, &before, &single, &single_at, &until, &next_trial}) each->store(0, relaxed);
+      for (auto* each : {&shared, &single, &single_at, &until, &next_trial}) each->store(0, relaxed);
       pause.store(kLeast, relaxed), lates.store(0, relaxed), trial.store(false, relaxed);
     }
   };
@@ -85,16 +86,19 @@ class Sharing {
     Record& r = record_;
     r.single.store(took, relaxed), r.single_at.store(end, relaxed);
     if (!r.trial.exchange(false, relaxed)) return;
-    if (took < std::min(r.last.load(relaxed), r.before.load(relaxed))) stay_alone(end, kLeast);
+    if (took < r.shared.load(relaxed)) stay_alone(end, kLeast);
     else r.next_trial.store(end + kMost, relaxed), r.lates.store(0, relaxed);
   }
 
   void learn_shared(int64_t end, int64_t took, bool late) {
     Record& r = record_;
-    r.before.store(r.last.load(relaxed), relaxed), r.last.store(took, relaxed);
+    const int64_t earlier = r.shared.load(relaxed), shared = !earlier         ? took
+                                                             : took < earlier ? (earlier + took) / 2
+                                                                              : (3 * earlier + took) / 4;
+    r.shared.store(shared, relaxed);
     if (!late) return r.lates.store(0, relaxed), r.pause.store(kLeast, relaxed);
     const bool known = end - r.single_at.load(relaxed) < kFresh && r.lates.load(relaxed) > 0;
-    if (known && r.single.load(relaxed) < took) stay_alone(end, std::min(2 * r.pause.load(relaxed), kMost));
+    if (known && r.single.load(relaxed) < shared) stay_alone(end, std::min(2 * r.pause.load(relaxed), kMost));
     else if (r.lates.fetch_add(1, relaxed) > 0 && end > r.next_trial.load(relaxed)) r.trial.store(true, relaxed);
   }
 

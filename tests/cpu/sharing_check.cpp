@@ -39,6 +39,11 @@ int main() {
   CHECK(!call(3, 6, 3, 12)), CHECK(!call(3, 6, 3, 12)), CHECK(call(3, 6, 3, 12));
   for (int n = 0; n < 8; ++n) CHECK(!call(3, 6, 3, 12));
 
+  // Two late calls among many that are not: one is tried alone, which is slower than sharing is on the whole.
+  for (int n = 0; n < 4; ++n) CHECK(!call(8, 2, 0, 6));
+  CHECK(!call(8, 8, 6, 6)), CHECK(!call(8, 8, 6, 6)), CHECK(call(8, 8, 6, 6));
+  for (int n = 0; n < 4; ++n) CHECK(!call(8, 2, 0, 6));
+
   // A barrier that somebody was late at counts as well; other kinds know nothing of it.
   CHECK(!call(4, 6, 4, 1, true)), CHECK(!call(4, 6, 4, 1, true)), CHECK(call(4, 6, 4, 1, true));
   CHECK(!call(5, 6, 0, 1));
