@@ -38,10 +38,15 @@ def version(package: str) -> str:
 
 
 def commit() -> str:
-    """The commit of the working tree, marked when the tree has changes; "unknown" outside a repository."""
-    git = ["git", "describe", "--always", "--exclude=*", "--dirty= with changes"]
+    """The commit of the working tree, marked when something else than results has changed; "unknown" outside a
+    repository."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(("git", *command), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import subprocess
 from contextlib import closing
 from dataclasses import replace
 
@@ -10,7 +12,7 @@ import torch
 from benchmark_children import Asked, broken, dies, dies_later, modest, twice_dx
 from common import refused
 
-from benchmarks import measure, run
+from benchmarks import machine, measure, run
 from benchmarks.gpu import tasks
 from benchmarks.measure import Subject, truth_of
 from benchmarks.providers import PROVIDERS, Case, Job, Provider, module_job
@@ -157,6 +159,26 @@ def test_a_stopped_run_keeps_what_it_has_and_is_resumed(monkeypatch, small, tmp_
     assert "other providers: rnnkernels" in refused(run.main, [*again, "--providers", "torch"], capsys)
     monkeypatch.setattr(run.machine, "commit", lambda: "0000000")
     assert "another commit" in refused(run.main, [*again, *arguments], capsys)
+
+
+def test_what_a_run_writes_does_not_change_the_commit_that_it_is_of(monkeypatch, tmp_path):
+    def git(*command):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(("git", *who, *command), cwd=tmp_path, check=True, capture_output=True)
+
+    source, result = tmp_path / "source.py", tmp_path / "benchmarks/results/cpu.json"
+    result.parent.mkdir(parents=True)
+    monkeypatch.setattr(machine, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.commit() == "unknown"
+    source.write_text("1"), result.write_text("1")
+    git("init"), git("add", "."), git("commit", "-m", "first")
+    clean = machine.commit()
+    assert re.fullmatch("[0-9a-f]{7,}", clean)
+    result.write_text("2")
+    assert machine.commit() == clean
+    source.write_text("2")
+    assert machine.commit() == f"{clean} with changes"
 
 
 @pytest.mark.parametrize(
