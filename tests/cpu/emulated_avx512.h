@@ -231,11 +231,12 @@ inline void store_tile(const Tile& tile, void* to, int64_t stride) {
   for (int r = 0; r < tile.rows; ++r) std::memcpy(static_cast<char*>(to) + r * stride, tile.at[r], size_t(tile.bytes));
 }
 inline void clear_tile(Tile& tile) { tile = Tile{tile.rows, tile.bytes, {}}; }
-// sums += left times right, four bytes of a row of the left one by four of each column of the right one.
 inline void must_fit(const Tile& sums, const Tile& left, const Tile& right) {
   must(sums.rows > 0 && sums.rows == left.rows && sums.bytes == right.bytes && left.bytes == 4 * right.rows, "product");
 }
+// Four bytes of row m of the left factor, as often as the right one has columns.
 EMULATED Ints all_of(const Tile& left, int m, int k) { return set1_epi32(read<int32_t>(left.at[m] + 4 * k)); }
+// sums += left times right.
 inline void multiply_pairs(Tile& sums, const Tile& left, const Tile& right) {
   must_fit(sums, left, right);
   for (int m = 0; m < sums.rows; ++m) {
