@@ -5,7 +5,7 @@
 # make clients: rnnkernels in programs of others, in a virtual environment of their own (.venv-clients)
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes); with EMULATED=1
-#   for AVX-512 and AMX too, wherever it runs
+#   for AVX-512 and AMX wherever it runs, which is slow: ASAN_CHECKS narrows it
 # make emulated: the C++ tests with AVX-512 and AMX emulated, for machines that have neither (about 20 minutes)
 # make docs: the site of docs/, into build/site; LINKS=1 checks the links to other sites too
 # All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
@@ -40,6 +40,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*/*.h csrc/*/*.cpp)
 SANITIZE := -fsanitize=address,undefined
 EMULATE := -DRNNKERNELS_EMULATED -Itests/cpu -Wno-psabi
 EMULATED ?=
+ASAN := build/asan$(if $(EMULATED),-emulated)
 CXX_FILES := $(wildcard csrc/*/*.h csrc/*/*.cpp)
 
 .PHONY: demo examples test test-all clients asan emulated bench docs generate lint format wheel clean distclean
@@ -105,15 +106,16 @@ clients: $(CLIENTS)/installed
 
 # An extension of its own, in build/asan; the installed one stays as it is. Python leaks on purpose, so leaks do not count.
 asan: $(VENV)/installed
-	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined $(if $(EMULATED),$(EMULATE))" LDFLAGS="$(SANITIZE)" \
-	  $(PY) setup.py --quiet build --build-base build/asan --build-lib build/asan/lib
-	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 RNNKERNELS_TESTS=all PYTHONPATH=build/asan/lib:tests; \
+	RNNKERNELS_CXX_FLAGS="-O1 -g1 $(SANITIZE) -fno-sanitize-recover=undefined $(if $(EMULATED),$(EMULATE))" \
+	  LDFLAGS="$(SANITIZE)" $(PY) setup.py --quiet build --build-base $(ASAN) --build-lib $(ASAN)/lib
+	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 RNNKERNELS_TESTS=all \
+	  PYTHONPATH=$(CURDIR)/$(ASAN)/lib:$(CURDIR)/tests; \
 	run() { LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" "$$@"; }; \
-	sets=$$(run $(PY) -c "import torch, rnnkernels._C; print(torch.ops.rnnkernels.instruction_sets())") || exit 1; \
+	sets=$$(cd build && run $(abspath $(PY)) -c "import torch, rnnkernels._C; print(torch.ops.rnnkernels.instruction_sets())") || exit 1; \
 	for isa in $${sets//,/ }; do \
 	  echo "== asan: $$isa"; \
-	  RNNKERNELS_ISA=$$isa run $(PY) tests/cpu/cpp_worker.py $(ASAN_CHECKS) 2> build/asan/$$isa.log \
-	    || { tail -n 50 build/asan/$$isa.log; exit 1; }; \
+	  RNNKERNELS_ISA=$$isa run $(PY) tests/cpu/cpp_worker.py $(ASAN_CHECKS) 2> $(ASAN)/$$isa.log \
+	    || { tail -n 50 $(ASAN)/$$isa.log; exit 1; }; \
 	done
 
 # In a tree of its own, build/emulated/lib. GCC only, and optimized, or products and sums are not fused.
