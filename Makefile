@@ -6,7 +6,7 @@
 # make lint, make format: style            make wheel: dist/*.whl   make clean, make distclean
 # make asan: the C++ checks under AddressSanitizer and UndefinedBehaviorSanitizer (about 10 minutes); with EMULATED=1
 #   for AVX-512 and AMX wherever it runs, which is slow: ASAN_CHECKS narrows it
-# make emulated: the C++ tests with AVX-512 and AMX emulated, for machines that have neither (about 20 minutes)
+# make emulated: the C++ tests with AVX-512 and AMX emulated, for machines that have neither (about 25 minutes)
 # make docs: the site of docs/, into build/site; LINKS=1 checks the links to other sites too
 # All else is installed into .venv. Another torch: make TORCH="torch --index-url https://download.pytorch.org/whl/cpu"
 # make test-wheel: the wheel in fresh environments, without the sources
@@ -111,7 +111,8 @@ asan: $(VENV)/installed
 	@export ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 OMP_NUM_THREADS=1 RNNKERNELS_TESTS=all \
 	  PYTHONPATH=$(CURDIR)/$(ASAN)/lib:$(CURDIR)/tests; \
 	run() { LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" "$$@"; }; \
-	sets=$$(cd build && run $(abspath $(PY)) -c "import torch, rnnkernels._C; print(torch.ops.rnnkernels.instruction_sets())") || exit 1; \
+	sets=$$(cd build && run $(abspath $(PY)) -c \
+	  "import torch, rnnkernels._C; print(torch.ops.rnnkernels.instruction_sets())") || exit 1; \
 	for isa in $${sets//,/ }; do \
 	  echo "== asan: $$isa"; \
 	  RNNKERNELS_ISA=$$isa run $(PY) tests/cpu/cpp_worker.py $(ASAN_CHECKS) 2> $(ASAN)/$$isa.log \

@@ -4,9 +4,17 @@
 #pragma once
 #include "../machine/vectors-inl.h"
 
-#if defined(PAIRS) && !defined(RNNKERNELS_EMULATED)
+#ifdef PAIRS
 namespace RNNKERNELS_SET {
 namespace {
+// Of the matrix registers 0..7, as the processor reads them.
+struct TileShapes {
+  uint8_t palette, start, reserved[14];
+  uint16_t bytes[16];  // of a row
+  uint8_t rows[16];
+};
+
+#ifndef RNNKERNELS_EMULATED
 // ---- Vectors --------------------------------------------------------------------------------------------------------
 INLINE __m256i to_bf16(__m512 v) {
   __m256i bits;
@@ -25,11 +33,6 @@ INLINE __m512i add_quads(__m512i sums, __m512i bytes, __m512i signed_bytes) {
 }
 
 // ---- Matrix registers, by their numbers -----------------------------------------------------------------------------
-struct TileShapes {
-  uint8_t palette, start, reserved[14];
-  uint16_t bytes[16];  // of a row
-  uint8_t rows[16];
-};
 INLINE void shape_tiles(const TileShapes& shapes) { asm volatile("ldtilecfg %0" ::"m"(shapes)); }
 INLINE void release_tiles() { asm volatile("tilerelease"); }
 template <int R>
@@ -50,6 +53,7 @@ INLINE void multiply_tiles() {
   if constexpr (QUADS) asm volatile("tdpbsud %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(L), "i"(R));
   else asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(C), "i"(L), "i"(R));
 }
+#endif
 }  // namespace
 }  // namespace RNNKERNELS_SET
 #endif

@@ -92,9 +92,8 @@ class Sharing {
 
   void learn_shared(int64_t end, int64_t took, bool late) {
     Record& r = record_;
-    const int64_t earlier = r.shared.load(relaxed), shared = !earlier         ? took
-                                                             : took < earlier ? (earlier + took) / 2
-                                                                              : (3 * earlier + took) / 4;
+    const int64_t earlier = r.shared.load(relaxed), weight = took < earlier ? 1 : 3,
+                  shared = earlier ? (weight * earlier + took) / (weight + 1) : took;
     r.shared.store(shared, relaxed);
     if (!late) return r.lates.store(0, relaxed), r.pause.store(kLeast, relaxed);
     const bool known = end - r.single_at.load(relaxed) < kFresh && r.lates.load(relaxed) > 0;

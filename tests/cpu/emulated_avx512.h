@@ -204,12 +204,8 @@ inline void must(bool holds, const char* what) {
   std::fprintf(stderr, "emulated matrix registers: %s\n", what);
   std::abort();
 }
-struct TileShapes {
-  uint8_t palette, start, reserved[14];
-  uint16_t bytes[16];
-  uint8_t rows[16];
-};
-inline void shape(const TileShapes& shapes) {
+template <class TileShapes>
+void shape_tiles(const TileShapes& shapes) {
   must(shapes.palette == 1 && shapes.start == 0, "palette");
   for (int i = 0; i < 8; ++i) {
     must(shapes.rows[i] <= 16 && shapes.bytes[i] <= 64, "shape");
@@ -304,11 +300,10 @@ inline void multiply_quads(Tile& sums, const Tile& left, const Tile& right) {
 #define _mm512_sub_epi32 emulated::sub_epi32
 #define _mm512_xor_si512 emulated::xor_si512
 
-// In the place of csrc/products/instructions-inl.h.
+// In the place of those in csrc/products/instructions-inl.h.
 namespace avx512 {
 namespace {
-using emulated::add_pairs, emulated::add_quads, emulated::to_bf16, emulated::TileShapes;
-inline void shape_tiles(const TileShapes& shapes) { emulated::shape(shapes); }
+using emulated::add_pairs, emulated::add_quads, emulated::shape_tiles, emulated::to_bf16;
 inline void release_tiles() { emulated::release(); }
 template <int R>
 void load_tile(const void* from, int64_t stride) {
